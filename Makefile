@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up everything they need on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# the package and what it needs to run
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+# the test tools; torch by itself and first, so that nothing else chooses a build of it
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[test]'
+	@touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/python examples/tiny_rl/demo.py
+
+test: $(VENV)/.test lint
+	$(BIN)/python tests/fetch_checkpoints.py
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python bench/all.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

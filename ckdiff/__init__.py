@@ -1,0 +1,103 @@
+"""ckdiff: which weights differ between two checkpoints, exactly, in bounded memory.
+
+::
+
+    import ckdiff
+
+    result = ckdiff.diff("base/", "tuned/", "run1.zarr", rules=["exact", "atol=1e-5"])
+    store = ckdiff.open_store("run1.zarr")
+    store.mask("model.layers.0.self_attn.q_proj.weight")
+
+Everything is imported when it is first used, so that ``import ckdiff`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ckdiff._version import __version__
+
+if TYPE_CHECKING:
+    from ckdiff.checkpoints import open_checkpoint
+    from ckdiff.engine import DiffResult, Observer, Progress, diff
+    from ckdiff.errors import (
+        BudgetError,
+        CheckpointError,
+        CkdiffError,
+        HeaderError,
+        Interrupted,
+        PairingError,
+        RuleError,
+        SourceChanged,
+        StoreCorrupt,
+        StoreError,
+        StoreExists,
+        StoreIncomplete,
+        StoreLocked,
+        UsageError,
+    )
+    from ckdiff.rules import Rule
+    from ckdiff.store import MaskStore, check_store, open_store
+    from ckdiff.table import TensorRecord
+
+_ERRORS = (
+    "BudgetError", "CheckpointError", "CkdiffError", "HeaderError", "Interrupted", "PairingError",
+    "RuleError", "SourceChanged", "StoreCorrupt", "StoreError", "StoreExists", "StoreIncomplete",
+    "StoreLocked", "UsageError",
+)  # fmt: skip
+_HOMES = {
+    "open_checkpoint": "ckdiff.checkpoints",
+    "DiffResult": "ckdiff.engine",
+    "Observer": "ckdiff.engine",
+    "Progress": "ckdiff.engine",
+    "diff": "ckdiff.engine",
+    "Rule": "ckdiff.rules",
+    "MaskStore": "ckdiff.store",
+    "check_store": "ckdiff.store",
+    "open_store": "ckdiff.store",
+    "TensorRecord": "ckdiff.table",
+    **dict.fromkeys(_ERRORS, "ckdiff.errors"),
+}
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "CkdiffError",
+    "DiffResult",
+    "HeaderError",
+    "Interrupted",
+    "MaskStore",
+    "Observer",
+    "PairingError",
+    "Progress",
+    "Rule",
+    "RuleError",
+    "SourceChanged",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreExists",
+    "StoreIncomplete",
+    "StoreLocked",
+    "TensorRecord",
+    "UsageError",
+    "__version__",
+    "check_store",
+    "diff",
+    "open_checkpoint",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ckdiff' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

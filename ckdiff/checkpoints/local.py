@@ -1,0 +1,225 @@
+"""Checkpoints on the local disk: one safetensors file, or a directory of shards."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.header import Header, read_header
+from ckdiff.checkpoints.openfile import OpenFile, make_room
+from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader, TensorTable
+from ckdiff.checkpoints.shards import Shards, find_shards
+from ckdiff.checkpoints.strictjson import shown
+from ckdiff.errors import CheckpointError, HeaderError
+
+if TYPE_CHECKING:
+    from ckdiff.checkpoints.mapped import Mappings
+
+__all__ = ["LocalCheckpoint", "OpenFile", "open_local"]
+
+#: problems that one message lists; the rest are counted
+PROBLEM_LIMIT = 20
+
+
+@dataclass(slots=True, eq=False)
+class LocalCheckpoint:
+    """An open checkpoint. The files stay open until ``close``; it is a context manager too."""
+
+    label: str  #: how messages name it: the last part of the path it was opened by
+    table: TensorTable
+    files: Sequence[SourceFile]  #: in natural order of their names
+    open_files: list[OpenFile]  #: one for each of ``files``
+    file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
+    offset: IntArray  #: for each tensor, its first byte counted from the start of that file
+    _mappings: Mappings | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def fingerprint(self) -> list[Any]:
+        """For each file its name, device, inode, size and times (nanoseconds)."""
+        pairs = zip(self.files, self.open_files, strict=True)
+        return [[source.name, *file.identity] for source, file in pairs]
+
+    def reader(self) -> SpanReader:
+        """A new reader over the mapped files, for one worker."""
+        from ckdiff.checkpoints.mapped import MappedReader
+
+        return MappedReader(self)
+
+    def mappings(self) -> Mappings:
+        """The mappings that all readers of this checkpoint share."""
+        from ckdiff.checkpoints.mapped import Mappings
+
+        with self._lock:
+            if self._mappings is None:
+                self._mappings = Mappings(self.open_files)
+            return self._mappings
+
+    def verify(self) -> None:
+        """Raise SourceChanged if a file changed or its path leads elsewhere by now."""
+        for file in self.open_files:
+            file.check()
+            file.check_path()
+
+    def close(self) -> None:
+        """Unmap and close all files; may be called more than once. No reader may be in use."""
+        with self._lock:
+            mappings, self._mappings = self._mappings, None
+        if mappings is not None:
+            mappings.close()
+        for file in self.open_files:
+            file.close()
+
+    def __enter__(self) -> LocalCheckpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
+    """Open the checkpoint at ``path``: a file, a directory, or an index.
+
+    In a directory the index wins; without one every ``*.safetensors`` counts. Each tensor must be
+    there once. Raises HeaderError for a file that breaks the format and CheckpointError for
+    everything else that is wrong, listing all problems at once.
+    """
+    path = os.fspath(path)
+    shards = find_shards(path)
+    make_room(len(shards.names))
+    problems = _Problems()
+    opened: list[OpenFile] = []
+    sources: list[SourceFile] = []
+    headers: list[Header] = []
+    with ExitStack() as cleanup:
+        unread: set[str] = set()
+        for name in shards.names:
+            try:
+                file = OpenFile.open(os.path.join(shards.root, name))
+                cleanup.callback(file.close)
+                header = _read(file)
+            except CheckpointError as error:
+                problems.add_error(error)
+                unread.add(name)
+                continue
+            opened.append(file)
+            sources.append(SourceFile(name, file.size))
+            headers.append(header)
+        _check_names(shards, sources, headers, unread, problems)
+        problems.raise_any(shards.index or path)
+        checkpoint = _assemble(os.path.basename(os.path.abspath(path)), opened, sources, headers)
+        cleanup.pop_all()
+    return checkpoint
+
+
+def _read(file: OpenFile) -> Header:
+    try:
+        header = read_header(file.fd, file.size, file.path)
+    except OSError as error:
+        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from None
+    # A header is only worth something if it is the header of the file as it was identified.
+    file.check()
+    return header
+
+
+def _check_names(
+    shards: Shards,
+    sources: list[SourceFile],
+    headers: list[Header],
+    unread: set[str],
+    problems: _Problems,
+) -> None:
+    """Note every tensor that is in two shards, or not where the index says."""
+    if shards.weight_map is None and len(sources) < 2:
+        return
+    owner: dict[str, str] = {}
+    repeated: set[str] = set()
+    for source, header in zip(sources, headers, strict=True):
+        for name in header.names:
+            first = owner.setdefault(name, source.name)
+            if first != source.name:
+                repeated.add(name)
+                problems.add(f"tensor {shown(name)} is in both {first} and {source.name}")
+    if shards.weight_map is None:
+        return
+    for name, promised in shards.weight_map.items():
+        actual = owner.get(name)
+        if actual == promised or name in repeated:
+            continue
+        if actual is not None:
+            problems.add(f"tensor {shown(name)} is in {actual} but the index says {promised}")
+        elif promised not in unread:
+            problems.add(f"{promised} has no tensor {shown(name)} but the index says so")
+    for name, actual in owner.items():
+        if name not in shards.weight_map:
+            problems.add(f"tensor {shown(name)} of {actual} is not in the index")
+
+
+def _assemble(
+    label: str, opened: list[OpenFile], sources: list[SourceFile], headers: list[Header]
+) -> LocalCheckpoint:
+    names: list[str] = []
+    dtypes: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    for header in headers:
+        names += header.names
+        dtypes += header.dtypes
+        shapes += header.shapes
+    counts = [len(header.names) for header in headers]
+    return LocalCheckpoint(
+        label=label,
+        table=TensorTable(
+            names, dtypes, shapes, np.concatenate([header.nbytes for header in headers])
+        ),
+        files=sources,
+        open_files=opened,
+        file_index=np.repeat(np.arange(len(headers), dtype=np.int32), counts),
+        offset=np.concatenate([header.begins for header in headers]),
+    )
+
+
+class _Problems:
+    """What is wrong with a checkpoint: the first few problems, and how many there are."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.errors: list[CheckpointError] = []
+        self.count = 0
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.texts) < PROBLEM_LIMIT:
+            self.texts.append(text)
+
+    def add_error(self, error: CheckpointError) -> None:
+        self.errors.append(error)
+        self.add(str(error))
+
+    def raise_any(self, where: str) -> None:
+        """Raise one error for all of it; the error itself where it is the only problem."""
+        if not self.count:
+            return
+        if self.count == len(self.errors) == 1:
+            raise self.errors[0]
+        headers = [error for error in self.errors if isinstance(error, HeaderError)]
+        kind = HeaderError if len(headers) == self.count else CheckpointError
+        listed = "; ".join(self.texts)
+        if self.count == 1:
+            message = f"{where}: {listed}"
+        else:
+            message = f"{where}: {self.count:,} problems: {listed}"
+        if self.count > len(self.texts):
+            message += f"; and {self.count - len(self.texts):,} more"
+        raise kind(message, hint="fetch or save the checkpoint again, all of it")

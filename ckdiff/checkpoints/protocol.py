@@ -1,0 +1,86 @@
+"""The small protocol behind which every source of tensors stands.
+
+A checkpoint is a table of tensors plus readers that make spans of their bytes addressable. The
+engine never learns where bytes come from: a local file hands out addresses inside its mapping, a
+source that has to fetch or assemble bytes (HTTP ranges, zip members, a tensor in several pieces)
+copies them into its own buffers and hands out addresses of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class TensorTable:
+    """The tensors of a checkpoint, in columns: 100,000 tensors must stay cheap.
+
+    All columns have the same length; a tensor is known by its position.
+    """
+
+    names: list[str]  #: as stored, unique
+    dtypes: list[str]  #: safetensors dtype names
+    shapes: list[tuple[int, ...]]
+    nbytes: IntArray  #: bytes of the packed elements
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a checkpoint, as provenance: nothing here depends on where or when."""
+
+    name: str  #: relative to the checkpoint
+    size: int  #: bytes
+
+
+class SpanReader(Protocol):
+    """Makes spans of tensors addressable, one window at a time. Each worker has its own."""
+
+    def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        """Addresses (int64) at which ``nbytes[i]`` bytes of tensor ``tensors[i]`` can be read.
+
+        ``starts`` are byte offsets inside the tensors. The addresses hold until ``release``.
+        Raises SourceChanged or CheckpointError; never lets a read fault.
+        """
+
+    def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """Start reading spans that will be acquired soon, if that is useful; never blocks long."""
+
+    def release(self) -> None:
+        """End the window: verify that the bytes handed out were the source's (SourceChanged
+        otherwise), and give their memory back."""
+
+    def close(self) -> None:
+        """Release everything, without verification."""
+
+
+class Checkpoint(Protocol):
+    """Where tensors come from."""
+
+    label: str  #: how messages name it
+    table: TensorTable
+    files: Sequence[SourceFile]
+
+    def fingerprint(self) -> list[Any]:
+        """JSON-able identity of the exact bytes on this machine (device, inode, size, times).
+
+        Two runs may share work only where it is equal. It never enters a store.
+        """
+
+    def reader(self) -> SpanReader:
+        """A new reader over this checkpoint, for one worker."""
+
+    def verify(self) -> None:
+        """Raise SourceChanged if any file is no longer what was opened."""
+
+    def close(self) -> None:
+        """Close files and mappings."""

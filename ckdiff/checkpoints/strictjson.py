@@ -1,0 +1,165 @@
+"""The little JSON that decides what a checkpoint is, read straight from bytes.
+
+``json.loads`` takes NaN, duplicate keys and lone surrogates without a word, and builds objects many
+times the size of the text. The two files that matter here (a safetensors header and a shard index)
+are in essence long flat objects, so they are walked one member at a time with regular expressions
+over the bytes; ``json`` is only asked about short strings with escapes and about short leftovers.
+
+Every function raises ValueError with a phrase that the caller puts into its own error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+#: what JSON calls whitespace; possessive, so that hostile runs of it cost one pass
+WS = rb"[ \t\n\r]*+"
+#: a string token; the group holds what is between the quotes, escapes still in place
+STRING = rb'"([^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+)"'
+#: bytes of a value that :func:`any_value` looks at
+VALUE_LIMIT = 1 << 20
+
+_KEY = re.compile(WS + STRING + WS + rb":" + WS, re.DOTALL)
+_PAIR = re.compile(WS + STRING + WS + rb":" + WS + STRING + WS + rb"([,}])", re.DOTALL)
+_BLANK = re.compile(WS)
+_NATURAL = re.compile(r"0|[1-9][0-9]*")
+_LONGEST_NUMBER = 40
+
+
+def shown(text: str, limit: int = 120) -> str:
+    """``text`` quoted for a message: control characters escaped, cut after ``limit``."""
+    return repr(text) if len(text) <= limit else repr(text[:limit]) + "..."
+
+
+def text_of(token: bytes) -> str:
+    """The string between two quotes, escapes resolved."""
+    try:
+        text: str = token.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a string that is not UTF-8 ({error.reason})") from None
+    if "\\" not in text:
+        return text
+    try:
+        resolved: str = json.loads(f'"{text}"')
+        resolved.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a string with half of a surrogate pair") from None
+    except ValueError:
+        raise ValueError(f"a string with an unknown escape: {shown(text)}") from None
+    return resolved
+
+
+def skip_blank(raw: bytes, pos: int) -> int:
+    """The position of the first byte from ``pos`` on that is not whitespace."""
+    match = _BLANK.match(raw, pos)
+    assert match is not None  # the pattern matches the empty string
+    return match.end()
+
+
+def key_at(raw: bytes, pos: int) -> tuple[str, int]:
+    """The key that starts at ``pos`` and the position of its value."""
+    match = _KEY.match(raw, pos)
+    if match is None:
+        raise ValueError(f"a quoted key and ':' expected at byte {skip_blank(raw, pos)}")
+    return text_of(match[1]), match.end()
+
+
+def string_map(raw: bytes, pos: int) -> tuple[dict[str, str], int]:
+    """The object of strings that starts at ``pos``, and the position after it.
+
+    Equal short values share one string, so that a map of 100,000 tensors to a few shards is mostly
+    its keys.
+    """
+    if raw[pos : pos + 1] != b"{":
+        raise ValueError("not an object of strings")
+    result: dict[str, str] = {}
+    pos = skip_blank(raw, pos + 1)
+    if raw[pos : pos + 1] == b"}":
+        return result, pos + 1
+    values: dict[bytes, str] = {}
+    match_pair = _PAIR.match
+    while True:
+        match = match_pair(raw, pos)
+        if match is None:
+            key, start = key_at(raw, pos)
+            if raw[start : start + 1] == b'"':
+                raise ValueError(f"the value of {shown(key)} is cut or badly quoted")
+            raise ValueError(f"the value of {shown(key)} is not a string")
+        key_token, token, mark = match.groups()
+        key = text_of(key_token)
+        if key in result:
+            raise ValueError(f"duplicate key {shown(key)}")
+        value = values.get(token)
+        if value is None:
+            value = text_of(token)
+            if len(token) < 512:
+                values[token] = value
+        result[key] = value
+        pos = match.end()
+        if mark == b"}":
+            return result, pos
+
+
+def any_value(raw: bytes, pos: int, *, whole_numbers: bool) -> tuple[Any, int]:
+    """Any JSON value of at most ``VALUE_LIMIT`` bytes at ``pos``, and the position after it.
+
+    Duplicate keys, NaN and infinities, absurdly long numbers, bad UTF-8 and deep nesting are
+    refused; with ``whole_numbers`` every number but a plain 0, 1, 2, ... is.
+    """
+    window = raw[pos : pos + VALUE_LIMIT]
+    decoder = _WHOLE if whole_numbers else _LOOSE
+    try:
+        # Latin-1 keeps byte and character positions equal; the real decoding follows.
+        _, used = decoder.raw_decode(window.decode("latin-1"))
+        value, _ = decoder.raw_decode(window[:used].decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason})") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except json.JSONDecodeError as error:
+        if len(window) == VALUE_LIMIT:
+            raise ValueError(f"a value longer than {VALUE_LIMIT} bytes, or not JSON") from None
+        raise ValueError(f"not JSON ({error.msg} at byte {pos + error.pos})") from None
+    return value, pos + used
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"duplicate key {shown(key)}")
+            seen.add(key)
+    return result
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{shown(text, 30)} is not a whole number from 0 to 2**63-1")
+
+
+def _natural(text: str) -> int:
+    if not _NATURAL.fullmatch(text) or len(text) > 19 or int(text) >= 2**63:
+        if len(text) > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(text):,} digits")
+        _refuse_number(text)
+    return int(text)
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+_WHOLE = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_natural,
+    parse_float=_refuse_number,
+    parse_constant=_refuse_number,
+)
+_LOOSE = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse_number
+)

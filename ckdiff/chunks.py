@@ -1,0 +1,225 @@
+"""One chunk of a diff: from two sources' spans to a stored mask object and a row of results.
+
+A chunk is done window by window: both sides are made addressable, the kernels run, the bytes are
+given back, and the finished mask bits are encoded and written while they are still in cache.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.kernels import BLOCK, HASH_COLUMNS, Kernels, Results, drive, statistics
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.layout import Layout, Spans
+from ckdiff.objects import INNER, Encoder, ObjectWriter
+from ckdiff.runners import Stopped
+
+SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
+LARGEST_WINDOW = 1 << 21  #: elements
+_AHEAD = 3  # windows asked of the disk before they are needed
+
+assert SMALLEST_WINDOW % BLOCK == 0
+
+
+@dataclass(slots=True)
+class ChunkResult:
+    """What a chunk adds up to; rows are the tensors of the chunk in address order."""
+
+    tensors: IntArray  #: positions in the layout
+    changed: IntArray  #: (rows, rules)
+    hashes: npt.NDArray[np.uint64]  #: (rows, HASH_COLUMNS)
+    statistics: npt.NDArray[np.float64] | None  #: (rows, statistics.COLUMNS)
+    objects: dict[str, tuple[int, str]] = field(default_factory=dict)  #: key -> size, digest
+
+    def to_bytes(self) -> bytes:
+        """For the journal."""
+        columns = 0 if self.statistics is None else self.statistics.shape[1]
+        head = {
+            "rows": len(self.tensors),
+            "rules": self.changed.shape[1],
+            "statistics": columns,
+            "objects": self.objects,
+        }
+        parts = [self.tensors, self.changed, self.hashes]
+        if self.statistics is not None:
+            parts.append(self.statistics)  # type: ignore[arg-type]
+        return json.dumps(head).encode() + b"\n" + b"".join(p.tobytes() for p in parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ChunkResult:
+        """What ``to_bytes`` wrote; ValueError where it does not add up."""
+        line, _, body = data.partition(b"\n")
+        head = json.loads(line)
+        rows, rules, columns = head["rows"], head["rules"], head["statistics"]
+        words = np.frombuffer(body, np.int64)
+        cuts = np.cumsum([rows, rows * rules, rows * HASH_COLUMNS])
+        tensors, changed, hashes, rest = np.split(words, cuts)
+        return cls(
+            tensors,
+            changed.reshape(rows, rules),
+            hashes.view(np.uint64).reshape(rows, HASH_COLUMNS),
+            rest.view(np.float64).reshape(rows, columns) if columns else None,
+            {key: (size, digest) for key, (size, digest) in head["objects"].items()},
+        )
+
+
+@dataclass(slots=True)
+class _Window:
+    """Some addresses of a chunk, and what has to be read for them."""
+
+    first: int  #: element address
+    stop: int
+    spans: Spans
+    row: int  #: row of the first span in the chunk's results
+    starts: IntArray  #: bytes inside the tensors
+    nbytes: IntArray
+
+
+@dataclass(slots=True)
+class DiffTask:
+    """The chunk task of a diff: call it with a chunk number. Shared by the threads of a process.
+
+    ``base_index`` and ``tuned_index`` map layout positions to the checkpoints' tables.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    base_index: IntArray
+    tuned_index: IntArray
+    layout: Layout
+    bits: IntArray  #: of one element, for each tensor
+    slots: IntArray  #: kernel slot of each tensor
+    kernels: Kernels
+    masks: list[tuple[int, str]]  #: which rules' masks are stored: position and canonical text
+    rules: int  #: how many rules are evaluated; the first is exact
+    with_statistics: bool
+    window: int  #: elements
+    store: Path | None  #: where objects go; None: count only
+    on_bytes: Callable[[int], None]
+    _local: threading.local = field(default_factory=threading.local)
+
+    def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
+        """See ChunkTask. Raises SourceChanged, CheckpointError, OSError, Stopped."""
+        first, end = self.layout.chunk_range(chunk)
+        spans = self.layout.spans(first, end)
+        results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
+        objects: dict[str, tuple[int, str]] = {}
+        with ExitStack() as stack:
+            readers = [stack.enter_context(_closing(c.reader())) for c in (self.base, self.tuned)]
+            writers: list[ObjectWriter] = []
+            for _, rule in self.masks if self.store is not None else ():
+                assert self.store is not None
+                writer = ObjectWriter(self.store / "masks" / rule / "c" / str(chunk))
+                stack.callback(writer.abandon)
+                writers.append(writer)
+            windows = self._windows(first, end, spans)
+            ahead = list(islice(windows, _AHEAD))
+            for window in ahead:
+                self._prefetch(readers, window)
+            for window in chain(_drain(ahead), windows):
+                if stop.is_set():
+                    raise Stopped
+                coming = next(windows, None)
+                if coming is not None:
+                    ahead.append(coming)
+                    self._prefetch(readers, coming)
+                self._compare(window, readers, results, writers)
+            for (_, rule), writer in zip(self.masks, writers, strict=False):
+                objects[f"masks/{rule}/c/{chunk}"] = writer.finish()
+        return ChunkResult(
+            spans.tensors, results.changed, results.hashes, results.statistics, objects
+        )
+
+    def _windows(self, first: int, end: int, spans: Spans) -> Iterator[_Window]:
+        for start in range(first, end, self.window):
+            stop = min(start + self.window, end)
+            inside = self.layout.spans(start, stop)
+            row = int(np.searchsorted(spans.tensors, inside.tensors[0])) if len(inside) else 0
+            bits = self.bits[inside.tensors]
+            yield _Window(
+                start, stop, inside, row, inside.starts * bits // 8, inside.elements * bits // 8
+            )
+
+    def _prefetch(self, readers: list[SpanReader], window: _Window) -> None:
+        for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
+            reader.prefetch(index[window.spans.tensors], window.starts, window.nbytes)
+
+    def _compare(
+        self,
+        window: _Window,
+        readers: list[SpanReader],
+        results: Results,
+        writers: list[ObjectWriter],
+    ) -> None:
+        spans = window.spans
+        addresses = []
+        for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
+            addresses.append(reader.acquire(index[spans.tensors], window.starts, window.nbytes))
+        segments = np.empty((len(spans), drive.SEG_COLUMNS), np.int64)
+        segments[:, drive.SEG_BASE], segments[:, drive.SEG_TUNED] = addresses
+        segments[:, drive.SEG_ELEMENTS] = spans.elements
+        segments[:, drive.SEG_POSITION] = spans.addresses - window.first
+        segments[:, drive.SEG_SLOT] = self.slots[spans.tensors]
+        segments[:, drive.SEG_UNIT] = spans.starts // UNIT
+        segments[:, drive.SEG_ROW] = np.arange(window.row, window.row + len(spans))
+        masks = self._buffers()
+        for mask in masks:
+            mask.fill(0)  # the gaps between tensors are padding
+        self.kernels.run(segments, masks, results)
+        for reader in readers:
+            reader.release()
+        size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
+        for (position, _), writer in zip(self.masks, writers, strict=False):
+            writer.add(self._encoder().encode(masks[position][:size]))
+        self.on_bytes(2 * int(window.nbytes.sum()))
+
+    def _buffers(self) -> list[npt.NDArray[np.uint8]]:
+        if not hasattr(self._local, "masks"):
+            self._local.masks = [np.zeros(self.window // 8, np.uint8) for _ in range(self.rules)]
+        masks: list[npt.NDArray[np.uint8]] = self._local.masks
+        return masks
+
+    def _encoder(self) -> Encoder:
+        if not hasattr(self._local, "encoder"):
+            self._local.encoder = Encoder()
+        encoder: Encoder = self._local.encoder
+        return encoder
+
+
+def working_memory(layout: Layout, rules: int, window: int, *, with_statistics: bool) -> int:
+    """Bytes of anonymous memory one worker needs for the largest chunk."""
+    rows = 1
+    for chunk in range(layout.chunks):
+        rows = max(rows, len(layout.spans(*layout.chunk_range(chunk))))
+    row = 8 * (2 + rules + HASH_COLUMNS) + (8 * statistics.COLUMNS if with_statistics else 0)
+    most_spans = min(rows, window // UNIT)
+    # masks, their frames and the joined copy; results and their journal copy; what a span costs
+    # in segments and in the readers' Python lists
+    return 3 * rules * (window // 8) + 3 * rows * row + most_spans * 1200 + (2 << 20)
+
+
+def _drain(items: list[_Window]) -> Iterator[_Window]:
+    while items:
+        yield items.pop(0)
+
+
+class _closing:
+    def __init__(self, reader: SpanReader) -> None:
+        self._reader = reader
+
+    def __enter__(self) -> SpanReader:
+        return self._reader
+
+    def __exit__(self, *exception: Any) -> None:
+        self._reader.close()

@@ -1,0 +1,590 @@
+"""The diff: two checkpoints in, counts and (with an output) a mask store out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff import budget
+from ckdiff._version import __version__
+from ckdiff.budget import format_size
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import BudgetError, Interrupted, SourceChanged, StoreError, UsageError, printable
+from ckdiff.layout import CHUNK, Layout
+from ckdiff.pairing import Pairing, Unpaired, pair
+from ckdiff.rules import EXACT, Rule, parse_rules
+from ckdiff.summaries import rule_counts
+from ckdiff.table import MaskTable
+
+CheckpointPath = str | os.PathLike[str] | Checkpoint
+
+
+@dataclass(slots=True)
+class Options:
+    """Everything a diff can be asked for; the command line's options have the same names."""
+
+    rules: Sequence[str | Rule] = ("exact",)
+    include: Sequence[str] = ()  #: globs of tensor names
+    exclude: Sequence[str] = ()
+    rename: Sequence[str] = ()  #: ``REGEX=REPL`` on tuned names
+    stats: bool = False
+    workers: int | None = None  #: threads; the usable cores by default
+    memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a diff is; handed to the ``progress`` callback about ten times a second."""
+
+    done: int  #: bytes compared, both sides, resumed chunks included
+    total: int
+    seconds: float  #: since the comparing began
+    resumed: int  #: bytes that an earlier run had done
+
+
+@dataclass(slots=True)
+class Observer:
+    """What a caller wants to hear about while a diff runs."""
+
+    progress: Callable[[Progress], None] = field(default=lambda progress: None)
+    note: Callable[[str], None] = field(default=lambda message: None)  #: warnings and hints
+
+
+@dataclass(slots=True)
+class DiffResult:
+    """What a diff found. ``to_dict()`` is what ``ckdiff diff --json`` prints."""
+
+    table: MaskTable  #: the compared tensors
+    rules: dict[str, dict[str, Any]]  #: rule -> ``changed`` and ``density`` over the model
+    unpaired: dict[str, list[str]]  #: reason -> names
+    unpaired_details: list[dict[str, Any]]
+    excluded: int
+    exact_only: dict[str, list[str]]  #: rule -> tensors on which it means ``exact``
+    bytes_read: int  #: both sides
+    seconds: float  #: from opened sources to committed store
+    store: Any = None  #: the MaskStore, or None where nothing was stored
+
+    @property
+    def elements(self) -> int:
+        """Elements compared."""
+        return self.table.total_elements
+
+    @property
+    def differs(self) -> bool:
+        """Whether any element or tensor differs."""
+        return bool(self.rules["exact"]["changed"]) or any(self.unpaired.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract of ``diff``."""
+        out: dict[str, Any] = {
+            "elements": self.elements,
+            "tensors": len(self.table),
+            "rules": self.rules,
+            "unpaired": self.unpaired,
+            "unpaired_details": self.unpaired_details,
+            "excluded": self.excluded,
+            "exact_only": self.exact_only,
+            "bytes_read": self.bytes_read,
+            "seconds": self.seconds,
+            "store": None if self.store is None else str(self.store.path),
+        }
+        if self.table.statistics is not None:
+            from ckdiff.summaries import summarise
+
+            out["statistics"] = [
+                {"name": row["name"], **row.get("statistics", {})}
+                for row in summarise(self.table, "tensor")
+            ]
+        return out
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a diff will read, write and need (``--dry-run``)."""
+
+    tensors: int
+    elements: int
+    chunks: int
+    bytes_to_read: int  #: both sides
+    disk_at_most: int  #: masks that do not compress, tables, journal
+    memory: int  #: the bound on anonymous memory
+    memory_needed: int  #: of which the run expects to use
+    workers: int
+    window: int  #: elements
+    rules: list[str]
+    unpaired: dict[str, list[str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--dry-run --json``."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def plan_rules(asked: Sequence[str | Rule]) -> tuple[list[Rule], list[Rule]]:
+    """(rules to store masks of, rules to count in the order in which they are reported)."""
+    masks = parse_rules(asked) or [EXACT]
+    return masks, list(dict.fromkeys([*masks, EXACT]))
+
+
+class Diff:
+    """A planned diff: both sides open, paired and laid out. A context manager."""
+
+    def __init__(
+        self,
+        base: CheckpointPath,
+        tuned: CheckpointPath,
+        out: str | os.PathLike[str] | None,
+        options: Options,
+        observer: Observer | None = None,
+    ) -> None:
+        self.options = options
+        self._observer = observer or Observer()
+        self.mask_rules, self.rules = plan_rules(options.rules)
+        self._workers = options.workers if options.workers is not None else budget.usable_cores()
+        if self._workers < 1:
+            raise UsageError(f"--workers must be at least 1, not {self._workers}")
+        self.out = None if out is None else Path(os.path.abspath(os.fspath(out)))
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            self.base = open_checkpoint(base)
+            if self.base is not base:
+                stack.callback(self.base.close)
+            self.tuned = open_checkpoint(tuned)
+            if self.tuned is not tuned:
+                stack.callback(self.tuned.close)
+            self._check_place()
+            self._began = time.perf_counter()
+            self.pairing = pair(
+                self.base.table,
+                self.tuned.table,
+                include=options.include,
+                exclude=options.exclude,
+                rename=options.rename,
+            )
+            for warning in self.pairing.warnings:
+                self._observer.note(f"warning: {warning}")
+            if self.pairing.hint:
+                self._observer.note(f"hint: {self.pairing.hint}")
+            self._lay_out()
+            self._allot()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Diff:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    # planning
+
+    def _lay_out(self) -> None:
+        table, index = self.base.table, self.pairing.base_index
+        self.dtypes = [table.dtypes[i] for i in index]
+        self.shapes = [table.shapes[i] for i in index]
+        self.nbytes: IntArray = table.nbytes[index]
+        bits_of = {name: dtype.bits for name, dtype in DTYPES.items()}
+        self.bits = np.array([bits_of[name] for name in self.dtypes], np.int64)
+        self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
+        self.bytes_to_read = 2 * int(self.nbytes.sum())
+
+    def _allot(self) -> None:
+        """Choose the window so that all workers fit into the memory allowed; BudgetError."""
+        from ckdiff.chunks import LARGEST_WINDOW, SMALLEST_WINDOW, working_memory
+
+        workers = max(1, min(self._workers, self.layout.chunks))
+        asked = self.options.memory
+        memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
+        window = LARGEST_WINDOW
+        while True:
+            each = working_memory(
+                self.layout, len(self.rules), window, with_statistics=self.options.stats
+            )
+            # what is here already (libraries, both tables), what compiling kernels adds, and the
+            # table of results
+            tensors = len(self.pairing)
+            fixed = max(budget.resident_anonymous(), 40 * budget.MIB) + 48 * budget.MIB
+            fixed += tensors * (400 + 16 * len(self.rules) + (1200 if self.options.stats else 0))
+            needed = fixed + workers * each
+            if needed <= memory or window == SMALLEST_WINDOW:
+                break
+            window //= 2
+        if needed > memory:
+            raise BudgetError(
+                f"{format_size(memory)} of memory is too little: {workers} workers with the "
+                f"smallest window need {format_size(needed)}",
+                hint="raise --memory or lower --workers",
+            )
+        self.workers, self.window = workers, window
+        self.memory, self.memory_needed = memory, needed
+
+    def estimate(self) -> Estimate:
+        """What running will read, write and need."""
+        masks = len(self.mask_rules) if self.out is not None else 0
+        tensors = len(self.pairing)
+        tables = tensors * (160 + 16 * len(self.rules)) if masks else 0
+        return Estimate(
+            tensors=tensors,
+            elements=int(self.layout.elements.sum()),
+            chunks=self.layout.chunks,
+            bytes_to_read=self.bytes_to_read,
+            disk_at_most=masks * (self.layout.total // 8 + self.layout.chunks * 4096) + 2 * tables,
+            memory=self.memory,
+            memory_needed=self.memory_needed,
+            workers=self.workers,
+            window=self.window,
+            rules=[str(rule) for rule in self.rules],
+            unpaired=_by_reason(self.pairing.unpaired),
+        )
+
+    def _check_place(self) -> None:
+        """The output must not lie inside a source, or be one."""
+        if self.out is None:
+            return
+        out = os.path.realpath(self.out)
+        for side in (self.base, self.tuned):
+            for file in getattr(side, "open_files", ()):
+                folder = os.path.dirname(os.path.abspath(file.path))
+                for source in {file.path, os.path.realpath(file.path)}:
+                    if out == source or source.startswith(out + os.sep):
+                        raise StoreError(
+                            f"the output {printable(str(self.out))} would replace a source",
+                            hint="choose another place with -o",
+                        )
+                if out.startswith(os.path.realpath(folder) + os.sep) and _is_checkpoint_dir(
+                    side, folder
+                ):
+                    raise StoreError(
+                        f"the output {printable(str(self.out))} lies inside the source "
+                        f"{printable(folder)}",
+                        hint="choose another place with -o",
+                    )
+
+    def _check_disk(self) -> None:
+        """Refuse what cannot fit; warn where only incompressible masks would not."""
+        assert self.out is not None
+        if not self.out.parent.is_dir():
+            return  # said by WorkDir
+        free = os.statvfs(self.out.parent)
+        available = free.f_bavail * free.f_frsize
+        most = self.estimate().disk_at_most
+        least = most // 256 + 16384
+        if available < least:
+            raise BudgetError(
+                f"{format_size(available)} free at {printable(str(self.out.parent))}, and the "
+                f"store needs at least {format_size(least)}",
+                hint="free some space or choose another place with -o",
+            )
+        if available < most:
+            self._observer.note(
+                f"warning: {format_size(available)} free at {printable(str(self.out.parent))}, "
+                f"and masks that do not compress would need {format_size(most)}; "
+                "if it runs out, the same command resumes"
+            )
+
+    # running
+
+    def run(self) -> DiffResult:
+        """Compare everything. Raises SourceChanged, StoreError, Interrupted and their kin."""
+        from ckdiff.results import Collected
+        from ckdiff.workdir import WorkDir, store_errors
+
+        collected = Collected(
+            len(self.pairing), len(self.rules), self.layout, with_statistics=self.options.stats
+        )
+        # SIGTERM and Ctrl-C both arrive as KeyboardInterrupt or Interrupted in this thread
+        try:
+            if self.out is None:
+                self._run_chunks(collected, None)
+                return self._result(collected, None)
+            self._check_disk()
+            with WorkDir(self.out, self._plan(), overwrite=self.options.overwrite) as work:
+                if work.discarded:
+                    self._observer.note(
+                        "warning: an earlier run was stopped here, but its sources, rules or "
+                        "version differ: starting anew"
+                    )
+                try:
+                    with store_errors(self.out):
+                        self._run_chunks(collected, work)
+                        manifest = self._write_tables(collected, work.store)
+                    self.base.verify()
+                    self.tuned.verify()
+                except SourceChanged:
+                    work.discard()  # nothing of it can be resumed
+                    raise
+                work.commit(manifest)
+            return self._result(collected, self.out)
+        except KeyboardInterrupt:
+            hint = None if self.out is None else "the same command resumes"
+            raise Interrupted("interrupted", hint=hint) from None
+
+    def _run_chunks(self, collected: Any, work: Any) -> None:
+        from ckdiff.chunks import ChunkResult, DiffTask
+        from ckdiff.kernels import Kernels, guard
+        from ckdiff.runners import run_threads
+
+        order = sorted(self.rules, key=lambda rule: rule != EXACT)  # kernels want exact first
+        self._order = [str(rule) for rule in order]
+        present = list(dict.fromkeys(self.dtypes))
+        kernels = Kernels(
+            [DTYPES[name] for name in present], order, with_statistics=self.options.stats
+        )
+        done = _Counter()
+        task = DiffTask(
+            base=self.base,
+            tuned=self.tuned,
+            base_index=self.pairing.base_index,
+            tuned_index=self.pairing.tuned_index,
+            layout=self.layout,
+            bits=self.bits,
+            slots=np.array([kernels.slot_of[name] for name in self.dtypes], np.int64),
+            kernels=kernels,
+            masks=[(order.index(rule), str(rule)) for rule in self.mask_rules],
+            rules=len(order),
+            with_statistics=self.options.stats,
+            window=self.window,
+            store=None if work is None else work.store,
+            on_bytes=done.add,
+        )
+        todo = []
+        for chunk in range(self.layout.chunks):
+            found = None if work is None else _resume(work, chunk)
+            if found is None:
+                todo.append(chunk)
+            else:
+                collected.add(chunk, found)
+                size = self.nbytes_of(chunk)
+                done.add(size)
+        resumed = done.value
+        if work is not None and work.resumed and resumed:
+            self._observer.note(
+                f"resuming: {self.layout.chunks - len(todo)} of {self.layout.chunks} chunks "
+                "were done already"
+            )
+        began = time.perf_counter()
+
+        def report() -> None:
+            self._observer.progress(
+                Progress(done.value, self.bytes_to_read, time.perf_counter() - began, resumed)
+            )
+
+        def finished(chunk: int, result: ChunkResult) -> None:
+            if work is not None:
+                work.record(chunk, result.to_bytes())
+            collected.add(chunk, result)
+
+        guard.install()
+        try:
+            run_threads(todo, task, workers=self.workers, done=finished, tick=report)
+        finally:
+            guard.remove()
+        report()
+
+    def nbytes_of(self, chunk: int) -> int:
+        """Bytes of both sides that a chunk covers."""
+        spans = self.layout.spans(*self.layout.chunk_range(chunk))
+        return 2 * int((spans.elements * self.bits[spans.tensors] // 8).sum())
+
+    def _plan(self) -> dict[str, Any]:
+        """What decides whether earlier work can be used."""
+        digest = hashlib.sha256()
+        for column in (self.pairing.names, self.dtypes, self.shapes):
+            digest.update(repr(column).encode("utf-8", "surrogatepass"))
+        return {
+            "ckdiff": __version__,
+            "rules": [str(rule) for rule in self.rules],
+            "masks": [str(rule) for rule in self.mask_rules],
+            "statistics": self.options.stats,
+            "tensors": digest.hexdigest(),
+            "base": self.base.fingerprint(),
+            "tuned": self.tuned.fingerprint(),
+        }
+
+    # results
+
+    def _table(self, collected: Any) -> MaskTable:
+        from ckdiff.kernels import hashing
+
+        columns = {rule: collected.changed[:, i] for i, rule in enumerate(self._order)}
+        hashes = [
+            [
+                hashing.finish(low, high, nbytes)
+                for low, high, nbytes in zip(
+                    collected.hashes[:, 2 * side].tolist(),
+                    collected.hashes[:, 2 * side + 1].tolist(),
+                    self.nbytes.tolist(),
+                    strict=True,
+                )
+            ]
+            for side in range(2)
+        ]
+        numeric = np.array([DTYPES[name].numeric for name in self.dtypes], bool)
+        return MaskTable(
+            self.pairing.names,
+            self.dtypes,
+            self.shapes,
+            self.layout.elements,
+            self.layout.starts,
+            {str(rule): columns[str(rule)] for rule in self.rules},
+            *hashes,
+            statistics=collected.statistics(numeric),
+        )
+
+    def _write_tables(self, collected: Any, root: Path) -> bytes:
+        """Write everything of the store but its masks; gives the manifest's bytes."""
+        from ckdiff.storewriter import write_tables
+
+        collected.table = self._table(collected)
+        return write_tables(
+            root,
+            collected.table,
+            self.layout,
+            masks=[str(rule) for rule in self.mask_rules],
+            rules=[str(rule) for rule in self.rules],
+            objects=collected.objects,
+            provenance={
+                "base": _identity(self.base),
+                "tuned": _identity(self.tuned),
+                "unpaired": _details(self.pairing.unpaired),
+                "selection": {
+                    "include": list(self.options.include),
+                    "exclude": list(self.options.exclude),
+                    "rename": list(self.options.rename),
+                },
+            },
+        )
+
+    def _result(self, collected: Any, out: Path | None) -> DiffResult:
+        seconds = time.perf_counter() - self._began
+        table = collected.table or self._table(collected)
+        totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
+        exact_only = {}
+        for rule in self.rules:
+            names = [
+                name
+                for name, dtype in zip(self.pairing.names, self.dtypes, strict=True)
+                if rule.falls_back(DTYPES[dtype])
+            ]
+            if names:
+                exact_only[str(rule)] = names
+        store = None
+        if out is not None:
+            from ckdiff.store import open_store
+
+            store = open_store(out)
+        return DiffResult(
+            table=table,
+            rules=rule_counts(totals, table.total_elements),
+            unpaired=_by_reason(self.pairing.unpaired),
+            unpaired_details=_details(self.pairing.unpaired),
+            excluded=self.pairing.excluded,
+            exact_only=exact_only,
+            bytes_read=self.bytes_to_read,
+            seconds=seconds,
+            store=store,
+        )
+
+
+def diff(
+    base: CheckpointPath,
+    tuned: CheckpointPath,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    rules: Sequence[str | Rule] = ("exact",),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rename: Sequence[str] = (),
+    stats: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> DiffResult:
+    """Compare two checkpoints exactly, element by element, in bounded memory.
+
+    ``base`` and ``tuned`` are safetensors files, directories, or open checkpoints. With ``out``
+    a mask store is written there and opened as ``result.store``; a run that was stopped is
+    resumed by the same call. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError,
+    BudgetError, StoreExists, StoreLocked and others of :mod:`ckdiff.errors`.
+    """
+    options = Options(
+        rules=rules,
+        include=include,
+        exclude=exclude,
+        rename=rename,
+        stats=stats,
+        workers=workers,
+        memory=memory,
+        overwrite=overwrite,
+    )
+    with Diff(base, tuned, out, options, observer) as planned:
+        return planned.run()
+
+
+class _Counter:
+    """Bytes done, added to by workers; a lost update would only blur a progress bar."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, amount: int) -> None:
+        self.value += amount
+
+
+def _resume(work: Any, chunk: int) -> Any:
+    """The result of a chunk that an earlier run finished, if its objects are still whole."""
+    from ckdiff.chunks import ChunkResult
+    from ckdiff.objects import file_digest
+
+    payload = work.recorded(chunk)
+    if payload is None:
+        return None
+    try:
+        result = ChunkResult.from_bytes(payload)
+        for key, (size, digest) in result.objects.items():
+            path = work.store / key
+            # after a power cut a file can have its size and not its bytes
+            if path.stat().st_size != size or file_digest(path) != digest:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return result
+
+
+def _identity(side: Checkpoint) -> dict[str, Any]:
+    files = [{"name": file.name, "size": file.size} for file in side.files]
+    return {"label": side.label, "files": files}
+
+
+def _by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {"added": [], "removed": [], "reshaped": [], "retyped": []}
+    for tensor in unpaired:
+        out[tensor.reason].append(tensor.name)
+    return out
+
+
+def _details(unpaired: Sequence[Unpaired]) -> list[dict[str, Any]]:
+    return [{"name": t.name, "reason": t.reason, **_jsonable(t.detail)} for t in unpaired]
+
+
+def _jsonable(detail: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in detail.items()}
+
+
+def _is_checkpoint_dir(side: Checkpoint, folder: str) -> bool:
+    """Whether the checkpoint was opened as this directory, not as one file in it."""
+    return os.path.basename(folder) == side.label
+
+

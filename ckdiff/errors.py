@@ -1,0 +1,112 @@
+"""Every error ckdiff raises on purpose, with the exit code the command line gives it.
+
+::
+
+    CkdiffError                  2   base of all: one line that says what, where and what to do
+    ├── UsageError               2   an argument that makes no sense
+    │   └── RuleError            2   a rule that cannot be read
+    ├── CheckpointError          2   a checkpoint that cannot be opened or trusted
+    │   ├── HeaderError          2   a safetensors header that breaks the format
+    │   └── SourceChanged        2   a shard was cut, rewritten or replaced while it was read
+    ├── PairingError             2   two checkpoints with nothing to compare, or names that collide
+    ├── BudgetError              2   the memory or disk allowed is not enough, said before any work
+    ├── StoreError               2   something about a mask store
+    │   ├── StoreIncomplete      2   a directory without a manifest, left by a run that was stopped
+    │   ├── StoreCorrupt         2   bytes that are not the bytes that were written
+    │   ├── StoreLocked          2   another process is writing this store
+    │   └── StoreExists          2   the output is already there
+    └── Interrupted        130/143   Ctrl-C or SIGTERM; the work so far is kept and resumable
+
+This module imports nothing from the package.
+"""
+
+from __future__ import annotations
+
+
+class CkdiffError(Exception):
+    """Base of every error ckdiff raises.
+
+    ``str(error)`` is one line. ``hint`` says what to do about it (or is None), and
+    ``exit_code`` is what the ``ckdiff`` command exits with.
+    """
+
+    exit_code: int = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def one_line(self) -> str:
+        """The message and the hint on one line, with control characters escaped."""
+        text = str(self) if self.hint is None else f"{self} ({self.hint})"
+        return printable(text)
+
+
+class UsageError(CkdiffError):
+    """An argument that makes no sense."""
+
+
+class RuleError(UsageError):
+    """A rule that cannot be read, such as ``atol=-1``."""
+
+
+class CheckpointError(CkdiffError):
+    """A checkpoint that cannot be opened, or that contradicts itself."""
+
+
+class HeaderError(CheckpointError):
+    """A safetensors file whose header breaks the format."""
+
+
+class SourceChanged(CheckpointError):
+    """A source file was truncated, rewritten or replaced while it was being read."""
+
+
+class PairingError(CkdiffError):
+    """Two checkpoints that have nothing to compare, or names that collide after renaming."""
+
+
+class BudgetError(CkdiffError):
+    """A memory or disk budget that the planned work does not fit into."""
+
+
+class StoreError(CkdiffError):
+    """Something about a mask store."""
+
+
+class StoreIncomplete(StoreError):
+    """A directory that has no manifest: not a store, or the rest of a stopped run."""
+
+
+class StoreCorrupt(StoreError):
+    """A store whose bytes are not the bytes that were written."""
+
+
+class StoreLocked(StoreError):
+    """Another process is writing the same store."""
+
+
+class StoreExists(StoreError):
+    """The output is already there and ``overwrite`` was not asked for."""
+
+
+class Interrupted(CkdiffError):
+    """The run was stopped by a signal; what is done is kept and the same command resumes it."""
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 130) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def printable(text: str) -> str:
+    """``text`` with control, format and undecodable characters escaped, safe for a terminal.
+
+    Tensor names come from files that may be hostile: an ANSI escape or a newline in a name must
+    not reach the terminal as such.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in text
+    )

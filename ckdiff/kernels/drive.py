@@ -1,0 +1,165 @@
+"""The driver: one call walks all segments of a window, block by block, with the GIL released.
+
+A block is small enough to stay in the core's cache, so that hashing, several rules and the
+statistics each read it from there and the memory is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
+
+from ckdiff.kernels.compare import COMPARE_SIGNATURE, load_word, store_word
+from ckdiff.kernels.hashing import UNIT, call_xxh3
+from ckdiff.kernels.lanes import I8, I64, LANES, Value
+from ckdiff.kernels.statistics import COLUMNS, STATISTICS_SIGNATURE
+
+BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
+
+#: columns of a segment, int64: what the driver walks
+SEG_BASE, SEG_TUNED, SEG_ELEMENTS, SEG_POSITION, SEG_SLOT, SEG_UNIT, SEG_ROW = range(7)
+SEG_COLUMNS = 7
+#: columns of a dtype slot, int64; then (kernel, parameter) for each rule
+SLOT_BITS, SLOT_STATISTICS, SLOT_RULES = range(3)
+#: one zeroed word of the widest dtype for each side: where a tensor's ragged end is compared
+SCRATCH_BYTES = 2 * LANES * 8
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_compare(
+    typing: Any, function: Any, base: Any, tuned: Any, words: Any, parameter: Any, mask: Any
+) -> Any:
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        kind = ir.FunctionType(I64, [I64] * 5)
+        return b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+
+    return COMPARE_SIGNATURE.return_type(types.int64, *COMPARE_SIGNATURE.args), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_statistics(typing: Any, function: Any, base: Any, tuned: Any, words: Any, row: Any) -> Any:
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
+        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *STATISTICS_SIGNATURE.args), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy_byte(typing: Any, target: Any, source: Any) -> Any:
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        to, origin = (b.inttoptr(value, I8.as_pointer()) for value in args)
+        b.store(b.load(origin), to)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def weight(unit: Any) -> Any:
+    """What :func:`ckdiff.kernels.hashing.weight` gives, on uint64."""
+    x = unit + types.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> types.uint64(30))) * types.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> types.uint64(27))) * types.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> types.uint64(31))) | types.uint64(1)
+
+
+#: segments, their number, slots, columns of a slot, rules (the first must be
+#: exact), masks (one address a rule), counts
+#: (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (address), statistics (rows x
+#: COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
+DRIVE_SIGNATURE = types.void(*[types.int64] * 11)
+
+
+def drive_kernel() -> Callable[..., None]:
+    """The driver as a Python function; compiled by :mod:`ckdiff.kernels.compiled`."""
+
+    def drive(
+        segments: int, segment_count: int, slots: int, slot_columns: int, rules: int, masks: int,
+        counts: int, hashes: int, xxh3: int, statistics: int, scratch: int,
+    ) -> None:  # fmt: skip
+        for s in range(segment_count):
+            at = segments + s * (8 * SEG_COLUMNS)
+            base = load_word(at + 8 * SEG_BASE)
+            tuned = load_word(at + 8 * SEG_TUNED)
+            left = load_word(at + 8 * SEG_ELEMENTS)
+            position = load_word(at + 8 * SEG_POSITION)
+            slot = slots + load_word(at + 8 * SEG_SLOT) * (8 * slot_columns)
+            unit = load_word(at + 8 * SEG_UNIT)
+            row = load_word(at + 8 * SEG_ROW)
+            bits = load_word(slot + 8 * SLOT_BITS)
+            add_statistics = load_word(slot + 8 * SLOT_STATISTICS)
+            while left > 0:
+                elements = min(left, BLOCK - position % BLOCK)
+                block_bytes = elements * bits // 8
+                words = elements // LANES
+                whole = words * LANES * bits // 8
+                ragged = elements - words * LANES
+                if ragged:
+                    for side in range(2):
+                        source = (tuned if side else base) + whole
+                        target = scratch + side * (SCRATCH_BYTES // 2)
+                        for i in range(block_bytes - whole):
+                            copy_byte(target + i, source + i)
+                other = scratch + SCRATCH_BYTES // 2
+                for r in range(rules):
+                    kernel = load_word(slot + 8 * (SLOT_RULES + 2 * r))
+                    parameter = types.uint64(load_word(slot + 8 * (SLOT_RULES + 2 * r + 1)))
+                    mask = load_word(masks + 8 * r) + position // 8
+                    changed = call_compare(kernel, base, tuned, words, parameter, mask)
+                    if ragged:
+                        changed += call_compare(
+                            kernel, scratch, other, 1, parameter, mask + 8 * words
+                        )
+                    total = counts + (row * rules + r) * 8
+                    store_word(total, load_word(total) + changed)
+                if hashes != 0:
+                    unit_bytes = UNIT * bits // 8
+                    sums = hashes + row * 32
+                    base_low, base_high = load_word(sums), load_word(sums + 8)
+                    tuned_low, tuned_high = load_word(sums + 16), load_word(sums + 24)
+                    exact = load_word(masks) + position // 8
+                    done = 0
+                    u = unit
+                    while done < block_bytes:
+                        size = min(unit_bytes, block_bytes - done)
+                        factor = weight(types.uint64(u))
+                        digest = call_xxh3(xxh3, base + done, size)
+                        base_low += types.int64(digest[0] * factor)
+                        base_high += types.int64(digest[1] * factor)
+                        # the exact mask of a unit is 8 words; all zero means the same bytes
+                        differs = types.int64(0)
+                        for i in range(UNIT // LANES):
+                            differs |= load_word(exact + 8 * i)
+                        if differs != 0:
+                            digest = call_xxh3(xxh3, tuned + done, size)
+                        tuned_low += types.int64(digest[0] * factor)
+                        tuned_high += types.int64(digest[1] * factor)
+                        exact += UNIT // 8
+                        done += size
+                        u += 1
+                    store_word(sums, base_low)
+                    store_word(sums + 8, base_high)
+                    store_word(sums + 16, tuned_low)
+                    store_word(sums + 24, tuned_high)
+                if statistics != 0 and add_statistics != 0:
+                    out = statistics + row * (8 * COLUMNS)
+                    call_statistics(add_statistics, base, tuned, words, out)
+                    if ragged:
+                        call_statistics(add_statistics, scratch, other, 1, out)
+                if ragged:
+                    for i in range(SCRATCH_BYTES // 8):
+                        store_word(scratch + 8 * i, 0)
+                base += block_bytes
+                tuned += block_bytes
+                unit += elements // UNIT
+                position += elements
+                left -= elements
+
+    return drive

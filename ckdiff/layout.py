@@ -1,0 +1,60 @@
+"""The flat address space: where each tensor's elements lie, and what a chunk covers.
+
+Tensors lie in natural name order, each starting at a multiple of ALIGNMENT elements, so that its
+mask is a whole-byte, 64-byte-aligned slice. The layout depends on names and sizes only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+ALIGNMENT = 512  #: elements; each tensor starts at a multiple of it
+CHUNK = 1 << 26  #: elements of a chunk: 8 MiB of mask, one stored object
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Pieces of tensors that lie next to each other in the address space, in columns."""
+
+    tensors: IntArray  #: positions in the layout
+    starts: IntArray  #: first element, inside the tensor
+    elements: IntArray
+    addresses: IntArray  #: element address of the first element
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+class Layout:
+    """Element counts in, addresses out."""
+
+    def __init__(self, elements: IntArray) -> None:
+        self.elements = np.ascontiguousarray(elements, np.int64)
+        padded = -(-self.elements // ALIGNMENT) * ALIGNMENT
+        padded_ends = np.cumsum(padded)
+        self.starts: IntArray = padded_ends - padded  #: element address of each tensor
+        self._ends = self.starts + self.elements
+        self.total = int(padded_ends[-1]) if len(padded_ends) else 0  #: padding included
+        self.chunks = -(-self.total // CHUNK)  #: number of chunks
+
+    def spans(self, first: int, stop: int) -> Spans:
+        """What lies in the addresses [first, stop); tensors without elements lie nowhere."""
+        low = int(np.searchsorted(self._ends, first, side="right"))
+        high = int(np.searchsorted(self.starts, stop, side="left"))
+        tensors = np.arange(low, max(low, high), dtype=np.int64)
+        tensors = tensors[self.elements[tensors] > 0]
+        begin = np.maximum(self.starts[tensors], first)
+        end = np.minimum(self._ends[tensors], stop)
+        keep = end > begin
+        tensors, begin, end = tensors[keep], begin[keep], end[keep]
+        return Spans(tensors, begin - self.starts[tensors], end - begin, begin)
+
+    def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """The addresses [first, stop) of a chunk."""
+        first = chunk * CHUNK
+        return first, min(first + CHUNK, self.total)

@@ -1,0 +1,86 @@
+"""Running chunk tasks: one interface, and the runner that uses our own threads.
+
+A chunk task is a function of a chunk number. It may run anywhere and twice; whoever runs it hands
+its result to ``done`` in the caller's thread, in any order.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+_TICK = 0.1  # seconds between progress reports
+
+
+class Stopped(Exception):
+    """Raised inside a task that notices that the run is being stopped."""
+
+
+class ChunkTask(Protocol[T]):
+    """What a runner runs; ``stop`` is set when the run is over and the task should give up."""
+
+    def __call__(self, chunk: int, stop: threading.Event) -> T:
+        """Do chunk number ``chunk``; may raise Stopped soon after ``stop`` is set."""
+
+
+def run_threads(
+    chunks: Iterable[int],
+    task: ChunkTask[T],
+    *,
+    workers: int,
+    done: Callable[[int, T], None],
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the task for every chunk on ``workers`` threads.
+
+    ``done(chunk, result)`` and ``tick()`` are called in this thread, ``tick`` about ten times a
+    second. The first exception of a task, of ``done`` or of this thread (Ctrl-C) stops all
+    workers, waits for them, and is raised.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    count = 0
+    for chunk in chunks:
+        waiting.put(chunk)
+        count += 1
+    results: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                chunk = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                results.put((chunk, task(chunk, stop), None))
+            except BaseException as error:  # handed to the caller's thread, never swallowed
+                results.put((chunk, None, error))
+                return
+
+    threads = [
+        threading.Thread(target=work, name=f"ckdiff-{i}", daemon=True)
+        for i in range(max(1, min(workers, count)))
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(count):
+            while True:
+                try:
+                    chunk, result, error = results.get(timeout=_TICK)
+                    break
+                except queue.Empty:
+                    tick()
+            if error is not None:
+                raise error
+            done(chunk, result)  # type: ignore[arg-type]
+            tick()
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()

@@ -1,0 +1,291 @@
+"""Reading mask stores: nothing missing or damaged is ever taken for "unchanged".
+
+Knows the store format and nothing of where the masks came from. Format: docs/store-format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff import manifest as manifests
+from ckdiff.errors import CkdiffError, StoreCorrupt, UsageError, printable
+from ckdiff.layout import CHUNK
+from ckdiff.manifest import TABLE
+from ckdiff.objects import INNER, OBJECT, file_digest, read_inners
+from ckdiff.rules import Rule
+from ckdiff.table import MaskTable, TensorRecord
+from ckdiff.workdir import MANIFEST
+
+if TYPE_CHECKING:
+    import zarr
+
+    from ckdiff.summaries import By
+
+Progress = Callable[[int, int], None]
+
+
+def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
+    """Open a mask store: verifies the manifest, the tensor table, and that every object is there
+    with its size. Raises StoreIncomplete or StoreCorrupt.
+    """
+    return path if isinstance(path, MaskStore) else MaskStore(Path(path))
+
+
+class MaskStore:
+    """A finished store: which elements of each tensor changed, under each stored rule."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path  #: the directory
+        self.manifest: dict[str, Any] = manifests.read_manifest(path)
+        self._shown = printable(str(path))
+        try:
+            self._objects: dict[str, tuple[int, str]] = {
+                key: (int(size), str(digest))
+                for key, (size, digest) in self.manifest["objects"].items()
+            }
+            #: rules that were counted; the first are those that were asked for
+            self.rules: tuple[str, ...] = tuple(self.manifest["rules"])
+            #: rules whose masks are stored
+            self.masks: tuple[str, ...] = tuple(self.manifest["masks"])
+            self._length = int(self.manifest["layout"]["addresses"]) // 8
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(f"the manifest of {self._shown} makes no sense: {error}") from None
+        self._verified: dict[str, tuple[int, ...]] = {}
+        self._lock = threading.Lock()
+        self._check_objects()
+        self.tensors: Sequence[TensorRecord] = self._read_table()
+
+    @property
+    def table(self) -> MaskTable:
+        """The tensors in columns."""
+        assert isinstance(self.tensors, MaskTable)
+        return self.tensors
+
+    def mask(
+        self,
+        name: str,
+        rule: str | Rule | None = None,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """The mask of a tensor: bool, with the tensor's shape.
+
+        With ``start`` or ``stop`` only that range of its flattened elements, one-dimensional.
+        ``rule`` may be left out where the store has ``exact`` or a single mask. Raises
+        CkdiffError for an unknown name or rule, StoreCorrupt for damaged bytes.
+        """
+        record = self.tensors[self.table.find(name)]
+        first, last, _ = slice(start, stop).indices(record.elements)
+        last = max(first, last)
+        low = first // 8
+        packed = self._read(self._rule(rule), record.start // 8 + low, -(-last // 8) - low)
+        bits = np.unpackbits(packed, bitorder="little")[first - 8 * low : last - 8 * low]
+        flat = bits.view(np.bool_)
+        return flat.reshape(record.shape) if start is None and stop is None else flat
+
+    def packed(self, name: str, rule: str | Rule | None = None) -> npt.NDArray[np.uint8]:
+        """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0."""
+        record = self.tensors[self.table.find(name)]
+        return self._read(self._rule(rule), record.start // 8, -(-record.elements // 8))
+
+    def array(self, rule: str | Rule | None = None) -> zarr.Array[Any]:
+        """The flat mask of all tensors: a read-only zarr.Array of packed bytes (uint8).
+
+        A chunk that is missing or damaged raises StoreCorrupt; it never reads as zeros.
+        """
+        import zarr
+
+        from ckdiff.zarrview import VerifiedStore
+
+        view = VerifiedStore(self.path, {k: list(v) for k, v in self._objects.items()})
+        return zarr.open_array(store=view, path=f"masks/{self._rule(rule)}", mode="r")
+
+    def dask(self, rule: str | Rule | None = None) -> Any:
+        """``array(rule)`` as a dask array of uint8, one block for each stored object."""
+        import dask.array
+
+        array = self.array(rule)
+        name = f"ckdiff-{self.manifest_digest()}-{self._rule(rule)}"
+        return dask.array.from_array(array, chunks=(OBJECT,), name=name, inline_array=True)
+
+    def summary(self, by: By = "layer") -> list[dict[str, Any]]:
+        """Rows of counts by ``tensor``, ``layer``, ``module``, ``dtype`` or ``model``.
+
+        Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``), ``elements`` and
+        ``rules``: for each counted rule ``changed`` and ``density``.
+        """
+        from ckdiff.summaries import summarise
+
+        return summarise(self.table, by)
+
+    def manifest_digest(self) -> str:
+        """A digest of the whole store: two stores with the same content have the same."""
+        return str(json.loads(manifests.seal(self.manifest))["digest"])
+
+    def check(self, progress: Progress | None = None) -> int:
+        """Verify every byte: each file against its digest, each count against its mask.
+
+        Gives the number of bytes read. ``progress`` is called with (bytes done, bytes in all).
+        Raises StoreCorrupt naming the first file that is wrong.
+        """
+        present = {
+            str(Path(folder, name).relative_to(self.path))
+            for folder, _, names in os.walk(self.path)
+            for name in names
+        }
+        strangers = sorted(present - self._objects.keys() - {MANIFEST})
+        if strangers:
+            raise StoreCorrupt(
+                f"{self._shown} holds a file that its manifest does not know: "
+                f"{printable(strangers[0])}",
+                hint="remove it if it is not yours to keep",
+            )
+        total = sum(size for size, _ in self._objects.values())
+        done = 0
+        for key, (size, _) in self._objects.items():
+            self._verify(key)
+            done += size
+            if progress is not None:
+                progress(done, total)
+        for rule in self.masks:
+            self._recount(rule)
+        return total
+
+    def __repr__(self) -> str:
+        return f"<MaskStore {self._shown}: {len(self.tensors)} tensors, {', '.join(self.masks)}>"
+
+    # inside
+
+    def _rule(self, rule: str | Rule | None) -> str:
+        """Canonical text of a rule whose mask is stored."""
+        if rule is None:
+            if "exact" in self.masks:
+                return "exact"
+            if len(self.masks) == 1:
+                return self.masks[0]
+            raise UsageError(
+                f"{self._shown} has several masks", hint=f"name one of {', '.join(self.masks)}"
+            )
+        text = str(Rule.parse(rule))
+        if text not in self.masks:
+            raise UsageError(
+                f"{self._shown} has no mask for the rule {text}",
+                hint=f"it has {', '.join(self.masks) or 'none'}",
+            )
+        return text
+
+    def _read(self, rule: str, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """``count`` bytes of the flat mask from byte ``first``, verified."""
+        out = np.empty(count, np.uint8)
+        at = 0
+        while at < count:
+            chunk, inside = divmod(first + at, OBJECT)
+            size = min(count - at, OBJECT - inside)
+            low, high = inside // INNER, -(-(inside + size) // INNER)
+            key = f"masks/{rule}/c/{chunk}"
+            self._verify(key)
+            part = read_inners(self.path / key, f"{self._shown}/{key}", low, high)
+            out[at : at + size] = part[inside - low * INNER :][:size]
+            at += size
+        return out
+
+    def _verify(self, key: str) -> None:
+        """Check an object against its digest, once for as long as the file stays the same."""
+        size, digest = self._objects[key]
+        path = self.path / key
+        identity = self._stat(key, size)
+        if self._verified.get(key) == identity:
+            return
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise StoreCorrupt(f"cannot read {self._shown}/{key}: {error.strerror}") from error
+        if found != digest:
+            raise StoreCorrupt(f"{self._shown}/{key} is damaged: its digest differs")
+        with self._lock:
+            self._verified[key] = identity
+
+    def _stat(self, key: str, size: int) -> tuple[int, ...]:
+        try:
+            found = os.stat(self.path / key)
+        except OSError:
+            raise StoreCorrupt(
+                f"{self._shown}/{key} is missing", hint="restore it, or run the diff again"
+            ) from None
+        if found.st_size != size:
+            raise StoreCorrupt(f"{self._shown}/{key} has {found.st_size} bytes instead of {size}")
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    def _check_objects(self) -> None:
+        for key, (size, _) in self._objects.items():
+            self._stat(key, size)
+        chunks = -(-self._length // OBJECT)
+        for rule in self.masks:
+            for chunk in range(chunks):
+                if f"masks/{rule}/c/{chunk}" not in self._objects:
+                    raise StoreCorrupt(f"the manifest of {self._shown} lacks chunk {chunk}")
+
+    def _read_table(self) -> MaskTable:
+        if TABLE not in self._objects:
+            raise StoreCorrupt(f"the manifest of {self._shown} names no tensor table")
+        self._verify(TABLE)
+        try:
+            data = json.loads((self.path / TABLE).read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreCorrupt(f"cannot read {self._shown}/{TABLE}: {error}") from None
+        return MaskTable.from_json(data)
+
+    def _recount(self, rule: str) -> None:
+        """Hold the counts of the table against the bits; padding must be zero."""
+        table = self.table
+        counts = np.zeros(len(table), np.int64)
+        total = 0
+        for chunk in range(-(-self._length // OBJECT)):
+            key = f"masks/{rule}/c/{chunk}"
+            size = min(OBJECT, self._length - chunk * OBJECT)
+            inners = -(-size // INNER)
+            bits = np.zeros(inners * INNER, np.uint8)
+            for i in range(inners):  # small pieces: a chunk decodes to 8 MiB
+                part = read_inners(self.path / key, f"{self._shown}/{key}", i, i + 1)
+                bits[i * INNER : (i + 1) * INNER] = np.bitwise_count(part)
+            sums = np.concatenate(([0], np.cumsum(bits, dtype=np.int64)))
+            total += int(sums[-1])
+            first = chunk * OBJECT
+            starts = np.clip(table.starts // 8 - first, 0, size)
+            stops = np.clip(-(-(table.starts + table.elements) // 8) - first, 0, size)
+            counts += sums[stops] - sums[starts]
+        wrong = np.flatnonzero(counts != table.changed[rule])
+        if wrong.size:
+            name = printable(table.names[int(wrong[0])])
+            raise StoreCorrupt(f"the {rule} mask of {name} in {self._shown} disagrees with its count")
+        if total != int(counts.sum()):
+            raise CkdiffError(f"padding bits of {self._shown} are set")
+
+
+def check_store(
+    path: str | os.PathLike[str] | MaskStore, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Verify every byte of a store; gives ``{"store", "bytes", "objects", "ok"}``.
+
+    Raises StoreIncomplete or StoreCorrupt.
+    """
+    store = open_store(path)
+    size = store.check(progress)
+    return {
+        "store": str(store.path),
+        "objects": len(store.manifest["objects"]),
+        "bytes": size,
+        "ok": True,
+    }
+
+
+assert CHUNK == 8 * OBJECT

@@ -1,0 +1,58 @@
+"""Writing what a store holds besides masks: Zarr metadata, the tensor table, the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ckdiff._version import __version__
+from ckdiff.layout import ALIGNMENT, CHUNK, Layout
+from ckdiff.manifest import FORMAT, FORMAT_VERSION, TABLE, dump_json, seal
+from ckdiff.naming import natural_key
+from ckdiff.objects import array_metadata
+from ckdiff.table import MaskTable
+from ckdiff.workdir import write_file
+
+
+def write_tables(
+    root: Path,
+    table: MaskTable,
+    layout: Layout,
+    *,
+    masks: list[str],
+    rules: list[str],
+    objects: dict[str, tuple[int, str]],
+    provenance: dict[str, Any],
+) -> bytes:
+    """Write the metadata and the tensor table below ``root``; gives the manifest's bytes.
+
+    ``objects`` are the mask objects already there, key -> (size, digest). OSError passes through.
+    """
+    group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    top = group | {"attributes": {"ckdiff": {"format": FORMAT, "format_version": FORMAT_VERSION}}}
+    files = {"zarr.json": top, "masks/zarr.json": group, TABLE: table.to_json()}
+    for rule in masks:
+        files[f"masks/{rule}/zarr.json"] = array_metadata(layout.total // 8)
+    everything = dict(objects)
+    for key, content in files.items():
+        data = dump_json(content)
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data, sync=False)
+        everything[key] = len(data), xxhash.xxh3_128_hexdigest(data)
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "ckdiff_version": __version__,
+        "rules": rules,
+        "masks": masks,
+        "elements": table.total_elements,
+        "tensors": len(table),
+        "changed": {rule: int(counts.sum()) for rule, counts in table.changed.items()},
+        "layout": {"addresses": layout.total, "alignment": ALIGNMENT, "chunk": CHUNK},
+        **provenance,
+        "objects": {key: list(everything[key]) for key in sorted(everything, key=natural_key)},
+    }
+    return seal(manifest)

@@ -1,0 +1,211 @@
+"""The tensors of a result in columns, as records, and as the store's JSON table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.errors import CkdiffError, StoreCorrupt
+from ckdiff.rules import Rule
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+class ByRule(dict[str, Any]):
+    """A dict keyed by canonical rule text that any spelling of a rule finds."""
+
+    def __missing__(self, key: object) -> Any:
+        canonical = str(Rule.parse(key)) if isinstance(key, (str, Rule)) else key
+        if canonical != key and canonical in self:
+            return self[canonical]
+        raise KeyError(key)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """One compared tensor."""
+
+    name: str
+    dtype: str  #: safetensors name
+    shape: tuple[int, ...]
+    elements: int
+    changed: ByRule  #: rule -> changed elements
+    start: int  #: element address in the flat mask
+    base_hash: str  #: content hash of the base side, 32 hex digits
+    tuned_hash: str
+    statistics: dict[str, Any] | None = None  #: with ``--stats``
+
+    def density(self, rule: str = "exact") -> float:
+        """changed / elements; 0 for a tensor without elements."""
+        return self.changed[rule] / self.elements if self.elements else 0.0
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Per-tensor statistics in columns (float64 sums over elements finite on both sides)."""
+
+    sum_abs_delta: FloatArray
+    l2_delta: FloatArray
+    max_abs_delta: FloatArray
+    l2_base: FloatArray
+    l2_tuned: FloatArray
+    dot: FloatArray  #: sum of base * tuned
+    sign_flips: IntArray
+    nonfinite: IntArray  #: elements left out of the sums: an inf or NaN on either side
+    #: changed elements by ULP distance: [0] distance 0, [k] 2**(k-1) <= distance < 2**k
+    ulp_histogram: list[list[int]]
+    defined: npt.NDArray[np.bool_]  #: False where the dtype has no numeric meaning
+
+    def record(self, i: int) -> dict[str, Any] | None:
+        """The statistics of tensor ``i``; None where its dtype has no numeric meaning."""
+        if not self.defined[i]:
+            return None
+        norms = float(self.l2_base[i]) * float(self.l2_tuned[i])
+        cosine = float(self.dot[i]) / norms if norms > 0 else None
+        return {
+            "sum_abs_delta": number(self.sum_abs_delta[i]),
+            "l2_delta": number(self.l2_delta[i]),
+            "max_abs_delta": number(self.max_abs_delta[i]),
+            "l2_base": number(self.l2_base[i]),
+            "l2_tuned": number(self.l2_tuned[i]),
+            "cosine": None if cosine is None else number(max(-1.0, min(1.0, cosine))),
+            "sign_flips": int(self.sign_flips[i]),
+            "nonfinite": int(self.nonfinite[i]),
+            "ulp_histogram": self.ulp_histogram[i],
+        }
+
+    _FLOATS = ("sum_abs_delta", "l2_delta", "max_abs_delta", "l2_base", "l2_tuned", "dot")
+    _INTS = ("sign_flips", "nonfinite")
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {k: [number(x) for x in getattr(self, k)] for k in self._FLOATS}
+        out.update({k: getattr(self, k).tolist() for k in self._INTS})
+        return out | {"ulp_histogram": self.ulp_histogram, "defined": self.defined.tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Statistics:
+        floats = {
+            k: np.array([np.inf if x is None else x for x in data[k]], float) for k in cls._FLOATS
+        }
+        ints = {k: np.array(data[k], np.int64) for k in cls._INTS}
+        return cls(
+            **floats,
+            **ints,
+            ulp_histogram=data["ulp_histogram"],
+            defined=np.array(data["defined"], bool),
+        )
+
+
+def number(value: float | np.floating[Any]) -> float | None:
+    """A JSON number, or None for what JSON has no word for."""
+    value = float(value)
+    return value if np.isfinite(value) else None
+
+
+@dataclass
+class MaskTable(Sequence[TensorRecord]):
+    """The compared tensors in layout order."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[tuple[int, ...]]
+    elements: IntArray
+    starts: IntArray
+    changed: dict[str, IntArray]  #: canonical rule text -> changed elements of each tensor
+    base_hashes: list[str]
+    tuned_hashes: list[str]
+    statistics: Statistics | None = None
+    _position: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> TensorRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TensorRecord]: ...
+    def __getitem__(self, index: int | slice) -> TensorRecord | list[TensorRecord]:
+        if isinstance(index, slice):
+            return [self._record(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._record(index % len(self))
+
+    def __iter__(self) -> Iterator[TensorRecord]:
+        return map(self._record, range(len(self)))
+
+    def _record(self, i: int) -> TensorRecord:
+        return TensorRecord(
+            self.names[i],
+            self.dtypes[i],
+            self.shapes[i],
+            int(self.elements[i]),
+            ByRule({rule: int(counts[i]) for rule, counts in self.changed.items()}),
+            int(self.starts[i]),
+            self.base_hashes[i],
+            self.tuned_hashes[i],
+            None if self.statistics is None else self.statistics.record(i),
+        )
+
+    def find(self, name: str) -> int:
+        """Position of the tensor called ``name``; raises CkdiffError with near names."""
+        if not self._position:
+            self._position.update((n, i) for i, n in enumerate(self.names))
+        found = self._position.get(name)
+        if found is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.names[:20_000], 3, 0.6)
+            hint = f"did you mean {', '.join(near)}?" if near else "see ckdiff show --by tensor"
+            raise CkdiffError(f"no tensor called {name!r} in the store", hint=hint)
+        return found
+
+    @cached_property
+    def total_elements(self) -> int:
+        """Elements of all tensors."""
+        return int(self.elements.sum())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``tensors.json``."""
+        return {
+            "name": self.names,
+            "dtype": self.dtypes,
+            "shape": [list(shape) for shape in self.shapes],
+            "elements": self.elements.tolist(),
+            "start": self.starts.tolist(),
+            "changed": {rule: counts.tolist() for rule, counts in self.changed.items()},
+            "base_hash": self.base_hashes,
+            "tuned_hash": self.tuned_hashes,
+            "statistics": None if self.statistics is None else self.statistics.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MaskTable:
+        """Read ``tensors.json``; raises StoreCorrupt where it contradicts itself."""
+        try:
+            table = cls(
+                data["name"],
+                data["dtype"],
+                [tuple(shape) for shape in data["shape"]],
+                np.array(data["elements"], np.int64),
+                np.array(data["start"], np.int64),
+                {rule: np.array(c, np.int64) for rule, c in data["changed"].items()},
+                data["base_hash"],
+                data["tuned_hash"],
+                None
+                if data["statistics"] is None
+                else Statistics.from_json(data["statistics"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(f"the tensor table cannot be read: {error}") from None
+        columns = (table.dtypes, table.shapes, table.elements, table.starts, table.base_hashes,
+                   table.tuned_hashes, *table.changed.values())  # fmt: skip
+        if any(len(column) != len(table.names) for column in columns):
+            raise StoreCorrupt("the columns of the tensor table differ in length")
+        return table

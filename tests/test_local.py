@@ -1,0 +1,534 @@
+"""Local checkpoints: what a path means, what must not be opened, and files that change."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import write_index, write_raw, write_safetensors
+
+from ckdiff.checkpoints import local, open_checkpoint
+from ckdiff.checkpoints.local import LocalCheckpoint, open_local
+from ckdiff.checkpoints.openfile import OpenFile, make_room
+from ckdiff.errors import CheckpointError, HeaderError, SourceChanged, UsageError
+
+X = ("U8", (2,), b"xx")
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_is_lost_and_nothing_blocks() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd"))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def refused(path: Path | str, *words: str) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        open_local(path)
+    line = caught.value.one_line()
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+    return caught.value
+
+
+def shards(directory: Path, *tensors: str) -> list[str]:
+    """Shard ``i`` holds the tensors named in ``tensors[i]``, separated by blanks."""
+    files = [f"model-{i + 1}-of-{len(tensors)}.safetensors" for i in range(len(tensors))]
+    for file, names in zip(files, tensors, strict=True):
+        write_safetensors(directory / file, dict.fromkeys(names.split(), X))
+    return files
+
+
+# -- what a path means -----------------------------------------------------------------------------
+
+
+def test_one_file(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "a.safetensors", {"w": ("F32", (2,), b"12345678"), "x": X})
+    with open_local(path) as got:
+        assert got.label == "a.safetensors"
+        assert got.table.names == ["w", "x"]
+        assert got.table.nbytes.tolist() == [8, 2]
+        assert [(f.name, f.size) for f in got.files] == [("a.safetensors", path.stat().st_size)]
+        assert got.file_index.dtype == np.int32
+        assert got.offset.dtype == np.int64
+        file = got.open_files[0]
+        assert os.pread(file.fd, 8, int(got.offset[0])) == b"12345678"
+        assert not os.get_inheritable(file.fd)
+        status = path.stat()
+        assert file.identity == (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        assert json.loads(json.dumps(got.fingerprint())) == [["a.safetensors", *file.identity]]
+        got.verify()
+    got.close()
+
+
+def test_a_directory_without_an_index_in_natural_order(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        write_safetensors(tmp_path / f"m-{number}.safetensors", {f"w{number}": X})
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "._m-1.safetensors").write_bytes(b"left by another system")
+    with open_local(tmp_path) as got:
+        assert [file.name for file in got.files] == [f"m-{n}.safetensors" for n in (1, 9, 10)]
+        assert got.table.names == ["w1", "w9", "w10"]
+        assert got.file_index.tolist() == [0, 1, 2]
+        assert got.label == tmp_path.name
+
+
+def test_the_index_wins(tmp_path: Path) -> None:
+    files = shards(tmp_path, "a b", "c")
+    write_safetensors(tmp_path / "consolidated.safetensors", {"a": X, "b": X, "c": X})
+    index = write_index(tmp_path, {"a": files[0], "b": files[0], "c": files[1]})
+    for path in (tmp_path, index):
+        with open_local(path) as got:
+            assert [file.name for file in got.files] == files
+            assert got.table.names == ["a", "b", "c"]
+
+
+def test_an_index_of_another_name(tmp_path: Path) -> None:
+    files = shards(tmp_path, "a", "b")
+    first = write_index(tmp_path, {"a": files[0]}, "diffusion.safetensors.index.json")
+    with open_local(tmp_path) as got:
+        assert got.table.names == ["a"]
+    write_index(tmp_path, {"b": files[1]}, "other.safetensors.index.json")
+    refused(tmp_path, "2 indexes", "diffusion.safetensors.index.json, other")
+    with open_local(first) as got:
+        assert got.table.names == ["a"]
+    write_index(tmp_path, {"b": files[1]})
+    with open_local(tmp_path) as got:
+        assert got.table.names == ["b"]
+
+
+def test_shards_in_a_directory_below(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "sub" / "a.safetensors", {"a": X})
+    write_index(tmp_path, {"a": "sub/a.safetensors"})
+    with open_local(tmp_path) as got:
+        assert [file.name for file in got.files] == ["sub/a.safetensors"]
+
+
+def test_links_into_a_hub_cache(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    write_safetensors(blobs / "0123", {"a": X})
+    write_safetensors(blobs / "4567", {"b": X})
+    write_index(blobs, {"a": "m-1.safetensors", "b": "m-2.safetensors"}, "89ab")
+    for name, blob in (
+        ("m-1.safetensors", "0123"),
+        ("m-2.safetensors", "4567"),
+        ("model.safetensors.index.json", "89ab"),
+    ):
+        (snapshot / name).symlink_to(Path("..") / ".." / "blobs" / blob)
+    with open_local(snapshot) as got:
+        assert got.table.names == ["a", "b"]
+        assert [file.name for file in got.files] == ["m-1.safetensors", "m-2.safetensors"]
+        got.verify()
+    (blobs / "4567").unlink()
+    refused(snapshot, "m-2.safetensors", "link to a file that does not exist")
+
+
+def test_relative_paths_survive_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / "here" / "a.safetensors", {"a": X})
+    monkeypatch.chdir(tmp_path / "here")
+    with open_local(".") as got:
+        monkeypatch.chdir(tmp_path)
+        assert got.label == "here"
+        got.verify()
+
+
+def test_nothing_to_open(tmp_path: Path) -> None:
+    refused(tmp_path / "no", "does not exist")
+    refused("", "does not exist")
+    refused(tmp_path / "a\0b", "does not exist")
+    refused(tmp_path / ("n" * 300), "does not exist")
+    refused(tmp_path, "empty directory")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "old.pt").write_bytes(b"")
+    refused(tmp_path, "1 .bin, 1 .pt", "never unpickles")
+    (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / "old.pt").unlink()
+    (tmp_path / "README.md").write_text("")
+    refused(tmp_path, "no .safetensors file, only README.md")
+
+
+def test_a_pickle_as_a_shard(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("the pickle was executed",))
+
+    shards(tmp_path, "a")
+    bad = tmp_path / "b.safetensors"
+    bad.write_bytes(pickle.dumps([Bomb(), 1]))
+    error = refused(tmp_path, "b.safetensors", "pickle")
+    assert isinstance(error, HeaderError)
+
+
+# -- row 14: what is not a regular file ------------------------------------------------------------
+
+
+def put_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def put_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def put_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def put_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def put_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+ODD = [
+    (put_fifo, "named pipe"),
+    (put_directory, "directory"),
+    (put_device, "device"),
+    (put_socket, "socket"),
+    (put_empty, "too short"),
+    (put_loop, "bad.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("put", "word"), ODD)
+def test_a_shard_that_is_no_regular_file(tmp_path: Path, put: Any, word: str) -> None:
+    bad = tmp_path / "bad.safetensors"
+    put(bad)
+    if put is not put_directory:
+        refused(bad, word)
+    shards(tmp_path, "a")
+    refused(tmp_path, "bad.safetensors", word)
+    write_index(tmp_path, {"w": "bad.safetensors"})
+    refused(tmp_path, "bad.safetensors", word)
+
+
+@pytest.mark.parametrize(("put", "word"), ODD[:4])
+def test_an_index_that_is_no_regular_file(tmp_path: Path, put: Any, word: str) -> None:
+    shards(tmp_path, "a")
+    put(tmp_path / "model.safetensors.index.json")
+    refused(tmp_path, "index.json", word)
+
+
+# -- row 11: the index is untrusted ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "../a.safetensors",
+        "sub/../../a.safetensors",
+        "..",
+        ".",
+        "",
+        "./a.safetensors",
+        "a//b",
+        "/etc/passwd",
+        "a\0.safetensors",
+        "\ud800.safetensors",
+        1,
+        None,
+        True,
+        ["a.safetensors"],
+        {"file": "a.safetensors"},
+    ],
+)
+def test_file_names_that_must_not_be_opened(
+    tmp_path: Path, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"a": X})
+    directory = tmp_path / "model"
+    write_safetensors(directory / "a.safetensors", {"a": X})
+    write_index(directory, {"a": "a.safetensors", "b": value})
+    opened: list[str] = []
+    real = OpenFile.open
+    monkeypatch.setattr(OpenFile, "open", lambda path: opened.append(path) or real(path))
+    refused(directory, "model.safetensors.index.json")
+    assert [os.path.basename(path) for path in opened] == ["model.safetensors.index.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"weight_map":{}}',
+        b'{"weight_map":[]}',
+        b'{"weight_map":null}',
+        b'{"weight_map":{"a":"a.safetensors"}',
+        b'{"weight_map":{"a":"a.safetensors"}}x',
+        b'{"weight_map":{"a":"a.safetensors"},}',
+        b'{"weight_map":{"a":"a.safetensors","a":"a.safetensors"}}',
+        b'{"weight_map":{"a":"a.safetensors"},"weight_map":{"a":"a.safetensors"}}',
+        b'{"metadata":{"x":1,"x":1},"weight_map":{"a":"a.safetensors"}}',
+        b'{"metadata":{"x":NaN},"weight_map":{"a":"a.safetensors"}}',
+        b'{"metadata":' + b"[" * 200_000 + b',"weight_map":{"a":"a.safetensors"}}',
+        b'{"metadata":' + b"9" * 5000 + b',"weight_map":{"a":"a.safetensors"}}',
+        b'{"metadata":"\xff","weight_map":{"a":"a.safetensors"}}',
+        b'{"weight_map":{"\xff":"a.safetensors"}}',
+        b'\xef\xbb\xbf{"weight_map":{"a":"a.safetensors"}}',
+        '{"weight_map":{"a":"a.safetensors"}}'.encode("utf-16"),
+    ],
+)
+def test_an_index_that_is_not_strict_json(tmp_path: Path, text: bytes) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"a": X})
+    (tmp_path / "model.safetensors.index.json").write_bytes(text)
+    refused(tmp_path, "model.safetensors.index.json")
+
+
+def test_an_index_with_blanks_and_other_keys(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"a": X})
+    text = (
+        ' \n{ "metadata": {"total_size": 1e9, "n": [-1, null]} ,'
+        '"weight_map" : {"a": "a.safetensors"} , "x": ""}\n'
+    )
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with open_local(tmp_path) as got:
+        assert got.table.names == ["a"]
+
+
+def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
+    path = write_index(tmp_path, {"a": "a.safetensors"})
+    os.truncate(path, 2**40)
+    refused(tmp_path, "1,099,511,627,776 bytes")
+
+
+# -- row 13: index and shards disagree -------------------------------------------------------------
+
+
+def test_every_disagreement_is_listed(tmp_path: Path) -> None:
+    shards(tmp_path, "a twice extra", "b twice moved")
+    one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
+    weight_map = {
+        "a": one, "b": two, "twice": one, "moved": one, "gone": two, "c": "model-3.safetensors",
+    }  # fmt: skip
+    write_index(tmp_path, weight_map)
+    error = refused(
+        tmp_path,
+        "5 problems",
+        "model-3.safetensors: does not exist",
+        f"tensor 'twice' is in both {one} and {two}",
+        f"tensor 'moved' is in {two} but the index says {one}",
+        f"{two} has no tensor 'gone'",
+        f"tensor 'extra' of {one} is not in the index",
+    )
+    assert not isinstance(error, HeaderError)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "words"),
+    [
+        ({"a": 0, "b": 1, "c": 1}, ("has no tensor 'c'",)),
+        ({"a": 1, "b": 1}, ("'a'",)),
+        ({"b": 0, "a": 1}, ("2 problems", "'a'", "'b'")),
+    ],
+)
+def test_one_disagreement(tmp_path: Path, weight_map: dict[str, int], words: Any) -> None:
+    files = shards(tmp_path, "a", "b")
+    write_index(tmp_path, {name: files[file] for name, file in weight_map.items()})
+    refused(tmp_path, *words)
+
+
+def test_a_shard_that_the_index_does_not_name_does_not_count(tmp_path: Path) -> None:
+    files = shards(tmp_path, "a", "a b")
+    write_index(tmp_path, {"a": files[0]})
+    with open_local(tmp_path) as got:
+        assert [file.name for file in got.files] == files[:1]
+
+
+def test_a_tensor_in_two_shards_without_an_index(tmp_path: Path) -> None:
+    shards(tmp_path, "a b", "b c", "c")
+    refused(tmp_path, "2 problems", "'b'", "'c'")
+
+
+def test_a_long_list_is_cut(tmp_path: Path) -> None:
+    names = [f"t{i}" for i in range(1000)]
+    write_safetensors(tmp_path / "a.safetensors", dict.fromkeys(["w", *names], X))
+    write_index(tmp_path, {"w": "a.safetensors"})
+    error = refused(tmp_path, "1,000 problems", "'t19'", "and 980 more")
+    assert "'t20'" not in str(error)
+
+
+def test_several_broken_headers(tmp_path: Path) -> None:
+    write_raw(tmp_path / "a.safetensors", b"{,}")
+    write_raw(tmp_path / "b.safetensors", b"{,}")
+    assert isinstance(refused(tmp_path, "a.safetensors", "b.safetensors"), HeaderError)
+
+
+# -- files that change -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[LocalCheckpoint]:
+    write_safetensors(tmp_path / "a.safetensors", {"a": X})
+    with open_local(tmp_path / "a.safetensors") as checkpoint:
+        yield checkpoint
+
+
+def changed(checkpoint: LocalCheckpoint, word: str) -> None:
+    for _ in range(2):
+        with pytest.raises(SourceChanged, match=word) as caught:
+            checkpoint.verify()
+        assert checkpoint.open_files[0].path in str(caught.value)
+        assert caught.value.hint
+
+
+def test_truncated(opened: LocalCheckpoint) -> None:
+    os.truncate(opened.open_files[0].path, 20)
+    changed(opened, "truncated from .* to 20 bytes")
+
+
+def test_grown(opened: LocalCheckpoint) -> None:
+    with open(opened.open_files[0].path, "ab") as file:
+        file.write(b"more")
+    changed(opened, "grew")
+
+
+def test_rewritten_in_place(opened: LocalCheckpoint) -> None:
+    path = Path(opened.open_files[0].path)
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(data)
+    later = opened.open_files[0].identity[3] + 10**9
+    os.utime(path, ns=(later, later))
+    changed(opened, "rewritten")
+
+
+def test_rewritten_with_its_old_time(opened: LocalCheckpoint) -> None:
+    file = opened.open_files[0]
+    os.utime(file.path, ns=(1, 1))
+    os.utime(file.path, ns=(1, file.identity[3]))
+    changed(opened, "touched")
+
+
+def test_removed(opened: LocalCheckpoint) -> None:
+    os.unlink(opened.open_files[0].path)
+    changed(opened, "removed")
+
+
+def test_replaced(opened: LocalCheckpoint, tmp_path: Path) -> None:
+    other = write_safetensors(tmp_path / "new", {"a": X})
+    os.replace(other, opened.open_files[0].path)
+    changed(opened, "replaced")
+
+
+def test_a_link_that_leads_elsewhere(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "one", {"a": X})
+    write_safetensors(tmp_path / "two", {"a": X})
+    link = tmp_path / "a.safetensors"
+    link.symlink_to("one")
+    with open_local(link) as got:
+        link.unlink()
+        link.symlink_to("two")
+        changed(got, "replaced")
+        link.unlink()
+        changed(got, "removed")
+
+
+def test_a_change_while_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_safetensors(tmp_path / "a.safetensors", {"a": X})
+    real = local.read_header
+
+    def slow(fd: int, size: int, file: str) -> Any:
+        header = real(fd, size, file)
+        os.truncate(path, size - 1)
+        return header
+
+    monkeypatch.setattr(local, "read_header", slow)
+    with pytest.raises(SourceChanged, match="truncated"):
+        open_local(path)
+
+
+# -- many shards -----------------------------------------------------------------------------------
+
+
+def test_the_soft_limit_on_open_files_is_raised(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for i in range(300):
+        write_safetensors(tmp_path / f"{i}.safetensors", {f"w{i}": X})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        with open_local(tmp_path) as got:
+            assert len(got.open_files) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_hard_limit_is_a_clear_error(tmp_path: Path) -> None:
+    for i in range(300):
+        write_safetensors(tmp_path / f"{i}.safetensors", {f"w{i}": X})
+    code = (
+        "import resource, sys\n"
+        "from ckdiff.checkpoints import open_checkpoint\n"
+        "from ckdiff.errors import CheckpointError\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))\n"
+        "try:\n"
+        "    open_checkpoint(sys.argv[1])\n"
+        "except CheckpointError as error:\n"
+        "    print(error.one_line())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert "300 shards" in done.stdout
+    assert "ulimit" in done.stdout
+
+
+def test_no_limit_is_touched_without_need() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    make_room(1)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+# -- the one door ----------------------------------------------------------------------------------
+
+
+def test_open_checkpoint(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "a.safetensors", {"a": X})
+    for way in (path, str(path)):
+        checkpoint = open_checkpoint(way)
+        assert open_checkpoint(checkpoint) is checkpoint
+        checkpoint.close()
+
+
+def test_hub_paths_say_what_to_do() -> None:
+    for path in ("hf://org/name", "hf://org/name@main", Path("hf://org/name")):
+        with pytest.raises(CheckpointError, match="not supported by this version") as caught:
+            open_checkpoint(path)
+        assert "hf download" in caught.value.one_line()
+
+
+@pytest.mark.parametrize("value", [None, 3, b"path", ["a"]])
+def test_what_is_no_path(value: Any) -> None:
+    with pytest.raises(UsageError):
+        open_checkpoint(value)
