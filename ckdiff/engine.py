@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from ckdiff.pairing import Pairing, Unpaired, pair
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.summaries import rule_counts
 from ckdiff.table import MaskTable
+
+if TYPE_CHECKING:
+    from ckdiff.store import MaskStore
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
 
@@ -75,7 +78,17 @@ class DiffResult:
     exact_only: dict[str, list[str]]  #: rule -> tensors on which it means ``exact``
     bytes_read: int  #: both sides
     seconds: float  #: from opened sources to committed store
-    store: Any = None  #: the MaskStore, or None where nothing was stored
+    store_path: Path | None = None  #: where the masks are, or None where nothing was stored
+    _store: MaskStore | None = None
+
+    @property
+    def store(self) -> MaskStore | None:
+        """The MaskStore that was written, opened when first asked for; None without an output."""
+        if self._store is None and self.store_path is not None:
+            from ckdiff.store import open_store
+
+            self._store = open_store(self.store_path)
+        return self._store
 
     @property
     def elements(self) -> int:
@@ -99,7 +112,7 @@ class DiffResult:
             "exact_only": self.exact_only,
             "bytes_read": self.bytes_read,
             "seconds": self.seconds,
-            "store": None if self.store is None else str(self.store.path),
+            "store": None if self.store_path is None else str(self.store_path),
         }
         if self.table.statistics is not None:
             from ckdiff.summaries import summarise
@@ -157,6 +170,7 @@ class Diff:
             raise UsageError(f"--workers must be at least 1, not {self._workers}")
         self.out = None if out is None else Path(os.path.abspath(os.fspath(out)))
         self._stack = ExitStack()
+        self._resident = budget.resident_anonymous()
         with ExitStack() as stack:
             self.base = open_checkpoint(base)
             if self.base is not base:
@@ -211,10 +225,10 @@ class Diff:
             each = working_memory(
                 self.layout, len(self.rules), window, with_statistics=self.options.stats
             )
-            # what is here already (libraries, both tables), what compiling kernels adds, and the
-            # table of results
+            # The interpreter and libraries, what both tables took, what compiling kernels adds,
+            # and the table of results. What a host process held before is not ours to count.
             tensors = len(self.pairing)
-            fixed = max(budget.resident_anonymous(), 40 * budget.MIB) + 48 * budget.MIB
+            fixed = 96 * budget.MIB + max(0, budget.resident_anonymous() - self._resident)
             fixed += tensors * (400 + 16 * len(self.rules) + (1200 if self.options.stats else 0))
             needed = fixed + workers * each
             if needed <= memory or window == SMALLEST_WINDOW:
@@ -479,11 +493,6 @@ class Diff:
             ]
             if names:
                 exact_only[str(rule)] = names
-        store = None
-        if out is not None:
-            from ckdiff.store import open_store
-
-            store = open_store(out)
         return DiffResult(
             table=table,
             rules=rule_counts(totals, table.total_elements),
@@ -493,7 +502,7 @@ class Diff:
             exact_only=exact_only,
             bytes_read=self.bytes_to_read,
             seconds=seconds,
-            store=store,
+            store_path=out,
         )
 
 

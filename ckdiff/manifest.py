@@ -6,16 +6,18 @@ the store with its size and XXH3-128 digest, and ends with a digest of itself.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from ckdiff.errors import StoreCorrupt, StoreIncomplete, printable
-from ckdiff.workdir import MANIFEST, SUFFIX
+from ckdiff.workdir import FORMAT, MANIFEST, SUFFIX
 
-FORMAT = "ckdiff-mask-store"
 FORMAT_VERSION = 1
 TABLE = "tensors.json"
 _LARGEST = 1 << 30  # bytes of a manifest that will be read
@@ -41,8 +43,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     shown = printable(str(root))
     try:
-        with open(root / MANIFEST, "rb") as file:
-            raw = file.read(_LARGEST)
+        raw = _read(root / MANIFEST)
     except FileNotFoundError:
         raise _no_store(root) from None
     except NotADirectoryError:
@@ -61,10 +62,22 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{shown} is in store format {version!r}, this ckdiff reads up to {FORMAT_VERSION}",
             hint="upgrade ckdiff",
         )
-    digest = manifest.pop("digest", None)
-    if digest != xxhash.xxh3_128_hexdigest(dump_json(manifest)) or raw != seal(manifest):
+    manifest.pop("digest", None)
+    try:
+        sealed = seal(manifest)
+    except (ValueError, RecursionError):  # NaN, a lone surrogate: nothing that was written here
+        raise _damaged(shown) from None
+    if raw != sealed:  # which says that the digest is right as well
         raise _damaged(shown)
     return manifest
+
+
+def _read(path: Path) -> bytes:
+    # O_NONBLOCK: something else of that name, such as a named pipe, must not make us wait
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read(_LARGEST)
 
 
 def _damaged(shown: str) -> StoreCorrupt:

@@ -165,12 +165,20 @@ def read_index(fd: int, size: int, where: str) -> npt.NDArray[np.uint64]:
     """The (offset, length) pairs of an object's inner chunks; raises StoreCorrupt."""
     if size < INDEX_BYTES:
         raise StoreCorrupt(f"{where} is too short to be a mask object")
-    raw = os.pread(fd, INDEX_BYTES, size - INDEX_BYTES)
+    raw = _pread(fd, INDEX_BYTES, size - INDEX_BYTES)
     if len(raw) != INDEX_BYTES or google_crc32c.value(raw[:-4]) != int.from_bytes(
         raw[-4:], "little"
     ):
         raise StoreCorrupt(f"the index of {where} fails its checksum")
     return np.frombuffer(raw[:-4], "<u8").reshape(INNERS, 2)
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    """``size`` bytes from ``offset``, fewer only at the end of the file."""
+    data = os.pread(fd, size, offset)
+    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def read_inners(path: Path, where: str, first: int, stop: int) -> Bytes:
@@ -184,7 +192,7 @@ def read_inners(path: Path, where: str, first: int, stop: int) -> Bytes:
             offset, length = (int(x) for x in index[i])
             if offset == _ABSENT or offset + length > size:
                 raise StoreCorrupt(f"inner chunk {i} of {where} is missing")
-            frame = os.pread(file.fileno(), length, offset)
+            frame = _pread(file.fileno(), length, offset)
             try:
                 data = decoder.decompress(frame, max_output_size=INNER)
             except zstandard.ZstdError as error:

@@ -81,6 +81,17 @@ def run_threads(
             tick()
     finally:
         stop.set()
-        for thread in threads:
-            if thread.ident is not None:
+        _join(threads)
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    """Wait for all threads, even through a second Ctrl-C: what they read is unmapped after this."""
+    interruption: BaseException | None = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
                 thread.join()
+            except BaseException as error:  # a signal handler's, raised in this thread
+                interruption = error
+    if interruption is not None:
+        raise interruption

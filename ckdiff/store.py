@@ -6,7 +6,9 @@ Knows the store format and nothing of where the masks came from. Format: docs/st
 from __future__ import annotations
 
 import json
+import math
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff import manifest as manifests
-from ckdiff.errors import CkdiffError, StoreCorrupt, UsageError, printable
-from ckdiff.layout import CHUNK
+from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.layout import CHUNK, Layout
 from ckdiff.manifest import TABLE
 from ckdiff.objects import INNER, OBJECT, file_digest, read_inners
 from ckdiff.rules import Rule
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from ckdiff.summaries import By
 
 Progress = Callable[[int, int], None]
+#: what walking JSON of another shape than ours raises
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
@@ -56,7 +60,7 @@ class MaskStore:
             #: rules whose masks are stored
             self.masks: tuple[str, ...] = tuple(self.manifest["masks"])
             self._length = int(self.manifest["layout"]["addresses"]) // 8
-        except (KeyError, TypeError, ValueError) as error:
+        except _NONSENSE as error:
             raise StoreCorrupt(f"the manifest of {self._shown} makes no sense: {error}") from None
         self._verified: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
@@ -193,10 +197,17 @@ class MaskStore:
             low, high = inside // INNER, -(-(inside + size) // INNER)
             key = f"masks/{rule}/c/{chunk}"
             self._verify(key)
-            part = read_inners(self.path / key, f"{self._shown}/{key}", low, high)
+            part = self._inners(key, low, high)
             out[at : at + size] = part[inside - low * INNER :][:size]
             at += size
         return out
+
+    def _inners(self, key: str, first: int, stop: int) -> npt.NDArray[np.uint8]:
+        where = f"{self._shown}/{key}"
+        try:
+            return read_inners(self.path / key, where, first, stop)
+        except OSError as error:
+            raise StoreCorrupt(f"cannot read {where}: {error.strerror}") from error
 
     def _verify(self, key: str) -> None:
         """Check an object against its digest, once for as long as the file stays the same."""
@@ -217,16 +228,21 @@ class MaskStore:
     def _stat(self, key: str, size: int) -> tuple[int, ...]:
         try:
             found = os.stat(self.path / key)
-        except OSError:
+        except (OSError, ValueError):
             raise StoreCorrupt(
-                f"{self._shown}/{key} is missing", hint="restore it, or run the diff again"
+                f"{self._shown}/{printable(key)} is missing",
+                hint="restore it, or run the diff again",
             ) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreCorrupt(f"{self._shown}/{key} is not a regular file")
         if found.st_size != size:
             raise StoreCorrupt(f"{self._shown}/{key} has {found.st_size} bytes instead of {size}")
         return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def _check_objects(self) -> None:
         for key, (size, _) in self._objects.items():
+            if any(part in ("", ".", "..") for part in key.split("/")):
+                raise StoreCorrupt(f"the manifest of {self._shown} names {printable(key)!r}")
             self._stat(key, size)
         chunks = -(-self._length // OBJECT)
         for rule in self.masks:
@@ -239,10 +255,19 @@ class MaskStore:
             raise StoreCorrupt(f"the manifest of {self._shown} names no tensor table")
         self._verify(TABLE)
         try:
-            data = json.loads((self.path / TABLE).read_bytes())
-        except (OSError, ValueError) as error:
+            table = MaskTable.from_json(json.loads((self.path / TABLE).read_bytes()))
+            layout = Layout(table.elements)
+            sound = (
+                set(table.changed) == set(self.rules) >= set(self.masks)
+                and layout.total == 8 * self._length
+                and np.array_equal(layout.starts, table.starts)
+                and [math.prod(shape) for shape in table.shapes] == table.elements.tolist()
+            )
+        except (OSError, *_NONSENSE) as error:
             raise StoreCorrupt(f"cannot read {self._shown}/{TABLE}: {error}") from None
-        return MaskTable.from_json(data)
+        if not sound:
+            raise StoreCorrupt(f"{self._shown}/{TABLE} contradicts itself or the manifest")
+        return table
 
     def _recount(self, rule: str) -> None:
         """Hold the counts of the table against the bits; padding must be zero."""
@@ -255,7 +280,7 @@ class MaskStore:
             inners = -(-size // INNER)
             bits = np.zeros(inners * INNER, np.uint8)
             for i in range(inners):  # small pieces: a chunk decodes to 8 MiB
-                part = read_inners(self.path / key, f"{self._shown}/{key}", i, i + 1)
+                part = self._inners(key, i, i + 1)
                 bits[i * INNER : (i + 1) * INNER] = np.bitwise_count(part)
             sums = np.concatenate(([0], np.cumsum(bits, dtype=np.int64)))
             total += int(sums[-1])
@@ -268,7 +293,7 @@ class MaskStore:
             name = printable(table.names[int(wrong[0])])
             raise StoreCorrupt(f"the {rule} mask of {name} in {self._shown} disagrees with its count")
         if total != int(counts.sum()):
-            raise CkdiffError(f"padding bits of {self._shown} are set")
+            raise StoreCorrupt(f"the {rule} mask of {self._shown} has padding bits that are set")
 
 
 def check_store(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal, get_args
 
-from ckdiff.errors import UsageError
+import numpy as np
+
+from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.naming import natural_key
-from ckdiff.table import MaskTable, TensorRecord
+from ckdiff.rules import Rule
+from ckdiff.table import IntArray, MaskTable, Statistics, TensorRecord, number
 
 By = Literal["tensor", "layer", "module", "dtype", "model"]
+Row = dict[str, Any]
 
 
 def layer_of(name: str) -> str:
@@ -43,14 +49,6 @@ def _is_integer(part: str) -> bool:
     return part.isascii() and part.isdigit()
 
 
-_KEYS: dict[str, Callable[[TensorRecord], str]] = {
-    "layer": lambda t: layer_of(t.name),
-    "module": lambda t: module_of(t.name),
-    "dtype": lambda t: t.dtype,
-    "model": lambda t: "model",
-}
-
-
 def density(changed: int, elements: int) -> float:
     """changed / elements, and 0 where there are no elements."""
     return changed / elements if elements else 0.0
@@ -64,35 +62,30 @@ def rule_counts(changed: dict[str, int], elements: int) -> dict[str, dict[str, A
     }
 
 
-def summarise(table: MaskTable, by: By = "layer") -> list[dict[str, Any]]:
-    """Rows of counts. Raises UsageError for an unknown ``by``."""
-    if by == "tensor":
-        return [_tensor_row(record) for record in table]
+def summarise(
+    table: MaskTable, by: By = "layer", *, sort: str | None = None, top: int | None = None
+) -> list[Row]:
+    """Rows of counts, in natural order of what they stand for.
+
+    ``sort`` names a column (see :func:`columns`): numbers are sorted largest first. ``top`` keeps
+    that many rows; without ``sort`` those of the highest density under the first rule. Raises
+    UsageError for an unknown ``by`` or ``sort``.
+    """
     if by not in get_args(By):
         raise UsageError(f"cannot group by {by!r}", hint=f"one of {', '.join(get_args(By))}")
-    groups: dict[str, tuple[list[int], dict[str, int]]] = {}
-    if by == "model":
-        groups["model"] = [0], dict.fromkeys(table.changed, 0)
-    for record in table:
-        elements, changed = groups.setdefault(
-            _KEYS[by](record), ([0], dict.fromkeys(table.changed, 0))
-        )
-        elements[0] += record.elements
-        for rule, count in record.changed.items():
-            changed[rule] += count
-    order = sorted(groups, key=natural_key) if by in ("module", "dtype") else list(groups)
-    return [
-        {
-            "group": group,
-            "elements": groups[group][0][0],
-            "rules": rule_counts(groups[group][1], groups[group][0][0]),
-        }
-        for group in order
-    ]
+    if top is not None and top < 1:
+        raise UsageError(f"top must be at least 1, not {top}")
+    if sort is None and top is not None:
+        sort = "density"
+    order = None if sort is None else find_column(table, by, sort)
+    rows = [_tensor_row(record) for record in table] if by == "tensor" else _grouped(table, by)
+    if order is not None:
+        rows.sort(key=order.sort_key)
+    return rows if top is None else rows[:top]
 
 
-def _tensor_row(record: TensorRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _tensor_row(record: TensorRecord) -> Row:
+    row: Row = {
         "name": record.name,
         "dtype": record.dtype,
         "shape": list(record.shape),
@@ -102,3 +95,217 @@ def _tensor_row(record: TensorRecord) -> dict[str, Any]:
     if record.statistics is not None:
         row["statistics"] = record.statistics
     return row
+
+
+def _grouped(table: MaskTable, by: By) -> list[Row]:
+    groups: list[str]
+    if by == "model":
+        groups, index = ["model"], np.zeros(len(table), np.int64)
+    else:
+        key = {"layer": layer_of, "module": module_of, "dtype": str}[by]
+        groups, index = _index(map(key, table.dtypes if by == "dtype" else table.names))
+    elements = _sums(index, table.elements, len(groups)).tolist()
+    changed = {
+        rule: _sums(index, counts, len(groups)).tolist() for rule, counts in table.changed.items()
+    }
+    moved = None if table.statistics is None else _statistics(table.statistics, index, len(groups))
+    order = range(len(groups))
+    if by != "layer":  # layers are met in natural order: the order of tensor names
+        order = sorted(order, key=lambda i: natural_key(groups[i]))  # type: ignore[assignment]
+    rows: list[Row] = []
+    for i in order:
+        counts = {rule: totals[i] for rule, totals in changed.items()}
+        row: Row = {
+            "group": groups[i],
+            "elements": elements[i],
+            "rules": rule_counts(counts, elements[i]),
+        }
+        if moved is not None and moved[i] is not None:
+            row["statistics"] = moved[i]
+        rows.append(row)
+    return rows
+
+
+def _index(keys: Iterable[str]) -> tuple[list[str], IntArray]:
+    """(the distinct keys in order of appearance, which of them each item has)."""
+    positions: dict[str, int] = {}
+    index = np.array([positions.setdefault(key, len(positions)) for key in keys], np.int64)
+    return list(positions), index
+
+
+def _sums(index: IntArray, values: IntArray, groups: int) -> IntArray:
+    """Exact integer sums of each group."""
+    out = np.zeros(groups, np.int64)
+    np.add.at(out, index, values)
+    return out
+
+
+def _statistics(found: Statistics, index: IntArray, groups: int) -> list[Row | None]:
+    """The statistics of each group, of the tensors whose dtype has a numeric meaning.
+
+    Sums are taken in tensor order, so they depend on nothing else. Values that are not finite in
+    float64 stay so, and become null in the end.
+    """
+    of = index[found.defined]
+
+    def sums(values: Any) -> Any:
+        out = np.zeros(groups, np.float64)
+        np.add.at(out, of, values[found.defined])
+        return out
+
+    with np.errstate(all="ignore"):
+        norms = {
+            name: np.sqrt(sums(np.square(getattr(found, name))))
+            for name in ("l2_delta", "l2_base", "l2_tuned")
+        }
+        sum_abs, dot = sums(found.sum_abs_delta), sums(found.dot)
+        cosines = np.clip(dot / (norms["l2_base"] * norms["l2_tuned"]), -1, 1)
+        largest = np.zeros(groups, np.float64)
+        np.maximum.at(largest, of, found.max_abs_delta[found.defined])
+    flips = _sums(of, found.sign_flips[found.defined], groups)
+    nonfinite = _sums(of, found.nonfinite[found.defined], groups)
+    histograms: list[list[int]] = [[] for _ in range(groups)]
+    for i in np.flatnonzero(found.defined).tolist():
+        group = int(index[i])
+        pairs = zip_longest(histograms[group], found.ulp_histogram[i], fillvalue=0)
+        histograms[group] = [a + b for a, b in pairs]
+    members = np.bincount(of, minlength=groups)
+    return [
+        {
+            "sum_abs_delta": number(sum_abs[g]),
+            "l2_delta": number(norms["l2_delta"][g]),
+            "max_abs_delta": number(largest[g]),
+            "l2_base": number(norms["l2_base"][g]),
+            "l2_tuned": number(norms["l2_tuned"][g]),
+            "cosine": number(cosines[g]),
+            "sign_flips": int(flips[g]),
+            "nonfinite": int(nonfinite[g]),
+            "ulp_histogram": histograms[g],
+        }
+        if members[g]
+        else None
+        for g in range(groups)
+    ]
+
+
+def relative_delta(row: Row) -> float | None:
+    """How far a row's elements moved, ‖Δ‖/‖base‖; None without statistics or a base norm."""
+    found = row.get("statistics")
+    if not found or found["l2_delta"] is None or not found["l2_base"]:
+        return None
+    return number(found["l2_delta"] / found["l2_base"])
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Something that every row has one value of, such as ``density:exact``."""
+
+    name: str
+    value: Callable[[Row], Any]  #: None where a row has none
+    numeric: bool = True
+
+    def sort_key(self, row: Row) -> Any:
+        """Numbers: largest first and absent ones last; text: natural order."""
+        value = self.value(row)
+        if not self.numeric:
+            return natural_key(str(value))
+        return (value is None, 0 if value is None else -value)
+
+
+#: statistics that are one number
+_MEASURES = (
+    "sum_abs_delta", "l2_delta", "max_abs_delta", "l2_base", "l2_tuned", "cosine", "sign_flips",
+    "nonfinite",
+)  # fmt: skip
+
+
+def columns(table: MaskTable, by: By) -> list[Column]:
+    """The columns of ``summarise(table, by)``: what ``--sort`` takes and ``--csv`` prints.
+
+    ``changed:RULE`` and ``density:RULE`` are there for each rule; statistics only with them.
+    """
+    if by == "tensor":
+        found = [
+            Column("name", lambda row: row["name"], numeric=False),
+            Column("dtype", lambda row: row["dtype"], numeric=False),
+            Column("shape", lambda row: "x".join(map(str, row["shape"])), numeric=False),
+        ]
+    else:
+        found = [Column("group", lambda row: row["group"], numeric=False)]
+    found.append(Column("elements", lambda row: row["elements"]))
+    for rule in table.changed:
+        found.append(Column(f"changed:{rule}", _counted(rule, "changed")))
+        found.append(Column(f"density:{rule}", _counted(rule, "density")))
+    if table.statistics is not None:
+        found.append(Column("relative_delta", relative_delta))
+        found += [Column(name, _measured(name)) for name in _MEASURES]
+    return found
+
+
+def find_column(table: MaskTable, by: By, name: str) -> Column:
+    """The column called ``name``; raises UsageError that lists them.
+
+    A rule may be spelled any way, and left out for the first rule: ``density``.
+    """
+    known = {column.name: column for column in columns(table, by)}
+    first = next(iter(table.changed))
+    wanted = {"changed": f"changed:{first}", "density": f"density:{first}"}.get(name, name)
+    kind, colon, rule = wanted.partition(":")
+    if colon:
+        try:
+            wanted = f"{kind}:{Rule.parse(rule)}"
+        except CkdiffError:
+            pass  # not a rule: said below, with what there is
+    if wanted not in known:
+        raise UsageError(f"there is no column {name!r}", hint=f"one of {', '.join(known)}")
+    return known[wanted]
+
+
+def _counted(rule: str, what: str) -> Callable[[Row], Any]:
+    return lambda row: row["rules"][rule][what]
+
+
+def _measured(name: str) -> Callable[[Row], Any]:
+    return lambda row: (row.get("statistics") or {}).get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Layers whose names differ in their number only, by module: the data of a heat map."""
+
+    name: str  #: ``model.layers``; empty where names begin with the number
+    layers: list[str]  #: the numbers, in natural order
+    modules: list[str]  #: in natural order
+    elements: IntArray  #: modules x layers; 0 where a layer lacks the module
+    changed: IntArray
+
+
+def stacks(table: MaskTable, rule: str) -> list[Stack]:
+    """The stacks of layers of a model; tensors without an integer in their name are in none."""
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for i, name in enumerate(table.names):
+        layer = layer_of(name)
+        prefix, _, last = layer.rpartition(".")
+        if _is_integer(last):
+            found.setdefault(prefix, []).append((last, module_of(name), i))
+    return [_stack(table, rule, prefix, members) for prefix, members in found.items()]
+
+
+def _stack(
+    table: MaskTable, rule: str, name: str, members: Sequence[tuple[str, str, int]]
+) -> Stack:
+    layers = sorted({layer for layer, _, _ in members}, key=natural_key)
+    modules = sorted({module for _, module, _ in members}, key=natural_key)
+    column = {layer: i for i, layer in enumerate(layers)}
+    row = {module: i for i, module in enumerate(modules)}
+    tensors = np.array([i for _, _, i in members], np.int64)
+    cells = (
+        np.array([row[module] for _, module, _ in members], np.int64),
+        np.array([column[layer] for layer, _, _ in members], np.int64),
+    )
+    grids = []
+    for values in (table.elements, table.changed[rule]):
+        grid = np.zeros((len(modules), len(layers)), np.int64)
+        np.add.at(grid, cells, values[tensors])
+        grids.append(grid)
+    return Stack(name, layers, modules, *grids)

@@ -123,6 +123,9 @@ class MaskTable(Sequence[TensorRecord]):
     statistics: Statistics | None = None
     _position: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        self._position.update(zip(self.names, range(len(self.names)), strict=True))
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -155,8 +158,6 @@ class MaskTable(Sequence[TensorRecord]):
 
     def find(self, name: str) -> int:
         """Position of the tensor called ``name``; raises CkdiffError with near names."""
-        if not self._position:
-            self._position.update((n, i) for i, n in enumerate(self.names))
         found = self._position.get(name)
         if found is None:
             import difflib

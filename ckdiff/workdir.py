@@ -8,11 +8,13 @@
     store/      the store, without a manifest until the very end
 
 Commit order: mask objects -> journal; then tables and metadata -> fsync of everything -> manifest
--> fsync -> rename -> fsync of the parent directory.
+-> fsync -> rename -> fsync of the parent directory. A store that is overwritten changes places with
+the new one and is deleted afterwards, as ``replaced`` in the work directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -20,7 +22,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from ckdiff.objects import start_writeback, write_all
 
 SUFFIX = ".ckdiff-partial"
 MANIFEST = "manifest.json"
+FORMAT = "ckdiff-mask-store"
+_ATTEMPTS = 100  # at locking a directory that others keep removing
 _README = """\
 This directory was left by a ckdiff run that did not finish. The same command resumes it;
 `ckdiff clean DIR` (DIR being the directory that holds this one) removes it.
@@ -62,6 +66,8 @@ class WorkDir:
     """An exclusive, resumable place to build a store in. Use as a context manager."""
 
     def __init__(self, out: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
+        if not out.name:
+            raise StoreExists(f"{out} exists and is not a mask store", hint="choose another name")
         self.out = out
         self.path = out.with_name(out.name + SUFFIX)
         self.store = self.path / "store"
@@ -72,11 +78,18 @@ class WorkDir:
         self.discarded = False  #: whether earlier work of another plan was thrown away
 
     def __enter__(self) -> WorkDir:
-        check_output(self.out, overwrite=self._overwrite)
         with store_errors(self.path):
-            self.path.mkdir(exist_ok=True)
+            check_output(self.out, overwrite=self._overwrite)
             self._lock = _acquire(self.path)
             try:
+                _rescue(self.path)
+                try:
+                    # again: another process may have finished while we waited for its lock
+                    check_output(self.out, overwrite=self._overwrite)
+                except StoreError:
+                    if not (self.path / "plan.json").exists():
+                        self.discard()
+                    raise
                 self._open_plan()
             except BaseException:
                 self._unlock()
@@ -94,6 +107,7 @@ class WorkDir:
             same = False
         if same:
             self.resumed = True
+            (self.store / MANIFEST).unlink(missing_ok=True)  # it is not finished any more
         else:
             self.discarded = any((self.path / "journal").glob("*"))
             for name in ("plan.json", "journal", "store"):
@@ -123,22 +137,37 @@ class WorkDir:
     def commit(self, manifest: bytes) -> None:
         """Make everything durable, write the manifest last, and move the store into place."""
         with store_errors(self.out):
-            sync_tree(self.store)
+            _remove_temporaries(self.store)
+            self._durable(sync_tree, self.store)
             write_file(self.store / MANIFEST, manifest)
-            sync_directory(self.store)
+            self._durable(sync_directory, self.store)
             check_output(self.out, overwrite=self._overwrite)
-            if self.out.exists():
-                _exchange(self.store, self.out)
-            else:
-                os.rename(self.store, self.out)
-            sync_directory(self.out.parent)
-            self.discard()
+            replaced = self.path / "replaced" if self.out.exists() else None
+            _place(self.store, self.out, replaced)
+            try:
+                self._durable(sync_directory, self.out.parent)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    _take_back(self.store, self.out, replaced)
+                    remove(self.store)
+                raise
+        self.discard()
 
     def discard(self) -> None:
-        """Remove the work directory; the lock is held until its last entry is gone."""
-        for entry in sorted(self.path.iterdir(), key=lambda p: p.name == "LOCK"):
-            remove(entry)
-        self.path.rmdir()
+        """Remove the work directory. What cannot be removed is left for ``ckdiff clean``."""
+        with contextlib.suppress(OSError):
+            _remove_locked(self.path)
+
+    def _durable(self, sync: Callable[[Path], None], path: Path) -> None:
+        try:
+            sync(path)
+        except OSError:
+            # after a failed fsync the page cache may show bytes that never reached the disk, and
+            # the next fsync may succeed: nothing written so far can be used
+            with contextlib.suppress(OSError):
+                remove(self.path / "journal")
+                remove(self.store)
+            raise
 
     def _unlock(self) -> None:
         if self._lock >= 0:
@@ -147,8 +176,12 @@ class WorkDir:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a directory looks like a mask store, finished or not."""
-    return (path / MANIFEST).is_file()
+    """Whether a directory is a mask store, perhaps a damaged one, and not somebody else's data."""
+    for name in (MANIFEST, "zarr.json"):
+        with contextlib.suppress(OSError), open(path / name, "rb") as file:
+            if FORMAT.encode() in file.read(4096):
+                return (path / MANIFEST).is_file()
+    return False
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -170,25 +203,51 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, *, create: bool = True) -> int:
     """Lock the work directory; freed by the kernel when the process ends, however it ends."""
-    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    locked = False
+    for _ in range(_ATTEMPTS):
+        if create:
+            path.mkdir(exist_ok=True)
+        try:
+            fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            if create:
+                continue  # whoever used the directory has just removed it
+            raise
+        locked = False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # a lock is only worth something while it is in its place
+            locked = os.path.samestat(os.fstat(fd), os.stat(path / "LOCK"))
+        except BlockingIOError:
+            break
+        except FileNotFoundError:
+            pass
+        finally:
+            if not locked:
+                os.close(fd)
+        if locked:
+            return fd
+    raise StoreLocked(
+        f"another process is writing {printable(str(path).removesuffix(SUFFIX))}",
+        hint="wait for it, or choose another name",
+    )
+
+
+def _remove_locked(path: Path) -> None:
+    """Remove a work directory whose lock is held, the plan first and the lock last."""
+    entries = {entry.name: entry for entry in path.iterdir()}
+    lock = entries.pop("LOCK", None)
+    for name in sorted(entries, key=lambda name: name != "plan.json"):
+        remove(entries[name])
+    if lock is not None:
+        lock.unlink()
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # another process may have finished and removed the directory in between
-        locked = os.path.samestat(os.fstat(fd), os.stat(path / "LOCK"))
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    finally:
-        if not locked:
-            os.close(fd)
-    if not locked:
-        raise StoreLocked(
-            f"another process is writing {printable(str(path).removesuffix(SUFFIX))}",
-            hint="wait for it, or choose another name",
-        )
-    return fd
+        path.rmdir()
+    except OSError as error:
+        # from here on another process may have it
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
 
 
 def write_file(path: Path, data: bytes, *, sync: bool = True) -> None:
@@ -196,14 +255,25 @@ def write_file(path: Path, data: bytes, *, sync: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        write_all(fd, data)
-        if sync:
-            os.fsync(fd)
-        else:
-            start_writeback(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+        try:
+            write_all(fd, data)
+            if sync:
+                os.fsync(fd)
+            else:
+                start_writeback(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _remove_temporaries(root: Path) -> None:
+    """Delete what writers that were killed left of ``write_file`` and ``ObjectWriter``."""
+    for path in root.rglob(".*.tmp"):
+        path.unlink()
 
 
 def sync_tree(root: Path) -> None:
@@ -227,20 +297,59 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories in one step where the system can, so that a store is always there."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        if libc.renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), exchange) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(code, os.strerror(code), str(old))
-    aside = new.with_name("replaced")
-    remove(aside)
-    os.rename(old, aside)
-    os.rename(new, old)
+def _place(new: Path, out: Path, replaced: Path | None) -> None:
+    """Move the new store into place, and the one that was there, if any, to ``replaced``."""
+    if replaced is None:
+        os.rename(new, out)
+        return
+    remove(replaced)
+    os.rename(new, replaced)
+    if _exchange(replaced, out):
+        return
+    os.rename(replaced, new)
+    os.rename(out, replaced)  # no store for a moment; should we die now, ``_rescue`` knows
+    try:
+        os.rename(new, out)
+    except OSError:
+        os.rename(replaced, out)
+        raise
+
+
+def _take_back(new: Path, out: Path, replaced: Path | None) -> None:
+    """Undo ``_place``."""
+    if replaced is None:
+        os.rename(out, new)
+    elif _exchange(replaced, out):
+        os.rename(replaced, new)
+    else:
+        os.rename(out, new)
+        os.rename(replaced, out)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the system or file system cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if sys.platform != "linux" or swap is None:
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _rescue(path: Path) -> None:
+    """Finish what a run that was killed while replacing a store had begun."""
+    replaced = path / "replaced"
+    out = path.with_name(path.name.removesuffix(SUFFIX))
+    if not replaced.is_dir():
+        return
+    if os.path.lexists(out) or not is_store(replaced):
+        remove(replaced)
+    else:
+        os.rename(replaced, out)
 
 
 def remove(path: Path) -> None:
@@ -254,23 +363,34 @@ def remove(path: Path) -> None:
 
 def leftovers(folder: Path) -> list[Path]:
     """Work directories of stopped runs directly below ``folder``."""
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIX) and p.is_dir())
+    try:
+        names = list(folder.iterdir())
+    except OSError as error:
+        raise StoreError(
+            f"cannot look into {printable(str(folder))}: {error.strerror}",
+            hint="give the directory that holds the leftovers",
+        ) from None
+    return sorted(
+        p for p in names if p.name.endswith(SUFFIX) and p.is_dir() and not p.is_symlink()
+    )
 
 
 def clean(folder: Path) -> tuple[list[Path], list[Path]]:
     """Remove leftovers; gives (removed, still in use by a running process)."""
     removed, busy = [], []
     for path in leftovers(folder):
-        try:
-            with store_errors(path):
-                lock = _acquire(path)
-        except StoreLocked:
-            busy.append(path)
-            continue
-        try:
-            with store_errors(path):
-                remove(path)
-        finally:
-            os.close(lock)
+        with store_errors(path):
+            try:
+                lock = _acquire(path, create=False)
+            except StoreLocked:
+                busy.append(path)
+                continue
+            except FileNotFoundError:
+                continue  # its owner has just removed it
+            try:
+                _rescue(path)
+                _remove_locked(path)
+            finally:
+                os.close(lock)
         removed.append(path)
     return removed, busy

@@ -6,13 +6,15 @@ Zarr reads a chunk that is not there as zeros, which would mean "unchanged". Her
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from ckdiff.errors import StoreCorrupt
+from ckdiff.errors import StoreCorrupt, StoreError
 from ckdiff.objects import file_digest
 
 
@@ -25,7 +27,13 @@ class VerifiedStore(LocalStore):
     def __init__(self, root: Path, objects: dict[str, list[int | str]]) -> None:
         super().__init__(root, read_only=True)
         self._objects = objects  # key -> [size, digest]
-        self._sound: set[tuple[str, int, int, int]] = set()
+        self._sound: set[tuple[str | int, ...]] = set()
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """As LocalStore, but never writable."""
+        if not read_only:
+            raise StoreError(f"{self.root} is a finished mask store: it cannot be written to")
+        return type(self)(self.root, self._objects)
 
     async def get(
         self,
@@ -34,9 +42,38 @@ class VerifiedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """As LocalStore, after verifying the whole object once."""
-        if key in self._objects or "/c/" in key:
+        if self._is_ours(key):
             await asyncio.to_thread(self._verify, key)
-        return await super().get(key, prototype, byte_range)
+        return self._there(key, await super().get(key, prototype, byte_range))
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """As ``get``."""
+        if self._is_ours(key):
+            self._verify(key)
+        found = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return self._there(key, found)
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        """As ``get``, for each."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    def _is_ours(self, key: str) -> bool:
+        return key in self._objects or "/c/" in key
+
+    def _there(self, key: str, found: Buffer | None) -> Buffer | None:
+        if found is None and self._is_ours(key):  # deleted since it was verified
+            raise StoreCorrupt(f"{Path(self.root) / key} is missing")
+        return found
 
     def _verify(self, key: str) -> None:
         path = Path(self.root) / key
@@ -44,7 +81,8 @@ class VerifiedStore(LocalStore):
             raise StoreCorrupt(f"{path} is not an object of this store")
         try:
             found = path.stat()
-            state = (key, found.st_ino, found.st_mtime_ns, found.st_size)
+            state = (key, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns,
+                     found.st_ctime_ns)  # fmt: skip
             if state in self._sound:
                 return
             digest = file_digest(path)

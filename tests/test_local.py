@@ -19,6 +19,7 @@ import pytest
 from support import write_index, write_raw, write_safetensors
 
 from ckdiff.checkpoints import local, open_checkpoint
+from ckdiff.checkpoints.header import read_header
 from ckdiff.checkpoints.local import LocalCheckpoint, open_local
 from ckdiff.checkpoints.openfile import OpenFile, make_room
 from ckdiff.errors import CheckpointError, HeaderError, SourceChanged, UsageError
@@ -271,7 +272,12 @@ def test_file_names_that_must_not_be_opened(
     write_index(directory, {"a": "a.safetensors", "b": value})
     opened: list[str] = []
     real = OpenFile.open
-    monkeypatch.setattr(OpenFile, "open", lambda path: opened.append(path) or real(path))
+
+    def noted(path: str) -> OpenFile:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(OpenFile, "open", noted)
     refused(directory, "model.safetensors.index.json")
     assert [os.path.basename(path) for path in opened] == ["model.safetensors.index.json"]
 
@@ -457,10 +463,9 @@ def test_a_link_that_leads_elsewhere(tmp_path: Path) -> None:
 
 def test_a_change_while_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_safetensors(tmp_path / "a.safetensors", {"a": X})
-    real = local.read_header
 
     def slow(fd: int, size: int, file: str) -> Any:
-        header = real(fd, size, file)
+        header = read_header(fd, size, file)
         os.truncate(path, size - 1)
         return header
 

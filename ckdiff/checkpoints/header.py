@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ckdiff.checkpoints.lookalikes import guess
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.checkpoints.strictjson import (
     STRING,
@@ -59,22 +60,6 @@ _TENSOR = re.compile(_OPEN + _DTYPE + _COMMA + _SHAPE + _COMMA + _OFFSETS + _CLO
 _PADDING = re.compile(rb" *+")
 _DTYPE_TOKENS = {name.encode(): name for name in DTYPES}
 _FIELDS = {"dtype", "shape", "data_offsets"}
-
-#: what other files begin with, and what to do about them
-_OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"PK\x03\x04",
-        "a zip archive such as torch.save writes",
-        "ckdiff never unpickles: save it as safetensors first",
-    ),
-    (b"GGUF", "a GGUF file", "ckdiff compares safetensors files"),
-    (b"\x89HDF", "an HDF5 file", "ckdiff compares safetensors files"),
-    (b"version ", "a Git LFS pointer", "fetch the real file with git lfs pull"),
-    (b"\xef\xbb\xbf", "text with a byte order mark", "give a safetensors file"),
-    (b"<", "an HTML or XML page", "the download failed; fetch the file again"),
-    (b"{", "a JSON file", "give the safetensors file or its directory"),
-)
-_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
 
 
 @dataclass(slots=True)
@@ -404,16 +389,12 @@ def _wrong(file: str, name: str, reason: str) -> HeaderError:
 
 def _foreign(file: str, head: bytes, reason: str) -> HeaderError:
     """The error for a file whose first bytes cannot be a safetensors header."""
-    hint = "give a safetensors file; if it was downloaded, fetch it again"
-    if head.startswith(_PICKLES):
-        reason += "; it looks like a pickle such as torch.save writes"
-        hint = "ckdiff never unpickles: save it as safetensors first"
-    for magic, what, advice in _OTHERS:
-        if head.startswith(magic):
-            reason += f"; it looks like {what}"
-            hint = advice
-            break
-    return HeaderError(f"{file}: {reason}", hint=hint)
+    found = guess(head)
+    if found is None:
+        hint = "give a safetensors file; if it was downloaded, fetch it again"
+        return HeaderError(f"{file}: {reason}", hint=hint)
+    what, advice = found
+    return HeaderError(f"{file}: {reason}; it looks like {what}", hint=advice)
 
 
 def _pread(fd: int, nbytes: int, offset: int) -> bytes:

@@ -111,7 +111,13 @@ class MappedReader:
         """See SpanReader."""
         files = self._drop()
         for index in files:
-            self._checkpoint.open_files[index].check()
+            file = self._checkpoint.open_files[index]
+            file.check()
+            if guard.faults(self._maps.address(index)):  # zeros were read, whatever the reason
+                raise CheckpointError(
+                    f"cannot read {printable(file.path)}: some of its pages could not be loaded",
+                    hint="the disk or network file system failed; check its logs",
+                )
 
     def close(self) -> None:
         """See SpanReader."""

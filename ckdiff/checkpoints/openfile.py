@@ -50,7 +50,13 @@ class OpenFile:
 
     def check(self) -> None:
         """Raise SourceChanged if the open file is not what it was when it was opened."""
-        status = os.fstat(self.fd)
+        try:
+            status = os.fstat(self.fd)
+        except OSError as error:  # a network file system whose server forgot the file
+            raise SourceChanged(
+                f"{self.path}: cannot be asked whether it changed ({error.strerror})",
+                hint=_WHAT_TO_DO,
+            ) from None
         now = _identity(status)
         if now == self.identity:
             return

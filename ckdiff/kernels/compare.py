@@ -21,6 +21,9 @@ from ckdiff.kernels import lanes
 from ckdiff.kernels.lanes import F64, I1, I64, Value, int_type, splat, vector
 from ckdiff.rules import Rule
 
+#: from here on a float64 rounds to infinity in float32
+_FLOAT32_OVERFLOW = 2.0**128 - 2.0**103
+
 
 class Bound(NamedTuple):
     """A rule applied to a dtype: which kernel, and its parameter as 64 raw bits."""
@@ -40,12 +43,11 @@ def bind(rule: Rule, dtype: DType) -> Bound:
     if rule.kind == "ulp":
         return Bound(f"{name}:ulp", min(rule.ulps, never))
     if seen.kind == "float":
-        # T and R are rounded to the compute type once; where that overflows, no finite pair is
-        # further apart, which is what an unreachable ulp distance says.
-        value = rule.value if seen.bits == 64 else _to_float32(rule.value)
-        if math.isinf(value):
+        # T and R are rounded to the compute type once, by the kernel. Where that overflows, no
+        # finite pair is further apart, which is what an unreachable ulp distance says.
+        if seen.bits < 64 and rule.value >= _FLOAT32_OVERFLOW:
             return Bound(f"{name}:ulp", never)
-        return Bound(f"{name}:{rule.kind}", _float_bits(value))
+        return Bound(f"{name}:{rule.kind}", _float_bits(rule.value))
     if rule.kind == "atol":
         return Bound(f"{name}:ulp", min(math.floor(rule.value), never))
     # |x - y| <= 2 max(|x|, |y|) always
@@ -56,13 +58,6 @@ def bind(rule: Rule, dtype: DType) -> Bound:
 
 def _float_bits(value: float) -> int:
     return int.from_bytes(struct.pack("<d", value), "little")
-
-
-def _to_float32(value: float) -> float:
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.inf
 
 
 def parse_kind(kind: str) -> tuple[DType, DType | None, str]:

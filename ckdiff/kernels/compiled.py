@@ -21,6 +21,7 @@ from typing import Any
 
 import llvmlite
 import numba
+from numba.core import config
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 
@@ -106,6 +107,12 @@ def c_function(name: str, kind: str, signature: Any, make: Callable[[], Callable
         if found is None:
             found = CFunc(make(), (signature.args, signature.return_type), {}, {"nopython": True})
             found._cache = _DiskCache(name, kind)
-            found.compile()
+            # NUMBA_DISABLE_JIT asks for @jit functions to stay Python; with it numba cannot type
+            # what it implements by such functions itself, and a kernel has no Python to fall to.
+            disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+            try:
+                found.compile()
+            finally:
+                config.DISABLE_JIT = disabled
             _compiled[name, kind] = found
         return found

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.compare import COMPARE_SIGNATURE, load_word, store_word
+from ckdiff.kernels.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.hashing import UNIT, call_xxh3
-from ckdiff.kernels.lanes import I8, I64, LANES, Value
+from ckdiff.kernels.lanes import I8, I32, I64, LANES, Value
 from ckdiff.kernels.statistics import COLUMNS, STATISTICS_SIGNATURE
 
 BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
@@ -61,13 +61,34 @@ def copy_byte(typing: Any, target: Any, source: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def weight(unit: Any) -> Any:
+@intrinsic  # type: ignore[untyped-decorator]
+def weight(typing: Any, unit: Any) -> Any:
     """What :func:`ckdiff.kernels.hashing.weight` gives, on uint64."""
-    x = unit + types.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> types.uint64(30))) * types.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> types.uint64(27))) * types.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> types.uint64(31))) | types.uint64(1)
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        x = b.add(args[0], I64(0x9E3779B97F4A7C15))
+        x = b.mul(b.xor(x, b.lshr(x, I64(30))), I64(0xBF58476D1CE4E5B9))
+        x = b.mul(b.xor(x, b.lshr(x, I64(27))), I64(0x94D049BB133111EB))
+        return b.or_(b.xor(x, b.lshr(x, I64(31))), I64(1))
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch_lines(typing: Any, address: Any, size: Any) -> Any:
+    """Ask for the cache lines of [address, address + size); never faults."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        pointer_type = I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer_type, I32, I32, I32])
+        prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        lines = b.lshr(b.add(args[1], I64(63)), I64(6))
+        with cgutils.for_range(b, lines) as loop:
+            line = b.inttoptr(b.add(args[0], b.shl(loop.index, I64(6))), pointer_type)
+            b.call(prefetch, [line, I32(0), I32(2), I32(1)])  # read, second-level cache, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 #: segments, their number, slots, columns of a slot, rules (the first must be
@@ -84,6 +105,7 @@ def drive_kernel() -> Callable[..., None]:
         segments: int, segment_count: int, slots: int, slot_columns: int, rules: int, masks: int,
         counts: int, hashes: int, xxh3: int, statistics: int, scratch: int,
     ) -> None:  # fmt: skip
+        mode = enter_default_mode()
         for s in range(segment_count):
             at = segments + s * (8 * SEG_COLUMNS)
             base = load_word(at + 8 * SEG_BASE)
@@ -129,6 +151,9 @@ def drive_kernel() -> Callable[..., None]:
                     u = unit
                     while done < block_bytes:
                         size = min(unit_bytes, block_bytes - done)
+                        # While this unit is hashed from cache, memory delivers the next block.
+                        fetch_lines(base + block_bytes + done, size)
+                        fetch_lines(tuned + block_bytes + done, size)
                         factor = weight(types.uint64(u))
                         digest = call_xxh3(xxh3, base + done, size)
                         base_low += types.int64(digest[0] * factor)
@@ -161,5 +186,6 @@ def drive_kernel() -> Callable[..., None]:
                 unit += elements // UNIT
                 position += elements
                 left -= elements
+        leave_default_mode(mode)
 
     return drive

@@ -27,8 +27,9 @@ from ckdiff.kernels.compare import load_word, store_word
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.lanes import I32, I64, Value
 
-#: fields of the table the handler works from, int64 each; then (start, end) of each mapping
+#: fields of the table the handler works from, int64 each; then (start, end, faults) of each mapping
 _FAULTS, _MMAP, _SIGNAL, _PREVIOUS, _PAGE, _RANGES, _FIRST = range(7)
+_COLUMNS = 3
 _CAPACITY = 1 << 14
 _SET_TABLE = -1  # a "signal number" by which Python hands the table's address to the handler
 _SI_ADDR = 16  # offset of si_addr in siginfo_t on 64-bit Linux
@@ -98,12 +99,13 @@ def _guard_kernel() -> Callable[..., None]:
         address = load_word(info + _SI_ADDR)
         ranges = load_word(table + 8 * _RANGES)
         for i in range(ranges):
-            at = table + 8 * (_FIRST + 2 * i)
+            at = table + 8 * (_FIRST + _COLUMNS * i)
             if load_word(at) <= address and address < load_word(at + 8):
                 page = load_word(table + 8 * _PAGE)
                 start = address - address % page
                 if _call_mmap(load_word(table + 8 * _MMAP), start, page) == start:
                     store_word(table + 8 * _FAULTS, load_word(table + 8 * _FAULTS) + 1)
+                    store_word(at + 16, load_word(at + 16) + 1)
                     return
         previous = load_word(table + 8 * _PREVIOUS)
         if previous > 1:  # neither SIG_DFL nor SIG_IGN
@@ -124,7 +126,8 @@ class _SigAction(ctypes.Structure):
 
 
 _lock = threading.Lock()
-_table = np.zeros(_FIRST + 2 * _CAPACITY, np.int64)
+_table = np.zeros(_FIRST + _COLUMNS * _CAPACITY, np.int64)
+_mappings = _table[_FIRST:].reshape(_CAPACITY, _COLUMNS)
 _users = 0
 _previous = _SigAction()
 
@@ -173,7 +176,7 @@ def watch(address: int, size: int) -> None:
     with _lock:
         ranges = int(_table[_RANGES])
         if ranges < _CAPACITY:
-            _table[_FIRST + 2 * ranges : _FIRST + 2 * ranges + 2] = address, address + size
+            _mappings[ranges] = address, address + size, 0
             _table[_RANGES] = ranges + 1  # last: the handler may run at any moment
 
 
@@ -181,14 +184,16 @@ def forget(address: int) -> None:
     """Stop guarding the mapping that starts at ``address``."""
     with _lock:
         ranges = int(_table[_RANGES])
-        starts = _table[_FIRST : _FIRST + 2 * ranges : 2]
-        found = np.flatnonzero(starts == address)
+        found = np.flatnonzero(_mappings[:ranges, 0] == address)
         if found.size:
-            at, last = _FIRST + 2 * int(found[0]), _FIRST + 2 * (ranges - 1)
-            _table[at : at + 2] = _table[last : last + 2]
+            _mappings[found[0]] = _mappings[ranges - 1]
             _table[_RANGES] = ranges - 1
 
 
-def faults() -> int:
-    """How many faults were caught so far in this process."""
-    return int(_table[_FAULTS])
+def faults(address: int | None = None) -> int:
+    """How many faults were caught so far: in this process, or in the mapping at ``address``."""
+    if address is None:
+        return int(_table[_FAULTS])
+    with _lock:
+        known = _mappings[: int(_table[_RANGES])]
+        return int(known[known[:, 0] == address, 2].sum())

@@ -1,0 +1,185 @@
+"""What the benchmarks share: making checkpoints, watching memory, taking turns, saying where."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
+Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
+
+
+def machine() -> str:
+    """The machine and the day, for the head of every table."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    day = datetime.date.today().isoformat()
+    system = f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    return f"{cpu}, {cores} cores, {memory:.0f} GiB, {system}, {day}"
+
+
+def header(tensors: Sequence[Tensor]) -> tuple[bytes, dict[str, tuple[int, int]], int]:
+    """(bytes of a safetensors header, name -> (first byte, last byte) in the file, file size)."""
+    entries: dict[str, Any] = {}
+    at = 0
+    spans = {}
+    for name, dtype, shape in tensors:
+        size = WIDTH[dtype] * int(np.prod(shape, dtype=object))
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        spans[name] = at, at + size
+        at += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    where = {name: (start + a, start + b) for name, (a, b) in spans.items()}
+    return struct.pack("<Q", len(text)) + text, where, start + at
+
+
+def write_index(folder: Path, shards: dict[str, Sequence[Tensor]]) -> None:
+    """``model.safetensors.index.json`` for shard file -> its tensors."""
+    weight_map = {name: file for file, tensors in shards.items() for name, _, _ in tensors}
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def bf16_noise(elements: int, seed: int = 0) -> npt.NDArray[np.uint16]:
+    """bfloat16 bits of N(0, 0.02): what weights look like."""
+    values = np.random.default_rng(seed).standard_normal(elements, dtype=np.float32) * 0.02
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def make_pair(root: Path, gib: float, density: float, *, shards: int = 4) -> int:
+    """A bf16 pair of ``gib`` GiB a side under root/base and root/tuned; gives changed elements.
+
+    Tensors hold the same 2**26 random elements over and over: random enough for any compressor
+    that looks back less than 8 MiB of mask, and quick to make.
+    """
+    per = 1 << 26
+    tensors = max(1, round(gib * 2**29 / per))
+    rng = np.random.default_rng(1)
+    base = bf16_noise(per)
+    change = rng.random(per, dtype=np.float32) < density
+    tuned = base + change
+    each = -(-tensors // shards)
+    names = [f"model.layers.{t}.mlp.up_proj.weight" for t in range(tensors)]
+    for side, data in (("base", base), ("tuned", tuned)):
+        folder = root / side
+        folder.mkdir(parents=True, exist_ok=True)
+        files: dict[str, Sequence[Tensor]] = {}
+        for s in range(0, tensors, each):
+            file = f"model-{s // each + 1:05d}.safetensors"
+            files[file] = [(name, "BF16", (per // 4096, 4096)) for name in names[s : s + each]]
+            head, _, _ = header(files[file])
+            with open(folder / file, "wb") as f:
+                f.write(head)
+                for _ in files[file]:
+                    f.write(data.data)
+        write_index(folder, files)
+    return int(change.sum()) * tensors
+
+
+@dataclass
+class Watched:
+    """A finished command and the most memory it had."""
+
+    seconds: float
+    stdout: str
+    rss_anon: int  #: MiB, peak seen
+    rss: int  #: MiB, peak
+
+
+def watch(command: Sequence[str], *, interval: float = 0.005) -> Watched:
+    """Run a command, sampling /proc/PID/status for peak RssAnon and RSS; it must succeed."""
+    peaks = {"RssAnon": 0, "VmHWM": 0}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def sample() -> None:
+        while process.poll() is None:
+            try:
+                text = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                return
+            for line in text.splitlines():
+                key, _, value = line.partition(":")
+                if key in peaks and value:
+                    peaks[key] = max(peaks[key], int(value.split()[0]))
+            time.sleep(interval)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    out, _ = process.communicate()
+    seconds = time.perf_counter() - began
+    sampler.join()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
+    return Watched(seconds, out, peaks["RssAnon"] // 1024, peaks["VmHWM"] // 1024)
+
+
+def ckdiff(*arguments: str | Path) -> list[str]:
+    """The ckdiff command of this interpreter."""
+    return [sys.executable, "-m", "ckdiff", *map(str, arguments)]
+
+
+def take_turns(
+    contestants: dict[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """Call each contestant once a round, in turn; each gives its seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            seconds[name].append(run())
+    return seconds
+
+
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    """``run`` as a contestant measured by the wall clock."""
+
+    def measure() -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    return measure
+
+
+def shell(command: str) -> Callable[[], object]:
+    """A shell command as something to time."""
+    return lambda: subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table under the machine's name."""
+    print(f"\n{title}\n\n{machine()}\n")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row) + " |")
+    sys.stdout.flush()

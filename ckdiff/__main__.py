@@ -1,0 +1,6 @@
+"""``python -m ckdiff``."""
+
+from ckdiff.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What a file that is not safetensors probably is, judged by its first bytes; only for hints."""
+
+from __future__ import annotations
+
+_NEVER_UNPICKLED = "ckdiff never unpickles: save it as safetensors first"
+_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    *((bytes([0x80, n]), "a pickle such as torch.save writes", _NEVER_UNPICKLED) for n in range(6)),
+    (b"PK\x03\x04", "a zip archive such as torch.save writes", _NEVER_UNPICKLED),
+    (b"GGUF", "a GGUF file", "ckdiff compares safetensors files"),
+    (b"\x89HDF", "an HDF5 file", "ckdiff compares safetensors files"),
+    (b"version ", "a Git LFS pointer", "fetch the real file with git lfs pull"),
+    (b"\xef\xbb\xbf", "text with a byte order mark", "give a safetensors file"),
+    (b"<", "an HTML or XML page", "the download failed; fetch the file again"),
+    (b"{", "a JSON file", "give the safetensors file or its directory"),
+)
+
+
+def guess(head: bytes) -> tuple[str, str] | None:
+    """What a file beginning with ``head`` looks like and what to do about it, or None.
+
+    A good safetensors file may begin with any of these bytes, so this must only be asked about a
+    file that has already been refused.
+    """
+    for magic, what, advice in _KINDS:
+        if head.startswith(magic):
+            return what, advice
+    return None

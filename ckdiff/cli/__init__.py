@@ -1,0 +1,9 @@
+"""The ``ckdiff`` command: parse, one call of the API, print.
+
+Data goes to stdout; progress, warnings, hints and errors go to stderr. Nothing heavy is imported
+before a command runs.
+"""
+
+from ckdiff.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,27 @@
+"""``ckdiff check``."""
+
+from __future__ import annotations
+
+import click
+
+from ckdiff.cli import options
+from ckdiff.cli.output import write_json, write_lines
+
+
+@click.command("check")
+@click.argument("store")
+@options.as_json
+def command(store: str, as_json: bool) -> None:
+    """Verify every byte of STORE: each file against its digest, each count against its mask."""
+    from ckdiff.budget import format_size
+    from ckdiff.cli.progress import Reporter
+    from ckdiff.errors import printable
+    from ckdiff.store import check_store
+
+    with Reporter("checked") as reporter:
+        found = check_store(store, reporter.update)
+    if as_json:
+        write_json(found)
+    else:
+        size = format_size(found["bytes"])
+        write_lines([f"{printable(store)}: ok, {found['objects']:,} files, {size} verified"])

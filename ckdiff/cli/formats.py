@@ -1,0 +1,94 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckdiff.errors import printable
+
+#: longest name in a table that is not on a terminal: one huge name must not widen 90,000 rows
+LONGEST = 200
+
+
+def percent(part: int, whole: int) -> str:
+    """A share: ``36.04 %``. Only nothing is ``0 %``, and only everything is ``100 %``."""
+    if part == 0 or whole == 0:
+        return "0 %"
+    if part == whole:
+        return "100 %"
+    value = 100 * part / whole
+    if value < 0.01:
+        return f"{value:.2g} %"
+    for digits in range(2, 13):
+        text = f"{value:.{digits}f}"
+        if float(text) < 100:
+            break
+    return f"{text} %"
+
+
+def size(count: float) -> str:
+    """Bytes as disks and links count them: ``17.2 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+
+
+def rate(count: float, seconds: float) -> str:
+    """Bytes a second, in GB/s: the unit that disks are compared in."""
+    speed = count / seconds / 1e9 if seconds > 0 else 0.0
+    return f"{speed:.3g} GB/s" if speed >= 1 else f"{speed:.2f} GB/s"
+
+
+def duration(seconds: float) -> str:
+    """``0.42 s``, ``12 s``, ``3 min 20 s``, ``1 h 5 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(value: float | None) -> str:
+    """A measured number with three digits; an absent one is a dash."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def cosine(value: float | None) -> str:
+    """A cosine; close to 1 what matters is how far from it, so ``1-4.2e-06``."""
+    if value is None or value == 1:
+        return "-" if value is None else "1"
+    return f"1-{1 - value:.1e}" if 1 - value < 1e-3 else f"{value:.4f}"
+
+
+def shape(dims: Any) -> str:
+    """``[4096, 4096]``."""
+    return f"[{', '.join(map(str, dims))}]"
+
+
+def shorten(text: str, width: int, mark: str = "…") -> str:
+    """``text`` in at most ``width`` characters: its middle goes, for names differ at both ends."""
+    if len(text) <= width:
+        return text
+    keep = max(width - len(mark), 2)
+    head = keep // 2
+    return text[:head] + mark + text[head - keep :]
+
+
+def name(text: str) -> str:
+    """A tensor's name for a terminal: nothing in it can act on the terminal."""
+    return shorten(printable(text[: 4 * LONGEST]), LONGEST)
+
+
+def side(detail: Mapping[str, Any], which: str) -> str | None:
+    """``BF16 [32000, 64]`` of one side of an unpaired tensor, or None where it has none."""
+    if f"{which}_dtype" not in detail:
+        return None
+    return f"{detail[f'{which}_dtype']} {shape(detail[f'{which}_shape'])}"

@@ -1,0 +1,87 @@
+"""Writing to stdout and stderr, when their readers may be gone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from ckdiff.errors import printable
+
+
+def write(text: str) -> None:
+    """Data, to stdout. A reader that went away (``| head -1``) is no error; a full disk is."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard()
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Lines of text, to stdout."""
+    write("".join(f"{line}\n" for line in lines))
+
+
+def write_json(data: Any) -> None:
+    """One JSON document, to stdout; numbers that JSON has no word for become null.
+
+    Everything outside ASCII is escaped, so that names are exact and no terminal acts on them.
+    """
+    indent = 2 if sys.stdout.isatty() else None
+    try:
+        text = json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(data), indent=indent, allow_nan=False)
+    write(text + "\n")
+
+
+def say(message: str, *, prefix: str = "ckdiff: ", escape: bool = True) -> None:
+    """One line on stderr; whether anyone reads it must not decide how a run ends."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{prefix}{printable(message) if escape else message}\n")
+        sys.stderr.flush()
+
+
+def flush() -> None:
+    """Flush stdout now, where a failure can still be reported, and not at interpreter exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard()
+
+
+def reopen_missing_streams() -> None:
+    """Make the standard streams safe to write to.
+
+    A descriptor that the caller closed (``>&-``) would be given to the next file that is opened;
+    and a locale without our characters must not end a run.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+        elif number == 1 and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard() -> None:
+    """Let whatever is still buffered, and all that follows, go nowhere."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, sys.stdout.fileno())
+    os.close(sink)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return data

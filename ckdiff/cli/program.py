@@ -1,0 +1,80 @@
+"""The program: its list of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn, cast
+
+import click
+
+from ckdiff._version import __version__
+from ckdiff.cli import exits
+
+#: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
+COMMANDS = {
+    "diff": "Compare two checkpoints, element by element.",
+    "show": "Tables of what changed, from a mask store.",
+    "check": "Verify every byte of a mask store.",
+    "clean": "Remove what stopped runs left behind.",
+}
+
+
+class Program(click.Group):
+    """A group that imports a command when it is used, and ends every failure in one place."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ckdiff.cli.{cmd_name}")
+        return cast(click.Command, module.command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run and exit; the only way out, whatever happens."""
+        if "_CKDIFF_COMPLETE" in os.environ:  # a shell asks for completions
+            super().main(args, "ckdiff", complete_var, True, windows_expand_args, **extra)
+
+        def run() -> int:
+            import sys
+
+            arguments = list(sys.argv[1:] if args is None else args)
+            with self.make_context("ckdiff", arguments, **extra) as ctx:
+                return int(self.invoke(ctx) or 0)
+
+        raise SystemExit(exits.run(run))
+
+
+@click.group(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 a difference "
+    "(where asked for), 2 an error, 130 interrupted.",
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Which weights differ between two checkpoints: exactly, in bounded memory, at the speed of
+    the disk.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
