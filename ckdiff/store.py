@@ -121,15 +121,19 @@ class MaskStore:
         name = f"ckdiff-{self.manifest_digest()}-{self._rule(rule)}"
         return dask.array.from_array(array, chunks=(OBJECT,), name=name, inline_array=True)
 
-    def summary(self, by: By = "layer") -> list[dict[str, Any]]:
+    def summary(
+        self, by: By = "layer", *, sort: str | None = None, top: int | None = None
+    ) -> list[dict[str, Any]]:
         """Rows of counts by ``tensor``, ``layer``, ``module``, ``dtype`` or ``model``.
 
         Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``), ``elements`` and
-        ``rules``: for each counted rule ``changed`` and ``density``.
+        ``rules``: for each counted rule ``changed`` and ``density``; with statistics also
+        ``statistics``. ``sort`` names a column, largest first; ``top`` keeps that many rows, of
+        the highest density where nothing else is asked for.
         """
         from ckdiff.summaries import summarise
 
-        return summarise(self.table, by)
+        return summarise(self.table, by, sort=sort, top=top)
 
     def manifest_digest(self) -> str:
         """A digest of the whole store: two stores with the same content have the same."""
@@ -138,7 +142,7 @@ class MaskStore:
     def check(self, progress: Progress | None = None) -> int:
         """Verify every byte: each file against its digest, each count against its mask.
 
-        Gives the number of bytes read. ``progress`` is called with (bytes done, bytes in all).
+        Gives the store's size in bytes. ``progress`` is called with (bytes done, bytes in all).
         Raises StoreCorrupt naming the first file that is wrong.
         """
         present = {
@@ -154,14 +158,24 @@ class MaskStore:
                 hint="remove it if it is not yours to keep",
             )
         total = sum(size for size, _ in self._objects.values())
+        # masks are read twice: as files, and decoded to be counted
+        chunks = [f"masks/{rule}/c/" for rule in self.masks]
+        again = sum(
+            size for key, (size, _) in self._objects.items() if key.startswith(tuple(chunks))
+        )
         done = 0
-        for key, (size, _) in self._objects.items():
-            self._verify(key)
-            done += size
+
+        def advance(key: str) -> None:
+            nonlocal done
+            done += self._objects[key][0]
             if progress is not None:
-                progress(done, total)
+                progress(done, total + again)
+
+        for key in self._objects:
+            self._verify(key)
+            advance(key)
         for rule in self.masks:
-            self._recount(rule)
+            self._recount(rule, advance)
         return total
 
     def __repr__(self) -> str:
@@ -269,7 +283,7 @@ class MaskStore:
             raise StoreCorrupt(f"{self._shown}/{TABLE} contradicts itself or the manifest")
         return table
 
-    def _recount(self, rule: str) -> None:
+    def _recount(self, rule: str, done: Callable[[str], None]) -> None:
         """Hold the counts of the table against the bits; padding must be zero."""
         table = self.table
         counts = np.zeros(len(table), np.int64)
@@ -288,6 +302,7 @@ class MaskStore:
             starts = np.clip(table.starts // 8 - first, 0, size)
             stops = np.clip(-(-(table.starts + table.elements) // 8) - first, 0, size)
             counts += sums[stops] - sums[starts]
+            done(key)
         wrong = np.flatnonzero(counts != table.changed[rule])
         if wrong.size:
             name = printable(table.names[int(wrong[0])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -102,8 +103,7 @@ def _grouped(table: MaskTable, by: By) -> list[Row]:
     if by == "model":
         groups, index = ["model"], np.zeros(len(table), np.int64)
     else:
-        key = {"layer": layer_of, "module": module_of, "dtype": str}[by]
-        groups, index = _index(map(key, table.dtypes if by == "dtype" else table.names))
+        groups, index = _index(_group_names(table, by))
     elements = _sums(index, table.elements, len(groups)).tolist()
     changed = {
         rule: _sums(index, counts, len(groups)).tolist() for rule, counts in table.changed.items()
@@ -124,6 +124,13 @@ def _grouped(table: MaskTable, by: By) -> list[Row]:
             row["statistics"] = moved[i]
         rows.append(row)
     return rows
+
+
+def _group_names(table: MaskTable, by: By) -> Iterable[str]:
+    """The group of each tensor."""
+    if by == "dtype":
+        return table.dtypes
+    return map(layer_of if by == "layer" else module_of, table.names)
 
 
 def _index(keys: Iterable[str]) -> tuple[list[str], IntArray]:
@@ -252,10 +259,8 @@ def find_column(table: MaskTable, by: By, name: str) -> Column:
     wanted = {"changed": f"changed:{first}", "density": f"density:{first}"}.get(name, name)
     kind, colon, rule = wanted.partition(":")
     if colon:
-        try:
+        with contextlib.suppress(CkdiffError):  # not a rule: said below, with what there is
             wanted = f"{kind}:{Rule.parse(rule)}"
-        except CkdiffError:
-            pass  # not a rule: said below, with what there is
     if wanted not in known:
         raise UsageError(f"there is no column {name!r}", hint=f"one of {', '.join(known)}")
     return known[wanted]

@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -315,47 +315,85 @@ def round_array(source: str, target: str, x: Bits) -> Bits:
     return out
 
 
+class Pairs:
+    """Many pairs of elements; ``changed(rule)`` asks one rule about all of them."""
+
+    def __init__(self, dtype: str, x: Bits, y: Bits) -> None:
+        self._dtype, self._x, self._y = dtype, x, y
+        self._differ = x != y
+        self._rounded: dict[str, Pairs] = {}
+
+    def changed(self, rule: str) -> npt.NDArray[np.bool_]:
+        kind, number, target = question(rule)
+        if target is not None and self._dtype in ROUNDED[target]:
+            if target not in self._rounded:
+                sides = (round_array(self._dtype, target.upper(), v) for v in (self._x, self._y))
+                self._rounded[target] = Pairs(target.upper(), *sides)
+            return self._rounded[target].changed(rule.partition("@")[0])
+        if kind == "exact" or self._dtype in RAW:
+            return self._differ
+        if self._dtype in INTEGERS:
+            return self._differ & self._integers_apart(kind, number)
+        if kind == "ulp":
+            return self._differ & ((self._ulps > int(number)) | self._nonfinite)
+        compute = self._delta.dtype.type
+        with np.errstate(all="ignore"):
+            bound = compute(float(number))
+            far = self._delta > (bound if kind == "atol" else bound * self._largest)
+        return self._differ & (far | self._nonfinite)
+
+    @cached_property
+    def _floats(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        bits = FORMATS[self._dtype].bits
+        if bits <= 16:
+            return _values(self._dtype)[self._x], _values(self._dtype)[self._y]
+        return self._x.view(f"<f{bits // 8}"), self._y.view(f"<f{bits // 8}")
+
+    @cached_property
+    def _nonfinite(self) -> npt.NDArray[np.bool_]:
+        a, b = self._floats
+        return ~(np.isfinite(a) & np.isfinite(b))
+
+    @cached_property
+    def _delta(self) -> npt.NDArray[Any]:
+        a, b = self._floats
+        with np.errstate(all="ignore"):
+            return np.asarray(abs(a - b))
+
+    @cached_property
+    def _largest(self) -> npt.NDArray[Any]:
+        a, b = self._floats
+        with np.errstate(all="ignore"):
+            return np.maximum(abs(a), abs(b))
+
+    @cached_property
+    def _ulps(self) -> npt.NDArray[np.uint64]:
+        top = 1 << FORMATS[self._dtype].bits - 1
+        mx, my = (np.uint64(top - 1) & v.astype(np.uint64) for v in (self._x, self._y))
+        same_sign = (self._x >= top) == (self._y >= top)
+        return np.where(same_sign, np.maximum(mx, my) - np.minimum(mx, my), mx + my)
+
+    @cached_property
+    def _integers(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """|x - y| and max(|x|, |y|); 64-bit numbers as Python integers."""
+        x, y = self._x, self._y
+        if FORMATS[self._dtype].family == "int":
+            x, y = (v.view(f"<i{v.itemsize}") for v in (x, y))
+        exact = np.int64 if x.itemsize < 8 else object
+        a, b = x.astype(exact), y.astype(exact)
+        return abs(a - b), np.maximum(abs(a), abs(b))
+
+    def _integers_apart(self, kind: str, number: Fraction) -> npt.NDArray[np.bool_]:
+        delta, largest = self._integers
+        if kind != "rtol":
+            return np.asarray(delta > math.floor(number), bool)
+        if self._x.itemsize > 2:
+            limits = np.array([math.floor(number * int(m)) for m in largest], object)
+            return np.asarray(delta > limits, bool)
+        every = range((1 << FORMATS[self._dtype].bits) + 1)
+        return delta > np.array([min(math.floor(number * m), 1 << 40) for m in every])[largest]
+
+
 def masks(rule: str, dtype: str, x: Bits, y: Bits) -> npt.NDArray[np.bool_]:
     """``changed`` of many elements."""
-    kind, number, target = question(rule)
-    if target is not None and dtype in ROUNDED[target]:
-        seen = target.upper()
-        x, y = round_array(dtype, seen, x), round_array(dtype, seen, y)
-        dtype = seen
-    differ = x != y
-    if kind == "exact" or dtype in RAW:
-        return differ
-    if dtype in INTEGERS:
-        return differ & _integers_apart(kind, number, dtype, x, y)
-    bits = FORMATS[dtype].bits
-    a, b = (_values(dtype)[v] if bits <= 16 else v.view(f"<f{bits // 8}") for v in (x, y))
-    nonfinite = ~(np.isfinite(a) & np.isfinite(b))
-    with np.errstate(all="ignore"):
-        if kind == "ulp":
-            far = _magnitude_distance(bits, x, y) > int(number)
-        elif kind == "atol":
-            far = abs(a - b) > a.dtype.type(float(number))
-        else:
-            far = abs(a - b) > a.dtype.type(float(number)) * np.maximum(abs(a), abs(b))
-    return differ & (far | nonfinite)
-
-
-def _magnitude_distance(bits: int, x: Bits, y: Bits) -> npt.NDArray[np.uint64]:
-    top = 2 ** (bits - 1)
-    mx, my = (np.uint64(top - 1) & v.astype(np.uint64) for v in (x, y))
-    same_sign = (x >= top) == (y >= top)
-    return np.where(same_sign, np.maximum(mx, my) - np.minimum(mx, my), mx + my)
-
-
-def _integers_apart(
-    kind: str, number: Fraction, dtype: str, x: Bits, y: Bits
-) -> npt.NDArray[np.bool_]:
-    if FORMATS[dtype].family == "int":
-        x, y = (v.view(f"<i{v.itemsize}") for v in (x, y))
-    exact = np.int64 if x.itemsize < 8 else object
-    a, b = x.astype(exact), y.astype(exact)
-    delta = abs(a - b)
-    if kind != "rtol":
-        return np.asarray(delta > math.floor(number), bool)
-    largest = np.maximum(abs(a), abs(b)).astype(object)
-    return np.asarray(delta * number.denominator > number.numerator * largest, bool)
+    return Pairs(dtype, x, y).changed(rule)

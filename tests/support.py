@@ -58,3 +58,32 @@ def write_index(
     directory.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"metadata": {"total_size": 1.5e9}, "weight_map": weight_map}))
     return path
+
+
+def write_sparse(
+    path: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int]],
+    edits: Mapping[str, Mapping[int, bytes]] | None = None,
+) -> Path:
+    """Write tensors of dtype, shape and size in bytes that are holes, all zeros, on the disk.
+
+    ``edits`` puts bytes at offsets inside a tensor.
+    """
+    entries, starts, end = {}, {}, 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        starts[name] = end
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [end, end + nbytes],
+        }
+        end += nbytes
+    header = json.dumps(entries).encode()
+    write_raw(path, header)
+    with open(path, "r+b") as file:
+        file.truncate(8 + len(header) + end)
+        for name, changes in (edits or {}).items():
+            for offset, data in changes.items():
+                file.seek(8 + len(header) + starts[name] + offset)
+                file.write(data)
+    return path

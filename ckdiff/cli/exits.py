@@ -1,4 +1,4 @@
-"""The one place where failures become a line on stderr and an exit code, and signals a clean stop."""
+"""The one place where failures become a line and an exit code, and signals a clean stop."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class _Signals:
         self.received = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # nohup and background jobs start with signals ignored, and mean it
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._stop)
+                # also where a script's background job was started with SIGINT ignored: stopping
+                # loses nothing, and whoever sends it means it
+                self._previous[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *exception: object) -> None:

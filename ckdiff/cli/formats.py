@@ -29,19 +29,17 @@ def percent(part: int, whole: int) -> str:
 
 def size(count: float) -> str:
     """Bytes as disks and links count them: ``17.2 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    units = ["kB", "MB", "GB", "TB"]
+    while (count := count / 1000) >= 999.5 and len(units) > 1:
+        del units[0]
+    return f"{count:.3g} {units[0]}"
 
 
 def rate(count: float, seconds: float) -> str:
-    """Bytes a second, in GB/s: the unit that disks are compared in."""
-    speed = count / seconds / 1e9 if seconds > 0 else 0.0
-    return f"{speed:.3g} GB/s" if speed >= 1 else f"{speed:.2f} GB/s"
+    """Bytes a second: ``17.2 GB/s``."""
+    return f"{size(count / seconds if seconds > 0 else 0)}/s"
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,23 +14,16 @@ BY = ("tensor", "layer", "module", "dtype", "model")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class Fraction(click.ParamType):
-    """A number from 0 to 1."""
-
-    name = "fraction"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Read it; ``nan`` is not a number from 0 to 1."""
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not 0 <= number <= 1:
-            self.fail(f"{value!r} is not a number from 0 to 1", param, ctx)
-        return number
+def fraction(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """A callback that takes numbers from 0 to 1; ``nan`` is none."""
+    if value is not None and not 0 <= value <= 1:
+        raise click.BadParameter(f"{value} is not a number from 0 to 1", ctx, param)
+    return value
 
 
-as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+as_json: Decorator = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document."
+)
 
 output: Decorator = click.option(
     "-o", "out", metavar="STORE", help="Write the masks to this mask store."
@@ -51,7 +43,10 @@ rules: Decorator = click.option(
 )
 
 workers: Decorator = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads; the usable cores by default."
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads; the usable cores by default.",
 )
 
 memory: Decorator = click.option(

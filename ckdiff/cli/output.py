@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ckdiff.errors import printable
@@ -16,11 +14,9 @@ from ckdiff.errors import printable
 
 def write(text: str) -> None:
     """Data, to stdout. A reader that went away (``| head -1``) is no error; a full disk is."""
-    try:
+    with _whole_stdout():
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _discard()
 
 
 def write_lines(lines: Iterable[str]) -> None:
@@ -33,6 +29,8 @@ def write_json(data: Any) -> None:
 
     Everything outside ASCII is escaped, so that names are exact and no terminal acts on them.
     """
+    import json
+
     indent = 2 if sys.stdout.isatty() else None
     try:
         text = json.dumps(data, indent=indent, allow_nan=False)
@@ -50,10 +48,21 @@ def say(message: str, *, prefix: str = "ckdiff: ", escape: bool = True) -> None:
 
 def flush() -> None:
     """Flush stdout now, where a failure can still be reported, and not at interpreter exit."""
-    try:
+    with _whole_stdout():
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _whole_stdout() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
-        _discard()
+        # let whatever is still buffered, and all that follows, go nowhere
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def reopen_missing_streams() -> None:
@@ -70,16 +79,9 @@ def reopen_missing_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _discard() -> None:
-    """Let whatever is still buffered, and all that follows, go nowhere."""
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, sys.stdout.fileno())
-    os.close(sink)
-
-
 def _finite(data: Any) -> Any:
     if isinstance(data, float):
-        return data if math.isfinite(data) else None
+        return data if abs(data) < float("inf") else None  # false for nan too
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):

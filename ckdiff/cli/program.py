@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
@@ -51,11 +52,9 @@ class Program(click.Group):
     ) -> NoReturn:
         """Run and exit; the only way out, whatever happens."""
         if "_CKDIFF_COMPLETE" in os.environ:  # a shell asks for completions
-            super().main(args, "ckdiff", complete_var, True, windows_expand_args, **extra)
+            super().main(args, "ckdiff", complete_var, standalone_mode=True, **extra)
 
         def run() -> int:
-            import sys
-
             arguments = list(sys.argv[1:] if args is None else args)
             with self.make_context("ckdiff", arguments, **extra) as ctx:
                 return int(self.invoke(ctx) or 0)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckdiff.cli.exits import raise_if_stopped
 from ckdiff.cli.formats import duration, rate, size
@@ -86,7 +86,7 @@ class Reporter:
             self._bar = None
 
     def _draw(self, done: int, total: int, texts: tuple[str, str, str]) -> None:
-        fields = dict(zip(_FIELDS, texts, strict=True))
+        fields: dict[str, Any] = dict(zip(_FIELDS, texts, strict=True))
         if self._bar is None:
             self._bar = _make_bar()
             self._bar.add_task(self._verb, total=max(total, 1), **fields)

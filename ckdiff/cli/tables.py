@@ -38,7 +38,7 @@ def table(
         cells.append(list(footer))
     heads = [column.title.split("\n") for column in columns]
     widths = [
-        max([*map(_width, head), *(_width(row[i]) for row in cells)], default=0)
+        max([*map(text_width, head), *(text_width(row[i]) for row in cells)], default=0)
         for i, head in enumerate(heads)
     ]
     shown = list(range(len(columns)))
@@ -92,9 +92,9 @@ def _line(
     parts = []
     for i in shown:
         column, text = columns[i], cells[i]
-        if _width(text) > widths[i]:
+        if text_width(text) > widths[i]:
             text = _shortened(text, widths[i], terminal.glyphs.ellipsis)
-        padding = " " * (widths[i] - _width(text))
+        padding = " " * (widths[i] - text_width(text))
         style = "bold" if head else column.style
         painted = terminal.paint(text, style) if style and text else text
         parts.append(painted + padding if column.align == "left" else padding + painted)
@@ -103,12 +103,12 @@ def _line(
 
 def _shortened(text: str, width: int, mark: str) -> str:
     room = width
-    while _width(short := shorten(text, room, mark)) > width and room > 1:
+    while text_width(short := shorten(text, room, mark)) > width and room > 1:
         room -= 1  # wide characters take two columns
     return short
 
 
-def _width(text: str) -> int:
+def text_width(text: str) -> int:
     """Columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)

@@ -21,10 +21,11 @@ class Glyphs:
     edge: str  #: a vertical line
     norm: str  #: the head of the column of relative movement
     max_delta: str
+    at_most: str
 
 
-UNICODE = Glyphs("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "·", "→", "–", "…", "─", "│", "‖Δ‖/‖base‖", "max|Δ|")
-ASCII = Glyphs(".:-=+*#@", "-#", "0", "->", "-", "...", "-", "|", "|d|/|base|", "max|d|")
+UNICODE = Glyphs("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "·", "→", "–", "…", "─", "│", "‖Δ‖/‖base‖", "max|Δ|", "≤")
+ASCII = Glyphs(".:-=+*#@", "-#", "0", "->", "-", "...", "-", "|", "|d|/|base|", "max|d|", "<=")
 
 
 class Terminal:

@@ -9,6 +9,7 @@ with a file or with the directory, the kernel is simply compiled again.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import pickle
@@ -23,7 +24,8 @@ import llvmlite
 import numba
 from numba.core import config
 from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.typing.ctypes_utils import to_ctypes
 
 _MAGIC = b"ckdiff kernel 1\n"
 #: what reading or writing a cache file may raise: never a reason for a run to fail
@@ -32,7 +34,7 @@ _CACHE_TROUBLE = (
     ImportError, LookupError,
 )  # fmt: skip
 _lock = threading.Lock()
-_compiled: dict[tuple[str, str], Any] = {}
+_compiled: dict[tuple[str, str], Function] = {}
 #: called with a kernel's name just before it is compiled (not when it is found on disk)
 on_compile: list[Callable[[str], None]] = []
 
@@ -56,63 +58,92 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-class _DiskCache:
-    """What CFunc expects of a cache: load_overload and save_overload."""
+class Function:
+    """A compiled C function. Keeps its machine code alive."""
 
-    def __init__(self, name: str, kind: str) -> None:
-        self._name, self._kind = name, kind
+    def __init__(self, library: Any, symbol: str, signature: Any) -> None:
+        self._library = library
+        self.address: int = library.get_pointer_to_function(symbol)
+        kinds = [to_ctypes(kind) for kind in (signature.return_type, *signature.args)]
+        #: callable from Python; releases the GIL
+        self.ctypes = ctypes.CFUNCTYPE(*kinds)(self.address)
 
-    def _path(self, signature: Any, target: Any) -> Path:
-        key = repr((
-            self._name, self._kind, str(signature), target.codegen().magic_tuple(), _sources(),
-            numba.__version__, llvmlite.__version__, sys.version_info[:2],
-        ))  # fmt: skip
-        return cache_directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
 
-    def load_overload(self, signature: Any, target: Any) -> Any:
-        target.refresh()
-        try:
-            data = self._path(signature, target).read_bytes()
-            head, payload = data[: len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
-            if head == _MAGIC + hashlib.sha256(payload).digest():
-                return CompileResult._rebuild(target, *pickle.loads(payload))
-        except _CACHE_TROUBLE:
-            pass
-        for report in on_compile:
-            report(f"{self._name} {self._kind}".strip())
+def _path(name: str, kind: str, signature: Any) -> Path:
+    key = repr((
+        name, kind, str(signature), _codegen().magic_tuple(), _sources(), numba.__version__,
+        llvmlite.__version__, sys.version_info[:2],
+    ))  # fmt: skip
+    return cache_directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+
+
+def _codegen() -> Any:
+    return cpu_target.target_context.codegen()
+
+
+def _load(path: Path, signature: Any) -> Function | None:
+    # Only the machine code is kept, not numba's whole CompileResult: rebuilding that would first
+    # load numba's typing registries, a quarter of a second at every start.
+    try:
+        data = path.read_bytes()
+        head, payload = data[: len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
+        if head != _head(path, payload):
+            return None
+        library, symbol = pickle.loads(payload)
+        return Function(_codegen().unserialize_library(library), symbol, signature)
+    except _CACHE_TROUBLE:
         return None
 
-    def save_overload(self, signature: Any, result: Any) -> None:
+
+def _save(path: Path, library: Any, symbol: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        payload = pickle.dumps((library.serialize_using_object_code(), symbol))
         try:
-            path = self._path(signature, result.target_context)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            payload = pickle.dumps(result._reduce())
-            temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-            try:
-                temporary.write_bytes(_MAGIC + hashlib.sha256(payload).digest() + payload)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except _CACHE_TROUBLE:  # read-only home, full disk: compile anew next time
-            pass
+            temporary.write_bytes(_head(path, payload) + payload)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except _CACHE_TROUBLE:  # read-only home, full disk: compile anew next time
+        pass
 
 
-def c_function(name: str, kind: str, signature: Any, make: Callable[[], Callable[..., Any]]) -> Any:
-    """The compiled function ``name`` of a ``kind``, as numba's CFunc (``.address``, ``.ctypes``).
+def _compile(signature: Any, make: Callable[[], Callable[..., Any]]) -> tuple[Any, str]:
+    """(library, symbol) of a freshly compiled C function."""
+    function = CFunc(make(), (signature.args, signature.return_type), {}, {"nopython": True})
+    # NUMBA_DISABLE_JIT asks for @jit functions to stay Python; with it numba cannot type
+    # what it implements by such functions itself, and a kernel has no Python to fall to.
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        function.compile()
+    finally:
+        config.DISABLE_JIT = disabled
+    return function._library, function.native_name
 
-    ``make`` gives the Python function; it is called once a process. Thread-safe.
+
+def _head(path: Path, payload: bytes) -> bytes:
+    """What a file starts with; the name is checked too, so that no file can pass for another."""
+    return _MAGIC + hashlib.sha256(path.stem.encode() + payload).digest()
+
+
+def c_function(
+    name: str, kind: str, signature: Any, make: Callable[[], Callable[..., Any]]
+) -> Function:
+    """The compiled function ``name`` of a ``kind``, from disk or freshly compiled.
+
+    ``make`` gives the Python function and is called only to compile. Thread-safe.
     """
     with _lock:
         found = _compiled.get((name, kind))
         if found is None:
-            found = CFunc(make(), (signature.args, signature.return_type), {}, {"nopython": True})
-            found._cache = _DiskCache(name, kind)
-            # NUMBA_DISABLE_JIT asks for @jit functions to stay Python; with it numba cannot type
-            # what it implements by such functions itself, and a kernel has no Python to fall to.
-            disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
-            try:
-                found.compile()
-            finally:
-                config.DISABLE_JIT = disabled
+            path = _path(name, kind, signature)
+            found = _load(path, signature)
+            if found is None:
+                for report in on_compile:
+                    report(f"{name} {kind}".strip())
+                library, symbol = _compile(signature, make)
+                _save(path, library, symbol)
+                found = Function(library, symbol, signature)
             _compiled[name, kind] = found
         return found

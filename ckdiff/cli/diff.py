@@ -1,0 +1,82 @@
+"""``ckdiff diff``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ckdiff.cli import options
+
+
+@click.command("diff")
+@click.argument("base")
+@click.argument("tuned")
+@options.output
+@options.rules
+@click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; this wins.")
+@click.option(
+    "--rename", multiple=True, metavar="REGEX=REPL", help="Rename tuned tensors first (re.sub)."
+)
+@click.option("--stats", is_flag=True, help="Also measure how far elements moved, per tensor.")
+@options.workers
+@options.memory
+@click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
+@options.overwrite
+@click.option(
+    "--fail-above",
+    type=float,
+    callback=options.fraction,
+    metavar="FRACTION",
+    help="Exit with 1 when the density under the first --rule is higher.",
+)
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when any element or tensor differs.")
+@options.as_json
+def command(
+    base: str,
+    tuned: str,
+    out: str | None,
+    dry_run: bool,
+    fail_above: float | None,
+    exit_code: bool,
+    as_json: bool,
+    **asked: Any,
+) -> int:
+    """Compare the checkpoints BASE and TUNED: safetensors files, or directories of them.
+
+    Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
+    stopped is resumed by the same command.
+    """
+    from ckdiff.cli import diff_text
+    from ckdiff.cli.output import say, write_json, write_lines
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.engine import Diff, Options
+
+    if dry_run and (exit_code or fail_above is not None):
+        raise click.UsageError("--dry-run compares nothing, so it cannot fail on a difference")
+    with (
+        Reporter("compared") as reporter,
+        compilation_noted(reporter),
+        Diff(base, tuned, out, Options(**asked), reporter.observer()) as planned,
+    ):
+        if dry_run:
+            estimate = planned.estimate()
+        else:
+            result = planned.run()
+    if dry_run:
+        if as_json:
+            write_json(estimate.to_dict())
+        else:
+            write_lines(diff_text.estimate_lines(estimate, out))
+        return 0
+    if as_json:
+        write_json(result.to_dict())
+    else:
+        write_lines(diff_text.lines(result, base, tuned, out))
+        say(diff_text.next_step(out))
+    rule, found = next(iter(result.rules.items()))
+    if fail_above is not None and found["density"] > fail_above:
+        say(f"the {rule} density {found['density']:.6g} exceeds --fail-above {fail_above:g}")
+        return 1
+    return int(exit_code and result.differs)

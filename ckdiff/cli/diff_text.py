@@ -1,0 +1,208 @@
+"""What ``diff`` prints for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckdiff.budget import format_size
+from ckdiff.cli import formats
+from ckdiff.cli.show_text import row_table
+from ckdiff.cli.tables import Column, table
+from ckdiff.cli.terminal import Terminal
+from ckdiff.engine import DiffResult, Estimate
+from ckdiff.errors import printable
+from ckdiff.summaries import By, Row, relative_delta, summarise
+from ckdiff.table import MaskTable
+
+_SHORT = 16  #: rows of the short table
+_UNPAIRED = 20  #: unpaired tensors that are named
+_FALLEN_BACK = 5
+_MOVED = 10  #: tensors of the statistics table
+_HISTOGRAM_BAR = 24
+
+
+def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[str]:
+    """The summary of a finished diff."""
+    terminal = Terminal()
+    title = f"{printable(base)} {terminal.glyphs.arrow} {printable(tuned)}"
+    found = [
+        terminal.paint(title, "bold"),
+        f"{result.elements:,} elements in {len(result.table):,} tensors"
+        + (f"; {result.excluded:,} tensors excluded" if result.excluded else ""),
+        "",
+        *_model(result, terminal),
+    ]
+    if not result.differs:
+        found += ["", terminal.paint("No element and no tensor differs.", "green")]
+    for part in (
+        _short_table(result.table, terminal) if result.rules["exact"]["changed"] else [],
+        _statistics(result.table, terminal),
+        list(_fallen_back(result.exact_only)),
+        _unpaired(result.unpaired_details, terminal),
+    ):
+        if part:
+            found += ["", *part]
+    speed = formats.rate(result.bytes_read, result.seconds)
+    read = f"{formats.size(result.bytes_read)} in {formats.duration(result.seconds)}, {speed}"
+    found += ["", f"read {read}"]
+    if result.store is not None and out is not None:
+        found.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
+    return found
+
+
+def next_step(out: str | None) -> str:
+    """A hint: what to do with the result."""
+    if out is None:
+        return "hint: nothing was stored; -o STORE keeps one bit for each element"
+    return f"hint: next, try: ckdiff show {shlex.quote(out)}"
+
+
+def estimate_lines(estimate: Estimate, out: str | None) -> list[str]:
+    """The plan of ``--dry-run``."""
+    unpaired = ", ".join(f"{len(names):,} {kind}" for kind, names in estimate.unpaired.items())
+    needed, allowed = format_size(estimate.memory_needed), format_size(estimate.memory)
+    rows = [
+        ("to compare", f"{estimate.elements:,} elements in {estimate.tensors:,} tensors"),
+        ("unpaired", unpaired),
+        ("rules", ", ".join(estimate.rules)),
+        ("to read", formats.size(estimate.bytes_to_read)),
+        ("to write", f"at most {formats.size(estimate.disk_at_most)}" if out else "nothing"),
+        ("memory", f"about {needed} of {allowed} allowed"),
+        ("workers", f"{estimate.workers}, for {estimate.chunks:,} chunks of work"),
+    ]
+    return [f"{what:<12}{text}" for what, text in rows]
+
+
+def _model(result: DiffResult, terminal: Terminal) -> list[str]:
+    stored = _stored_as(result.table)
+    heads = [
+        Column("rule", "left", "cyan"),
+        Column("changed"),
+        Column("density", style="bold"),
+        Column("sparsity"),
+        Column("stored as", "left"),
+    ]
+    rows = [
+        [
+            rule,
+            f"{found['changed']:,}",
+            formats.percent(found["changed"], result.elements),
+            formats.percent(result.elements - found["changed"], result.elements),
+            stored,
+        ]
+        for rule, found in result.rules.items()
+    ]
+    return table(heads, rows, terminal)
+
+
+def _stored_as(source: MaskTable) -> str:
+    """The dtypes, which a density means little without: ``BF16``, ``BF16 98.10 %, F32 1.90 %``."""
+    rows = sorted(summarise(source, "dtype"), key=lambda row: -row["elements"])
+    if len(rows) == 1:
+        return str(rows[0]["group"])
+    total = source.total_elements
+    return ", ".join(f"{row['group']} {formats.percent(row['elements'], total)}" for row in rows)
+
+
+def _short_table(source: MaskTable, terminal: Terminal) -> list[str]:
+    """By layer if that is short, else by module, else the densest modules."""
+    by: By = "layer"
+    rows = summarise(source, by)
+    if len(rows) > _SHORT:
+        by = "module"
+        rows = summarise(source, by)
+    more = len(rows) - _SHORT
+    if more > 0:
+        rows = summarise(source, by, top=_SHORT)
+    found = row_table(source, by, rows, terminal, statistics=False)
+    if more > 0:
+        found.append(f"(the {_SHORT} {by}s of the highest density; {more:,} more)")
+    return found
+
+
+def _unpaired(details: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[str]:
+    if not details:
+        return []
+    rows = []
+    for detail in details[:_UNPAIRED]:
+        sides = [formats.side(detail, which) for which in ("base", "tuned")]
+        arrow = f" {terminal.glyphs.arrow} "
+        rows.append(
+            [detail["reason"], formats.name(detail["name"]), arrow.join(filter(None, sides))]
+        )
+    heads = [
+        Column("not compared", "left", "yellow"),
+        Column("tensor", "left", "cyan", flexible=True),
+        Column("base" + f" {terminal.glyphs.arrow} tuned", "left"),
+    ]
+    found = table(heads, rows, terminal)
+    if len(details) > _UNPAIRED:
+        found.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
+    return found
+
+
+def _fallen_back(exact_only: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for rule, names in exact_only.items():
+        shown = ", ".join(map(formats.name, names[:_FALLEN_BACK]))
+        more = f" and {len(names) - _FALLEN_BACK:,} more" if len(names) > _FALLEN_BACK else ""
+        plural = "tensor" if len(names) == 1 else "tensors"
+        yield f"{rule} means exact on {len(names):,} {plural} without numeric values: {shown}{more}"
+
+
+def _statistics(source: MaskTable, terminal: Terminal) -> list[str]:
+    """How far elements moved: the model, the tensors that moved most, ULP distances."""
+    if source.statistics is None:
+        return []
+    glyphs = terminal.glyphs
+    rows = summarise(source, "tensor", sort="relative_delta", top=_MOVED)
+    heads = [
+        Column("moved most", "left", "cyan", flexible=True),
+        Column(glyphs.norm),
+        Column(glyphs.max_delta),
+        Column("cosine"),
+        Column("sign flips"),
+    ]
+    model = summarise(source, "model")[0]
+    found = table(
+        heads,
+        [_moved(row["name"], row) for row in rows if row.get("statistics")],
+        terminal,
+        footer=_moved("model", model),
+    )
+    statistics = model.get("statistics") or {}
+    if statistics.get("nonfinite"):
+        found.append(f"left out: {statistics['nonfinite']:,} elements with an infinity or NaN")
+    histogram = statistics.get("ulp_histogram") or []
+    return [*found, "", *_histogram(histogram, terminal)] if any(histogram) else found
+
+
+def _moved(name: str, row: Row) -> list[str]:
+    found = row.get("statistics") or {}
+    return [
+        formats.name(name),
+        formats.number(relative_delta(row)),
+        formats.number(found.get("max_abs_delta")),
+        formats.cosine(found.get("cosine")),
+        f"{found.get('sign_flips', 0):,}",
+    ]
+
+
+def _histogram(counts: Sequence[int], terminal: Terminal) -> list[str]:
+    """Changed elements by how many representable values they moved."""
+    total, most = sum(counts), max(counts)
+    rows = []
+    for bucket, count in enumerate(counts):
+        low, high = (0, 0) if bucket == 0 else (2 ** (bucket - 1), 2**bucket - 1)
+        if count or bucket:
+            text = f"{low:,}" if low == high else f"{low:,}{terminal.glyphs.dash}{high:,}"
+            share = formats.percent(count, total)
+            rows.append([text, f"{count:,}", share, terminal.bar(count / most, _HISTOGRAM_BAR)])
+    heads = [
+        Column("ULPs moved"),
+        Column("elements"),
+        Column("share", style="bold"),
+        Column("", "left", "green", optional=True),
+    ]
+    return table(heads, rows, terminal)

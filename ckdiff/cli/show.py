@@ -1,0 +1,45 @@
+"""``ckdiff show``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckdiff.cli import options
+
+if TYPE_CHECKING:
+    from ckdiff.summaries import By
+
+
+@click.command("show")
+@click.argument("store")
+@options.by("layer")
+@click.option("--sort", metavar="COLUMN", help="Sort by a column, such as density: largest first.")
+@click.option(
+    "--top", type=click.IntRange(min=1), metavar="N", help="Only the first N rows after sorting."
+)
+@options.as_json
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
+def command(
+    store: str, by: By, sort: str | None, top: int | None, as_json: bool, as_csv: bool
+) -> None:
+    """Print how much of each tensor, layer, module or dtype changed, from STORE.
+
+    --top without --sort keeps the rows of the highest density. On a terminal a map of densities
+    by layer and module follows.
+    """
+    from ckdiff.cli import show_text
+    from ckdiff.cli.output import write_json, write_lines
+    from ckdiff.store import open_store
+
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv cannot both be asked for")
+    opened = open_store(store)
+    rows = opened.summary(by, sort=sort, top=top)
+    if as_json:
+        write_json({"rows": rows})
+    elif as_csv:
+        write_lines(show_text.csv_lines(opened, by, rows))
+    else:
+        write_lines(show_text.lines(opened, by, rows))

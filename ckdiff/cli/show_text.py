@@ -1,0 +1,103 @@
+"""What ``show`` prints for people, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckdiff.cli import formats
+from ckdiff.cli.heatmap import heat_map
+from ckdiff.cli.tables import Column, table
+from ckdiff.cli.terminal import Terminal
+from ckdiff.errors import printable
+from ckdiff.summaries import By, Row, columns, relative_delta, stacks, summarise
+from ckdiff.table import MaskTable
+
+if TYPE_CHECKING:
+    from ckdiff.store import MaskStore
+
+_BAR = 10
+
+
+def csv_lines(store: MaskStore, by: By, rows: Sequence[Row]) -> Iterator[str]:
+    """A header and a line for each row. Names are escaped, so that a row is always one line."""
+    known = columns(store.table, by)
+    yield _csv([column.name for column in known])
+    for row in rows:
+        yield _csv([column.value(row) for column in known])
+
+
+def _csv(values: Sequence[Any]) -> str:
+    out = io.StringIO()
+    escaped = [printable(value) if isinstance(value, str) else value for value in values]
+    csv.writer(out, lineterminator="").writerow(escaped)
+    return out.getvalue()
+
+
+def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
+    """The table, and on a terminal a map of each stack of layers."""
+    terminal = Terminal()
+    base, tuned = (store.manifest.get(side, {}).get("label", "?") for side in ("base", "tuned"))
+    title = f"{printable(str(base))} {terminal.glyphs.arrow} {printable(str(tuned))}"
+    stored = ", ".join(row["group"] for row in store.summary("dtype"))
+    out = [
+        f"{terminal.paint(title, 'bold')}: {store.table.total_elements:,} elements in "
+        f"{len(store.tensors):,} tensors, stored as {stored}",
+        "",
+        *row_table(store.table, by, rows, terminal),
+    ]
+    if terminal.interactive and by in ("layer", "module"):
+        rule = next(iter(store.table.changed))
+        for stack in stacks(store.table, rule):
+            out += ["", *heat_map(stack, terminal, rule)]
+    return out
+
+
+def row_table(
+    source: MaskTable, by: By, rows: Sequence[Row], terminal: Terminal, *, statistics: bool = True
+) -> list[str]:
+    """The lines of a table of summary rows; a last row adds up the model where there is room."""
+    rules = list(source.changed)
+    moved = statistics and source.statistics is not None
+    heads = [Column("tensor" if by == "tensor" else by, "left", "cyan", flexible=True)]
+    if by == "tensor":
+        heads += [Column("dtype", "left"), Column("shape", optional=True)]
+    heads.append(Column("elements"))
+    for rule in rules:
+        over = f"{rule}\n" if len(rules) > 1 else ""
+        heads += [Column(f"{over}changed"), Column("density", style="bold")]
+    if moved:
+        glyphs = terminal.glyphs
+        heads += [
+            Column(glyphs.norm, optional=True),
+            Column(glyphs.max_delta, optional=True),
+            Column("cosine", optional=True),
+        ]
+    heads.append(Column("", "left", "green", optional=True))
+    highest = max((row["rules"][rules[0]]["density"] for row in rows), default=0.0) or 1.0
+
+    def cells(row: Row, *, bar: bool = True) -> list[str]:
+        found = [formats.name(row["name"] if by == "tensor" else row["group"])]
+        if by == "tensor":
+            found += [row["dtype"], formats.shape(row["shape"])] if "dtype" in row else ["", ""]
+        found.append(f"{row['elements']:,}")
+        for rule in rules:
+            changed = row["rules"][rule]["changed"]
+            found += [f"{changed:,}", formats.percent(changed, row["elements"])]
+        if moved:
+            measured = row.get("statistics") or {}
+            found += [
+                formats.number(relative_delta(row)),
+                formats.number(measured.get("max_abs_delta")),
+                formats.cosine(measured.get("cosine")),
+            ]
+        share = row["rules"][rules[0]]["density"] / highest
+        return [*found, terminal.bar(share, _BAR) if bar else ""]
+
+    footer = None
+    if by != "model":
+        total = summarise(source, "model")[0]
+        footer = cells(total | {"name": "model", "group": "model"}, bar=False)
+    return table(heads, map(cells, rows), terminal, footer=footer)
