@@ -114,8 +114,18 @@ def value(dtype: str, bits: int) -> Number:
         return math.nan
     significand = Fraction(mantissa, 1 << f.mantissa)
     if exponent:
-        return sign * (1 + significand) * Fraction(2) ** (exponent - f.bias)
-    return sign * significand * Fraction(2) ** (1 - f.bias)
+        return sign * (1 + significand) * two(exponent - f.bias)
+    return sign * significand * two(1 - f.bias)
+
+
+@cache
+def two(power: int) -> Fraction:
+    return Fraction(2) ** power
+
+
+def floor_log2(x: Fraction) -> int:
+    power = x.numerator.bit_length() - x.denominator.bit_length()
+    return power - (two(power) > x)
 
 
 def rounded(x: Number, dtype: str) -> Number:
@@ -123,12 +133,9 @@ def rounded(x: Number, dtype: str) -> Number:
     if isinstance(x, float) or x == 0:
         return x
     f = FORMATS[dtype]
-    power = abs(x.numerator).bit_length() - x.denominator.bit_length()
-    if Fraction(2) ** power > abs(x):
-        power -= 1
-    step = Fraction(2) ** (max(power, 1 - f.bias) - f.mantissa)
+    step = two(max(floor_log2(abs(x)), 1 - f.bias) - f.mantissa)
     found = round(x / step) * step  # Python rounds a Fraction to the nearest even integer
-    if abs(found) >= Fraction(2) ** (f.bias + 1):
+    if abs(found) >= two(f.bias + 1):
         return math.inf if x > 0 else -math.inf
     return found
 
@@ -142,18 +149,14 @@ def round_bits(source: str, target: str, bits: int) -> int:
     if x != x:
         return infinity | 1 << f.mantissa - 1
     x = rounded(x, target)
-    if x == math.inf:
+    if isinstance(x, float):
         found = infinity
+    elif x < two(1 - f.bias):
+        found = int(x / two(1 - f.bias - f.mantissa))  # so many of the smallest subnormal
     else:
-        lowest = Fraction(2) ** (1 - f.bias - f.mantissa)  # the smallest subnormal
-        found = 0
-        if x >= Fraction(2) ** (1 - f.bias):
-            power = x.numerator.bit_length() - x.denominator.bit_length()
-            power -= Fraction(2) ** power > x
-            steps = x / Fraction(2) ** (power - f.mantissa)
-            found = (power + f.bias << f.mantissa) + int(steps) - (1 << f.mantissa)
-        else:
-            found = int(x / lowest)
+        power = floor_log2(x)
+        steps = int(x / two(power - f.mantissa)) - (1 << f.mantissa)
+        found = (power + f.bias << f.mantissa) + steps
     return found | (1 << f.bits - 1 if bits & top else 0)
 
 
@@ -387,11 +390,12 @@ class Pairs:
         delta, largest = self._integers
         if kind != "rtol":
             return np.asarray(delta > math.floor(number), bool)
+        n, d = number.numerator, number.denominator  # whole numbers: the bound can be floored
         if self._x.itemsize > 2:
-            limits = np.array([math.floor(number * int(m)) for m in largest], object)
+            limits = np.array([n * int(m) // d for m in largest], object)
             return np.asarray(delta > limits, bool)
         every = range((1 << FORMATS[self._dtype].bits) + 1)
-        return delta > np.array([min(math.floor(number * m), 1 << 40) for m in every])[largest]
+        return delta > np.array([min(n * m // d, 1 << 40) for m in every])[largest]
 
 
 def masks(rule: str, dtype: str, x: Bits, y: Bits) -> npt.NDArray[np.bool_]:

@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import write_safetensors, write_sparse
-from victim import CALLS, EXCHANGE, Case, ForkServer, Outcome, Shim
+from victim import CALLS, EXCHANGE, Case, ForkServer, Shim
 
 import ckdiff
 from ckdiff import workdir
 from ckdiff.errors import (
-    BudgetError,
     StoreError,
     StoreExists,
     StoreIncomplete,
@@ -271,7 +270,7 @@ def test_work_of_another_plan_is_thrown_away(
     out = tmp_path / "run.zarr"
     other_rules = small.case(out, rules=["exact", "atol=1e-5"])
     assert server.run(replace(other_rules, shim=Shim(1, where="manifest.json"))).signal
-    assert (partial(out) / "store/masks/atol=1e-05/c/0").exists()
+    assert list(partial(out).glob("store/masks/atol=*/c/0"))
     # a stranger in the work directory must not get into the store either
     (partial(out) / "store/masks/exact/c/77").write_bytes(b"?")
     outcome = server.run(small.case(out))
@@ -328,7 +327,9 @@ def test_interrupted_twice(server: ForkServer, big: Model, tmp_path: Path) -> No
         out.parent.mkdir()
         case = big.case(out)
         case.options["workers"] = 2
-        pid = server.start(replace(case, shim=Shim(1, "pause", ("write",), True, 0.02)))
+        pid = server.start(
+            replace(case, shim=Shim(1, "pause", ("write",), onwards=True, seconds=0.02))
+        )
         time.sleep(0.05 + chance.uniform(0, 0.05))
         for _ in range(4):
             os.kill(pid, signal.SIGINT)
