@@ -144,9 +144,7 @@ def ckdiff(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "ckdiff", *map(str, arguments)]
 
 
-def take_turns(
-    contestants: dict[str, Callable[[], float]], rounds: int
-) -> dict[str, list[float]]:
+def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Call each contestant once a round, in turn; each gives its seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):

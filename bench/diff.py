@@ -34,7 +34,11 @@ def main() -> None:
         root = Path(folder)
         changed = make_pair(root, gib, a.density)
         base, tuned, out = root / "base", root / "tuned", root / "masks.zarr"
-        seconds: dict[str, list[float]] = {"engine": [], "engine, no store": [], "engine, two rules": []}
+        seconds: dict[str, list[float]] = {
+            "engine": [],
+            "engine, no store": [],
+            "engine, two rules": [],
+        }
 
         def ours(name: str, *options: str | Path) -> Callable[[], object]:
             def run() -> None:
@@ -88,7 +92,10 @@ def main() -> None:
     two = median(walls["torch exact + isclose, count only"]) / median(
         walls["ckdiff diff -o, exact and atol=1e-5"]
     )
-    print(f"\nwhole command against torch exact: {exact:.1f}x; against exact + isclose, two rules: {two:.1f}x")
+    print(
+        f"\nwhole command against torch exact: {exact:.1f}x; "
+        f"against exact + isclose, two rules: {two:.1f}x"
+    )
 
 
 if __name__ == "__main__":

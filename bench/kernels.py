@@ -73,14 +73,19 @@ def main() -> None:
     kinds = ["W16:exact", "BF16:atol", "BF16:rtol", "BF16:ulp", "F16:atol", "W32:exact",
              "F32:atol", "F32>BF16:exact"]  # fmt: skip
     kernels = {
-        kind: c_function("compare", kind, COMPARE_SIGNATURE, lambda k=kind: compare_kernel(k)).ctypes
+        kind: c_function(
+            "compare", kind, COMPARE_SIGNATURE, lambda k=kind: compare_kernel(k)
+        ).ctypes
         for kind in kinds
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_pair(root, gib, 0.1, shards=1)
         skip = len(header([("x", "BF16", (1,))])[0])
-        maps = [np.memmap(next((root / s).glob("*.safetensors")), np.uint8, "r") for s in ("base", "tuned")]
+        maps = [
+            np.memmap(next((root / s).glob("*.safetensors")), np.uint8, "r")
+            for s in ("base", "tuned")
+        ]
         size = (len(maps[0]) - skip) // (WINDOW * a.threads) * WINDOW  # of one side, a thread
         addresses = [m.ctypes.data + len(m) - size * a.threads for m in maps]
         parameter = int(np.float64(1e-5).view(np.uint64))

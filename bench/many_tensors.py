@@ -1,6 +1,6 @@
 """100,000 small tensors: diff, open_store and mask(name). And how long the command takes to start.
 
-    python bench/many_tensors.py [--tensors 100000] [--quick]
+python bench/many_tensors.py [--tensors 100000] [--quick]
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        names = [f"model.layers.{i // 1000}.mlp.experts.{i % 1000}.up_proj.weight" for i in range(count)]
+        names = [
+            f"model.layers.{i // 1000}.mlp.experts.{i % 1000}.up_proj.weight" for i in range(count)
+        ]
         head, _, _ = header([(name, "BF16", (16, 48)) for name in names])
         data = np.random.default_rng(0).integers(0, 60000, count * 768, dtype=np.uint16)
         for side in ("base", "tuned"):
@@ -51,7 +53,10 @@ def main() -> None:
         result = json.loads(runs[0].stdout)
         assert result["rules"]["exact"]["changed"] == len(range(0, count * 768, 10))
         rows += [
-            [f"diff -o of {count:,} tensors, whole command", f"{median([r.seconds for r in runs]):.2f} s"],
+            [
+                f"diff -o of {count:,} tensors, whole command",
+                f"{median([r.seconds for r in runs]):.2f} s",
+            ],
             ["its peak RssAnon", f"{max(r.rss_anon for r in runs)} MiB"],
         ]
         opening, first, later = [], [], []
@@ -74,7 +79,9 @@ def main() -> None:
         head, _, _ = header([("weight", "BF16", (512, 1024))])
         for side in ("base", "tuned"):
             (small / side).mkdir(parents=True)
-            (small / side / "model.safetensors").write_bytes(head + data[: 1 << 19].tobytes()[: 1 << 20])
+            (small / side / "model.safetensors").write_bytes(
+                head + data[: 1 << 19].tobytes()[: 1 << 20]
+            )
         if count * 768 >= 1 << 19:
             pair = ckdiff("diff", small / "base", small / "tuned")
             rows.append(["diff of a 1 MB pair, warm kernel cache", f"{wall(pair, 5):.2f} s"])

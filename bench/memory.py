@@ -44,8 +44,17 @@ def main() -> None:
                 root = Path(folder)
                 sparse_pair(root, gib)
                 run = watch(
-                    ckdiff("diff", root / "base", root / "tuned", "-o", root / "masks.zarr",
-                           "--json", "--workers", str(a.workers), *options)  # fmt: skip
+                    ckdiff(
+                        "diff",
+                        root / "base",
+                        root / "tuned",
+                        "-o",
+                        root / "masks.zarr",
+                        "--json",
+                        "--workers",
+                        str(a.workers),
+                        *options,
+                    )
                 )
                 speed = json.loads(run.stdout)["bytes_read"] / run.seconds / 1e9
                 what = "exact, atol, stats" if options else "exact"

@@ -76,13 +76,19 @@ def main() -> None:
         size = 2 * gib * 2**30 / 1e9
         rows = [
             ["cold cat", f"{median(cats):.2f} s", f"{size / median(cats):.2f}"],
-            ["ckdiff diff -o, whole command", f"{median(walls):.2f} s", f"{size / median(walls):.2f}"],
+            [
+                "ckdiff diff -o, whole command",
+                f"{median(walls):.2f} s",
+                f"{size / median(walls):.2f}",
+            ],
         ]
         if a.fio:
             best, how = fio_best(sorted(root.glob("*/*.safetensors")))
             rows.append([f"fio at its best ({how})", "", f"{best:.2f}"])
     table(f"Cold, 2 x {gib:g} GiB, paired, median of {rounds}", ["what", "time", "GB/s"], rows)
-    print(f"\nwall time of ckdiff / cat: {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+    print(
+        f"\nwall time of ckdiff / cat: {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    )
 
 
 if __name__ == "__main__":

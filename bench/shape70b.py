@@ -37,7 +37,11 @@ def tensors() -> list[Tensor]:
             (f"{at}.self_attn.q_proj.weight", "BF16", (HIDDEN, HIDDEN)),
             (f"{at}.self_attn.v_proj.weight", "BF16", (KV, HIDDEN)),
         ]
-    return [*out, ("model.norm.weight", "BF16", (HIDDEN,)), ("lm_head.weight", "BF16", (VOCAB, HIDDEN))]
+    return [
+        *out,
+        ("model.norm.weight", "BF16", (HIDDEN,)),
+        ("lm_head.weight", "BF16", (VOCAB, HIDDEN)),
+    ]
 
 
 def make(root: Path) -> dict[str, tuple[Path, int]]:
@@ -117,8 +121,16 @@ def main() -> None:
         on_disk = sum(f.stat().st_blocks * 512 for f in root.rglob("*.safetensors"))
         out = root / "masks.zarr"
         run = watch(
-            ckdiff("diff", root / "base", root / "tuned", "-o", out, "--json", "--workers",
-                   str(arguments.workers))  # fmt: skip
+            ckdiff(
+                "diff",
+                root / "base",
+                root / "tuned",
+                "-o",
+                out,
+                "--json",
+                "--workers",
+                str(arguments.workers),
+            )
         )
         result = json.loads(run.stdout)
         highest = verify(out, planted)

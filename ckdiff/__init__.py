@@ -19,7 +19,8 @@ from ckdiff._version import __version__
 
 if TYPE_CHECKING:
     from ckdiff.checkpoints import open_checkpoint
-    from ckdiff.engine import DiffResult, Observer, Progress, diff
+    from ckdiff.diffresult import DiffResult
+    from ckdiff.engine import diff
     from ckdiff.errors import (
         BudgetError,
         CheckpointError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         StoreLocked,
         UsageError,
     )
+    from ckdiff.options import Observer, Progress
     from ckdiff.rules import Rule
     from ckdiff.store import MaskStore, check_store, open_store
     from ckdiff.table import TensorRecord
@@ -47,9 +49,9 @@ _ERRORS = (
 )  # fmt: skip
 _HOMES = {
     "open_checkpoint": "ckdiff.checkpoints",
-    "DiffResult": "ckdiff.engine",
-    "Observer": "ckdiff.engine",
-    "Progress": "ckdiff.engine",
+    "DiffResult": "ckdiff.diffresult",
+    "Observer": "ckdiff.options",
+    "Progress": "ckdiff.options",
     "diff": "ckdiff.engine",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.store",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,130 +17,23 @@ from ckdiff._version import __version__
 from ckdiff.budget import format_size
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.diffresult import DiffResult, by_reason, details
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import BudgetError, Interrupted, SourceChanged, StoreError, UsageError, printable
-from ckdiff.layout import CHUNK, Layout
-from ckdiff.pairing import Pairing, Unpaired, pair
+from ckdiff.errors import BudgetError, Interrupted, SourceChanged, UsageError
+from ckdiff.layout import Layout
+from ckdiff.options import Estimate, Observer, Options, Progress
+from ckdiff.outputs import check_disk, check_place
+from ckdiff.pairing import pair
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.summaries import rule_counts
 from ckdiff.table import MaskTable
 
 if TYPE_CHECKING:
-    from ckdiff.store import MaskStore
+    from ckdiff.chunks import ChunkResult
+    from ckdiff.results import Collected
+    from ckdiff.workdir import WorkDir
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
-
-
-@dataclass(slots=True)
-class Options:
-    """Everything a diff can be asked for; the command line's options have the same names."""
-
-    rules: Sequence[str | Rule] = ("exact",)
-    include: Sequence[str] = ()  #: globs of tensor names
-    exclude: Sequence[str] = ()
-    rename: Sequence[str] = ()  #: ``REGEX=REPL`` on tuned names
-    stats: bool = False
-    workers: int | None = None  #: threads; the usable cores by default
-    memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
-    overwrite: bool = False
-    dry_run: bool = False
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a diff is; handed to the ``progress`` callback about ten times a second."""
-
-    done: int  #: bytes compared, both sides, resumed chunks included
-    total: int
-    seconds: float  #: since the comparing began
-    resumed: int  #: bytes that an earlier run had done
-
-
-@dataclass(slots=True)
-class Observer:
-    """What a caller wants to hear about while a diff runs."""
-
-    progress: Callable[[Progress], None] = field(default=lambda progress: None)
-    note: Callable[[str], None] = field(default=lambda message: None)  #: warnings and hints
-
-
-@dataclass(slots=True)
-class DiffResult:
-    """What a diff found. ``to_dict()`` is what ``ckdiff diff --json`` prints."""
-
-    table: MaskTable  #: the compared tensors
-    rules: dict[str, dict[str, Any]]  #: rule -> ``changed`` and ``density`` over the model
-    unpaired: dict[str, list[str]]  #: reason -> names
-    unpaired_details: list[dict[str, Any]]
-    excluded: int
-    exact_only: dict[str, list[str]]  #: rule -> tensors on which it means ``exact``
-    bytes_read: int  #: both sides
-    seconds: float  #: from opened sources to committed store
-    store_path: Path | None = None  #: where the masks are, or None where nothing was stored
-    _store: MaskStore | None = None
-
-    @property
-    def store(self) -> MaskStore | None:
-        """The MaskStore that was written, opened when first asked for; None without an output."""
-        if self._store is None and self.store_path is not None:
-            from ckdiff.store import open_store
-
-            self._store = open_store(self.store_path)
-        return self._store
-
-    @property
-    def elements(self) -> int:
-        """Elements compared."""
-        return self.table.total_elements
-
-    @property
-    def differs(self) -> bool:
-        """Whether any element or tensor differs."""
-        return bool(self.rules["exact"]["changed"]) or any(self.unpaired.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON contract of ``diff``."""
-        out: dict[str, Any] = {
-            "elements": self.elements,
-            "tensors": len(self.table),
-            "rules": self.rules,
-            "unpaired": self.unpaired,
-            "unpaired_details": self.unpaired_details,
-            "excluded": self.excluded,
-            "exact_only": self.exact_only,
-            "bytes_read": self.bytes_read,
-            "seconds": self.seconds,
-            "store": None if self.store_path is None else str(self.store_path),
-        }
-        if self.table.statistics is not None:
-            from ckdiff.summaries import summarise
-
-            out["statistics"] = [
-                {"name": row["name"], **row.get("statistics", {})}
-                for row in summarise(self.table, "tensor")
-            ]
-        return out
-
-
-@dataclass(slots=True)
-class Estimate:
-    """What a diff will read, write and need (``--dry-run``)."""
-
-    tensors: int
-    elements: int
-    chunks: int
-    bytes_to_read: int  #: both sides
-    disk_at_most: int  #: masks that do not compress, tables, journal
-    memory: int  #: the bound on anonymous memory
-    memory_needed: int  #: of which the run expects to use
-    workers: int
-    window: int  #: elements
-    rules: list[str]
-    unpaired: dict[str, list[str]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--dry-run --json``."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def plan_rules(asked: Sequence[str | Rule]) -> tuple[list[Rule], list[Rule]]:
@@ -178,7 +69,8 @@ class Diff:
             self.tuned = open_checkpoint(tuned)
             if self.tuned is not tuned:
                 stack.callback(self.tuned.close)
-            self._check_place()
+            if self.out is not None:
+                check_place(self.out, (self.base, self.tuned))
             self._began = time.perf_counter()
             self.pairing = pair(
                 self.base.table,
@@ -259,53 +151,8 @@ class Diff:
             workers=self.workers,
             window=self.window,
             rules=[str(rule) for rule in self.rules],
-            unpaired=_by_reason(self.pairing.unpaired),
+            unpaired=by_reason(self.pairing.unpaired),
         )
-
-    def _check_place(self) -> None:
-        """The output must not lie inside a source, or be one."""
-        if self.out is None:
-            return
-        out = os.path.realpath(self.out)
-        for side in (self.base, self.tuned):
-            for file in getattr(side, "open_files", ()):
-                folder = os.path.dirname(os.path.abspath(file.path))
-                for source in {file.path, os.path.realpath(file.path)}:
-                    if out == source or source.startswith(out + os.sep):
-                        raise StoreError(
-                            f"the output {printable(str(self.out))} would replace a source",
-                            hint="choose another place with -o",
-                        )
-                if out.startswith(os.path.realpath(folder) + os.sep) and _is_checkpoint_dir(
-                    side, folder
-                ):
-                    raise StoreError(
-                        f"the output {printable(str(self.out))} lies inside the source "
-                        f"{printable(folder)}",
-                        hint="choose another place with -o",
-                    )
-
-    def _check_disk(self) -> None:
-        """Refuse what cannot fit; warn where only incompressible masks would not."""
-        assert self.out is not None
-        if not self.out.parent.is_dir():
-            return  # said by WorkDir
-        free = os.statvfs(self.out.parent)
-        available = free.f_bavail * free.f_frsize
-        most = self.estimate().disk_at_most
-        least = most // 256 + 16384
-        if available < least:
-            raise BudgetError(
-                f"{format_size(available)} free at {printable(str(self.out.parent))}, and the "
-                f"store needs at least {format_size(least)}",
-                hint="free some space or choose another place with -o",
-            )
-        if available < most:
-            self._observer.note(
-                f"warning: {format_size(available)} free at {printable(str(self.out.parent))}, "
-                f"and masks that do not compress would need {format_size(most)}; "
-                "if it runs out, the same command resumes"
-            )
 
     # running
 
@@ -322,7 +169,7 @@ class Diff:
             if self.out is None:
                 self._run_chunks(collected, None)
                 return self._result(collected, None)
-            self._check_disk()
+            check_disk(self.out, self.estimate().disk_at_most, self._observer.note)
             with WorkDir(self.out, self._plan(), overwrite=self.options.overwrite) as work:
                 if work.discarded:
                     self._observer.note(
@@ -344,8 +191,8 @@ class Diff:
             hint = None if self.out is None else "the same command resumes"
             raise Interrupted("interrupted", hint=hint) from None
 
-    def _run_chunks(self, collected: Any, work: Any) -> None:
-        from ckdiff.chunks import ChunkResult, DiffTask
+    def _run_chunks(self, collected: Collected, work: WorkDir | None) -> None:
+        from ckdiff.chunks import DiffTask
         from ckdiff.kernels import Kernels, guard
         from ckdiff.runners import run_threads
 
@@ -428,7 +275,7 @@ class Diff:
 
     # results
 
-    def _table(self, collected: Any) -> MaskTable:
+    def _table(self, collected: Collected) -> MaskTable:
         from ckdiff.kernels import hashing
 
         columns = {rule: collected.changed[:, i] for i, rule in enumerate(self._order)}
@@ -452,11 +299,12 @@ class Diff:
             self.layout.elements,
             self.layout.starts,
             {str(rule): columns[str(rule)] for rule in self.rules},
-            *hashes,
+            base_hashes=hashes[0],
+            tuned_hashes=hashes[1],
             statistics=collected.statistics(numeric),
         )
 
-    def _write_tables(self, collected: Any, root: Path) -> bytes:
+    def _write_tables(self, collected: Collected, root: Path) -> bytes:
         """Write everything of the store but its masks; gives the manifest's bytes."""
         from ckdiff.storewriter import write_tables
 
@@ -471,7 +319,7 @@ class Diff:
             provenance={
                 "base": _identity(self.base),
                 "tuned": _identity(self.tuned),
-                "unpaired": _details(self.pairing.unpaired),
+                "unpaired": details(self.pairing.unpaired),
                 "selection": {
                     "include": list(self.options.include),
                     "exclude": list(self.options.exclude),
@@ -480,7 +328,7 @@ class Diff:
             },
         )
 
-    def _result(self, collected: Any, out: Path | None) -> DiffResult:
+    def _result(self, collected: Collected, out: Path | None) -> DiffResult:
         seconds = time.perf_counter() - self._began
         table = collected.table or self._table(collected)
         totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
@@ -496,8 +344,8 @@ class Diff:
         return DiffResult(
             table=table,
             rules=rule_counts(totals, table.total_elements),
-            unpaired=_by_reason(self.pairing.unpaired),
-            unpaired_details=_details(self.pairing.unpaired),
+            unpaired=by_reason(self.pairing.unpaired),
+            unpaired_details=details(self.pairing.unpaired),
             excluded=self.pairing.excluded,
             exact_only=exact_only,
             bytes_read=self.bytes_to_read,
@@ -552,7 +400,7 @@ class _Counter:
         self.value += amount
 
 
-def _resume(work: Any, chunk: int) -> Any:
+def _resume(work: WorkDir, chunk: int) -> ChunkResult | None:
     """The result of a chunk that an earlier run finished, if its objects are still whole."""
     from ckdiff.chunks import ChunkResult
     from ckdiff.objects import file_digest
@@ -575,25 +423,3 @@ def _resume(work: Any, chunk: int) -> Any:
 def _identity(side: Checkpoint) -> dict[str, Any]:
     files = [{"name": file.name, "size": file.size} for file in side.files]
     return {"label": side.label, "files": files}
-
-
-def _by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:
-    out: dict[str, list[str]] = {"added": [], "removed": [], "reshaped": [], "retyped": []}
-    for tensor in unpaired:
-        out[tensor.reason].append(tensor.name)
-    return out
-
-
-def _details(unpaired: Sequence[Unpaired]) -> list[dict[str, Any]]:
-    return [{"name": t.name, "reason": t.reason, **_jsonable(t.detail)} for t in unpaired]
-
-
-def _jsonable(detail: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in detail.items()}
-
-
-def _is_checkpoint_dir(side: Checkpoint, folder: str) -> bool:
-    """Whether the checkpoint was opened as this directory, not as one file in it."""
-    return os.path.basename(folder) == side.label
-
-

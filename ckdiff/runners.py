@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _TICK = 0.1  # seconds between progress reports
 
@@ -20,10 +21,10 @@ class Stopped(Exception):
     """Raised inside a task that notices that the run is being stopped."""
 
 
-class ChunkTask(Protocol[T]):
+class ChunkTask(Protocol[T_co]):
     """What a runner runs; ``stop`` is set when the run is over and the task should give up."""
 
-    def __call__(self, chunk: int, stop: threading.Event) -> T:
+    def __call__(self, chunk: int, stop: threading.Event) -> T_co:
         """Do chunk number ``chunk``; may raise Stopped soon after ``stop`` is set."""
 
 

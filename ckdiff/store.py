@@ -306,7 +306,9 @@ class MaskStore:
         wrong = np.flatnonzero(counts != table.changed[rule])
         if wrong.size:
             name = printable(table.names[int(wrong[0])])
-            raise StoreCorrupt(f"the {rule} mask of {name} in {self._shown} disagrees with its count")
+            raise StoreCorrupt(
+                f"the {rule} mask of {name} in {self._shown} disagrees with its count"
+            )
         if total != int(counts.sum()):
             raise StoreCorrupt(f"the {rule} mask of {self._shown} has padding bits that are set")
 

@@ -21,9 +21,10 @@ class ByRule(dict[str, Any]):
     """A dict keyed by canonical rule text that any spelling of a rule finds."""
 
     def __missing__(self, key: object) -> Any:
-        canonical = str(Rule.parse(key)) if isinstance(key, (str, Rule)) else key
-        if canonical != key and canonical in self:
-            return self[canonical]
+        if isinstance(key, (str, Rule)):
+            canonical = str(Rule.parse(key))
+            if canonical != key and canonical in self:
+                return self[canonical]
         raise KeyError(key)
 
 
@@ -66,8 +67,10 @@ class Statistics:
         """The statistics of tensor ``i``; None where its dtype has no numeric meaning."""
         if not self.defined[i]:
             return None
+        dot = float(self.dot[i])
         norms = float(self.l2_base[i]) * float(self.l2_tuned[i])
-        cosine = float(self.dot[i]) / norms if norms > 0 else None
+        # squares of huge float64 numbers overflow: then there is no cosine, rather than a wrong one
+        cosine = dot / norms if 0 < norms < np.inf and np.isfinite(dot) else None
         return {
             "sum_abs_delta": number(self.sum_abs_delta[i]),
             "l2_delta": number(self.l2_delta[i]),
@@ -94,9 +97,9 @@ class Statistics:
             k: np.array([np.inf if x is None else x for x in data[k]], float) for k in cls._FLOATS
         }
         ints = {k: np.array(data[k], np.int64) for k in cls._INTS}
+        columns: dict[str, Any] = {**floats, **ints}
         return cls(
-            **floats,
-            **ints,
+            **columns,
             ulp_histogram=data["ulp_histogram"],
             defined=np.array(data["defined"], bool),
         )
@@ -199,14 +202,12 @@ class MaskTable(Sequence[TensorRecord]):
                 {rule: np.array(c, np.int64) for rule, c in data["changed"].items()},
                 data["base_hash"],
                 data["tuned_hash"],
-                None
-                if data["statistics"] is None
-                else Statistics.from_json(data["statistics"]),
+                None if data["statistics"] is None else Statistics.from_json(data["statistics"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreCorrupt(f"the tensor table cannot be read: {error}") from None
-        columns = (table.dtypes, table.shapes, table.elements, table.starts, table.base_hashes,
-                   table.tuned_hashes, *table.changed.values())  # fmt: skip
+        columns: list[Any] = [table.dtypes, table.shapes, table.elements, table.starts]
+        columns += [table.base_hashes, table.tuned_hashes, *table.changed.values()]
         if any(len(column) != len(table.names) for column in columns):
             raise StoreCorrupt("the columns of the tensor table differ in length")
         return table

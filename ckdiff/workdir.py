@@ -188,7 +188,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Raise StoreExists where the output is in the way."""
     if not out.parent.is_dir():
         raise StoreError(
-            f"cannot write {printable(str(out))}: there is no directory {printable(str(out.parent))}",
+            f"cannot write {printable(str(out))}: no directory {printable(str(out.parent))}",
             hint="create it first",
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
@@ -370,9 +370,7 @@ def leftovers(folder: Path) -> list[Path]:
             f"cannot look into {printable(str(folder))}: {error.strerror}",
             hint="give the directory that holds the leftovers",
         ) from None
-    return sorted(
-        p for p in names if p.name.endswith(SUFFIX) and p.is_dir() and not p.is_symlink()
-    )
+    return sorted(p for p in names if p.name.endswith(SUFFIX) and p.is_dir() and not p.is_symlink())
 
 
 def clean(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -331,7 +331,7 @@ def test_interrupted_twice(server: ForkServer, big: Model, tmp_path: Path) -> No
             replace(case, shim=Shim(1, "pause", ("write",), onwards=True, seconds=0.02))
         )
         time.sleep(0.05 + chance.uniform(0, 0.05))
-        for _ in range(4):
+        for _ in range(3):
             os.kill(pid, signal.SIGINT)
             time.sleep(0.004)
         outcome = server.wait(pid)

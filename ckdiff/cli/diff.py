@@ -51,7 +51,8 @@ def command(
     from ckdiff.cli import diff_text
     from ckdiff.cli.output import say, write_json, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.engine import Diff, Options
+    from ckdiff.engine import Diff
+    from ckdiff.options import Options
 
     if dry_run and (exit_code or fail_above is not None):
         raise click.UsageError("--dry-run compares nothing, so it cannot fail on a difference")

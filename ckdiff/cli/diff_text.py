@@ -11,8 +11,9 @@ from ckdiff.cli import formats
 from ckdiff.cli.show_text import row_table
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
-from ckdiff.engine import DiffResult, Estimate
+from ckdiff.diffresult import DiffResult
 from ckdiff.errors import printable
+from ckdiff.options import Estimate
 from ckdiff.summaries import By, Row, relative_delta, summarise
 from ckdiff.table import MaskTable
 

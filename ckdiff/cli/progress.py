@@ -16,7 +16,7 @@ from ckdiff.cli.output import say
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from ckdiff.engine import Observer
+    from ckdiff.options import Observer
 
 _EVERY = 30.0  # seconds between the lines of a log
 _PATIENCE = 0.4  # seconds that are over before a bar would help
@@ -46,7 +46,7 @@ class Reporter:
 
     def observer(self) -> Observer:
         """What a diff reports to."""
-        from ckdiff.engine import Observer
+        from ckdiff.options import Observer
 
         return Observer(
             progress=lambda p: self.update(p.done, p.total, p.resumed, p.seconds), note=self.note

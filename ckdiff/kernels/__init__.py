@@ -60,7 +60,10 @@ class Kernels:
             for r, rule in enumerate(rules):
                 kind, parameter = bind(rule, dtype)
                 kernel = c_function(
-                    "compare", kind, COMPARE_SIGNATURE, lambda kind=kind: compare_kernel(kind)  # type: ignore[misc]
+                    "compare",
+                    kind,
+                    COMPARE_SIGNATURE,
+                    lambda kind=kind: compare_kernel(kind),  # type: ignore[misc]
                 )
                 at = drive.SLOT_RULES + 2 * r
                 slots[i, at] = kernel.address

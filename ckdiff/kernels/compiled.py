@@ -20,11 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite
+import llvmlite.binding
 import numba
 from numba.core import config
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
+from numba.core.runtime import _nrt_python
 from numba.core.typing.ctypes_utils import to_ctypes
 
 _MAGIC = b"ckdiff kernel 1\n"
@@ -81,6 +82,14 @@ def _codegen() -> Any:
     return cpu_target.target_context.codegen()
 
 
+@cache
+def _add_runtime_symbols() -> None:
+    """Tell the linker where numba's runtime is: code that can raise refers to it, and LLVM ends
+    the process when it meets an unknown symbol. Compiling does the same as a side effect."""
+    for name, address in _nrt_python.c_helpers.items():
+        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
 def _load(path: Path, signature: Any) -> Function | None:
     # Only the machine code is kept, not numba's whole CompileResult: rebuilding that would first
     # load numba's typing registries, a quarter of a second at every start.
@@ -90,6 +99,7 @@ def _load(path: Path, signature: Any) -> Function | None:
         if head != _head(path, payload):
             return None
         library, symbol = pickle.loads(payload)
+        _add_runtime_symbols()
         return Function(_codegen().unserialize_library(library), symbol, signature)
     except _CACHE_TROUBLE:
         return None

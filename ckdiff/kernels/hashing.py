@@ -32,7 +32,7 @@ _MASK = (1 << 64) - 1
 def xxh3_128_address() -> int:
     """Address of the library's ``XXH3_128bits(const void *, size_t)``, or 0 if not exported."""
     try:
-        from xxhash import _xxhash
+        import xxhash._xxhash as _xxhash  # type: ignore[import-not-found]
 
         library = ctypes.CDLL(_xxhash.__file__)
     except (ImportError, OSError):
@@ -58,7 +58,7 @@ def call_xxh3(typing: Any, function: Any, address: Any, size: Any) -> Any:
         halves = [b.extract_value(result, i) for i in range(2)]
         return context.make_tuple(b, signature.return_type, halves)
 
-    pair_type = types.UniTuple(types.uint64, 2)
+    pair_type = types.UniTuple(types.uint64, 2)  # type: ignore[attr-defined]
     return pair_type(types.int64, types.int64, types.int64), generate
 
 

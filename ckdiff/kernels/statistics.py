@@ -47,9 +47,7 @@ def add_block(typing: Any, dtype_name: Any, x: Any, y: Any, words: Any, row: Any
         _, base, tuned, count, out = args
         stride = I64(lanes.word_bytes(dtype))
         sub = ir.VectorType(F64, _SUB)
-        sums = [
-            cgutils.alloca_once_value(b, ir.Constant(sub, [0.0] * _SUB)) for _ in range(_SUMS)
-        ]
+        sums = [cgutils.alloca_once_value(b, ir.Constant(sub, [0.0] * _SUB)) for _ in range(_SUMS)]
         flips = cgutils.alloca_once_value(b, I64(0))
         skipped = cgutils.alloca_once_value(b, I64(0))
         with cgutils.for_range(b, count) as loop:
@@ -137,9 +135,7 @@ def element_bucket(typing: Any, dtype_name: Any, x: Any, y: Any) -> Any:
             b.load(b.inttoptr(address, lane.as_pointer()), align=1) for address in args[1:]
         )
         # one lane's worth of the vector code; LLVM drops the other 63
-        one = [
-            b.insert_element(splat(lane, 0), value, lanes.I32(0)) for value in (left, right)
-        ]
+        one = [b.insert_element(splat(lane, 0), value, lanes.I32(0)) for value in (left, right)]
         apart = b.extract_element(lanes.distance(b, dtype, *one), lanes.I32(0))
         apart = b.zext(apart, I64) if dtype.bits < 64 else apart
         bucket = b.sub(I64(64), b.ctlz(apart, ir.Constant(lanes.I1, 0)))

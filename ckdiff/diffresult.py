@@ -1,0 +1,89 @@
+"""What a diff found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckdiff.pairing import Unpaired
+from ckdiff.table import MaskTable
+
+if TYPE_CHECKING:
+    from ckdiff.store import MaskStore
+
+
+@dataclass(slots=True)
+class DiffResult:
+    """What a diff found. ``to_dict()`` is what ``ckdiff diff --json`` prints."""
+
+    table: MaskTable  #: the compared tensors
+    rules: dict[str, dict[str, Any]]  #: rule -> ``changed`` and ``density`` over the model
+    unpaired: dict[str, list[str]]  #: reason -> names
+    unpaired_details: list[dict[str, Any]]
+    excluded: int
+    exact_only: dict[str, list[str]]  #: rule -> tensors on which it means ``exact``
+    bytes_read: int  #: both sides
+    seconds: float  #: from opened sources to committed store
+    store_path: Path | None = None  #: where the masks are, or None where nothing was stored
+    _store: MaskStore | None = None
+
+    @property
+    def store(self) -> MaskStore | None:
+        """The MaskStore that was written, opened when first asked for; None without an output."""
+        if self._store is None and self.store_path is not None:
+            from ckdiff.store import open_store
+
+            self._store = open_store(self.store_path)
+        return self._store
+
+    @property
+    def elements(self) -> int:
+        """Elements compared."""
+        return self.table.total_elements
+
+    @property
+    def differs(self) -> bool:
+        """Whether any element or tensor differs."""
+        return bool(self.rules["exact"]["changed"]) or any(self.unpaired.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract of ``diff``."""
+        out: dict[str, Any] = {
+            "elements": self.elements,
+            "tensors": len(self.table),
+            "rules": self.rules,
+            "unpaired": self.unpaired,
+            "unpaired_details": self.unpaired_details,
+            "excluded": self.excluded,
+            "exact_only": self.exact_only,
+            "bytes_read": self.bytes_read,
+            "seconds": self.seconds,
+            "store": None if self.store_path is None else str(self.store_path),
+        }
+        if self.table.statistics is not None:
+            from ckdiff.summaries import summarise
+
+            out["statistics"] = [
+                {"name": row["name"], **row.get("statistics", {})}
+                for row in summarise(self.table, "tensor")
+            ]
+        return out
+
+
+def by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:
+    """reason -> names."""
+    out: dict[str, list[str]] = {"added": [], "removed": [], "reshaped": [], "retyped": []}
+    for tensor in unpaired:
+        out[tensor.reason].append(tensor.name)
+    return out
+
+
+def details(unpaired: Sequence[Unpaired]) -> list[dict[str, Any]]:
+    """One JSON-able object for each tensor that is not compared."""
+    return [{"name": t.name, "reason": t.reason, **_jsonable(t.detail)} for t in unpaired]
+
+
+def _jsonable(detail: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in detail.items()}

@@ -1,0 +1,57 @@
+"""Whether a store may be written where it was asked for, and whether it will fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ckdiff.budget import format_size
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.errors import BudgetError, StoreError, printable
+
+_HINT = "choose another place with -o"
+
+
+def check_place(out: Path, sides: Sequence[Checkpoint]) -> None:
+    """Raise StoreError where the output would lie inside a source, be one, or hold one."""
+    place = os.path.realpath(out)
+    for side in sides:
+        for file in getattr(side, "open_files", ()):
+            paths = {os.path.abspath(file.path), os.path.realpath(file.path)}
+            if any(path == place or path.startswith(place + os.sep) for path in paths):
+                raise StoreError(
+                    f"the output {printable(str(out))} would replace a source", hint=_HINT
+                )
+            folder = os.path.dirname(os.path.abspath(file.path))
+            whole = os.path.basename(folder) == side.label  # opened as a directory
+            if whole and place.startswith(os.path.realpath(folder) + os.sep):
+                raise StoreError(
+                    f"the output {printable(str(out))} lies inside the source {printable(folder)}",
+                    hint=_HINT,
+                )
+
+
+def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:
+    """Refuse what cannot fit (BudgetError), and warn where only masks that do not compress would
+    not: what they will compress to is not known before, and running out is resumable.
+
+    ``most`` is the number of bytes that a store without any compression takes.
+    """
+    if not out.parent.is_dir():
+        return  # said when the store is begun
+    system = os.statvfs(out.parent)
+    free = system.f_bavail * system.f_frsize
+    least = most // 256 + 16384
+    where = printable(str(out.parent))
+    if free < least:
+        raise BudgetError(
+            f"{format_size(free)} free at {where}, and the store needs at least "
+            f"{format_size(least)}",
+            hint="free some space or " + _HINT,
+        )
+    if free < most:
+        note(
+            f"warning: {format_size(free)} free at {where}, and masks that do not compress would "
+            f"need {format_size(most)}; if it runs out, the same command resumes"
+        )
