@@ -50,24 +50,27 @@ def run_threads(
     results: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
     stop = threading.Event()
 
-    def work() -> None:
-        while not stop.is_set():
-            try:
+    def work(ended: threading.Event) -> None:
+        try:
+            while not stop.is_set():
                 chunk = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                results.put((chunk, task(chunk, stop), None))
-            except BaseException as error:  # handed to the caller's thread, never swallowed
-                results.put((chunk, None, error))
-                return
+                try:
+                    results.put((chunk, task(chunk, stop), None))
+                except BaseException as error:  # handed to the caller's thread, never swallowed
+                    results.put((chunk, None, error))
+                    return
+        except queue.Empty:
+            pass
+        finally:
+            ended.set()
 
-    threads = [
-        threading.Thread(target=work, name=f"ckdiff-{i}", daemon=True)
-        for i in range(max(1, min(workers, count)))
-    ]
+    threads: list[tuple[threading.Thread, threading.Event]] = []
+    for i in range(max(1, min(workers, count))):
+        ended = threading.Event()
+        thread = threading.Thread(target=work, args=(ended,), name=f"ckdiff-{i}", daemon=True)
+        threads.append((thread, ended))
     try:
-        for thread in threads:
+        for thread, _ in threads:
             thread.start()
         for _ in range(count):
             while True:
@@ -82,17 +85,20 @@ def run_threads(
             tick()
     finally:
         stop.set()
-        _join(threads)
+        _wait([ended for thread, ended in threads if thread.ident is not None])
 
 
-def _join(threads: list[threading.Thread]) -> None:
-    """Wait for all threads, even through a second Ctrl-C: what they read is unmapped after this."""
+def _wait(events: list[threading.Event]) -> None:
+    """Wait for all, even through a second Ctrl-C: what the workers read is unmapped after this.
+
+    Not by Thread.join: when that is interrupted it takes the thread for ended (until Python 3.13).
+    """
     interruption: BaseException | None = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except BaseException as error:  # a signal handler's, raised in this thread
-                interruption = error
+    while not all(event.is_set() for event in events):
+        try:
+            for event in events:
+                event.wait()
+        except BaseException as error:  # a signal handler's, raised in this thread
+            interruption = error
     if interruption is not None:
         raise interruption

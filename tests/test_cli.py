@@ -1,78 +1,53 @@
-"""The command line: what goes to stdout and stderr, exit codes, signals, pipes, start-up time."""
+"""The commands: what goes to stdout and stderr, and what the process would exit with."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from cli_support import (
+    MAIN,
+    Pair,
+    bf16,
+    bump,
+    error,
+    interrupted,
+    model,
+    ok,
+    python,
+    run,
+    write_pair,
+)
+from support import write_safetensors
 
 import ckdiff
-from ckdiff.cli import exits, main, options, output
+from ckdiff.cli import main, options, output
 from ckdiff.cli.program import COMMANDS
-from ckdiff.cli.progress import Reporter, compilation_noted, describe
 from ckdiff.summaries import By
-from support import Tensor, write_safetensors
 
 HOSTILE = 'layers.0.\x1b[31m\n[red]\u202e"evil".weight'
-HEAVY = {"numba", "llvmlite", "zarr", "dask", "numpy", "rich", "torch", "huggingface_hub"}
-PACKAGE = Path(ckdiff.__file__).parent.parent
-
-
-def bf16(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    values = np.random.default_rng(seed).integers(0x3C00, 0x3F80, shape, np.uint16)
-    return "BF16", shape, values.tobytes()
-
-
-def bump(tensor: Tensor, elements: int) -> Tensor:
-    """The tensor with its first ``elements`` elements moved by one representable value."""
-    values = np.frombuffer(tensor[2], np.uint16).copy()
-    values[:elements] += 1
-    return tensor[0], tensor[1], values.tobytes()
-
-
-def model() -> dict[str, Tensor]:
-    tensors = {"model.embed_tokens.weight": bf16((32, 64))}
-    for layer in range(3):
-        tensors[f"model.layers.{layer}.self_attn.q_proj.weight"] = bf16((64, 64), layer)
-        for expert in range(2):
-            name = f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"
-            tensors[name] = bf16((16, 64), 10 * layer + expert)
-    return tensors
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two small checkpoints: 4 of 9 tensors and 4096 + 10 + 20 + 30 elements differ."""
-    folder = tmp_path_factory.mktemp("pair")
-    base = model()
-    tuned = dict(base)
-    for layer in range(3):
-        name = f"model.layers.{layer}.mlp.experts.1.up_proj.weight"
-        tuned[name] = bump(base[name], 10 * (layer + 1))
-    name = "model.layers.2.self_attn.q_proj.weight"
-    tuned[name] = bump(base[name], 4096)
-    return (
-        str(write_safetensors(folder / "base.safetensors", base)),
-        str(write_safetensors(folder / "tuned.safetensors", tuned)),
-    )
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two checkpoints, with kernels compiled: the note about compiling has its own tests."""
+    found = write_pair(tmp_path_factory.mktemp("pair"))
+    ckdiff.diff(*found, rules=["exact", "atol=1e-5", "atol=1", "ulp=1"])
+    ckdiff.diff(*found, rules=["exact"], stats=True)
+    ckdiff.diff(*found, rules=["exact", "atol=1e-5"])
+    return found
 
 
 @pytest.fixture(scope="module")
-def store(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def store(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store of their difference, with two masks and statistics."""
     path = str(tmp_path_factory.mktemp("store") / "run.zarr")
     ckdiff.diff(*pair, path, rules=["exact", "atol=1e-5"], stats=True)
@@ -83,45 +58,6 @@ def store(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> st
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
-def ok(*args: str) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def error(*args: str, code: int = 2) -> str:
-    """The one line that a failing command prints."""
-    result = run(*args)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("ckdiff: error: ")
-    return line.removeprefix("ckdiff: error: ")
-
-
-def python(code: str, *args: str, **extra: Any) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that finds the package."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), **extra.pop("env", {})}
-    return subprocess.run(
-        [sys.executable, "-c", code, *args],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **extra,
-    )
-
-
-MAIN = "import sys; from ckdiff.cli import main; main(sys.argv[1:])"
-
-
-# start-up
 
 
 def test_help_lists_the_commands() -> None:
@@ -153,50 +89,16 @@ def test_groupings_are_those_of_the_summaries() -> None:
     assert get_args(By) == options.BY
 
 
-def test_nothing_heavy_is_imported_at_start_up() -> None:
-    code = """
-import sys
-from ckdiff.cli import main
-try:
-    main(["--help"])
-except SystemExit as done:
-    print("MODULES", done.code, *sys.modules)
-"""
-    words = python(code).stdout.partition("MODULES ")[2].split()
-    assert words[0] == "0"
-    assert "click" in words
-    assert not HEAVY & {word.partition(".")[0] for word in words}
-
-
-def test_help_answers_at_once() -> None:
-    took = []
-    for _ in range(7):
-        began = time.perf_counter()
-        assert python(MAIN, "--help").returncode == 0
-        took.append(time.perf_counter() - began)
-    assert min(took) < 0.15
-
-
-def test_module_runs() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-    command = [sys.executable, "-m", "ckdiff", "--version"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout == f"ckdiff {ckdiff.__version__}\n"
-
-
 # diff
 
 
-def test_diff_json_is_the_contract(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_diff_json_is_the_contract(pair: Pair, tmp_path: Path) -> None:
     path = str(tmp_path / "out.zarr")
     result = ok("diff", *pair, "--rule", "atol=1e-5", "--rule", "exact", "-o", path, "--json")
     found = json.loads(result.stdout)
     assert found["elements"] == 32 * 64 + 3 * (64 * 64 + 2 * 16 * 64)
     assert found["tensors"] == 10
-    assert list(found["rules"]) == ["atol=1e-05", "exact"] or list(found["rules"]) == [
-        "atol=1e-5",
-        "exact",
-    ]
+    assert list(found["rules"]) == ["atol=1e-5", "exact"]
     assert found["rules"]["exact"]["changed"] == 4096 + 60
     assert found["rules"]["exact"]["density"] == (4096 + 60) / found["elements"]
     assert found["unpaired"] == {"added": [], "removed": [], "reshaped": [], "retyped": []}
@@ -207,7 +109,7 @@ def test_diff_json_is_the_contract(pair: tuple[str, str], tmp_path: Path) -> Non
     assert result.stderr == ""
 
 
-def test_diff_text(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_diff_text(pair: Pair, tmp_path: Path) -> None:
     path = str(tmp_path / "out 1.zarr")
     result = ok("diff", *pair, "-o", path, "--stats")
     text = result.stdout
@@ -222,13 +124,13 @@ def test_diff_text(pair: tuple[str, str], tmp_path: Path) -> None:
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
-def test_diff_without_a_store(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_diff_without_a_store(pair: Pair, tmp_path: Path) -> None:
     result = ok("diff", *pair)
     assert "-o STORE" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_diff_of_equal_checkpoints(pair: tuple[str, str]) -> None:
+def test_diff_of_equal_checkpoints(pair: Pair) -> None:
     assert "No element and no tensor differs." in ok("diff", pair[0], pair[0]).stdout
 
 
@@ -278,7 +180,7 @@ def test_only_the_first_unpaired_tensors_are_named(tmp_path: Path) -> None:
     assert len(found["unpaired"]["added"]) == 40
 
 
-def test_selecting_and_renaming(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_selecting_and_renaming(pair: Pair, tmp_path: Path) -> None:
     found = json.loads(
         ok("diff", *pair, "--include", "*layers*", "--exclude", "*.0.*", "--json").stdout
     )
@@ -292,13 +194,13 @@ def test_selecting_and_renaming(pair: tuple[str, str], tmp_path: Path) -> None:
     assert found["rules"]["exact"]["changed"] == 0
 
 
-def test_warnings_go_to_stderr(pair: tuple[str, str]) -> None:
+def test_warnings_go_to_stderr(pair: Pair) -> None:
     result = ok("diff", *pair, "--exclude", "nothing*", "--json")
     assert result.stderr.startswith("ckdiff: warning: --exclude 'nothing*' matches no tensor")
     json.loads(result.stdout)
 
 
-def test_dry_run(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_dry_run(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "out.zarr"
     text = ok("diff", *pair, "-o", str(path), "--dry-run").stdout
     assert "20,480 elements in 10 tensors" in text
@@ -313,25 +215,25 @@ def test_dry_run(pair: tuple[str, str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fraction", "code"), [("0", 1), ("0.2", 1), ("0.2030", 0), ("0.5", 0), ("1", 0), ("2e-1", 1)]
 )
-def test_fail_above(pair: tuple[str, str], fraction: str, code: int) -> None:
+def test_fail_above(pair: Pair, fraction: str, code: int) -> None:
     result = run("diff", *pair, "--fail-above", fraction, "--json")
     assert result.exit_code == code
     assert json.loads(result.stdout)["rules"]["exact"]["changed"] == 4156
     assert ("exceeds --fail-above" in result.stderr) == (code == 1)
 
 
-def test_fail_above_judges_the_first_rule(pair: tuple[str, str]) -> None:
+def test_fail_above_judges_the_first_rule(pair: Pair) -> None:
     assert run("diff", *pair, "--rule", "atol=1", "--fail-above", "0").exit_code == 0
     asked = ("--rule", "exact", "--rule", "atol=1", "--fail-above", "0")
     assert run("diff", *pair, *asked).exit_code == 1
 
 
 @pytest.mark.parametrize("fraction", ["-0.1", "1.1", "nan", "inf", "five"])
-def test_fail_above_is_validated(pair: tuple[str, str], fraction: str) -> None:
+def test_fail_above_is_validated(pair: Pair, fraction: str) -> None:
     assert "--fail-above" in error("diff", *pair, f"--fail-above={fraction}")
 
 
-def test_exit_code(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_exit_code(pair: Pair, tmp_path: Path) -> None:
     assert run("diff", *pair).exit_code == 0
     assert run("diff", *pair, "--exit-code").exit_code == 1
     assert run("diff", *pair, "--exit-code", "--json").exit_code == 1
@@ -470,7 +372,7 @@ def test_check_reports_its_progress_to_the_end(store: str) -> None:
     assert len({total for _, total in seen}) == 1
 
 
-def test_check_finds_damage(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_check_finds_damage(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "out.zarr"
     ok("diff", *pair, "-o", str(path))
     mask = path / "masks" / "exact" / "c" / "0"
@@ -481,7 +383,7 @@ def test_check_finds_damage(pair: tuple[str, str], tmp_path: Path) -> None:
     assert error("check", str(tmp_path / "none.zarr"))
 
 
-def test_clean(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_clean(pair: Pair, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
     assert "nothing to clean" in ok("clean", str(folder)).stdout
@@ -525,7 +427,7 @@ def test_usage_errors_are_one_line(args: list[str], says: str) -> None:
     assert says in error(*args)
 
 
-def test_engine_errors_are_one_line(pair: tuple[str, str], store: str, tmp_path: Path) -> None:
+def test_engine_errors_are_one_line(pair: Pair, store: str, tmp_path: Path) -> None:
     assert "rules are" in error("diff", *pair, "--rule", "nonsense")
     assert "--memory" in error("diff", *pair, "--memory", "1MiB")
     assert "size" in error("diff", *pair, "--memory", "lots")
@@ -536,7 +438,9 @@ def test_engine_errors_are_one_line(pair: tuple[str, str], store: str, tmp_path:
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Makes ``show`` fail in the way a test wants."""
+
     def arrange(failure: BaseException) -> None:
         def summary(*args: object, **options: object) -> None:
             raise failure
@@ -559,13 +463,17 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ],
 )
 def test_unexpected_failures_are_one_line(
-    failing: Any, store: str, failure: BaseException, code: int, says: str
+    failing: Callable[[BaseException], None],
+    store: str,
+    failure: BaseException,
+    code: int,
+    says: str,
 ) -> None:
     failing(failure)
-    assert error("show", store, code=code) == says or says in error("show", store, code=code)
+    assert says in error("show", store, code=code)
 
 
-def test_a_bug_shows_where_it_is(failing: Any, store: str) -> None:
+def test_a_bug_shows_where_it_is(failing: Callable[[BaseException], None], store: str) -> None:
     failing(ZeroDivisionError("oh"))
     result = run("show", store)
     assert result.exit_code == 2
@@ -575,226 +483,6 @@ def test_a_bug_shows_where_it_is(failing: Any, store: str) -> None:
     )
 
 
-# signals
-
-
-#: stands for a signal at the worst moment: when a chunk was recorded, and nothing after it
-_STOPPED = """
-import os, signal, sys
-from ckdiff.workdir import WorkDir
-from ckdiff.cli import main
-record = WorkDir.record
-def stop(self, chunk, payload):
-    record(self, chunk, payload)
-    os.kill(os.getpid(), int(sys.argv[1]))
-WorkDir.record = stop
-main(sys.argv[2:])
-"""
-
-
-def interrupted(
-    pair: tuple[str, str], out: Path, number: signal.Signals
-) -> subprocess.CompletedProcess[str]:
-    return python(_STOPPED, str(int(number)), "diff", *pair, "-o", str(out))
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "says"),
-    [
-        (signal.SIGINT, 130, "interrupted (the same command resumes)"),
-        (signal.SIGTERM, 143, "stopped by SIGTERM (the same command resumes)"),
-    ],
-)
-def test_signals_stop_cleanly(
-    pair: tuple[str, str], tmp_path: Path, number: signal.Signals, code: int, says: str
-) -> None:
-    out = tmp_path / "out.zarr"
-    stopped = interrupted(pair, out, number)
-    assert stopped.returncode == code, stopped.stderr
-    assert stopped.stdout == ""
-    assert stopped.stderr.splitlines()[-1] == f"ckdiff: error: {says}"
-    assert not out.exists()
-    assert "resuming: 1 of 1" in ok("diff", *pair, "-o", str(out)).stderr
-    ok("check", str(out))
-
-
-def test_a_second_signal_ends_the_process(pair: tuple[str, str]) -> None:
-    code = """
-import os, signal, sys, time
-from ckdiff.cli import exits, main
-exits._PATIENCE = 0.05
-def hang(*args):
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        os.kill(os.getpid(), signal.SIGINT)  # too soon: the same Ctrl-C, passed on
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-import ckdiff.engine
-ckdiff.engine.Diff.run = hang
-main(sys.argv[1:])
-"""
-    assert python(code, "diff", *pair).returncode == 143
-
-
-def test_a_lost_signal_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exits._signals, "received", signal.SIGTERM)
-    with Reporter("compared") as reporter, pytest.raises(KeyboardInterrupt):
-        reporter.update(1, 2)
-
-
-def test_handlers_are_put_back(store: str) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    ok("check", store)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-# streams that go away
-
-
-def test_a_closed_stdout_is_quiet(pair: tuple[str, str], store: str, tmp_path: Path) -> None:
-    out = tmp_path / "out.zarr"
-    for args, code in (
-        (["--help"], 0),
-        (["show", store, "--json"], 0),
-        (["check", store], 0),
-        (["diff", *pair, "-o", str(out), "--exit-code"], 1),  # the verdict stands
-    ):
-        reader, writer = os.pipe()
-        os.close(reader)
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-        command = [sys.executable, "-c", MAIN, *args]
-        try:
-            found = subprocess.run(
-                command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True
-            )
-        finally:
-            os.close(writer)
-        assert found.returncode == code, found.stderr
-        assert "rror" not in found.stderr
-        assert "Traceback" not in found.stderr
-    ok("check", str(out))
-
-
-def test_a_closed_stderr_does_not_end_a_run(pair: tuple[str, str], tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-    out = tmp_path / "out.zarr"
-    command = [sys.executable, "-c", MAIN, "diff", *pair, "-o", str(out), "--exclude", "nothing"]
-    found = subprocess.run(command, env=environment, stdout=writer, stderr=writer)
-    os.close(writer)
-    assert found.returncode == 0
-    ok("check", str(out))
-
-
-def test_descriptors_that_were_closed_by_the_caller(pair: tuple[str, str], tmp_path: Path) -> None:
-    out = tmp_path / "out.zarr"
-    code = f"import os; [os.close(n) for n in (0, 1, 2)]; os.execv({sys.executable!r}, "
-    code += f"[{sys.executable!r}, '-c', {MAIN!r}, 'diff', *{pair!r}, '-o', {str(out)!r}])"
-    assert python(code).returncode == 0
-    ok("check", str(out))
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_under_stdout_is_an_error(store: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-    for args in (["show", store], ["--help"]):
-        command = [sys.executable, "-c", MAIN, *args]
-        with open("/dev/full", "w") as full:
-            found = subprocess.run(
-                command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
-            )
-        assert found.returncode == 2
-        assert re.fullmatch(r"ckdiff: error: .*No space left on device.*\n", found.stderr)
-
-
 def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
     output.write_json({"a": [float("inf"), float("nan"), 1.5], "b": (None, -float("inf"))})
     assert json.loads(capsys.readouterr().out) == {"a": [None, None, 1.5], "b": [None, None]}
-
-
-# progress
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_log_gets_a_line_every_30_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Clock()
-    with Reporter("compared", clock=clock) as reporter:
-        for second in range(0, 91):
-            clock.now = 100.0 + second
-            reporter.update(second * 10**9, 120 * 10**9)
-        reporter.update(120 * 10**9, 120 * 10**9)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "ckdiff: compared 30 GB of 120 GB (25 %), 1 GB/s, 1 min 30 s left",
-        "ckdiff: compared 60 GB of 120 GB (50 %), 1 GB/s, 1 min 0 s left",
-        "ckdiff: compared 90 GB of 120 GB (75 %), 1 GB/s, 30 s left",
-    ]
-
-
-def test_resumed_bytes_are_not_speed() -> None:
-    assert describe(80, 100, 60, 2.0) == ("80 B of 100 B", "10 B/s", "2 s left")
-    assert describe(60, 100, 60, 2.0)[2] == ""
-    assert describe(100, 100, 0, 0.0)[1] == "0 B/s"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "80")
-    stream, clock = Terminal(), Clock()
-    monkeypatch.setattr(sys, "stderr", stream)
-    with Reporter("compared", clock=clock) as reporter:
-        reporter.update(0, 1000)
-        assert stream.getvalue() == ""  # nothing flashes up where all is over at once
-        clock.now += 2
-        reporter.update(10**9, 10**10)
-        reporter.note("warning: \x1b[31m")
-        reporter.update(2 * 10**9, 10**10)
-    text = stream.getvalue()
-    assert "1 GB of 10 GB" in text
-    assert "500 MB/s" in text
-    assert "ckdiff: warning: \\x1b[31m\n" in text
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor comes back
-
-
-def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    stream, clock = Terminal(), Clock()
-    monkeypatch.setattr(sys, "stderr", stream)
-    with Reporter("compared", clock=clock) as reporter:
-        clock.now += 31
-        reporter.update(1, 2)
-    assert stream.getvalue() == "ckdiff: compared 1 B of 2 B (50 %), 0 B/s, 31 s left\n"
-
-
-def test_compiling_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    from ckdiff.kernels.compiled import on_compile
-
-    before = list(on_compile)
-    with Reporter("compared") as reporter, compilation_noted(reporter):
-        for report in on_compile:
-            report("exact BF16")
-            report("exact F32")
-    assert on_compile == before
-    assert capsys.readouterr().err == "ckdiff: compiling kernels (first run only)\n"
-
-
-def test_compiling_is_really_said(pair: tuple[str, str], tmp_path: Path) -> None:
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    first = python(MAIN, "diff", *pair, env=environment)
-    assert first.stderr.count("compiling kernels (first run only)") == 1
-    second = python(MAIN, "diff", *pair, env=environment)
-    assert "compiling" not in second.stderr

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import write_safetensors, write_sparse
-from victim import CALLS, EXCHANGE, Case, ForkServer, Shim
+from victim import CALLS, EXCHANGE, Case, ForkServer, Meddling, Shim
 
 import ckdiff
 from ckdiff import workdir
@@ -322,14 +322,13 @@ def test_interrupted(
 def test_interrupted_twice(server: ForkServer, big: Model, tmp_path: Path) -> None:
     """The second Ctrl-C arrives while workers still read what would be unmapped."""
     chance = random.Random(2)
-    for i in range(15):
+    for i in range(8):
         out = tmp_path / str(i) / "run.zarr"
         out.parent.mkdir()
         case = big.case(out)
         case.options["workers"] = 2
-        pid = server.start(
-            replace(case, shim=Shim(1, "pause", ("write",), onwards=True, seconds=0.02))
-        )
+        wait = Meddling("", "wait", seconds=0.02)
+        pid = server.start(replace(case, meddling=wait, linger=0.05))
         time.sleep(0.05 + chance.uniform(0, 0.05))
         for _ in range(3):
             os.kill(pid, signal.SIGINT)

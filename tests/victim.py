@@ -50,20 +50,22 @@ class Shim:
 
 @dataclass
 class Meddling:
-    """Changes a source file at the ``at``-th time that a reader gets to ``moment``.
+    """Changes a source file at the ``at``-th time that a reader gets to ``moment``; "wait" only
+    waits, at each of them.
 
     ``moment``: "acquired" (a window was populated, no kernel has read it), "releasing" (the
     kernels are done, nothing is verified), "released".
     """
 
     path: str
-    action: str  #: "truncate", "rewrite", "unlink", "replace"
+    action: str  #: "truncate", "rewrite", "unlink", "replace", "wait"
     at: int = 1
     moment: str = "acquired"
     size: int = 0  #: for truncate
     offset: int = 0  #: for rewrite
     keep_times: bool = False  #: put the modification time back afterwards
     other: str = ""  #: for replace: a file that is renamed to ``path``
+    seconds: float = 0.0  #: for wait
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Case:
     no_populate: bool = False  #: as on a kernel before 5.14
     blind: bool = False  #: the identity of files never shows that they changed
     start_at: float = 0.0  #: wait for this time.time(), to start several at once
+    linger: float = 0.0  #: seconds between an error and the end of the process
 
 
 @dataclass
@@ -215,16 +218,17 @@ def _warm_up() -> None:
 def _child(request: dict[str, Any], pipe: int) -> None:
     """Run one case, say how it went, and end without any clean-up of Python's."""
     counter = _Counter()
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"error": "KeyboardInterrupt"}  # should one come before all others
     write = os.write  # the real one
+    shim, meddling = request.pop("shim"), request.pop("meddling")
+    case = Case(**request)
     try:
-        shim, meddling = request.pop("shim"), request.pop("meddling")
-        case = Case(**request)
         case.shim = None if shim is None else Shim(**shim)
         case.meddling = None if meddling is None else Meddling(**meddling)
         report = _run(case, counter)
     except BaseException as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(case.linger)
         from ckdiff import CkdiffError
 
         report = {"error": type(error).__name__}
@@ -332,7 +336,11 @@ def _meddle(meddling: Meddling) -> None:
     counter = _Counter()
 
     def event(moment: str) -> None:
-        if moment == meddling.moment and counter.next() == meddling.at:
+        if moment != meddling.moment:
+            return
+        if meddling.action == "wait":
+            time.sleep(meddling.seconds)
+        elif counter.next() == meddling.at:
             _change(meddling)
 
     class Reader:
