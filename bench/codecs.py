@@ -13,7 +13,8 @@ import numpy as np
 import zstandard
 from common import median, table
 
-from ckdiff.objects import INNER, Encoder
+from ckdiff.maskcodec import MaskEncoder
+from ckdiff.objects import INNER
 
 
 def main() -> None:
@@ -21,15 +22,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     a = parser.parse_args()
     inners, rounds = (4, 1) if a.quick else (64, 7)
-    encoder = Encoder()
+    encoder = MaskEncoder()
     codecs: dict[str, Callable[[np.ndarray], int]] = {
-        "ckdiff": lambda inner: len(encoder.encode(inner)[0])
+        "ckdiff": lambda inner: len(encoder.encode(inner))
     }
     for level in (-1, 1, 3):
         zstd = zstandard.ZstdCompressor(level=level, write_checksum=True)
         codecs[f"zstd level {level}"] = lambda inner, zstd=zstd: len(zstd.compress(inner.data))
     rows = []
-    for density in (0.001, 0.01, 0.05, 0.1, 0.2, 0.5):
+    for density in (0.001, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 0.9):
         rng = np.random.default_rng(0)
         mask = np.packbits(rng.random(inners * INNER * 8, dtype=np.float32) < density)
         for name, encode in codecs.items():

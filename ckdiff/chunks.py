@@ -22,7 +22,8 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Kernels, Results, drive, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
-from ckdiff.objects import INNER, Encoder, ObjectWriter
+from ckdiff.maskcodec import MaskEncoder
+from ckdiff.objects import INNER, ObjectWriter
 from ckdiff.runners import Stopped
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
@@ -181,7 +182,9 @@ class DiffTask:
             reader.release()
         size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
         for (position, _), writer in zip(self.masks, writers, strict=False):
-            writer.add(self._encoder().encode(masks[position][:size]))
+            encode = self._encoder().encode
+            mask = masks[position]
+            writer.add([encode(mask[at : at + INNER]) for at in range(0, size, INNER)])
         self.on_bytes(2 * int(window.nbytes.sum()))
 
     def _buffers(self) -> list[npt.NDArray[np.uint8]]:
@@ -190,10 +193,10 @@ class DiffTask:
         masks: list[npt.NDArray[np.uint8]] = self._local.masks
         return masks
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> MaskEncoder:
         if not hasattr(self._local, "encoder"):
-            self._local.encoder = Encoder()
-        encoder: Encoder = self._local.encoder
+            self._local.encoder = MaskEncoder()
+        encoder: MaskEncoder = self._local.encoder
         return encoder
 
 

@@ -56,37 +56,6 @@ def array_metadata(length: int) -> dict[str, Any]:
     }
 
 
-class Encoder:
-    """Turns inner chunks into zstd frames; one for each worker, since contexts are not shared."""
-
-    def __init__(self) -> None:
-        # Masks of scattered changes have next to no repeats longer than a few bytes: what
-        # compresses them is the entropy coder. A 64-entry match table and matches of at least 7
-        # bytes leave the time to it; measured at 10 % density twice the speed of level 1 and 5 %
-        # smaller. bench/codecs.py shows the alternatives.
-        parameters = zstandard.ZstdCompressionParameters(
-            strategy=zstandard.STRATEGY_FAST,
-            hash_log=6,
-            chain_log=6,
-            min_match=7,
-            target_length=0,
-            window_log=16,
-            write_content_size=1,
-            write_checksum=1,
-        )
-        self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
-        self._zero = self._zstd.compress(bytes(INNER))
-
-    def encode(self, mask: Bytes) -> list[bytes]:
-        """Frames of the inner chunks of ``mask``, whose length is a multiple of INNER."""
-        frames = []
-        for start in range(0, len(mask), INNER):
-            inner = mask[start : start + INNER]
-            words = inner.view(np.uint64)
-            frames.append(self._zstd.compress(inner.data) if words.any() else self._zero)
-        return frames
-
-
 class ObjectWriter:
     """Writes one object next to its final name; ``finish`` renames it there."""
 

@@ -275,6 +275,7 @@ class MaskStore:
                 set(table.changed) == set(self.rules) >= set(self.masks)
                 and layout.total == 8 * self._length
                 and np.array_equal(layout.starts, table.starts)
+                and all(min(shape, default=0) >= 0 for shape in table.shapes)
                 and [math.prod(shape) for shape in table.shapes] == table.elements.tolist()
             )
         except (OSError, *_NONSENSE) as error:

@@ -47,7 +47,7 @@ class TensorRecord:
         return self.changed[rule] / self.elements if self.elements else 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Statistics:
     """Per-tensor statistics in columns (float64 sums over elements finite on both sides)."""
 
@@ -111,7 +111,7 @@ def number(value: float | np.floating[Any]) -> float | None:
     return value if np.isfinite(value) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class MaskTable(Sequence[TensorRecord]):
     """The compared tensors in layout order."""
 
@@ -124,13 +124,18 @@ class MaskTable(Sequence[TensorRecord]):
     base_hashes: list[str]
     tuned_hashes: list[str]
     statistics: Statistics | None = None
-    _position: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    _position: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._position.update(zip(self.names, range(len(self.names)), strict=True))
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MaskTable) and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]
 
     @overload
     def __getitem__(self, index: int) -> TensorRecord: ...

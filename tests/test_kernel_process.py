@@ -138,6 +138,21 @@ def test_no_place_for_the_cache(tmp_path: Path) -> None:
     assert file.read_bytes() == b"not a directory"
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(compiled, "_compiled", {})
+    kernels.cache_clear()
+    try:
+        assert run("U8", [], b"abc", b"abd").changed == {"exact": 1}
+    finally:
+        kernels.cache_clear()
+
+
 FENCED = """
 import ctypes, json, mmap
 import numpy as np

@@ -29,6 +29,8 @@ CONSTANTS = ["rax.mu", "rbf.mu", "rrad.mu"]  # of the folds
 
 Model = dict[str, torch.Tensor]
 
+torch.set_num_threads(1)  # these tensors are small: threads would only wait for each other
+
 
 def real(name: str) -> Path:
     """The file of a fetched checkpoint."""
@@ -118,8 +120,9 @@ def assert_agrees(result: ckdiff.DiffResult, base: Model, tuned: Model) -> None:
         assert record.shape == tuple(a.shape)
         for rule in store.rules:
             expected = changed(rule, a, b)
-            totals[rule] += int(expected.sum())
-            assert record.changed[rule] == int(expected.sum()), (record.name, rule)
+            count = int(expected.sum())
+            totals[rule] += count
+            assert record.changed[rule] == count, (record.name, rule)
             found = store.mask(record.name, rule)
             assert np.array_equal(found, expected.numpy()), (record.name, rule)
         if record.statistics is not None:

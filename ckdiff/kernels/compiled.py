@@ -70,12 +70,16 @@ class Function:
         self.ctypes = ctypes.CFUNCTYPE(*kinds)(self.address)
 
 
-def _path(name: str, kind: str, signature: Any) -> Path:
-    key = repr((
-        name, kind, str(signature), _codegen().magic_tuple(), _sources(), numba.__version__,
-        llvmlite.__version__, sys.version_info[:2],
-    ))  # fmt: skip
-    return cache_directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+def _path(name: str, kind: str, signature: Any) -> Path | None:
+    """Where a kernel is kept; None where there is no place for it."""
+    try:
+        key = repr((
+            name, kind, str(signature), _codegen().magic_tuple(), _sources(), numba.__version__,
+            llvmlite.__version__, sys.version_info[:2],
+        ))  # fmt: skip
+        return cache_directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+    except _CACHE_TROUBLE:  # a user without a home, sources that cannot be read
+        return None
 
 
 def _codegen() -> Any:
@@ -121,7 +125,7 @@ def _save(path: Path, library: Any, symbol: str) -> None:
 
 def _compile(signature: Any, make: Callable[[], Callable[..., Any]]) -> tuple[Any, str]:
     """(library, symbol) of a freshly compiled C function."""
-    function = CFunc(make(), (signature.args, signature.return_type), {}, {"nopython": True})
+    function: Any = CFunc(make(), (signature.args, signature.return_type), {}, {"nopython": True})
     # NUMBA_DISABLE_JIT asks for @jit functions to stay Python; with it numba cannot type
     # what it implements by such functions itself, and a kernel has no Python to fall to.
     disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
@@ -148,12 +152,13 @@ def c_function(
         found = _compiled.get((name, kind))
         if found is None:
             path = _path(name, kind, signature)
-            found = _load(path, signature)
+            found = None if path is None else _load(path, signature)
             if found is None:
                 for report in on_compile:
                     report(f"{name} {kind}".strip())
                 library, symbol = _compile(signature, make)
-                _save(path, library, symbol)
+                if path is not None:
+                    _save(path, library, symbol)
                 found = Function(library, symbol, signature)
             _compiled[name, kind] = found
         return found

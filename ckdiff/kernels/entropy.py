@@ -1,0 +1,140 @@
+"""Native parts of the mask encoder: looking at a piece of mask, and Huffman-coding its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from ckdiff.kernels.compare import load_word, ones, store_word
+from ckdiff.kernels.compiled import Function, c_function
+from ckdiff.kernels.lanes import I8, I16, I32, I64, Value
+
+PIECE = 1 << 16  #: bytes encoded at a time
+STREAM = PIECE // 4  #: bytes of each of the four streams of a zstd literals section
+LONGEST = 11  #: bits of the longest code that zstd allows
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def zero_bytes(typing: Any, word: Any) -> Any:
+    """How many of the 8 bytes of a uint64 are zero."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        lanes = ir.VectorType(I8, 8)
+        value = b.bitcast(args[0], lanes)
+        flags = b.icmp_unsigned("==", value, ir.Constant(lanes, [0] * 8))
+        return b.zext(b.ctpop(b.bitcast(flags, I8)), I64)
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_entry(typing: Any, table: Any, address: Any) -> Any:
+    """The uint32 of ``table`` for the two bytes at ``address``."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        table, address = args
+        pair = b.zext(b.load(b.inttoptr(address, I16.as_pointer()), align=1), I64)
+        entry = b.inttoptr(b.add(table, b.shl(pair, I64(2))), I32.as_pointer())
+        return b.zext(b.load(entry), I64)
+
+    return types.uint64(types.int64, types.int64), generate
+
+
+def _survey_kernel() -> Callable[[int, int, int], None]:
+    def survey(data: int, words: int, out: int) -> None:
+        bits = 0
+        zeros = 0
+        for i in range(words):
+            word = types.uint64(load_word(data + 8 * i))
+            bits += ones(word)
+            zeros += zero_bytes(word)
+        store_word(out, bits)
+        store_word(out + 8, zeros)
+
+    return survey
+
+
+def _encode_kernel() -> Callable[[int, int, int, int], None]:
+    def encode(data: int, table: int, out: int, room: int) -> None:
+        # A table entry holds the codes of two neighbouring bytes and, in its lowest 5 bits, their
+        # length. Bits go in from the stream's last byte to its first, because a zstd decoder reads
+        # backwards. The four streams are coded side by side: one alone would wait for its own
+        # shifts.
+        a0 = a1 = a2 = a3 = types.uint64(0)
+        n0 = n1 = n2 = n3 = types.uint64(0)
+        p0 = out + 32
+        p1 = p0 + room
+        p2 = p1 + room
+        p3 = p2 + room
+        q0, q1, q2, q3 = p0, p1, p2, p3
+        low = types.uint64(31)
+        five = types.uint64(5)
+        seven = types.uint64(7)
+        three = types.uint64(3)
+        for group in range(STREAM // 4 - 1, -1, -1):
+            for k in range(2, -1, -2):
+                at = data + 4 * group + k
+                e = load_entry(table, at)
+                a0 |= (e >> five) << n0
+                n0 += e & low
+                e = load_entry(table, at + STREAM)
+                a1 |= (e >> five) << n1
+                n1 += e & low
+                e = load_entry(table, at + 2 * STREAM)
+                a2 |= (e >> five) << n2
+                n2 += e & low
+                e = load_entry(table, at + 3 * STREAM)
+                a3 |= (e >> five) << n3
+                n3 += e & low
+            # at most 7 bits left over and 4 codes of 11: below 64
+            store_word(q0, a0)
+            q0 += types.int64(n0 >> three)
+            a0 >>= n0 & ~seven
+            n0 &= seven
+            store_word(q1, a1)
+            q1 += types.int64(n1 >> three)
+            a1 >>= n1 & ~seven
+            n1 &= seven
+            store_word(q2, a2)
+            q2 += types.int64(n2 >> three)
+            a2 >>= n2 & ~seven
+            n2 &= seven
+            store_word(q3, a3)
+            q3 += types.int64(n3 >> three)
+            a3 >>= n3 & ~seven
+            n3 &= seven
+        # a one behind the last bit tells the decoder where to begin
+        one = types.uint64(1)
+        store_word(q0, a0 | (one << n0))
+        store_word(q1, a1 | (one << n1))
+        store_word(q2, a2 | (one << n2))
+        store_word(q3, a3 | (one << n3))
+        store_word(out, q0 + 1 - p0)
+        store_word(out + 8, q1 + 1 - p1)
+        store_word(out + 16, q2 + 1 - p2)
+        store_word(out + 24, q3 + 1 - p3)
+
+    return encode
+
+
+#: bytes of room for one stream: the longest codes, the end mark, and a word stored past the end
+ROOM = STREAM * LONGEST // 8 + 16
+#: bytes of the output buffer: four sizes (int64), then four streams at distances of ROOM
+OUTPUT = 32 + 4 * ROOM
+
+
+def survey() -> Function:
+    """(data, words, out): population count and number of zero bytes as two int64 at ``out``."""
+    signature = types.void(types.int64, types.int64, types.int64)
+    return c_function("survey", "", signature, _survey_kernel)
+
+
+def encode() -> Function:
+    """(data, table, out, ROOM): Huffman-codes PIECE bytes; ``table`` is 65,536 uint32,
+    one for each pair of bytes (the first byte is the low one)."""
+    signature = types.void(types.int64, types.int64, types.int64, types.int64)
+    return c_function("encode", "", signature, _encode_kernel)

@@ -1,0 +1,227 @@
+"""Inner chunks of mask as zstd frames, faster than a general compressor makes them.
+
+Where changes are scattered, nothing repeats and all that can be gained is that set bits are rare:
+the bytes are Huffman-coded with one of a few dozen ready-made codes, one for each density, in
+which a byte's code depends on its number of set bits. A frame is then one block of literals without
+any match, which is plain zstd (RFC 8878): every decoder reads it. Where the bytes do not look
+scattered (stripes, runs, nearly empty or nearly full pieces) the zstd library does its work.
+
+Which way a piece goes depends on its bits alone, so that a store's bytes do too.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+import zstandard
+
+from ckdiff.kernels import entropy
+from ckdiff.kernels.entropy import LONGEST, OUTPUT, PIECE, ROOM, STREAM
+
+Bytes = npt.NDArray[np.uint8]
+Table = tuple[npt.NDArray[np.uint32], bytes]  # codes of pairs of bytes; tree description
+
+#: densities that have a code; what is sparser or denser goes to the library
+LEVELS = [0.014 * 1.12**k for k in range(31)]
+#: how far the share of zero bytes may be from that of scattered bits
+_SCATTERED = 0.02
+#: frames larger than this are not worth decoding: stored raw
+_WORTHWHILE = int(PIECE * 0.98)
+
+_MAGIC = (0xFD2FB528).to_bytes(4, "little")
+# one segment (no window), content checksum, content size in two bytes with 256 subtracted
+_FRAME = _MAGIC + bytes([0b01_1_0_0_1_00]) + (PIECE - 256).to_bytes(2, "little")
+_RAW, _COMPRESSED = 0, 2
+
+
+class MaskEncoder:
+    """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared."""
+
+    def __init__(self) -> None:
+        self._survey = entropy.survey().ctypes
+        self._encode = entropy.encode().ctypes
+        self._seen = np.zeros(2, np.int64)
+        self._out = np.empty(OUTPUT, np.uint8)
+        self._sizes = self._out[:32].view(np.int64)
+        self._view = memoryview(self._out)
+        # For what is left to it the library keeps a small match table and matches of at least 7
+        # bytes: on masks twice as fast as its level 1, and smaller.
+        parameters = zstandard.ZstdCompressionParameters(
+            strategy=zstandard.STRATEGY_FAST,
+            hash_log=6,
+            chain_log=6,
+            min_match=7,
+            target_length=0,
+            window_log=16,
+            write_content_size=1,
+            write_checksum=1,
+        )
+        self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
+        self._zero = self._zstd.compress(bytes(PIECE))
+
+    def encode(self, piece: Bytes) -> bytes:
+        """The zstd frame of a contiguous piece of PIECE bytes."""
+        address = piece.ctypes.data
+        self._survey(address, PIECE // 8, self._seen.ctypes.data)
+        bits, zeros = (int(x) for x in self._seen)
+        if bits == 0:
+            return self._zero
+        density = bits / (8 * PIECE)
+        level = round(math.log(density / LEVELS[0]) / math.log(LEVELS[1] / LEVELS[0]))
+        scattered = abs(zeros / PIECE - (1 - density) ** 8) < _SCATTERED
+        if not scattered or not 0 <= level < len(LEVELS):
+            return self._zstd.compress(piece.data)
+        codes, tree = code_table(level)
+        self._encode(address, codes.ctypes.data, self._out.ctypes.data, ROOM)
+        sizes = self._sizes.tolist()
+        literals = len(tree) + 6 + sum(sizes)
+        block = 5 + literals + 1
+        checksum = (xxhash.xxh64_intdigest(piece.data) & 0xFFFFFFFF).to_bytes(4, "little")
+        if block > _WORTHWHILE:
+            return b"".join((_FRAME, _block_header(_RAW, PIECE), piece.data, checksum))
+        # literals: Huffman-coded with their tree, four streams, both sizes in 18 bits
+        head = 2 | 3 << 2 | PIECE << 4 | literals << 22
+        jump = b"".join(size.to_bytes(2, "little") for size in sizes[:3])
+        streams = [self._view[32 + i * ROOM : 32 + i * ROOM + size] for i, size in enumerate(sizes)]
+        return b"".join((
+            _FRAME, _block_header(_COMPRESSED, block), head.to_bytes(5, "little"), tree, jump,
+            *streams, b"\0", checksum,  # no sequences
+        ))  # fmt: skip
+
+
+def _block_header(kind: int, size: int) -> bytes:
+    last = 1
+    return (last | kind << 1 | size << 3).to_bytes(3, "little")
+
+
+@cache
+def code_table(level: int) -> Table:
+    """The Huffman code for scattered bits of density LEVELS[level]."""
+    p = LEVELS[level]
+    weights_of = [p**k * (1 - p) ** (8 - k) for k in range(9)]
+    lengths = limited_lengths([weights_of[symbol.bit_count()] for symbol in range(256)])
+    longest = max(lengths)
+    weights = [longest + 1 - length for length in lengths]
+    codes = np.zeros(256, np.uint32)
+    code = 0
+    # zstd's canonical order: longest codes first, equal lengths by symbol
+    for weight in range(1, longest + 1):
+        for symbol in range(256):
+            if weights[symbol] == weight:
+                codes[symbol] = code
+                code += 1
+        code >>= 1
+    # of a pair the second byte goes first into the bit stream, which is read backwards
+    width = np.array(lengths, np.uint32)
+    both = codes[:, None] | codes[None, :] << width[:, None]
+    entries = both << np.uint32(5) | (width[:, None] + width[None, :])
+    return np.ascontiguousarray(entries.reshape(-1)), describe_tree(weights)
+
+
+def limited_lengths(frequencies: list[float], longest: int = LONGEST) -> list[int]:
+    """Optimal code lengths of at most ``longest`` bits (package-merge, Larmore and Hirschberg)."""
+    leaves = sorted((f, (symbol,)) for symbol, f in enumerate(frequencies))
+    packages: list[tuple[float, tuple[int, ...]]] = []
+    for _ in range(longest):
+        merged = list(heapq.merge(leaves, packages))
+        packages = [
+            (a[0] + b[0], a[1] + b[1]) for a, b in zip(merged[::2], merged[1::2], strict=False)
+        ]
+    lengths = [0] * len(frequencies)
+    for _, symbols in packages[: len(frequencies) - 1]:
+        for symbol in symbols:
+            lengths[symbol] += 1
+    return lengths
+
+
+def describe_tree(weights: list[int]) -> bytes:
+    """zstd's tree description: all weights but the last, FSE-coded (RFC 8878, 4.2.1)."""
+    symbols = weights[:-1]
+    log = 6
+    counts = normalised(symbols, 1 << log)
+    table = _Bits()
+    table.add(log - 5, 4)
+    remaining = (1 << log) + 1
+    for count in counts:
+        # a value is written in just enough bits for what can still follow, and small values
+        # one bit shorter while there is slack (RFC 8878, 4.1.1)
+        value, width = count + 1, remaining.bit_length()
+        slack = (1 << width) - 1 - remaining
+        if value < slack:
+            table.add(value, width - 1)
+        else:
+            half = 1 << (width - 1)
+            table.add(value + slack if value >= half else value, width)
+        if count == 0:
+            raise AssertionError("every weight up to the largest is used")
+        remaining -= count
+    data = table.whole_bytes() + _fse(symbols, counts, log)
+    assert len(data) < 128
+    return bytes([len(data)]) + data
+
+
+def normalised(symbols: list[int], size: int) -> list[int]:
+    """Counts of 0..max(symbols) scaled to sum up to ``size``, none below 1."""
+    found = [symbols.count(value) for value in range(max(symbols) + 1)]
+    counts = [max(1, count * size // len(symbols)) for count in found]
+    counts[counts.index(max(counts))] += size - sum(counts)
+    return counts
+
+
+class _Bits:
+    """A little-endian bit string."""
+
+    def __init__(self) -> None:
+        self._value = 0
+        self._length = 0
+
+    def add(self, value: int, width: int) -> None:
+        self._value |= value << self._length
+        self._length += width
+
+    def whole_bytes(self) -> bytes:
+        return self._value.to_bytes(-(-self._length // 8), "little")
+
+
+def _fse(symbols: list[int], counts: list[int], log: int) -> bytes:
+    """Two interleaved FSE states over the symbols, written from the last to the first."""
+    size = 1 << log
+    spread = [0] * size
+    position, step = 0, (size >> 1) + (size >> 3) + 3
+    for symbol, count in enumerate(counts):
+        for _ in range(count):
+            spread[position] = symbol
+            position = (position + step) % size
+    upcoming = list(counts)
+    states: list[list[tuple[int, int, int]]] = [[] for _ in counts]  # (state, bits, base)
+    for state, symbol in enumerate(spread):
+        number = upcoming[symbol]
+        upcoming[symbol] += 1
+        width = log - (number.bit_length() - 1)
+        states[symbol].append((state, width, (number << width) - size))
+    # Each state starts at the last symbol it gives, in its state with the most bits: the decoder
+    # stops when the next update asks for more bits than there are.
+    current = [-1, -1]
+    out = _Bits()
+    for i in range(len(symbols) - 1, -1, -1):
+        which, symbol = i % 2, symbols[i]
+        if current[which] < 0:
+            current[which] = max(states[symbol], key=lambda s: s[1])[0]
+            continue
+        for state, width, start in states[symbol]:
+            if start <= current[which] < start + (1 << width):
+                out.add(current[which] - start, width)
+                current[which] = state
+                break
+    out.add(current[1], log)
+    out.add(current[0], log)
+    out.add(1, 1)
+    return out.whole_bytes()
+
+
+assert STREAM * 4 == PIECE
