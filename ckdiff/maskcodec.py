@@ -157,8 +157,7 @@ def describe_tree(weights: list[int]) -> bytes:
         else:
             half = 1 << (width - 1)
             table.add(value + slack if value >= half else value, width)
-        if count == 0:
-            raise AssertionError("every weight up to the largest is used")
+        assert count > 0  # else runs of zeros would have to be written
         remaining -= count
     data = table.whole_bytes() + _fse(symbols, counts, log)
     assert len(data) < 128

@@ -51,6 +51,7 @@ LAYERS = """
     ckdiff.kernels.statistics
     ckdiff.kernels.drive
     ckdiff.kernels.guard
+    ckdiff.kernels.entropy
     ckdiff.kernels
 
     ckdiff.checkpoints.protocol
@@ -67,6 +68,7 @@ LAYERS = """
     ckdiff.table
     ckdiff.summaries
 
+    ckdiff.maskcodec
     ckdiff.objects
     ckdiff.workdir
     ckdiff.manifest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numcodecs.zstd
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +112,7 @@ def test_limited_lengths_are_a_complete_code(frequencies: list[float]) -> None:
     order = np.argsort(frequencies, kind="stable")
     assert all(
         frequencies[a] == frequencies[b] or lengths[a] >= lengths[b]
-        for a, b in zip(order, order[1:], strict=False)
+        for a, b in itertools.pairwise(order)
     )
 
 

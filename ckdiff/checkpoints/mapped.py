@@ -113,7 +113,7 @@ class MappedReader:
         for index in files:
             file = self._checkpoint.open_files[index]
             file.check()
-            if False:  # zeros were read, whatever the reason
+            if guard.faults(self._maps.address(index)):  # zeros were read, whatever the reason
                 raise CheckpointError(
                     f"cannot read {printable(file.path)}: some of its pages could not be loaded",
                     hint="the disk or network file system failed; check its logs",
