@@ -23,13 +23,12 @@ def check_place(out: Path, sides: Sequence[Checkpoint]) -> None:
                 raise StoreError(
                     f"the output {printable(str(out))} would replace a source", hint=_HINT
                 )
-            folder = os.path.dirname(os.path.abspath(file.path))
-            whole = os.path.basename(folder) == side.label  # opened as a directory
-            if whole and place.startswith(os.path.realpath(folder) + os.sep):
-                raise StoreError(
-                    f"the output {printable(str(out))} lies inside the source {printable(folder)}",
-                    hint=_HINT,
-                )
+        folder = getattr(side, "folder", None)
+        if folder is not None and (place + os.sep).startswith(os.path.realpath(folder) + os.sep):
+            raise StoreError(
+                f"the output {printable(str(out))} lies inside the source {printable(folder)}",
+                hint=_HINT,
+            )
 
 
 def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
 """Finished stores that lost, changed or swapped some of their bytes.
 
-Zarr by itself reads a missing chunk as zeros: "nothing changed". Numbers in names of sections are
-rows of the table of faults in docs/faults.md.
+Zarr by itself reads a missing chunk as zeros: "nothing changed". The numbers of the sections
+are rows of the list of faults that the project keeps.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def test_chunk_lost_between_verifying_and_reading(
     store = open_store(root)
     for name in ("mask", "packed", "array", "dask"):
         shutil.copytree(saved, root, dirs_exist_ok=True)
-        with pytest.raises(StoreCorrupt, match="/c/0"):
+        with pytest.raises(StoreCorrupt, match=r"/c/[01]"):
             READERS[name](store)
 
 

@@ -1,6 +1,6 @@
 """Sources that are cut, rewritten, removed or unreadable while they are being read.
 
-Numbers in names of sections are rows of the table of faults in docs/faults.md.
+The numbers of the sections are rows of the list of faults that the project keeps.
 """
 
 from __future__ import annotations

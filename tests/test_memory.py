@@ -1,6 +1,6 @@
 """Memory as the system sees it, while checkpoints much larger than the limit are compared.
 
-Numbers in names of sections are rows of the table of faults in docs/faults.md.
+The numbers of the sections are rows of the list of faults that the project keeps.
 """
 
 from __future__ import annotations

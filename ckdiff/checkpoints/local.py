@@ -39,6 +39,7 @@ class LocalCheckpoint:
     open_files: list[OpenFile]  #: one for each of ``files``
     file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
     offset: IntArray  #: for each tensor, its first byte counted from the start of that file
+    folder: str | None = None  #: the directory that all of it is, unless it was given as one file
     _mappings: Mappings | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -120,6 +121,8 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
         _check_names(shards, sources, headers, unread, problems)
         problems.raise_any(shards.index or path)
         checkpoint = _assemble(os.path.basename(os.path.abspath(path)), opened, sources, headers)
+        if shards.index is not None or os.path.isdir(path):
+            checkpoint.folder = shards.root
         cleanup.pop_all()
     return checkpoint
 
