@@ -27,7 +27,7 @@ from ckdiff.objects import INNER, ObjectWriter
 from ckdiff.runners import Stopped
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
-LARGEST_WINDOW = 1 << 21  #: elements
+LARGEST_WINDOW = 1 << 22  #: elements
 _AHEAD = 3  # windows asked of the disk before they are needed
 
 assert SMALLEST_WINDOW % BLOCK == 0
