@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ckdiff.workdir import WorkDir
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
+
+_READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
 
 
 def plan_rules(asked: Sequence[str | Rule]) -> tuple[list[Rule], list[Rule]]:
@@ -84,6 +87,7 @@ class Diff:
             if self.pairing.hint:
                 self._observer.note(f"hint: {self.pairing.hint}")
             self._lay_out()
+            self._read_ahead(stack)
             self._allot()
             self._stack = stack.pop_all()
 
@@ -104,6 +108,25 @@ class Diff:
         self.bits = np.array([bits_of[name] for name in self.dtypes], np.int64)
         self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
         self.bytes_to_read = 2 * int(self.nbytes.sum())
+
+    def _read_ahead(self, stack: ExitStack) -> None:
+        """Let the disk start on what each worker will need first, while kernels are loaded."""
+        if self.options.dry_run:
+            return
+
+        def ask() -> None:
+            for chunk in range(min(self._workers, self.layout.chunks)):
+                first, end = self.layout.chunk_range(chunk)
+                spans = self.layout.spans(first, min(end, first + _READ_AHEAD))
+                bits = self.bits[spans.tensors]
+                starts, nbytes = spans.starts * bits // 8, spans.elements * bits // 8
+                sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
+                for side, index in sides:
+                    side.read_ahead(index[spans.tensors], starts, nbytes)
+
+        thread = threading.Thread(target=ask, name="ckdiff-read-ahead", daemon=True)
+        thread.start()
+        stack.callback(thread.join)  # before the files are closed
 
     def _allot(self) -> None:
         """Choose the window so that all workers fit into the memory allowed; BudgetError."""
@@ -168,6 +191,7 @@ class Diff:
         try:
             if self.out is None:
                 self._run_chunks(collected, None)
+                self._verify_sources()
                 return self._result(collected, None)
             check_disk(self.out, self.estimate().disk_at_most, self._observer.note)
             with WorkDir(self.out, self._plan(), overwrite=self.options.overwrite) as work:
@@ -180,8 +204,7 @@ class Diff:
                     with store_errors(self.out):
                         self._run_chunks(collected, work)
                         manifest = self._write_tables(collected, work.store)
-                    self.base.verify()
-                    self.tuned.verify()
+                    self._verify_sources()
                 except SourceChanged:
                     work.discard()  # nothing of it can be resumed
                     raise
@@ -191,9 +214,14 @@ class Diff:
             hint = None if self.out is None else "the same command resumes"
             raise Interrupted("interrupted", hint=hint) from None
 
+    def _verify_sources(self) -> None:
+        self.base.verify()
+        self.tuned.verify()
+
     def _run_chunks(self, collected: Collected, work: WorkDir | None) -> None:
         from ckdiff.chunks import DiffTask
         from ckdiff.kernels import Kernels, guard
+        from ckdiff.results import finished_before
         from ckdiff.runners import run_threads
 
         order = sorted(self.rules, key=lambda rule: rule != EXACT)  # kernels want exact first
@@ -221,7 +249,7 @@ class Diff:
         )
         todo = []
         for chunk in range(self.layout.chunks):
-            found = None if work is None else _resume(work, chunk)
+            found = None if work is None else finished_before(work, chunk)
             if found is None:
                 todo.append(chunk)
             else:
@@ -398,26 +426,6 @@ class _Counter:
 
     def add(self, amount: int) -> None:
         self.value += amount
-
-
-def _resume(work: WorkDir, chunk: int) -> ChunkResult | None:
-    """The result of a chunk that an earlier run finished, if its objects are still whole."""
-    from ckdiff.chunks import ChunkResult
-    from ckdiff.objects import file_digest
-
-    payload = work.recorded(chunk)
-    if payload is None:
-        return None
-    try:
-        result = ChunkResult.from_bytes(payload)
-        for key, (size, digest) in result.objects.items():
-            path = work.store / key
-            # after a power cut a file can have its size and not its bytes
-            if path.stat().st_size != size or file_digest(path) != digest:
-                return None
-    except (OSError, ValueError, KeyError):
-        return None
-    return result
 
 
 def _identity(side: Checkpoint) -> dict[str, Any]:

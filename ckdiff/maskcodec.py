@@ -48,7 +48,7 @@ class MaskEncoder:
         self._seen = np.zeros(2, np.int64)
         self._out = np.empty(OUTPUT, np.uint8)
         self._sizes = self._out[:32].view(np.int64)
-        self._view = memoryview(self._out)
+        self._view = self._out.data
         # For what is left to it the library keeps a small match table and matches of at least 7
         # bytes: on masks twice as fast as its level 1, and smaller.
         parameters = zstandard.ZstdCompressionParameters(

@@ -9,7 +9,9 @@ from ckdiff.chunks import ChunkResult
 from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.kernels import statistics as columns
 from ckdiff.layout import Layout
+from ckdiff.objects import file_digest
 from ckdiff.table import MaskTable, Statistics
+from ckdiff.workdir import WorkDir
 
 
 class Collected:
@@ -80,3 +82,20 @@ def _trimmed(row: npt.NDArray[np.int64]) -> list[int]:
     """The histogram without the empty buckets at its end."""
     filled = np.flatnonzero(row)
     return [int(x) for x in row[: int(filled[-1]) + 1]] if filled.size else []
+
+
+def finished_before(work: WorkDir, chunk: int) -> ChunkResult | None:
+    """The result of a chunk that an earlier run finished, if its objects are still whole."""
+    payload = work.recorded(chunk)
+    if payload is None:
+        return None
+    try:
+        result = ChunkResult.from_bytes(payload)
+        for key, (size, digest) in result.objects.items():
+            path = work.store / key
+            # after a power cut a file can have its size and not its bytes
+            if path.stat().st_size != size or file_digest(path) != digest:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return result

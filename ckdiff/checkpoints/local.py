@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -47,6 +48,17 @@ class LocalCheckpoint:
         """For each file its name, device, inode, size and times (nanoseconds)."""
         pairs = zip(self.files, self.open_files, strict=True)
         return [[source.name, *file.identity] for source, file in pairs]
+
+    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """Ask the kernel to read spans into the page cache, where it can be asked."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        files, begins = self.file_index[tensors], self.offset[tensors] + starts
+        columns = zip(files.tolist(), begins.tolist(), nbytes.tolist(), strict=True)
+        for index, begin, size in columns:
+            fd = self.open_files[index].fd
+            with contextlib.suppress(OSError):  # advice only
+                os.posix_fadvise(fd, begin, size, os.POSIX_FADV_WILLNEED)
 
     def reader(self) -> SpanReader:
         """A new reader over the mapped files, for one worker."""

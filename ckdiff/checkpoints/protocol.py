@@ -76,6 +76,9 @@ class Checkpoint(Protocol):
         Two runs may share work only where it is equal. It never enters a store.
         """
 
+    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """Start reading spans, before there is any reader; may do nothing, may block a while."""
+
     def reader(self) -> SpanReader:
         """A new reader over this checkpoint, for one worker."""
 

@@ -48,7 +48,6 @@ def command(
     Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
     stopped is resumed by the same command.
     """
-    from ckdiff.cli import diff_text
     from ckdiff.cli.output import say, write_json, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.engine import Diff
@@ -59,12 +58,14 @@ def command(
     with (
         Reporter("compared") as reporter,
         compilation_noted(reporter),
-        Diff(base, tuned, out, Options(**asked), reporter.observer()) as planned,
+        Diff(base, tuned, out, Options(**asked, dry_run=dry_run), reporter.observer()) as planned,
     ):
         if dry_run:
             estimate = planned.estimate()
         else:
             result = planned.run()
+    if not as_json:  # what prints tables is imported when there is something to print
+        from ckdiff.cli import diff_text
     if dry_run:
         if as_json:
             write_json(estimate.to_dict())

@@ -58,8 +58,8 @@ def _survey_kernel() -> Callable[[int, int, int], None]:
     return survey
 
 
-def _encode_kernel() -> Callable[[int, int, int, int], None]:
-    def encode(data: int, table: int, out: int, room: int) -> None:
+def _encode_kernel() -> Callable[..., None]:
+    def encode(data: Any, table: Any, out: Any, room: Any) -> None:
         # A table entry holds the codes of two neighbouring bytes and, in its lowest 5 bits, their
         # length. Bits go in from the stream's last byte to its first, because a zstd decoder reads
         # backwards. The four streams are coded side by side: one alone would wait for its own
