@@ -30,7 +30,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     title = f"{printable(base)} {terminal.glyphs.arrow} {printable(tuned)}"
     found = [
         terminal.paint(title, "bold"),
-        f"{result.elements:,} elements in {len(result.table):,} tensors"
+        formats.extent(result.elements, len(result.table))
         + (f"; {result.excluded:,} tensors excluded" if result.excluded else ""),
         "",
         *_model(result, terminal),
@@ -65,7 +65,10 @@ def estimate_lines(estimate: Estimate, out: str | None) -> list[str]:
     unpaired = ", ".join(f"{len(names):,} {kind}" for kind, names in estimate.unpaired.items())
     needed, allowed = format_size(estimate.memory_needed), format_size(estimate.memory)
     rows = [
-        ("to compare", f"{estimate.elements:,} elements in {estimate.tensors:,} tensors"),
+        (
+            "to compare",
+            formats.extent(estimate.elements, estimate.tensors),
+        ),
         ("unpaired", unpaired),
         ("rules", ", ".join(estimate.rules)),
         ("to read", formats.size(estimate.bytes_to_read)),
@@ -148,8 +151,8 @@ def _fallen_back(exact_only: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for rule, names in exact_only.items():
         shown = ", ".join(map(formats.name, names[:_FALLEN_BACK]))
         more = f" and {len(names) - _FALLEN_BACK:,} more" if len(names) > _FALLEN_BACK else ""
-        plural = "tensor" if len(names) == 1 else "tensors"
-        yield f"{rule} means exact on {len(names):,} {plural} without numeric values: {shown}{more}"
+        count = formats.counted(len(names), "tensor")
+        yield f"{rule} means exact on {count} without numeric values: {shown}{more}"
 
 
 def _statistics(source: MaskTable, terminal: Terminal) -> list[str]:

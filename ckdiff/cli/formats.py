@@ -27,6 +27,16 @@ def percent(part: int, whole: int) -> str:
     return f"{text} %"
 
 
+def counted(count: int, thing: str) -> str:
+    """``1 tensor``, ``39 tensors``."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def extent(elements: int, tensors: int) -> str:
+    """``445,536 elements in 39 tensors``."""
+    return f"{counted(elements, 'element')} in {counted(tensors, 'tensor')}"
+
+
 def size(count: float) -> str:
     """Bytes as disks and links count them: ``17.2 GB``."""
     if count < 1000:

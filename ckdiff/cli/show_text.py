@@ -43,8 +43,8 @@ def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
     title = f"{printable(str(base))} {terminal.glyphs.arrow} {printable(str(tuned))}"
     stored = ", ".join(row["group"] for row in store.summary("dtype"))
     out = [
-        f"{terminal.paint(title, 'bold')}: {store.table.total_elements:,} elements in "
-        f"{len(store.tensors):,} tensors, stored as {stored}",
+        f"{terminal.paint(title, 'bold')}: "
+        f"{formats.extent(store.table.total_elements, len(store.tensors))}, stored as {stored}",
         "",
         *row_table(store.table, by, rows, terminal),
     ]
