@@ -89,7 +89,8 @@ def main() -> None:
         for name, t in {**seconds, **walls}.items()
     ]
     table(
-        f"2 x {gib:g} GiB bf16, density {a.density:g}, warm, 2 workers, median of {rounds}; isclose once",
+        f"2 x {gib:g} GiB bf16, density {a.density:g}, warm, 2 workers, "
+        f"median of {rounds}; isclose once",
         ["what", "s", "GB/s", "speed / cat"],
         rows,
     )
