@@ -22,12 +22,12 @@ from support import write_safetensors, write_sparse
 from victim import Case, ForkServer, Meddling, Outcome, Shim
 
 import ckdiff
+from ckdiff.chunks import LARGEST_WINDOW
 from ckdiff.errors import SourceChanged
-from ckdiff.layout import CHUNK
 from ckdiff.workdir import SUFFIX
 
 PAGE = mmap.PAGESIZE
-ELEMENTS = CHUNK // 4 + 1234  #: of the tensor ``w``: 9 windows, the last one ragged
+ELEMENTS = 8 * LARGEST_WINDOW + 1234  #: of the tensor ``w``: 9 windows, the last one ragged
 CHANGED = 5
 
 
