@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,14 +41,17 @@ def main() -> None:
             "engine, two rules": [],
         }
 
-        def ours(name: str, *options: str | Path) -> Callable[[], object]:
-            def run() -> None:
+        def ours(name: str, *options: str | Path) -> Callable[[], float]:
+            def run() -> float:
                 shutil.rmtree(out, ignore_errors=True)
                 command = ckdiff("diff", base, tuned, "--workers", "2", "--json", *options)
+                began = time.perf_counter()
                 text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                wall = time.perf_counter() - began
                 result = json.loads(text)
                 assert result["rules"]["exact"]["changed"] == changed, "WRONG COUNT"
                 seconds[name].append(result["seconds"])
+                return wall
 
             return run
 
@@ -64,10 +68,10 @@ def main() -> None:
             "cat base/* tuned/* > /dev/null": timed(
                 shell(f"cat {base}/*.safetensors {tuned}/*.safetensors > /dev/null")
             ),
-            "ckdiff diff -o": timed(ours("engine", "-o", out)),
-            "ckdiff diff": timed(ours("engine, no store")),
-            "ckdiff diff -o, exact and atol=1e-5": timed(
-                ours("engine, two rules", "-o", out, "--rule", "exact", "--rule", "atol=1e-5")
+            "ckdiff diff -o": ours("engine", "-o", out),
+            "ckdiff diff": ours("engine, no store"),
+            "ckdiff diff -o, exact and atol=1e-5": ours(
+                "engine, two rules", "-o", out, "--rule", "exact", "--rule", "atol=1e-5"
             ),
             "numpy, chunked, count only": timed(rival("numpy")),
             "torch exact, count only": timed(rival("torch")),
