@@ -40,7 +40,7 @@ def main() -> None:
                 size = sum(encode(mask[i : i + INNER]) for i in range(0, len(mask), INNER))
                 times.append(time.perf_counter() - began)
             speed = len(mask) / median(times) / 1e6
-            rows.append([density, name, f"{size / len(mask):.3f}", f"{speed:.0f}"])
+            rows.append([f"{density:g}", name, f"{size / len(mask):.3f}", f"{speed:.0f}"])
     table("Random masks", ["density", "codec", "size / packed", "MB/s of mask, one core"], rows)
 
 
