@@ -17,7 +17,9 @@ for _power, _letter in enumerate("kmgt", 1):
 
 def parse_size(text: str | int) -> int:
     """``"2GiB"``, ``"512M"``, ``"1.5GB"`` or a number -> bytes; raises UsageError."""
-    if isinstance(text, int) and not isinstance(text, bool):
+    if not isinstance(text, (str, int)) or isinstance(text, bool):
+        raise UsageError(f"a size is a text or a whole number of bytes, not {text!r}")
+    if isinstance(text, int):
         if text <= 0:
             raise UsageError(f"a size must be positive, not {text}")
         return text

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ckdiff.store import MaskStore
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class DiffResult:
     """What a diff found. ``to_dict()`` is what ``ckdiff diff --json`` prints."""
 
@@ -37,6 +37,10 @@ class DiffResult:
 
             self._store = open_store(self.store_path)
         return self._store
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{rule} {counts['density']:.4g}" for rule, counts in self.rules.items())
+        return f"<DiffResult: {len(self.table):,} tensors, densities: {found}>"
 
     @property
     def elements(self) -> int:

@@ -61,7 +61,9 @@ class Diff:
         self.mask_rules, self.rules = plan_rules(options.rules)
         self._workers = options.workers if options.workers is not None else budget.usable_cores()
         if self._workers < 1:
-            raise UsageError(f"--workers must be at least 1, not {self._workers}")
+            raise UsageError(f"workers must be at least 1, not {self._workers}")
+        if out is not None and not os.fspath(out):
+            raise UsageError("the output has an empty name", hint="is a variable not set?")
         self.out = None if out is None else Path(os.path.abspath(os.fspath(out)))
         self._stack = ExitStack()
         self._resident = budget.resident_anonymous()
@@ -151,9 +153,10 @@ class Diff:
             window //= 2
         if needed > memory:
             raise BudgetError(
-                f"{format_size(memory)} of memory is too little: {workers} workers with the "
-                f"smallest window need {format_size(needed)}",
-                hint="raise --memory or lower --workers",
+                f"{format_size(memory)} of memory is too little: with {workers} "
+                f"worker{'s' if workers > 1 else ''} and the smallest window this needs "
+                f"{format_size(needed)}",
+                hint="raise --memory" + (" or lower --workers" if workers > 1 else ""),
             )
         self.workers, self.window = workers, window
         self.memory, self.memory_needed = memory, needed

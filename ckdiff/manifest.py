@@ -57,7 +57,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreCorrupt(f"{shown}/{MANIFEST} is not the manifest of a mask store")
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise _damaged(shown)
+    if version > FORMAT_VERSION:
         raise StoreCorrupt(
             f"{shown} is in store format {version!r}, this ckdiff reads up to {FORMAT_VERSION}",
             hint="upgrade ckdiff",
@@ -88,12 +90,13 @@ def _damaged(shown: str) -> StoreCorrupt:
 
 def _no_store(root: Path) -> StoreIncomplete:
     shown = printable(str(root))
+    root = Path(os.path.abspath(root))  # "." has no name of its own
     if root.name.endswith(SUFFIX) or (root / "journal").is_dir():
         return StoreIncomplete(
             f"{shown} is the rest of a run that did not finish",
             hint="the same diff command resumes it",
         )
-    if root.with_name(root.name + SUFFIX).is_dir() and not root.exists():
+    if not root.exists() and root.with_name(root.name + SUFFIX).is_dir():
         return StoreIncomplete(
             f"there is no store {shown} yet, a run that writes it was stopped or still runs",
             hint="the same diff command resumes it",

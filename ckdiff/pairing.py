@@ -66,7 +66,7 @@ def pair(
     among the names of both sides, and ``exclude`` wins. Raises UsageError for a renaming that
     cannot be read, and PairingError where two names collide or nothing can be compared.
     """
-    tuned_names = _renamed(tuned.names, rename)
+    tuned_names, unused = _renamed(tuned.names, rename)
     in_base = {name: i for i, name in enumerate(base.names)}
     in_tuned = {name: i for i, name in enumerate(tuned_names)}
     if len(in_tuned) != len(tuned_names):
@@ -75,6 +75,7 @@ def pair(
     every = list(in_base)
     every += [name for name in tuned_names if name not in in_base]
     names, warnings = _selected(every, include, exclude)
+    warnings = [*unused, *warnings]
     excluded = len(every) - len(names)
     names.sort(key=natural_key)
 
@@ -112,7 +113,9 @@ def pair(
     )
 
 
-def _renamed(names: list[str], rename: Sequence[str]) -> list[str]:
+def _renamed(names: list[str], rename: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The new names, and a warning for each renaming that changes none."""
+    warnings = []
     for item in _as_list(rename):
         pattern, equals, replacement = item.rpartition("=")
         if not equals:
@@ -120,13 +123,15 @@ def _renamed(names: list[str], rename: Sequence[str]) -> list[str]:
         try:
             sub = re.compile(pattern).sub
             sub(replacement, "")  # a bad replacement is only noticed when it is used
-            names = [sub(replacement, name) for name in names]
+            before, names = names, [sub(replacement, name) for name in names]
         except (re.error, IndexError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"the renaming {item!r} is not a valid regular expression: {error}",
                 hint="write it as REGEX=REPL in the syntax of Python's re.sub",
             ) from None
-    return names
+        if names == before:
+            warnings.append(f"--rename {item} changes no name")
+    return names, warnings
 
 
 def _collision(originals: list[str], renamed: list[str]) -> PairingError:

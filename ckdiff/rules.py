@@ -69,6 +69,8 @@ class Rule:
             raise RuleError(f"not a number: {value!r} in {text!r}", hint=_HELP) from None
         if not math.isfinite(number) or number < 0 or "_" in value:
             raise RuleError(f"{kind} takes a finite number >= 0: {text!r}", hint=_HELP)
+        if number == 0 and re.search("[1-9]", value.partition("e")[0]):
+            raise RuleError(f"{value} is too small for a float64: {text!r}", hint=_HELP)
         return cls("atol" if kind == "atol" else "rtol", value=number + 0.0, target=target)
 
     def __str__(self) -> str:

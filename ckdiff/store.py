@@ -40,7 +40,11 @@ def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
     """Open a mask store: verifies the manifest, the tensor table, and that every object is there
     with its size. Raises StoreIncomplete or StoreCorrupt.
     """
-    return path if isinstance(path, MaskStore) else MaskStore(Path(path))
+    if isinstance(path, MaskStore):
+        return path
+    if not os.fspath(path):
+        raise UsageError("the store has an empty name", hint="is a variable not set?")
+    return MaskStore(Path(path))
 
 
 class MaskStore:

@@ -256,7 +256,10 @@ def find_column(table: MaskTable, by: By, name: str) -> Column:
     """
     known = {column.name: column for column in columns(table, by)}
     first = next(iter(table.changed))
-    wanted = {"changed": f"changed:{first}", "density": f"density:{first}"}.get(name, name)
+    label = "name" if by == "tensor" else "group"
+    synonyms = {"changed": f"changed:{first}", "density": f"density:{first}"}
+    synonyms |= dict.fromkeys(("name", "group", by), label)
+    wanted = synonyms.get(name, name)
     kind, colon, rule = wanted.partition(":")
     if colon:
         with contextlib.suppress(CkdiffError):  # not a rule: said below, with what there is

@@ -111,7 +111,7 @@ def number(value: float | np.floating[Any]) -> float | None:
     return value if np.isfinite(value) else None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class MaskTable(Sequence[TensorRecord]):
     """The compared tensors in layout order."""
 
@@ -128,6 +128,9 @@ class MaskTable(Sequence[TensorRecord]):
 
     def __post_init__(self) -> None:
         self._position.update(zip(self.names, range(len(self.names)), strict=True))
+
+    def __repr__(self) -> str:
+        return f"<MaskTable: {len(self):,} tensors, {self.total_elements:,} elements>"
 
     def __len__(self) -> int:
         return len(self.names)

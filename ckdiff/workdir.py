@@ -192,15 +192,16 @@ def check_output(out: Path, *, overwrite: bool) -> None:
             hint="create it first",
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise StoreExists(f"{printable(str(out))} exists and is not a store", hint="choose another")
+        kind = "is a symbolic link" if out.is_symlink() else "exists and is not a store"
+        raise StoreExists(f"{printable(str(out))} {kind}", hint="choose another name")
     if not out.exists():
         return
-    if not overwrite:
-        raise StoreExists(f"{printable(str(out))} exists", hint="use --overwrite to replace it")
     if any(out.iterdir()) and not is_store(out):
         raise StoreExists(
             f"{printable(str(out))} exists and is not a mask store", hint="choose another name"
         )
+    if not overwrite:
+        raise StoreExists(f"{printable(str(out))} exists", hint="use --overwrite to replace it")
 
 
 def _acquire(path: Path, *, create: bool = True) -> int:

@@ -28,5 +28,7 @@ def open_checkpoint(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
             )
         return open_local(text)
     if not hasattr(path, "table") or not hasattr(path, "reader"):
-        raise UsageError(f"a checkpoint must be a path or open, not {type(path).__name__}")
+        raise UsageError(
+            f"a checkpoint is a path or what open_checkpoint gives, not {type(path).__name__}"
+        )
     return path

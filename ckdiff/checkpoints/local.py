@@ -30,7 +30,7 @@ __all__ = ["LocalCheckpoint", "OpenFile", "open_local"]
 PROBLEM_LIMIT = 20
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class LocalCheckpoint:
     """An open checkpoint. The files stay open until ``close``; it is a context manager too."""
 
@@ -43,6 +43,9 @@ class LocalCheckpoint:
     folder: str | None = None  #: the directory that all of it is, unless it was given as one file
     _mappings: Mappings | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<LocalCheckpoint {self.label}: {len(self.table):,} tensors>"
 
     def fingerprint(self) -> list[Any]:
         """For each file its name, device, inode, size and times (nanoseconds)."""
@@ -71,6 +74,10 @@ class LocalCheckpoint:
         from ckdiff.checkpoints.mapped import Mappings
 
         with self._lock:
+            if any(file.fd < 0 for file in self.open_files):
+                raise CheckpointError(
+                    f"the checkpoint {self.label} was closed", hint="open it again"
+                )
             if self._mappings is None:
                 self._mappings = Mappings(self.open_files)
             return self._mappings
