@@ -23,7 +23,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 import ckdiff
 from ckdiff import manifest as manifests
-from ckdiff.errors import CkdiffError, StoreCorrupt, StoreError, StoreIncomplete
+from ckdiff.errors import CkdiffError, StoreCorrupt, StoreError, StoreIncomplete, UsageError
 from ckdiff.layout import CHUNK
 from ckdiff.objects import INNER, OBJECT, ObjectWriter, file_digest
 from ckdiff.store import MaskStore, open_store
@@ -295,12 +295,29 @@ def test_manifest_is_no_file(root: Path, make: Callable[[Path], object]) -> None
         open_store(root)
 
 
-@pytest.mark.parametrize("version", [2, 10**30, "2", None, 1.5])
-def test_manifest_of_another_format(root: Path, version: object) -> None:
+@pytest.mark.parametrize("version", [2, 10**30])
+def test_manifest_of_a_newer_format(root: Path, version: int) -> None:
     change_manifest(root, lambda manifest: manifest.update(format_version=version))
     with pytest.raises(StoreCorrupt, match="format") as caught:
         open_store(root)
     assert caught.value.hint == "upgrade ckdiff"
+
+
+@pytest.mark.parametrize("version", ["2", None, 1.5, True])
+def test_manifest_whose_version_is_no_number(root: Path, version: object) -> None:
+    """No ckdiff writes that, a newer one neither: upgrading would not help."""
+    change_manifest(root, lambda manifest: manifest.update(format_version=version))
+    with pytest.raises(StoreCorrupt, match=r"manifest\.json is damaged"):
+        open_store(root)
+
+
+@pytest.mark.parametrize("place", [".", "", "/"])
+def test_places_that_are_no_store(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((StoreIncomplete, UsageError)):
+        open_store(place)
 
 
 def change_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -250,3 +250,11 @@ def test_a_hundred_thousand_names() -> None:
     got = pair(table(*shuffled), table(*names))
     assert got.names == names
     assert got.tuned_index.tolist() == list(range(len(names)))
+
+
+def test_a_renaming_that_changes_nothing_is_said() -> None:
+    found = pair(table("a", "b"), table("a", "b"), rename=[r"^module\.=", "b=b"])
+    assert found.warnings == [
+        r"--rename ^module\.= changes no name",
+        "--rename b=b changes no name",
+    ]
