@@ -36,6 +36,7 @@ LAYERS = """
     ckdiff._version
     ckdiff.errors
     ckdiff.naming
+    ckdiff.ahead
     ckdiff.dtypes
     ckdiff.rules
     ckdiff.options
