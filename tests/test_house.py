@@ -36,7 +36,6 @@ LAYERS = """
     ckdiff._version
     ckdiff.errors
     ckdiff.naming
-    ckdiff.ahead
     ckdiff.dtypes
     ckdiff.rules
     ckdiff.options

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from ckdiff.ahead import start_reading
 from ckdiff.cli import options
 
 
@@ -49,8 +48,6 @@ def command(
     Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
     stopped is resumed by the same command.
     """
-    if not (dry_run or asked.get("include") or asked.get("exclude")):
-        start_reading(base, tuned)
     from ckdiff.cli.output import say, write_json, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.engine import Diff
