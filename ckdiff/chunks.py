@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ class DiffTask:
         results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
         objects: dict[str, tuple[int, str]] = {}
         with ExitStack() as stack:
-            readers = [stack.enter_context(_closing(c.reader())) for c in (self.base, self.tuned)]
+            readers = [stack.enter_context(closing(c.reader())) for c in (self.base, self.tuned)]
             writers: list[ObjectWriter] = []
             for _, rule in self.masks if self.store is not None else ():
                 assert self.store is not None
@@ -125,10 +125,11 @@ class DiffTask:
                 stack.callback(writer.abandon)
                 writers.append(writer)
             windows = self._windows(first, end, spans)
-            ahead = list(islice(windows, _AHEAD))
+            ahead = deque(islice(windows, _AHEAD))
             for window in ahead:
                 self._prefetch(readers, window)
-            for window in chain(_drain(ahead), windows):
+            while ahead:
+                window = ahead.popleft()
                 if stop.is_set():
                     raise Stopped
                 coming = next(windows, None)
@@ -210,19 +211,3 @@ def working_memory(layout: Layout, rules: int, window: int, *, with_statistics: 
     # masks, their frames and the joined copy; results and their journal copy; what a span costs
     # in segments and in the readers' Python lists
     return 3 * rules * (window // 8) + 3 * rows * row + most_spans * 1200 + (2 << 20)
-
-
-def _drain(items: list[_Window]) -> Iterator[_Window]:
-    while items:
-        yield items.pop(0)
-
-
-class _closing:
-    def __init__(self, reader: SpanReader) -> None:
-        self._reader = reader
-
-    def __enter__(self) -> SpanReader:
-        return self._reader
-
-    def __exit__(self, *exception: Any) -> None:
-        self._reader.close()
