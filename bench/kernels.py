@@ -16,16 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from common import header, make_pair, median, table
-from numba.core import types
+from numba import cfunc, types
 
-from ckdiff.kernels.compare import (
-    COMPARE_SIGNATURE,
-    compare_kernel,
-    load_word,
-    parse_kind,
-)
+from ckdiff.kernels.binding import parse_kind
+from ckdiff.kernels.codegen.lanes import word_bytes
+from ckdiff.kernels.codegen.words import load_word
 from ckdiff.kernels.compiled import c_function
-from ckdiff.kernels.lanes import word_bytes
 
 WINDOW = 1 << 22  # bytes of one side handed to a kernel at a time
 
@@ -69,15 +65,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     a = parser.parse_args()
     gib, rounds = (0.125, 1) if a.quick else (a.gib, a.rounds)
-    total = c_function("sum", "", types.int64(types.int64, types.int64), sum_kernel).ctypes
+    total = cfunc(types.int64(types.int64, types.int64))(sum_kernel()).ctypes
     kinds = ["W16:exact", "BF16:atol", "BF16:rtol", "BF16:ulp", "F16:atol", "W32:exact",
              "F32:atol", "F32>BF16:exact"]  # fmt: skip
-    kernels = {
-        kind: c_function(
-            "compare", kind, COMPARE_SIGNATURE, lambda k=kind: compare_kernel(k)
-        ).ctypes
-        for kind in kinds
-    }
+    kernels = {kind: c_function("compare", kind).ctypes for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_pair(root, gib, 0.1, shards=1)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
-from ckdiff.kernels import BLOCK, HASH_COLUMNS, Kernels, Results, drive, statistics
+from ckdiff.kernels import BLOCK, HASH_COLUMNS, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
 from ckdiff.maskcodec import MaskEncoder
@@ -168,13 +168,13 @@ class DiffTask:
         addresses = []
         for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
             addresses.append(reader.acquire(index[spans.tensors], window.starts, window.nbytes))
-        segments = np.empty((len(spans), drive.SEG_COLUMNS), np.int64)
-        segments[:, drive.SEG_BASE], segments[:, drive.SEG_TUNED] = addresses
-        segments[:, drive.SEG_ELEMENTS] = spans.elements
-        segments[:, drive.SEG_POSITION] = spans.addresses - window.first
-        segments[:, drive.SEG_SLOT] = self.slots[spans.tensors]
-        segments[:, drive.SEG_UNIT] = spans.starts // UNIT
-        segments[:, drive.SEG_ROW] = np.arange(window.row, window.row + len(spans))
+        segments = np.empty((len(spans), abi.SEG_COLUMNS), np.int64)
+        segments[:, abi.SEG_BASE], segments[:, abi.SEG_TUNED] = addresses
+        segments[:, abi.SEG_ELEMENTS] = spans.elements
+        segments[:, abi.SEG_POSITION] = spans.addresses - window.first
+        segments[:, abi.SEG_SLOT] = self.slots[spans.tensors]
+        segments[:, abi.SEG_UNIT] = spans.starts // UNIT
+        segments[:, abi.SEG_ROW] = np.arange(window.row, window.row + len(spans))
         masks = self._buffers()
         for mask in masks:
             mask.fill(0)  # the gaps between tensors are padding

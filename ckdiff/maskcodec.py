@@ -20,8 +20,8 @@ import numpy.typing as npt
 import xxhash
 import zstandard
 
-from ckdiff.kernels import entropy
-from ckdiff.kernels.entropy import LONGEST, OUTPUT, PIECE, ROOM, STREAM
+from ckdiff.kernels.abi import LONGEST, OUTPUT, PIECE, ROOM, STREAM
+from ckdiff.kernels.compiled import c_function
 
 Bytes = npt.NDArray[np.uint8]
 Table = tuple[npt.NDArray[np.uint32], bytes]  # codes of pairs of bytes; tree description
@@ -43,8 +43,8 @@ class MaskEncoder:
     """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared."""
 
     def __init__(self) -> None:
-        self._survey = entropy.survey().ctypes
-        self._encode = entropy.encode().ctypes
+        self._survey = c_function("survey").ctypes
+        self._encode = c_function("encode").ctypes
         self._seen = np.zeros(2, np.int64)
         self._out = np.empty(OUTPUT, np.uint8)
         self._sizes = self._out[:32].view(np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import Kernels, Results, drive, hashing
+from ckdiff.kernels import Kernels, Results, abi, hashing
 from ckdiff.rules import Rule
 
 
@@ -76,7 +76,7 @@ def run(
         for first, stop in itertools.pairwise(edges)
     ]
     into = Results(1, len(every), with_statistics=stats)
-    table = np.array(segments, np.int64).reshape(-1, drive.SEG_COLUMNS)
+    table = np.array(segments, np.int64).reshape(-1, abi.SEG_COLUMNS)
     kernels((dtype,), every, stats).run(table, masks, into)
     for m in masks:
         assert (m[padded // 8 :] == 0xEE).all(), "written past the end"

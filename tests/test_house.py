@@ -43,15 +43,23 @@ LAYERS = """
     ckdiff.layout
     ckdiff.runners
 
-    ckdiff.kernels.lanes
-    ckdiff.kernels.compiled
-    ckdiff.kernels.compare
-    ckdiff.kernels.floatmode
-    ckdiff.kernels.hashing
+    ckdiff.kernels.abi
+    ckdiff.kernels.binding
     ckdiff.kernels.statistics
-    ckdiff.kernels.drive
+    ckdiff.kernels.hashing
+    ckdiff.kernels.codegen.lanes
+    ckdiff.kernels.codegen.words
+    ckdiff.kernels.codegen.floatmode
+    ckdiff.kernels.codegen.hashing
+    ckdiff.kernels.codegen.compare
+    ckdiff.kernels.codegen.statistics
+    ckdiff.kernels.codegen.drive
+    ckdiff.kernels.codegen.guard
+    ckdiff.kernels.codegen.entropy
+    ckdiff.kernels.codegen
+    ckdiff.kernels.image
+    ckdiff.kernels.compiled
     ckdiff.kernels.guard
-    ckdiff.kernels.entropy
     ckdiff.kernels
 
     ckdiff.checkpoints.protocol
@@ -113,6 +121,9 @@ RAISED = {
     ("ckdiff.table", "IndexError"): "a sequence without the index; it ends iteration",
     ("ckdiff.pairing", "AssertionError"): "cannot be reached",
     ("ckdiff.kernels.guard", "OSError"): "a system without SIGBUS handlers, which Linux is not",
+    ("ckdiff.kernels.image", "ValueError"): "caught by compiled: numba's own linker is used",
+    ("ckdiff.kernels.image", "OSError"): "caught by compiled: numba's own linker is used",
+    ("ckdiff.kernels.compiled", "ImportError"): "caught there: nothing is kept on disk",
     ("ckdiff.checkpoints.header", "ValueError"): "caught there, and becomes a HeaderError",
     ("ckdiff.checkpoints.strictjson", "ValueError"): "caught by header and shards, with the file",
     ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",

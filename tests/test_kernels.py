@@ -20,7 +20,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import Results, hashing, lanes
+from ckdiff.kernels import Results, hashing
+from ckdiff.kernels.codegen import lanes
 
 MAX32 = "3.4028234663852886e+38"
 TIE32 = "3.4028235677973366e+38"  # half a step past it: rounds to infinity

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckdiff.kernels import entropy
-from ckdiff.kernels.entropy import PIECE
+from ckdiff.kernels.abi import LONGEST, PIECE
+from ckdiff.kernels.compiled import c_function
 from ckdiff.maskcodec import (
     LEVELS,
     MaskEncoder,
@@ -99,7 +99,7 @@ def test_the_same_bits_give_the_same_frame() -> None:
 def test_survey_counts_bits_and_zero_bytes() -> None:
     piece = scattered(0.07)
     out = np.zeros(2, np.int64)
-    entropy.survey().ctypes(piece.ctypes.data, PIECE // 8, out.ctypes.data)
+    c_function("survey").ctypes(piece.ctypes.data, PIECE // 8, out.ctypes.data)
     assert out.tolist() == [int(np.bitwise_count(piece).sum()), int((piece == 0).sum())]
 
 
@@ -107,7 +107,7 @@ def test_survey_counts_bits_and_zero_bytes() -> None:
 def test_limited_lengths_are_a_complete_code(frequencies: list[float]) -> None:
     lengths = limited_lengths(frequencies)
     assert sum(2.0**-length for length in lengths) == 1
-    assert max(lengths) <= entropy.LONGEST
+    assert max(lengths) <= LONGEST
     # a symbol that is more frequent is never longer
     order = np.argsort(frequencies, kind="stable")
     assert all(

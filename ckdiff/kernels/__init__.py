@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DType
-from ckdiff.kernels import drive, hashing, statistics
-from ckdiff.kernels.compare import COMPARE_SIGNATURE, bind, compare_kernel
+from ckdiff.kernels import abi, hashing, statistics
+from ckdiff.kernels.binding import bind
 from ckdiff.kernels.compiled import c_function
 from ckdiff.rules import Rule
 
 __all__ = ["BLOCK", "HASH_COLUMNS", "Kernels", "Results"]
 
-BLOCK = drive.BLOCK
+BLOCK = abi.BLOCK
 HASH_COLUMNS = 4  #: base low, base high, tuned low, tuned high
 
 Int64 = npt.NDArray[np.int64]
@@ -45,44 +45,33 @@ class Kernels:
         self, dtypes: Sequence[DType], rules: Sequence[Rule], *, with_statistics: bool = False
     ) -> None:
         self._rules = len(rules)
-        self._columns = drive.SLOT_RULES + 2 * len(rules)
+        self._columns = abi.SLOT_RULES + 2 * len(rules)
         slots: Int64 = np.zeros((len(dtypes), self._columns), np.int64)
         self.slot_of = {dtype.name: i for i, dtype in enumerate(dtypes)}
         for i, dtype in enumerate(dtypes):
-            slots[i, drive.SLOT_BITS] = dtype.bits
+            slots[i, abi.SLOT_BITS] = dtype.bits
             if with_statistics and dtype.numeric:
-                slots[i, drive.SLOT_STATISTICS] = c_function(
-                    "statistics",
-                    dtype.name,
-                    statistics.STATISTICS_SIGNATURE,
-                    lambda name=dtype.name: statistics.statistics_kernel(name),  # type: ignore[misc]
-                ).address
+                slots[i, abi.SLOT_STATISTICS] = c_function("statistics", dtype.name).address
             for r, rule in enumerate(rules):
                 kind, parameter = bind(rule, dtype)
-                kernel = c_function(
-                    "compare",
-                    kind,
-                    COMPARE_SIGNATURE,
-                    lambda kind=kind: compare_kernel(kind),  # type: ignore[misc]
-                )
-                at = drive.SLOT_RULES + 2 * r
-                slots[i, at] = kernel.address
+                at = abi.SLOT_RULES + 2 * r
+                slots[i, at] = c_function("compare", kind).address
                 slots[i, at + 1] = np.uint64(parameter).view(np.int64)
         self._slots = slots
-        self._drive = c_function("drive", "", drive.DRIVE_SIGNATURE, drive.drive_kernel).ctypes
+        self._drive = c_function("drive").ctypes
         self._xxh3 = hashing.xxh3_128_address()
 
     def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
         """Compare the segments of one window.
 
-        ``segments`` is C-contiguous, (n, SEG_COLUMNS) int64 as in :mod:`ckdiff.kernels.drive`.
+        ``segments`` is C-contiguous, (n, SEG_COLUMNS) int64 as in :mod:`ckdiff.kernels.abi`.
         ``masks`` holds one zeroed uint8 buffer per rule, into which a segment's bits go at byte
         SEG_POSITION / 8. Counts, hash sums and statistics are added to ``into``.
         """
         assert segments.dtype == np.int64
         assert segments.flags.c_contiguous
         addresses = np.array([mask.ctypes.data for mask in masks] or [0], np.int64)
-        scratch = np.zeros(drive.SCRATCH_BYTES, np.uint8)
+        scratch = np.zeros(abi.SCRATCH_BYTES, np.uint8)
         rows = into.statistics
         self._drive(
             segments.ctypes.data,
@@ -104,12 +93,12 @@ class Kernels:
         import ctypes
 
         for segment in segments:
-            bits = int(self._slots[segment[drive.SEG_SLOT], drive.SLOT_BITS])
-            size = int(segment[drive.SEG_ELEMENTS]) * bits // 8
-            row = into.hashes[segment[drive.SEG_ROW]]
-            for side, column in enumerate((drive.SEG_BASE, drive.SEG_TUNED)):
+            bits = int(self._slots[segment[abi.SEG_SLOT], abi.SLOT_BITS])
+            size = int(segment[abi.SEG_ELEMENTS]) * bits // 8
+            row = into.hashes[segment[abi.SEG_ROW]]
+            for side, column in enumerate((abi.SEG_BASE, abi.SEG_TUNED)):
                 data = (ctypes.c_char * size).from_address(int(segment[column]))
                 sums = hashing.add_units(
-                    memoryview(data), int(segment[drive.SEG_UNIT]), hashing.UNIT * bits // 8
+                    memoryview(data), int(segment[abi.SEG_UNIT]), hashing.UNIT * bits // 8
                 )
                 row[2 * side : 2 * side + 2] += np.array(sums, np.uint64)

@@ -15,14 +15,8 @@ from __future__ import annotations
 import ctypes
 import struct
 from functools import cache
-from typing import Any
 
 import xxhash
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
-
-from ckdiff.kernels.lanes import I64, Value
 
 UNIT = 512  #: elements of one hashed unit
 _MASK = (1 << 64) - 1
@@ -43,23 +37,6 @@ def xxh3_128_address() -> int:
         if function is not None:
             return ctypes.cast(function, ctypes.c_void_p).value or 0
     return 0
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def call_xxh3(typing: Any, function: Any, address: Any, size: Any) -> Any:
-    """(low, high) of XXH3_128bits over ``size`` bytes at ``address``."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        # A struct of two 64-bit integers comes back in two registers on x86-64 and AArch64, which
-        # is what LLVM does with the same literal struct.
-        pair = ir.LiteralStructType([I64, I64])
-        pointer = b.inttoptr(args[0], ir.FunctionType(pair, [I64, I64]).as_pointer())
-        result = b.call(pointer, args[1:])
-        halves = [b.extract_value(result, i) for i in range(2)]
-        return context.make_tuple(b, signature.return_type, halves)
-
-    pair_type = types.UniTuple(types.uint64, 2)  # type: ignore[attr-defined]
-    return pair_type(types.int64, types.int64, types.int64), generate
 
 
 def weight(unit: int) -> int:

@@ -1,72 +1,24 @@
 """The comparing kernels: 64 elements of both sides in, one word of mask bits out.
 
-A kernel is named by its *kind*, ``DTYPE[>TARGET]:RULE``: ``W16:exact`` (any 16-bit element),
-``F32:atol``, ``F32>BF16:ulp``. :func:`bind` turns a rule and a dtype into a kind and one 64-bit
-parameter; :func:`compare_kernel` is the loop that all kinds share.
+The kind of a kernel (:mod:`ckdiff.kernels.binding`) says what is compared and how;
+:func:`compare_kernel` is the loop that all kinds share.
 """
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ckdiff.dtypes import DTYPES, DType
-from ckdiff.kernels import lanes
-from ckdiff.kernels.lanes import F64, I1, I64, Value, int_type, splat, vector
-from ckdiff.rules import Rule
-
-#: from here on a float64 rounds to infinity in float32
-_FLOAT32_OVERFLOW = 2.0**128 - 2.0**103
-
-
-class Bound(NamedTuple):
-    """A rule applied to a dtype: which kernel, and its parameter as 64 raw bits."""
-
-    kind: str
-    parameter: int
-
-
-def bind(rule: Rule, dtype: DType) -> Bound:
-    """The kernel and parameter with which ``rule`` is evaluated on ``dtype``."""
-    target = rule.rounds(dtype)
-    seen = target or dtype  # what the elements are once they have been rounded
-    name = dtype.name if target is None else f"{dtype.name}>{target.name}"
-    never = (1 << seen.bits) - 1 if seen.bits >= 8 else 0
-    if rule.kind == "exact" or rule.falls_back(dtype):
-        return Bound(f"{name}:exact" if target or dtype.bits < 8 else f"W{dtype.bits}:exact", 0)
-    if rule.kind == "ulp":
-        return Bound(f"{name}:ulp", min(rule.ulps, never))
-    if seen.kind == "float":
-        # T and R are rounded to the compute type once, by the kernel. Where that overflows, no
-        # finite pair is further apart, which is what an unreachable ulp distance says.
-        if seen.bits < 64 and rule.value >= _FLOAT32_OVERFLOW:
-            return Bound(f"{name}:ulp", never)
-        return Bound(f"{name}:{rule.kind}", _float_bits(rule.value))
-    if rule.kind == "atol":
-        return Bound(f"{name}:ulp", min(math.floor(rule.value), never))
-    # |x - y| <= 2 max(|x|, |y|) always
-    if rule.value >= 2:
-        return Bound(f"{name}:ulp", never)
-    return Bound(f"{name}:rtol", _float_bits(rule.value))
-
-
-def _float_bits(value: float) -> int:
-    return int.from_bytes(struct.pack("<d", value), "little")
-
-
-def parse_kind(kind: str) -> tuple[DType, DType | None, str]:
-    """``F32>BF16:ulp`` -> (F32, BF16, "ulp"); ``W16`` stands for any type of that width."""
-    types_, _, rule = kind.partition(":")
-    source, _, target = types_.partition(">")
-    if source[0] == "W":
-        return DType(source, int(source[1:]), "raw"), None, rule
-    return DTYPES[source], DTYPES[target] if target else None, rule
+from ckdiff.dtypes import DType
+from ckdiff.kernels.abi import LANES
+from ckdiff.kernels.binding import parse_kind
+from ckdiff.kernels.codegen import lanes
+from ckdiff.kernels.codegen.lanes import F64, I1, I64, Value, int_type, splat, vector
+from ckdiff.kernels.codegen.words import ones, store_word
 
 
 def _changed(b: Any, kind: str, x: Value, y: Value, parameter: Value) -> Value:
@@ -113,7 +65,7 @@ def _either_nonfinite(b: Any, dtype: DType, x: Value, y: Value) -> Value:
 def _broadcast(b: Any, scalar: Value, element: Any) -> Value:
     one = b.insert_element(ir.Constant(vector(element), ir.Undefined), scalar, lanes.I32(0))
     undefined = ir.Constant(vector(element), ir.Undefined)
-    return b.shuffle_vector(one, undefined, ir.Constant(vector(lanes.I32), [0] * lanes.LANES))
+    return b.shuffle_vector(one, undefined, ir.Constant(vector(lanes.I32), [0] * LANES))
 
 
 def _absolute(b: Any, value: Value, compute: Any) -> Value:
@@ -143,8 +95,8 @@ def _integer_rtol(b: Any, dtype: DType, x: Value, y: Value, parameter: Value) ->
         x = b.select(b.icmp_signed("<", x, zero), b.sub(zero, x), x)
         y = b.select(b.icmp_signed("<", y, zero), b.sub(zero, y), y)
     larger = b.select(b.icmp_unsigned(">", x, y), x, y)
-    out = cgutils.alloca_once_value(b, ir.Constant(vector(I1), [0] * lanes.LANES))
-    with cgutils.for_range(b, I64(lanes.LANES)) as loop:
+    out = cgutils.alloca_once_value(b, ir.Constant(vector(I1), [0] * LANES))
+    with cgutils.for_range(b, I64(LANES)) as loop:
         index = b.trunc(loop.index, lanes.I32)
         limit = b.lshr(b.mul(m, b.zext(b.extract_element(larger, index), wide)), s)
         far = b.icmp_unsigned(">", b.zext(b.extract_element(apart, index), wide), limit)
@@ -165,43 +117,8 @@ def changed_word(typing: Any, kind: Any, x: Any, y: Any, parameter: Any) -> Any:
     return types.uint64(kind, types.int64, types.int64, types.uint64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load_word(typing: Any, address: Any) -> Any:
-    """The int64 at ``address``, any alignment."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        return b.load(b.inttoptr(args[0], I64.as_pointer()), align=1)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def store_word(typing: Any, address: Any, value: Any) -> Any:
-    """Write an int64 or uint64 to ``address``, any alignment."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def ones(typing: Any, word: Any) -> Any:
-    """Population count of a uint64."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        return b.ctpop(args[0])
-
-    return types.int64(types.uint64), generate
-
-
-#: (base, tuned, words, parameter, mask) -> changed; addresses and counts
-COMPARE_SIGNATURE = types.int64(types.int64, types.int64, types.int64, types.uint64, types.int64)
-
-
 def compare_kernel(kind: str) -> Callable[..., int]:
-    """The loop over whole words for one kind; compiled by :mod:`ckdiff.kernels.compiled`."""
+    """The loop over whole words for one kind; compiled by :mod:`ckdiff.kernels.codegen`."""
     stride = lanes.word_bytes(parse_kind(kind)[0])
 
     def compare(base: int, tuned: int, words: int, parameter: int, mask: int) -> int:

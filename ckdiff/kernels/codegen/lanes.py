@@ -16,8 +16,8 @@ from typing import Any
 from llvmlite import ir
 
 from ckdiff.dtypes import DTYPES, DType
+from ckdiff.kernels.abi import LANES
 
-LANES = 64
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 

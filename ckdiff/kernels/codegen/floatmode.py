@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.lanes import I8, I32, I64, Value
+from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value
 
 _X86_DEFAULT = 0x1F80  # round to nearest, keep denormals, no exception traps
 _ARM_DEFAULT = 0

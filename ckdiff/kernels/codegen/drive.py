@@ -13,21 +13,28 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.compare import COMPARE_SIGNATURE, load_word, store_word
-from ckdiff.kernels.floatmode import enter_default_mode, leave_default_mode
-from ckdiff.kernels.hashing import UNIT, call_xxh3
-from ckdiff.kernels.lanes import I8, I32, I64, LANES, Value
-from ckdiff.kernels.statistics import COLUMNS, STATISTICS_SIGNATURE
-
-BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
-
-#: columns of a segment, int64: what the driver walks
-SEG_BASE, SEG_TUNED, SEG_ELEMENTS, SEG_POSITION, SEG_SLOT, SEG_UNIT, SEG_ROW = range(7)
-SEG_COLUMNS = 7
-#: columns of a dtype slot, int64; then (kernel, parameter) for each rule
-SLOT_BITS, SLOT_STATISTICS, SLOT_RULES = range(3)
-#: one zeroed word of the widest dtype for each side: where a tensor's ragged end is compared
-SCRATCH_BYTES = 2 * LANES * 8
+from ckdiff.kernels.abi import (
+    BLOCK,
+    LANES,
+    SCRATCH_BYTES,
+    SEG_BASE,
+    SEG_COLUMNS,
+    SEG_ELEMENTS,
+    SEG_POSITION,
+    SEG_ROW,
+    SEG_SLOT,
+    SEG_TUNED,
+    SEG_UNIT,
+    SLOT_BITS,
+    SLOT_RULES,
+    SLOT_STATISTICS,
+)  # fmt: skip
+from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
+from ckdiff.kernels.codegen.hashing import call_xxh3, weight
+from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value
+from ckdiff.kernels.codegen.words import load_word, store_word
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.statistics import COLUMNS
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -38,7 +45,7 @@ def call_compare(
         kind = ir.FunctionType(I64, [I64] * 5)
         return b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
 
-    return COMPARE_SIGNATURE.return_type(types.int64, *COMPARE_SIGNATURE.args), generate
+    return types.int64(*[types.int64] * 4, types.uint64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -48,7 +55,7 @@ def call_statistics(typing: Any, function: Any, base: Any, tuned: Any, words: An
         b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 
-    return types.void(types.int64, *STATISTICS_SIGNATURE.args), generate
+    return types.void(*[types.int64] * 5), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -59,19 +66,6 @@ def copy_byte(typing: Any, target: Any, source: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def weight(typing: Any, unit: Any) -> Any:
-    """What :func:`ckdiff.kernels.hashing.weight` gives, on uint64."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        x = b.add(args[0], I64(0x9E3779B97F4A7C15))
-        x = b.mul(b.xor(x, b.lshr(x, I64(30))), I64(0xBF58476D1CE4E5B9))
-        x = b.mul(b.xor(x, b.lshr(x, I64(27))), I64(0x94D049BB133111EB))
-        return b.or_(b.xor(x, b.lshr(x, I64(31))), I64(1))
-
-    return types.uint64(types.uint64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -91,15 +85,8 @@ def fetch_lines(typing: Any, address: Any, size: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-#: segments, their number, slots, columns of a slot, rules (the first must be
-#: exact), masks (one address a rule), counts
-#: (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (address), statistics (rows x
-#: COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
-DRIVE_SIGNATURE = types.void(*[types.int64] * 11)
-
-
 def drive_kernel() -> Callable[..., None]:
-    """The driver as a Python function; compiled by :mod:`ckdiff.kernels.compiled`."""
+    """The driver as a Python function; compiled by :mod:`ckdiff.kernels.codegen`."""
 
     def drive(
         segments: int, segment_count: int, slots: int, slot_columns: int, rules: int, masks: int,
@@ -118,7 +105,11 @@ def drive_kernel() -> Callable[..., None]:
             bits = load_word(slot + 8 * SLOT_BITS)
             add_statistics = load_word(slot + 8 * SLOT_STATISTICS)
             while left > 0:
-                elements = min(left, BLOCK - position % BLOCK)
+                elements = BLOCK - position % BLOCK
+                if (
+                    elements > left
+                ):  # not min(): numba implements it with an iterator that can raise
+                    elements = left
                 block_bytes = elements * bits // 8
                 words = elements // LANES
                 whole = words * LANES * bits // 8
@@ -150,7 +141,9 @@ def drive_kernel() -> Callable[..., None]:
                     done = 0
                     u = unit
                     while done < block_bytes:
-                        size = min(unit_bytes, block_bytes - done)
+                        size = block_bytes - done
+                        if size > unit_bytes:
+                            size = unit_bytes
                         # While this unit is hashed from cache, memory delivers the next block.
                         fetch_lines(base + block_bytes + done, size)
                         fetch_lines(tuned + block_bytes + done, size)

@@ -1,4 +1,4 @@
-"""Native parts of the mask encoder: looking at a piece of mask, and Huffman-coding its bytes."""
+"""Generating the native parts of the mask encoder (:mod:`ckdiff.maskcodec`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.compare import load_word, ones, store_word
-from ckdiff.kernels.compiled import Function, c_function
-from ckdiff.kernels.lanes import I8, I16, I32, I64, Value
-
-PIECE = 1 << 16  #: bytes encoded at a time
-STREAM = PIECE // 4  #: bytes of each of the four streams of a zstd literals section
-LONGEST = 11  #: bits of the longest code that zstd allows
+from ckdiff.kernels.abi import STREAM
+from ckdiff.kernels.codegen.lanes import I8, I16, I32, I64, Value
+from ckdiff.kernels.codegen.words import load_word, ones, store_word
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -44,7 +40,7 @@ def load_entry(typing: Any, table: Any, address: Any) -> Any:
     return types.uint64(types.int64, types.int64), generate
 
 
-def _survey_kernel() -> Callable[[int, int, int], None]:
+def survey_kernel() -> Callable[[int, int, int], None]:
     def survey(data: int, words: int, out: int) -> None:
         bits = 0
         zeros = 0
@@ -58,7 +54,7 @@ def _survey_kernel() -> Callable[[int, int, int], None]:
     return survey
 
 
-def _encode_kernel() -> Callable[..., None]:
+def encode_kernel() -> Callable[..., None]:
     def encode(data: Any, table: Any, out: Any, room: Any) -> None:
         # A table entry holds the codes of two neighbouring bytes and, in its lowest 5 bits, their
         # length. Bits go in from the stream's last byte to its first, because a zstd decoder reads
@@ -119,22 +115,3 @@ def _encode_kernel() -> Callable[..., None]:
         store_word(out + 24, q3 + 1 - p3)
 
     return encode
-
-
-#: bytes of room for one stream: the longest codes, the end mark, and a word stored past the end
-ROOM = STREAM * LONGEST // 8 + 16
-#: bytes of the output buffer: four sizes (int64), then four streams at distances of ROOM
-OUTPUT = 32 + 4 * ROOM
-
-
-def survey() -> Function:
-    """(data, words, out): population count and number of zero bytes as two int64 at ``out``."""
-    signature = types.void(types.int64, types.int64, types.int64)
-    return c_function("survey", "", signature, _survey_kernel)
-
-
-def encode() -> Function:
-    """(data, table, out, ROOM): Huffman-codes PIECE bytes; ``table`` is 65,536 uint32,
-    one for each pair of bytes (the first byte is the low one)."""
-    signature = types.void(types.int64, types.int64, types.int64, types.int64)
-    return c_function("encode", "", signature, _encode_kernel)

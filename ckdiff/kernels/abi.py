@@ -1,0 +1,53 @@
+"""What native code and Python agree on: C signatures, the columns of tables, sizes of buffers."""
+
+#: the kernels and their C types; addresses are int64
+SIGNATURES = {
+    # base, tuned, words, parameter, mask -> changed
+    "compare": "int64(int64, int64, int64, uint64, int64)",
+    # segments, their number, slots, columns of a slot, rules (the first must be exact), masks (one
+    # address a rule), counts (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (its
+    # address), statistics (rows x COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
+    "drive": f"void({', '.join(['int64'] * 11)})",
+    # data (PIECE bytes), table (65,536 uint32, one for each pair of bytes, the first byte the low
+    # one), out (OUTPUT bytes), ROOM: Huffman-codes a piece
+    "encode": "void(int64, int64, int64, int64)",
+    # as of a signal handler: number, siginfo, context
+    "guard": "void(int32, int64, int64)",
+    # base, tuned, words, row
+    "statistics": "void(int64, int64, int64, int64)",
+    # data, words, out: population count and number of zero bytes, two int64
+    "survey": "void(int64, int64, int64)",
+}
+
+# the driver
+
+LANES = 64  #: elements of one mask word
+BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
+
+#: columns of a segment, int64: what the driver walks
+SEG_BASE, SEG_TUNED, SEG_ELEMENTS, SEG_POSITION, SEG_SLOT, SEG_UNIT, SEG_ROW = range(7)
+SEG_COLUMNS = 7
+#: columns of a dtype slot, int64; then (kernel, parameter) for each rule
+SLOT_BITS, SLOT_STATISTICS, SLOT_RULES = range(3)
+#: one zeroed word of the widest dtype for each side: where a tensor's ragged end is compared
+SCRATCH_BYTES = 2 * LANES * 8
+
+# the SIGBUS guard
+
+#: fields of the table the handler works from, int64 each; then (start, end, faults) of each mapping
+GUARD_FAULTS, GUARD_MMAP, GUARD_SIGNAL, GUARD_PREVIOUS, GUARD_PAGE, GUARD_RANGES, GUARD_FIRST = (
+    range(7)
+)
+GUARD_COLUMNS = 3
+GUARD_SET_TABLE = -1  # a "signal number" by which Python hands the table's address to the handler
+
+# the mask encoder
+
+PIECE = 1 << 16  #: bytes encoded at a time
+STREAM = PIECE // 4  #: bytes of each of the four streams of a zstd literals section
+LONGEST = 11  #: bits of the longest code that zstd allows
+
+#: bytes of room for one stream: the longest codes, the end mark, and a word stored past the end
+ROOM = STREAM * LONGEST // 8 + 16
+#: bytes of the output buffer: four sizes (int64), then four streams at distances of ROOM
+OUTPUT = 32 + 4 * ROOM

@@ -1,0 +1,84 @@
+"""Generating and compiling kernels: all that needs numba, imported only when one has to be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+from numba.core import config
+from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
+from numba.core.runtime import _nrt_python
+from numba.core.sigutils import normalize_signature
+
+from ckdiff.kernels.codegen.compare import compare_kernel
+from ckdiff.kernels.codegen.drive import drive_kernel
+from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
+from ckdiff.kernels.codegen.guard import guard_kernel
+from ckdiff.kernels.codegen.statistics import statistics_kernel
+
+__all__ = ["Compiled", "compile_kernel", "restore"]
+
+_KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "compare": compare_kernel,
+    "drive": drive_kernel,
+    "encode": encode_kernel,
+    "guard": guard_kernel,
+    "statistics": statistics_kernel,
+    "survey": survey_kernel,
+}
+
+
+class Compiled:
+    """A kernel that numba compiled. Keeps its machine code alive."""
+
+    def __init__(self, library: Any, symbol: str) -> None:
+        self._library = library
+        self.symbol = symbol  #: of the C function
+
+    @property
+    def address(self) -> int:
+        """Where numba's linker put the C function."""
+        return int(self._library.get_pointer_to_function(self.symbol))
+
+    @property
+    def object_code(self) -> bytes:
+        """The object file that LLVM emitted."""
+        return bytes(self._library._get_compiled_object())
+
+    def dump(self) -> tuple[Any, str]:
+        """What :func:`restore` takes; can be pickled."""
+        return self._library.serialize_using_object_code(), self.symbol
+
+
+def compile_kernel(name: str, kind: str, signature: str) -> Compiled:
+    """Compile kernel ``name`` (of a ``kind``, where it has kinds) to a C function."""
+    make = _KERNELS[name]
+    arguments, result = normalize_signature(signature)
+    function: Any = CFunc(
+        make(kind) if kind else make(), (arguments, result), {}, {"nopython": True}
+    )
+    # NUMBA_DISABLE_JIT asks for @jit functions to stay Python; with it numba cannot type
+    # what it implements by such functions itself, and a kernel has no Python to fall to.
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        function.compile()
+    finally:
+        config.DISABLE_JIT = disabled
+    return Compiled(function._library, function.native_name)
+
+
+def restore(dump: tuple[Any, str]) -> Compiled:
+    """The kernel that ``Compiled.dump`` described, without compiling it."""
+    library, symbol = dump
+    # LLVM ends the process when it meets a symbol it does not know; compiling would have told it
+    # where numba's runtime is.
+    for name, address in _nrt_python.c_helpers.items():
+        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+    return Compiled(cpu_target.target_context.codegen().unserialize_library(library), symbol)
+
+
+def machine() -> tuple[str, ...]:
+    """The machine as LLVM sees it: triple, CPU, features."""
+    return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))

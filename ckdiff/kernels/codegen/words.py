@@ -1,0 +1,41 @@
+"""Reading and writing 64-bit words, and counting their bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from ckdiff.kernels.codegen.lanes import I64, Value
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_word(typing: Any, address: Any) -> Any:
+    """The int64 at ``address``, any alignment."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        return b.load(b.inttoptr(args[0], I64.as_pointer()), align=1)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_word(typing: Any, address: Any, value: Any) -> Any:
+    """Write an int64 or uint64 to ``address``, any alignment."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def ones(typing: Any, word: Any) -> Any:
+    """Population count of a uint64."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        return b.ctpop(args[0])
+
+    return types.int64(types.uint64), generate
