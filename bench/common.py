@@ -144,6 +144,16 @@ def ckdiff(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "ckdiff", *map(str, arguments)]
 
 
+def watched_diff(
+    root: Path, *options: str, workers: int = 2
+) -> tuple[Watched, dict[str, Any], Path]:
+    """`ckdiff diff -o` of root/base and root/tuned: (the run, its JSON, the store it wrote)."""
+    out = root / "masks.zarr"
+    where = (root / "base", root / "tuned", "-o", out)
+    run = watch(ckdiff("diff", *where, "--json", "--workers", str(workers), *options))
+    return run, json.loads(run.stdout), out
+
+
 def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Call each contestant once a round, in turn; each gives its seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}

@@ -8,11 +8,10 @@ The pairs are sparse files with a change in every MiB: memory does not care what
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from common import ckdiff, header, table, watch
+from common import header, table, watched_diff
 
 
 def sparse_pair(root: Path, gib: float) -> None:
@@ -43,20 +42,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=a.dir) as folder:
                 root = Path(folder)
                 sparse_pair(root, gib)
-                run = watch(
-                    ckdiff(
-                        "diff",
-                        root / "base",
-                        root / "tuned",
-                        "-o",
-                        root / "masks.zarr",
-                        "--json",
-                        "--workers",
-                        str(a.workers),
-                        *options,
-                    )
-                )
-                speed = json.loads(run.stdout)["bytes_read"] / run.seconds / 1e9
+                run, result, _ = watched_diff(root, *options, workers=a.workers)
+                speed = result["bytes_read"] / run.seconds / 1e9
                 what = "exact, atol, stats" if options else "exact"
                 rows.append([f"2 x {gib:g} GiB", what, run.rss_anon, run.rss, speed])
     table(

@@ -8,13 +8,12 @@ Checks that every planted change is found and nothing else, and prints speed and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import Tensor, ckdiff, header, table, watch, write_index
+from common import Tensor, header, table, watched_diff, write_index
 
 import ckdiff as api
 
@@ -119,20 +118,7 @@ def main() -> None:
         root = Path(folder)
         planted = plant(make(root))
         on_disk = sum(f.stat().st_blocks * 512 for f in root.rglob("*.safetensors"))
-        out = root / "masks.zarr"
-        run = watch(
-            ckdiff(
-                "diff",
-                root / "base",
-                root / "tuned",
-                "-o",
-                out,
-                "--json",
-                "--workers",
-                str(arguments.workers),
-            )
-        )
-        result = json.loads(run.stdout)
+        run, result, out = watched_diff(root, workers=arguments.workers)
         highest = verify(out, planted)
         changes = sum(map(len, planted.values()))
         assert result["rules"]["exact"]["changed"] == changes

@@ -25,6 +25,7 @@ from ckdiff.layout import Layout, Spans
 from ckdiff.maskcodec import MaskEncoder
 from ckdiff.objects import INNER, ObjectWriter
 from ckdiff.runners import Stopped
+from ckdiff.workdir import store_errors
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
@@ -107,16 +108,19 @@ class DiffTask:
     with_statistics: bool
     window: int  #: elements
     store: Path | None  #: where objects go; None: count only
+    out: Path | None  #: how errors of writing them name it
     on_bytes: Callable[[int], None]
     _local: threading.local = field(default_factory=threading.local)
 
     def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
-        """See ChunkTask. Raises SourceChanged, CheckpointError, OSError, Stopped."""
+        """See ChunkTask. Raises SourceChanged, CheckpointError, StoreError, Stopped."""
         first, end = self.layout.chunk_range(chunk)
         spans = self.layout.spans(first, end)
         results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
         objects: dict[str, tuple[int, str]] = {}
         with ExitStack() as stack:
+            if self.out is not None:
+                stack.enter_context(store_errors(self.out))
             readers = [stack.enter_context(closing(c.reader())) for c in (self.base, self.tuned)]
             writers: list[ObjectWriter] = []
             for _, rule in self.masks if self.store is not None else ():
@@ -148,10 +152,7 @@ class DiffTask:
             stop = min(start + self.window, end)
             inside = self.layout.spans(start, stop)
             row = int(np.searchsorted(spans.tensors, inside.tensors[0])) if len(inside) else 0
-            bits = self.bits[inside.tensors]
-            yield _Window(
-                start, stop, inside, row, inside.starts * bits // 8, inside.elements * bits // 8
-            )
+            yield _Window(start, stop, inside, row, *inside.byte_ranges(self.bits))
 
     def _prefetch(self, readers: list[SpanReader], window: _Window) -> None:
         for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):

@@ -24,7 +24,8 @@ class DiffResult:
     unpaired_details: list[dict[str, Any]]
     excluded: int
     exact_only: dict[str, list[str]]  #: rule -> tensors on which it means ``exact``
-    bytes_read: int  #: both sides
+    bytes_read: int  #: both sides, resumed bytes included
+    bytes_resumed: int  #: of those, what an earlier run that was stopped had read
     seconds: float  #: from opened sources to committed store
     store_path: Path | None = None  #: where the masks are, or None where nothing was stored
     _store: MaskStore | None = None
@@ -63,6 +64,7 @@ class DiffResult:
             "excluded": self.excluded,
             "exact_only": self.exact_only,
             "bytes_read": self.bytes_read,
+            "bytes_resumed": self.bytes_resumed,
             "seconds": self.seconds,
             "store": None if self.store_path is None else str(self.store_path),
         }

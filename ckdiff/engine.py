@@ -20,19 +20,26 @@ from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.diffresult import DiffResult, by_reason, details
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import BudgetError, Interrupted, SourceChanged, UsageError
+from ckdiff.errors import BudgetError, Interrupted, SourceChanged
 from ckdiff.layout import Layout
-from ckdiff.options import Estimate, Observer, Options, Progress
-from ckdiff.outputs import check_disk, check_place
+from ckdiff.options import (
+    Estimate,
+    Observer,
+    Options,
+    Progress,
+    checked_observer,
+    checked_path,
+)
+from ckdiff.outputs import check_disk, check_place, refusal
 from ckdiff.pairing import pair
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.summaries import rule_counts
 from ckdiff.table import MaskTable
+from ckdiff.workdir import WorkDir, stopped_hint, store_errors
 
 if TYPE_CHECKING:
     from ckdiff.chunks import ChunkResult
     from ckdiff.results import Collected
-    from ckdiff.workdir import WorkDir
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
 
@@ -57,14 +64,10 @@ class Diff:
         observer: Observer | None = None,
     ) -> None:
         self.options = options
-        self._observer = observer or Observer()
+        self._observer = checked_observer(observer)
         self.mask_rules, self.rules = plan_rules(options.rules)
-        self._workers = options.workers if options.workers is not None else budget.usable_cores()
-        if self._workers < 1:
-            raise UsageError(f"workers must be at least 1, not {self._workers}")
-        if out is not None and not os.fspath(out):
-            raise UsageError("the output has an empty name", hint="is a variable not set?")
-        self.out = None if out is None else Path(os.path.abspath(os.fspath(out)))
+        self._workers = options.workers or budget.usable_cores()
+        self.out = None if out is None else Path(os.path.abspath(checked_path("the output", out)))
         self._stack = ExitStack()
         self._resident = budget.resident_anonymous()
         with ExitStack() as stack:
@@ -120,8 +123,7 @@ class Diff:
             for chunk in range(min(self._workers, self.layout.chunks)):
                 first, end = self.layout.chunk_range(chunk)
                 spans = self.layout.spans(first, min(end, first + _READ_AHEAD))
-                bits = self.bits[spans.tensors]
-                starts, nbytes = spans.starts * bits // 8, spans.elements * bits // 8
+                starts, nbytes = spans.byte_ranges(self.bits)
                 sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
                 for side, index in sides:
                     side.read_ahead(index[spans.tensors], starts, nbytes)
@@ -163,40 +165,46 @@ class Diff:
 
     def estimate(self) -> Estimate:
         """What running will read, write and need."""
-        masks = len(self.mask_rules) if self.out is not None else 0
-        tensors = len(self.pairing)
-        tables = tensors * (160 + 16 * len(self.rules)) if masks else 0
+        most, overwrite = self._disk_at_most(), self.options.overwrite
         return Estimate(
-            tensors=tensors,
+            tensors=len(self.pairing),
             elements=int(self.layout.elements.sum()),
             chunks=self.layout.chunks,
             bytes_to_read=self.bytes_to_read,
-            disk_at_most=masks * (self.layout.total // 8 + self.layout.chunks * 4096) + 2 * tables,
+            disk_at_most=most,
             memory=self.memory,
             memory_needed=self.memory_needed,
             workers=self.workers,
             window=self.window,
             rules=[str(rule) for rule in self.rules],
             unpaired=by_reason(self.pairing.unpaired),
+            refusal=refusal(self.out, most, overwrite=overwrite) if self.out is not None else None,
         )
+
+    def _disk_at_most(self) -> int:
+        if self.out is None:
+            return 0
+        masks = self.layout.total // 8 + self.layout.chunks * 4096
+        tables = len(self.pairing) * (160 + 16 * len(self.rules))
+        return len(self.mask_rules) * masks + 2 * tables
 
     # running
 
     def run(self) -> DiffResult:
         """Compare everything. Raises SourceChanged, StoreError, Interrupted and their kin."""
         from ckdiff.results import Collected
-        from ckdiff.workdir import WorkDir, store_errors
 
         collected = Collected(
             len(self.pairing), len(self.rules), self.layout, with_statistics=self.options.stats
         )
+        manifest = b""
         # SIGTERM and Ctrl-C both arrive as KeyboardInterrupt or Interrupted in this thread
         try:
             if self.out is None:
                 self._run_chunks(collected, None)
                 self._verify_sources()
-                return self._result(collected, None)
-            check_disk(self.out, self.estimate().disk_at_most, self._observer.note)
+                return self._result(collected)
+            check_disk(self.out, self._disk_at_most(), self._observer.note)
             with WorkDir(self.out, self._plan(), overwrite=self.options.overwrite) as work:
                 if work.discarded:
                     self._observer.note(
@@ -204,24 +212,25 @@ class Diff:
                         "version differ: starting anew"
                     )
                 try:
+                    resumed = self._run_chunks(collected, work)
                     with store_errors(self.out):
-                        self._run_chunks(collected, work)
                         manifest = self._write_tables(collected, work.store)
                     self._verify_sources()
                 except SourceChanged:
                     work.discard()  # nothing of it can be resumed
                     raise
                 work.commit(manifest)
-            return self._result(collected, self.out)
+            return self._result(collected, resumed)
         except KeyboardInterrupt:
-            hint = None if self.out is None else "the same command resumes"
+            hint = None if self.out is None else stopped_hint(self.out, manifest)
             raise Interrupted("interrupted", hint=hint) from None
 
     def _verify_sources(self) -> None:
         self.base.verify()
         self.tuned.verify()
 
-    def _run_chunks(self, collected: Collected, work: WorkDir | None) -> None:
+    def _run_chunks(self, collected: Collected, work: WorkDir | None) -> int:
+        """Gives how many bytes of both sides an earlier run had compared."""
         from ckdiff.chunks import DiffTask
         from ckdiff.kernels import Kernels, guard
         from ckdiff.results import finished_before
@@ -248,6 +257,7 @@ class Diff:
             with_statistics=self.options.stats,
             window=self.window,
             store=None if work is None else work.store,
+            out=self.out,
             on_bytes=done.add,
         )
         todo = []
@@ -257,8 +267,7 @@ class Diff:
                 todo.append(chunk)
             else:
                 collected.add(chunk, found)
-                size = self.nbytes_of(chunk)
-                done.add(size)
+                done.add(self.nbytes_of(chunk))
         resumed = done.value
         if work is not None and work.resumed and resumed:
             self._observer.note(
@@ -274,7 +283,8 @@ class Diff:
 
         def finished(chunk: int, result: ChunkResult) -> None:
             if work is not None:
-                work.record(chunk, result.to_bytes())
+                with store_errors(work.out):
+                    work.record(chunk, result.to_bytes())
             collected.add(chunk, result)
 
         guard.install()
@@ -283,11 +293,12 @@ class Diff:
         finally:
             guard.remove()
         report()
+        return resumed
 
     def nbytes_of(self, chunk: int) -> int:
         """Bytes of both sides that a chunk covers."""
-        spans = self.layout.spans(*self.layout.chunk_range(chunk))
-        return 2 * int((spans.elements * self.bits[spans.tensors] // 8).sum())
+        _, nbytes = self.layout.spans(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
+        return 2 * int(nbytes.sum())
 
     def _plan(self) -> dict[str, Any]:
         """What decides whether earlier work can be used."""
@@ -359,7 +370,7 @@ class Diff:
             },
         )
 
-    def _result(self, collected: Collected, out: Path | None) -> DiffResult:
+    def _result(self, collected: Collected, resumed: int = 0) -> DiffResult:
         seconds = time.perf_counter() - self._began
         table = collected.table or self._table(collected)
         totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
@@ -380,8 +391,9 @@ class Diff:
             excluded=self.pairing.excluded,
             exact_only=exact_only,
             bytes_read=self.bytes_to_read,
+            bytes_resumed=resumed,
             seconds=seconds,
-            store_path=out,
+            store_path=self.out,
         )
 
 

@@ -15,6 +15,7 @@
     │   ├── StoreCorrupt         2   bytes that are not the bytes that were written
     │   ├── StoreLocked          2   another process is writing this store
     │   └── StoreExists          2   the output is already there
+    ├── ClusterError             2   a Dask scheduler that does not answer, or workers that die
     └── Interrupted        130/143   Ctrl-C or SIGTERM; the work so far is kept and resumable
 
 This module imports nothing from the package.
@@ -88,6 +89,10 @@ class StoreLocked(StoreError):
 
 class StoreExists(StoreError):
     """The output is already there and ``overwrite`` was not asked for."""
+
+
+class ClusterError(CkdiffError):
+    """A Dask scheduler that does not answer, or workers that keep dying."""
 
 
 class Interrupted(CkdiffError):

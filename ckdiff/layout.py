@@ -29,6 +29,14 @@ class Spans:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def byte_ranges(self, bits: IntArray) -> tuple[IntArray, IntArray]:
+        """(first byte inside the tensor, bytes) of each piece, for readers.
+
+        ``bits`` are those of one element, for each tensor of the layout.
+        """
+        width = bits[self.tensors]
+        return self.starts * width // 8, self.elements * width // 8
+
 
 class Layout:
     """Element counts in, addresses out."""

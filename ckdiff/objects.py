@@ -27,7 +27,7 @@ OBJECT = CHUNK // 8  #: mask bytes of one stored object
 INNER = 1 << 16  #: mask bytes of one inner chunk
 INNERS = OBJECT // INNER
 INDEX_BYTES = INNERS * 16 + 4
-_ABSENT = 2**64 - 1  # Zarr's mark for an inner chunk that is not there: beyond the array's end
+ABSENT = 2**64 - 1  #: Zarr's mark for an inner chunk that is not there: beyond the array's end
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -65,7 +65,7 @@ class ObjectWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._fd = os.open(self._temporary, flags, 0o666)
-        self._index = np.full((INNERS, 2), _ABSENT, "<u8")
+        self._index = np.full((INNERS, 2), ABSENT, "<u8")
         self._frames = 0
         self._size = 0
         self._digest = xxhash.xxh3_128()
@@ -159,7 +159,7 @@ def read_inners(path: Path, where: str, first: int, stop: int) -> Bytes:
         index = read_index(file.fileno(), size, where)
         for i in range(first, stop):
             offset, length = (int(x) for x in index[i])
-            if offset == _ABSENT or offset + length > size:
+            if offset == ABSENT or offset + length > size:
                 raise StoreCorrupt(f"inner chunk {i} of {where} is missing")
             frame = _pread(file.fileno(), length, offset)
             try:

@@ -1,17 +1,28 @@
-"""What a diff can be asked for, what it tells while it runs, and what it expects to need."""
+"""What a diff can be asked for, what it tells while it runs, and what it expects to need.
+
+The checks of what Python callers hand over are here as well: each raises a UsageError that names
+the argument, where Python would say that some object has no attribute.
+"""
 
 from __future__ import annotations
 
+import operator
+import os
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckdiff.errors import UsageError, printable
 from ckdiff.rules import Rule
 
 
 @dataclass(slots=True)
 class Options:
-    """Everything a diff can be asked for; the command line's options have the same names."""
+    """Everything a diff can be asked for; the command line's options have the same names.
+
+    One text where several can be given counts as a list of one.
+    """
 
     rules: Sequence[str | Rule] = ("exact",)
     include: Sequence[str] = ()  #: globs of tensor names
@@ -22,6 +33,18 @@ class Options:
     memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
     overwrite: bool = False
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        self.rules = _several("rules", self.rules, Rule)
+        for name in ("include", "exclude", "rename"):
+            setattr(self, name, several_texts(name, getattr(self, name)))
+        if self.workers is not None:
+            self.workers = checked_int("workers", self.workers)
+            if self.workers < 1:
+                raise UsageError(f"workers must be at least 1, not {self.workers}")
+        for name in ("stats", "overwrite", "dry_run"):
+            if getattr(self, name) not in (True, False):  # "no" would count as yes
+                raise UsageError(f"{name} must be True or False, not {_shown(getattr(self, name))}")
 
 
 @dataclass(slots=True)
@@ -41,6 +64,10 @@ class Observer:
     progress: Callable[[Progress], None] = field(default=lambda progress: None)
     note: Callable[[str], None] = field(default=lambda message: None)  #: warnings and hints
 
+    def __post_init__(self) -> None:
+        checked_function("progress", self.progress)
+        checked_function("note", self.note)
+
 
 @dataclass(slots=True)
 class Estimate:
@@ -57,7 +84,73 @@ class Estimate:
     window: int  #: elements
     rules: list[str]
     unpaired: dict[str, list[str]]
+    refusal: str | None  #: why a run would be refused as things stand, such as ``OUT exists``
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--dry-run --json``."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def _several(name: str, value: Any, *kinds: type) -> list[Any]:
+    """The items of a repeatable option."""
+    if isinstance(value, (str, *kinds)):
+        return [value]
+    try:
+        return list(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a text or a list of them, not {_shown(value)}") from None
+
+
+def several_texts(name: str, value: Any) -> list[str]:
+    """The texts of a repeatable option; one text counts as a list of one; raises UsageError."""
+    return [checked_text(name, text) for text in _several(name, value)]
+
+
+def _shown(value: Any) -> str:
+    """A wrong value on one line, however long it is and whatever is in it."""
+    return printable(reprlib.repr(value))
+
+
+def checked_text(name: str, value: Any) -> str:
+    """``value`` if it is a text; raises UsageError."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be text, not {_shown(value)}")
+    return value
+
+
+def checked_int(name: str, value: Any) -> int:
+    """``value`` if it is a whole number of whatever type; raises UsageError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a whole number, not {_shown(value)}") from None
+
+
+def checked_function(name: str, value: Any) -> None:
+    """Raise UsageError for what cannot be called."""
+    if not callable(value):
+        raise UsageError(f"{name} must be a function, not {_shown(value)}")
+
+
+def checked_observer(value: Any) -> Observer:
+    """``value`` if it is an Observer, for None one that ignores everything; raises UsageError."""
+    if value is None:
+        return Observer()
+    if not isinstance(value, Observer):
+        raise UsageError(f"observer must be a ckdiff.Observer, not {_shown(value)}")
+    return value
+
+
+def checked_path(name: str, value: Any) -> str:
+    """The text of a path; raises UsageError."""
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a path, not {_shown(value)}") from None
+    if not isinstance(text, str):
+        raise UsageError(f"{name} must be a path as text, not as bytes")
+    if not text:
+        raise UsageError(f"{name} has an empty name", hint="is a variable not set?")
+    if "\0" in text:
+        raise UsageError(f"{name} must be a path, which {text!r} with its NUL is not")
+    return text

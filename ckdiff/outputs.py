@@ -9,6 +9,7 @@ from pathlib import Path
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, StoreError, printable
+from ckdiff.workdir import check_output, store_errors
 
 _HINT = "choose another place with -o"
 
@@ -29,6 +30,17 @@ def check_place(out: Path, sides: Sequence[Checkpoint]) -> None:
                 f"the output {printable(str(out))} lies inside the source {printable(folder)}",
                 hint=_HINT,
             )
+
+
+def refusal(out: Path, most: int, *, overwrite: bool) -> str | None:
+    """Why a run that writes at most ``most`` bytes would be refused as things stand, or None."""
+    try:
+        with store_errors(out):
+            check_output(out, overwrite=overwrite)
+        check_disk(out, most, note=lambda message: None)
+    except (StoreError, BudgetError) as error:
+        return error.one_line()
+    return None
 
 
 def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:

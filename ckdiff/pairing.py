@@ -116,7 +116,7 @@ def pair(
 def _renamed(names: list[str], rename: Sequence[str]) -> tuple[list[str], list[str]]:
     """The new names, and a warning for each renaming that changes none."""
     warnings = []
-    for item in _as_list(rename):
+    for item in rename:
         pattern, equals, replacement = item.rpartition("=")
         if not equals:
             raise UsageError(f"cannot read the renaming {item!r}", hint="write it as REGEX=REPL")
@@ -151,8 +151,8 @@ def _selected(
 ) -> tuple[list[str], list[str]]:
     """The names that the globs leave, and warnings about globs that match nothing."""
     warnings: list[str] = []
-    included = _matching(names, "--include", _as_list(include), warnings)
-    excluded = _matching(names, "--exclude", _as_list(exclude), warnings)
+    included = _matching(names, "--include", include, warnings)
+    excluded = _matching(names, "--exclude", exclude, warnings)
     if included is None and excluded is None:
         return list(names), warnings
     return [
@@ -163,7 +163,7 @@ def _selected(
 
 
 def _matching(
-    names: list[str], option: str, globs: list[str], warnings: list[str]
+    names: list[str], option: str, globs: Sequence[str], warnings: list[str]
 ) -> set[str] | None:
     """The names that any of the globs matches, or None where there are no globs."""
     if not globs:
@@ -269,7 +269,3 @@ def _stacks(names: dict[str, int]) -> set[str]:
             break
         found |= more
     return found
-
-
-def _as_list(items: Sequence[str]) -> list[str]:
-    return [items] if isinstance(items, str) else list(items)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +20,11 @@ from ckdiff import manifest as manifests
 from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.layout import CHUNK, Layout
 from ckdiff.manifest import TABLE
-from ckdiff.objects import INNER, OBJECT, file_digest, read_inners
+from ckdiff.objects import INNER, OBJECT, read_inners
+from ckdiff.options import checked_function, checked_int, checked_path, checked_text
 from ckdiff.rules import Rule
 from ckdiff.table import MaskTable, TensorRecord
+from ckdiff.verified import VerifiedObjects
 from ckdiff.workdir import MANIFEST
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
     """
     if isinstance(path, MaskStore):
         return path
-    if not os.fspath(path):
-        raise UsageError("the store has an empty name", hint="is a variable not set?")
-    return MaskStore(Path(path))
+    return MaskStore(Path(checked_path("the store", path)))
 
 
 class MaskStore:
@@ -55,7 +54,7 @@ class MaskStore:
         self.manifest: dict[str, Any] = manifests.read_manifest(path)
         self._shown = printable(str(path))
         try:
-            self._objects: dict[str, tuple[int, str]] = {
+            objects = {
                 key: (int(size), str(digest))
                 for key, (size, digest) in self.manifest["objects"].items()
             }
@@ -66,8 +65,9 @@ class MaskStore:
             self._length = int(self.manifest["layout"]["addresses"]) // 8
         except _NONSENSE as error:
             raise StoreCorrupt(f"the manifest of {self._shown} makes no sense: {error}") from None
-        self._verified: dict[str, tuple[int, ...]] = {}
-        self._lock = threading.Lock()
+        self._verified = VerifiedObjects(path, objects)
+        #: every file of the store but the manifest: key -> (size in bytes, digest); read-only
+        self.objects: Mapping[str, tuple[int, str]] = MappingProxyType(objects)
         self._check_objects()
         self.tensors: Sequence[TensorRecord] = self._read_table()
 
@@ -91,8 +91,12 @@ class MaskStore:
         ``rule`` may be left out where the store has ``exact`` or a single mask. Raises
         CkdiffError for an unknown name or rule, StoreCorrupt for damaged bytes.
         """
-        record = self.tensors[self.table.find(name)]
-        first, last, _ = slice(start, stop).indices(record.elements)
+        record = self._record(name)
+        limits = [
+            None if limit is None else checked_int(what, limit)
+            for what, limit in (("start", start), ("stop", stop))
+        ]
+        first, last, _ = slice(*limits).indices(record.elements)
         last = max(first, last)
         low = first // 8
         packed = self._read(self._rule(rule), record.start // 8 + low, -(-last // 8) - low)
@@ -102,7 +106,7 @@ class MaskStore:
 
     def packed(self, name: str, rule: str | Rule | None = None) -> npt.NDArray[np.uint8]:
         """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0."""
-        record = self.tensors[self.table.find(name)]
+        record = self._record(name)
         return self._read(self._rule(rule), record.start // 8, -(-record.elements // 8))
 
     def array(self, rule: str | Rule | None = None) -> zarr.Array[Any]:
@@ -114,7 +118,7 @@ class MaskStore:
 
         from ckdiff.zarrview import VerifiedStore
 
-        view = VerifiedStore(self.path, {k: list(v) for k, v in self._objects.items()})
+        view = VerifiedStore(self._verified)
         return zarr.open_array(store=view, path=f"masks/{self._rule(rule)}", mode="r")
 
     def dask(self, rule: str | Rule | None = None) -> Any:
@@ -137,6 +141,10 @@ class MaskStore:
         """
         from ckdiff.summaries import summarise
 
+        if sort is not None:
+            checked_text("sort", sort)
+        if top is not None:
+            top = checked_int("top", top)
         return summarise(self.table, by, sort=sort, top=top)
 
     def manifest_digest(self) -> str:
@@ -149,34 +157,36 @@ class MaskStore:
         Gives the store's size in bytes. ``progress`` is called with (bytes done, bytes in all).
         Raises StoreCorrupt naming the first file that is wrong.
         """
+        if progress is not None:
+            checked_function("progress", progress)
         present = {
             str(Path(folder, name).relative_to(self.path))
             for folder, _, names in os.walk(self.path)
             for name in names
         }
-        strangers = sorted(present - self._objects.keys() - {MANIFEST})
+        strangers = sorted(present - self.objects.keys() - {MANIFEST})
         if strangers:
             raise StoreCorrupt(
                 f"{self._shown} holds a file that its manifest does not know: "
                 f"{printable(strangers[0])}",
                 hint="remove it if it is not yours to keep",
             )
-        total = sum(size for size, _ in self._objects.values())
+        total = sum(size for size, _ in self.objects.values())
         # masks are read twice: as files, and decoded to be counted
         chunks = [f"masks/{rule}/c/" for rule in self.masks]
         again = sum(
-            size for key, (size, _) in self._objects.items() if key.startswith(tuple(chunks))
+            size for key, (size, _) in self.objects.items() if key.startswith(tuple(chunks))
         )
         done = 0
 
         def advance(key: str) -> None:
             nonlocal done
-            done += self._objects[key][0]
+            done += self.objects[key][0]
             if progress is not None:
                 progress(done, total + again)
 
-        for key in self._objects:
-            self._verify(key)
+        for key in self.objects:
+            self._verified.verify(key)
             advance(key)
         for rule in self.masks:
             self._recount(rule, advance)
@@ -186,6 +196,9 @@ class MaskStore:
         return f"<MaskStore {self._shown}: {len(self.tensors)} tensors, {', '.join(self.masks)}>"
 
     # inside
+
+    def _record(self, name: str) -> TensorRecord:
+        return self.tensors[self.table.find(checked_text("a tensor's name", name))]
 
     def _rule(self, rule: str | Rule | None) -> str:
         """Canonical text of a rule whose mask is stored."""
@@ -214,64 +227,34 @@ class MaskStore:
             size = min(count - at, OBJECT - inside)
             low, high = inside // INNER, -(-(inside + size) // INNER)
             key = f"masks/{rule}/c/{chunk}"
-            self._verify(key)
+            self._verified.verify(key)
             part = self._inners(key, low, high)
             out[at : at + size] = part[inside - low * INNER :][:size]
             at += size
         return out
 
     def _inners(self, key: str, first: int, stop: int) -> npt.NDArray[np.uint8]:
-        where = f"{self._shown}/{key}"
+        where = self._verified.shown(key)
         try:
             return read_inners(self.path / key, where, first, stop)
         except OSError as error:
             raise StoreCorrupt(f"cannot read {where}: {error.strerror}") from error
 
-    def _verify(self, key: str) -> None:
-        """Check an object against its digest, once for as long as the file stays the same."""
-        size, digest = self._objects[key]
-        path = self.path / key
-        identity = self._stat(key, size)
-        if self._verified.get(key) == identity:
-            return
-        try:
-            found = file_digest(path)
-        except OSError as error:
-            raise StoreCorrupt(f"cannot read {self._shown}/{key}: {error.strerror}") from error
-        if found != digest:
-            raise StoreCorrupt(f"{self._shown}/{key} is damaged: its digest differs")
-        with self._lock:
-            self._verified[key] = identity
-
-    def _stat(self, key: str, size: int) -> tuple[int, ...]:
-        try:
-            found = os.stat(self.path / key)
-        except (OSError, ValueError):
-            raise StoreCorrupt(
-                f"{self._shown}/{printable(key)} is missing",
-                hint="restore it, or run the diff again",
-            ) from None
-        if not stat.S_ISREG(found.st_mode):
-            raise StoreCorrupt(f"{self._shown}/{key} is not a regular file")
-        if found.st_size != size:
-            raise StoreCorrupt(f"{self._shown}/{key} has {found.st_size} bytes instead of {size}")
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
     def _check_objects(self) -> None:
-        for key, (size, _) in self._objects.items():
+        for key in self.objects:
             if any(part in ("", ".", "..") for part in key.split("/")):
                 raise StoreCorrupt(f"the manifest of {self._shown} names {printable(key)!r}")
-            self._stat(key, size)
+            self._verified.check_size(key)
         chunks = -(-self._length // OBJECT)
         for rule in self.masks:
             for chunk in range(chunks):
-                if f"masks/{rule}/c/{chunk}" not in self._objects:
+                if f"masks/{rule}/c/{chunk}" not in self.objects:
                     raise StoreCorrupt(f"the manifest of {self._shown} lacks chunk {chunk}")
 
     def _read_table(self) -> MaskTable:
-        if TABLE not in self._objects:
+        if TABLE not in self.objects:
             raise StoreCorrupt(f"the manifest of {self._shown} names no tensor table")
-        self._verify(TABLE)
+        self._verified.verify(TABLE)
         try:
             table = MaskTable.from_json(json.loads((self.path / TABLE).read_bytes()))
             layout = Layout(table.elements)

@@ -72,8 +72,7 @@ def summarise(
     that many rows; without ``sort`` those of the highest density under the first rule. Raises
     UsageError for an unknown ``by`` or ``sort``.
     """
-    if by not in get_args(By):
-        raise UsageError(f"cannot group by {by!r}", hint=f"one of {', '.join(get_args(By))}")
+    checked_by(by)
     if top is not None and top < 1:
         raise UsageError(f"top must be at least 1, not {top}")
     if sort is None and top is not None:
@@ -83,6 +82,13 @@ def summarise(
     if order is not None:
         rows.sort(key=order.sort_key)
     return rows if top is None else rows[:top]
+
+
+def checked_by(by: str) -> By:
+    """``by`` if there is such a grouping; raises UsageError."""
+    if by not in get_args(By):
+        raise UsageError(f"cannot group by {by!r}", hint=f"one of {', '.join(get_args(By))}")
+    return by  # type: ignore[return-value]
 
 
 def _tensor_row(record: TensorRecord) -> Row:
@@ -99,21 +105,14 @@ def _tensor_row(record: TensorRecord) -> Row:
 
 
 def _grouped(table: MaskTable, by: By) -> list[Row]:
-    groups: list[str]
-    if by == "model":
-        groups, index = ["model"], np.zeros(len(table), np.int64)
-    else:
-        groups, index = _index(_group_names(table, by))
+    groups, index = group_index(table.names, table.dtypes, by)
     elements = _sums(index, table.elements, len(groups)).tolist()
     changed = {
         rule: _sums(index, counts, len(groups)).tolist() for rule, counts in table.changed.items()
     }
     moved = None if table.statistics is None else _statistics(table.statistics, index, len(groups))
-    order = range(len(groups))
-    if by != "layer":  # layers are met in natural order: the order of tensor names
-        order = sorted(order, key=lambda i: natural_key(groups[i]))  # type: ignore[assignment]
     rows: list[Row] = []
-    for i in order:
+    for i in group_order(groups, by):
         counts = {rule: totals[i] for rule, totals in changed.items()}
         row: Row = {
             "group": groups[i],
@@ -126,11 +125,22 @@ def _grouped(table: MaskTable, by: By) -> list[Row]:
     return rows
 
 
-def _group_names(table: MaskTable, by: By) -> Iterable[str]:
-    """The group of each tensor."""
+def group_index(names: Sequence[str], dtypes: Sequence[str], by: By) -> tuple[list[str], IntArray]:
+    """(the groups of some tensors in order of appearance, which of them each tensor is in)."""
+    if by == "model":
+        return ["model"], np.zeros(len(names), np.int64)
+    if by == "tensor":
+        return list(names), np.arange(len(names), dtype=np.int64)
     if by == "dtype":
-        return table.dtypes
-    return map(layer_of if by == "layer" else module_of, table.names)
+        return _index(dtypes)
+    return _index(map(layer_of if by == "layer" else module_of, names))
+
+
+def group_order(groups: Sequence[str], by: By) -> list[int]:
+    """The positions of groups in the order in which they are shown."""
+    if by in ("layer", "tensor"):  # met in natural order: the order of tensor names
+        return list(range(len(groups)))
+    return sorted(range(len(groups)), key=lambda i: natural_key(groups[i]))
 
 
 def _index(keys: Iterable[str]) -> tuple[list[str], IntArray]:

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,23 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(
             f"cannot write {printable(str(where))}: {error.strerror or error}", hint=hint
         ) from error
+
+
+def stopped_hint(out: Path, manifest: bytes) -> str:
+    """What to tell whoever interrupted a run that writes ``out``.
+
+    ``manifest`` is what it meant to commit; it is empty while that is not known.
+    """
+    try:
+        complete = bool(manifest) and (out / MANIFEST).read_bytes() == manifest
+    except OSError:
+        complete = False
+    if not complete:
+        return "the same command resumes"
+    if not out.with_name(out.name + SUFFIX).exists():
+        return "the store is complete"
+    folder = shlex.quote(str(out.parent))
+    return f"the store is complete; ckdiff clean {folder} removes what is left beside it"
 
 
 class WorkDir:

@@ -6,9 +6,7 @@ Zarr reads a chunk that is not there as zeros, which would mean "unchanged". Her
 from __future__ import annotations
 
 import asyncio
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Self
 
 from zarr.abc.store import ByteRequest
@@ -16,7 +14,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from ckdiff.errors import StoreCorrupt, StoreError
-from ckdiff.objects import file_digest
+from ckdiff.verified import VerifiedObjects
 
 
 class VerifiedStore(LocalStore):
@@ -25,16 +23,15 @@ class VerifiedStore(LocalStore):
     It can be pickled, so that Dask can send it to workers.
     """
 
-    def __init__(self, root: Path, objects: dict[str, list[int | str]]) -> None:
-        super().__init__(root, read_only=True)
-        self._objects = objects  # key -> [size, digest]
-        self._sound: set[tuple[str | int, ...]] = set()
+    def __init__(self, verified: VerifiedObjects) -> None:
+        super().__init__(verified.root, read_only=True)
+        self._verified = verified
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """As LocalStore, but never writable."""
         if not read_only:
             raise StoreError(f"{self.root} is a finished mask store: it cannot be written to")
-        return type(self)(self.root, self._objects)
+        return type(self)(self._verified)
 
     async def get(
         self,
@@ -44,7 +41,7 @@ class VerifiedStore(LocalStore):
     ) -> Buffer | None:
         """As LocalStore, after verifying the whole object once."""
         if self._is_ours(key):
-            await asyncio.to_thread(self._verify, key)
+            await asyncio.to_thread(self._verified.verify, key)
         return self._there(key, await super().get(key, prototype, byte_range))
 
     def get_sync(
@@ -56,7 +53,7 @@ class VerifiedStore(LocalStore):
     ) -> Buffer | None:
         """As ``get``."""
         if self._is_ours(key):
-            self._verify(key)
+            self._verified.verify(key)
         found = super().get_sync(key, prototype=prototype, byte_range=byte_range)
         return self._there(key, found)
 
@@ -69,28 +66,9 @@ class VerifiedStore(LocalStore):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     def _is_ours(self, key: str) -> bool:
-        return key in self._objects or "/c/" in key
+        return key in self._verified.objects or "/c/" in key
 
     def _there(self, key: str, found: Buffer | None) -> Buffer | None:
         if found is None and self._is_ours(key):  # deleted since it was verified
-            raise StoreCorrupt(f"{Path(self.root) / key} is missing")
+            raise StoreCorrupt(f"{self._verified.shown(key)} is missing")
         return found
-
-    def _verify(self, key: str) -> None:
-        path = Path(self.root) / key
-        if key not in self._objects:
-            raise StoreCorrupt(f"{path} is not an object of this store")
-        try:
-            found = path.stat()
-            state = (key, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns,
-                     found.st_ctime_ns)  # fmt: skip
-            if state in self._sound:
-                return
-            if not stat.S_ISREG(found.st_mode):
-                raise StoreCorrupt(f"{path} is not a regular file")
-            digest = file_digest(path)
-        except OSError as error:
-            raise StoreCorrupt(f"{path} is missing or cannot be read: {error.strerror}") from None
-        if [found.st_size, digest] != self._objects[key]:
-            raise StoreCorrupt(f"{path} is damaged: its digest differs")
-        self._sound.add(state)

@@ -109,5 +109,7 @@ main(sys.argv[2:])
 """
 
 
-def interrupted(pair: Pair, out: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-    return python(_STOPPED, str(int(number)), "diff", *pair, "-o", str(out))
+def interrupted(
+    pair: Pair, out: Path, number: signal.Signals, *more: str
+) -> subprocess.CompletedProcess[str]:
+    return python(_STOPPED, str(int(number)), "diff", *pair, "-o", str(out), *more)

@@ -204,12 +204,28 @@ def test_dry_run(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "out.zarr"
     text = ok("diff", *pair, "-o", str(path), "--dry-run").stdout
     assert "20,480 elements in 10 tensors" in text
-    assert "81.9 kB" in text
+    assert "80.0 KiB" in text
     found = json.loads(ok("diff", *pair, "--dry-run", "--json").stdout)
     assert found["bytes_to_read"] == 81_920
     assert found["disk_at_most"] == 0
     assert list(tmp_path.iterdir()) == []
     assert "compares nothing" in error("diff", *pair, "--dry-run", "--exit-code")
+
+
+def test_dry_run_says_what_would_be_refused(pair: Pair, store: str, tmp_path: Path) -> None:
+    refused = ok("diff", *pair, "-o", store, "--dry-run")
+    assert "20,480 elements" in refused.stdout
+    assert refused.stderr == (
+        f"ckdiff: warning: a run would be refused: {store} exists (use --overwrite to replace it)\n"
+    )
+    found = json.loads(ok("diff", *pair, "-o", store, "--dry-run", "--json").stdout)
+    assert found["refusal"] == f"{store} exists (use --overwrite to replace it)"
+    for fine in (["-o", store, "--overwrite"], ["-o", str(tmp_path / "new.zarr")], []):
+        accepted = ok("diff", *pair, *fine, "--dry-run", "--json")
+        assert accepted.stderr == ""
+        assert json.loads(accepted.stdout)["refusal"] is None
+    nowhere = ok("diff", *pair, "-o", str(tmp_path / "no" / "new.zarr"), "--dry-run")
+    assert "would be refused: cannot write" in nowhere.stderr
 
 
 @pytest.mark.parametrize(

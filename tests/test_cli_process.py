@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -90,6 +91,56 @@ def test_signals_stop_cleanly(
     ok("check", str(out))
 
 
+def test_the_speed_of_a_resumed_run_is_its_own(pair: Pair, tmp_path: Path) -> None:
+    for as_json in (False, True):
+        out = tmp_path / f"{as_json}.zarr"
+        interrupted(pair, out, signal.SIGINT)
+        if as_json:
+            found = json.loads(ok("diff", *pair, "-o", str(out), "--json").stdout)
+            assert found["bytes_read"] == found["bytes_resumed"] == 81_920
+        else:
+            assert re.search(
+                r"^read 0 B in .* s, 0 B/s; 80\.0 KiB were read by the run that was stopped$",
+                ok("diff", *pair, "-o", str(out)).stdout,
+                re.M,
+            )
+
+
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_interrupted_when_the_store_is_in_place(pair: Pair, tmp_path: Path, cleaned: bool) -> None:
+    """Nothing is left to resume: the same command would say that the store exists."""
+    code = f"""
+import os, signal, sys
+from ckdiff.cli import main
+from ckdiff.workdir import WorkDir
+discard = WorkDir.discard
+def stop(self):
+    if {cleaned}:
+        discard(self)
+    os.kill(os.getpid(), signal.SIGINT)
+WorkDir.discard = stop
+main(sys.argv[1:])
+"""
+    out = tmp_path / "out.zarr"
+    says = "interrupted (the store is complete"
+    if not cleaned:
+        says += f"; ckdiff clean {tmp_path} removes what is left beside it"
+    for overwrite in ([], ["--overwrite"]):
+        stopped = python(code, "diff", *pair, "-o", str(out), *overwrite)
+        assert stopped.returncode == 130
+        assert stopped.stderr.splitlines()[-1] == f"ckdiff: error: {says})"
+        ok("check", str(out))
+    ok("clean", str(tmp_path))
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_interrupted_while_another_store_is_in_place(pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    ok("diff", *pair, "-o", str(out), "--rule", "ulp=1")
+    stopped = interrupted(pair, out, signal.SIGINT, "--overwrite")
+    assert stopped.stderr.endswith("interrupted (the same command resumes)\n")
+
+
 def test_a_second_signal_ends_the_process(pair: Pair) -> None:
     code = """
 import os, signal, sys, time
@@ -165,8 +216,20 @@ def test_descriptors_that_were_closed_by_the_caller(pair: Pair, tmp_path: Path) 
     out = tmp_path / "out.zarr"
     code = f"import os; [os.close(n) for n in (0, 1, 2)]; os.execv({sys.executable!r}, "
     code += f"[{sys.executable!r}, '-c', {MAIN!r}, 'diff', *{pair!r}, '-o', {str(out)!r}])"
-    assert python(code).returncode == 0
+    assert python(code).returncode == 2  # nothing could be printed
     ok("check", str(out))
+
+
+@pytest.mark.parametrize("args", [["--help"], ["diff", "-h"], ["show", "{}"], ["check", "{}"]])
+def test_a_stdout_that_the_caller_closed_is_an_error(store: str, args: list[str]) -> None:
+    arguments = [arg.format(store) for arg in args]
+    code = f"import os; os.close(1); os.execv({sys.executable!r}, "
+    code += f"[{sys.executable!r}, '-c', {MAIN!r}, *{arguments!r}])"
+    found = python(code)
+    assert found.returncode == 2
+    assert found.stderr == (
+        "ckdiff: error: standard output: it is closed, nothing can be printed\n"
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

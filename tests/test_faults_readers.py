@@ -27,6 +27,7 @@ from ckdiff.errors import CkdiffError, StoreCorrupt, StoreError, StoreIncomplete
 from ckdiff.layout import CHUNK
 from ckdiff.objects import INNER, OBJECT, ObjectWriter, file_digest
 from ckdiff.store import MaskStore, open_store
+from ckdiff.verified import VerifiedObjects
 from ckdiff.workdir import SUFFIX
 from ckdiff.zarrview import VerifiedStore
 
@@ -193,15 +194,14 @@ def test_stranger_in_the_store(root: Path) -> None:
 def test_chunk_lost_between_verifying_and_reading(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verify, verify_array = MaskStore._verify, VerifiedStore._verify
+    verify = VerifiedObjects.verify
 
-    def and_lose(self: Any, key: str) -> None:
-        (verify if isinstance(self, MaskStore) else verify_array)(self, key)
+    def and_lose(self: VerifiedObjects, key: str) -> None:
+        verify(self, key)
         if "/c/" in key:
             (root / key).unlink()
 
-    monkeypatch.setattr(MaskStore, "_verify", and_lose)
-    monkeypatch.setattr(VerifiedStore, "_verify", and_lose)
+    monkeypatch.setattr(VerifiedObjects, "verify", and_lose)
     saved = Path(shutil.copytree(root, root.with_name("saved")))
     store = open_store(root)
     for name in ("mask", "packed", "array", "dask"):
@@ -243,6 +243,49 @@ def test_metadata_damaged(root: Path, name: str) -> None:
     (root / name).unlink()
     with pytest.raises(StoreCorrupt, match=name):
         open_store(root)
+
+
+def test_objects_are_shown_and_cannot_be_changed(root: Path) -> None:
+    store = open_store(root)
+    assert store.objects[FIRST] == ((root / FIRST).stat().st_size, file_digest(root / FIRST))
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert set(store.objects) == files - {"manifest.json"}
+    with pytest.raises(TypeError):
+        store.objects[FIRST] = (0, "")  # type: ignore[index]
+
+
+def test_an_object_is_verified_once_while_its_file_stays_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested: list[str] = []
+
+    def digest(path: Path) -> str:
+        digested.append(str(path.relative_to(root)))
+        return file_digest(path)
+
+    store = open_store(root)
+    monkeypatch.setattr("ckdiff.verified.file_digest", digest)
+    for _ in range(2):
+        store.mask("w", "exact")
+        store.array("exact")[:]  # shares what was found
+        store.check()
+    assert sorted(digested) == sorted(set(digested))
+    assert SECOND in digested
+    digested.clear()
+    (root / SECOND).touch()
+    store.mask("w", "exact")
+    assert digested == [SECOND]
+
+
+def test_what_was_verified_does_not_travel(root: Path) -> None:
+    """Another machine may see other files under the same names."""
+    verified = VerifiedObjects(root, dict(open_store(root).objects))
+    flip(root / SECOND)
+    verified._verified[SECOND] = verified.check_size(SECOND)  # sound on this machine, say
+    verified.verify(SECOND)
+    sent = pickle.loads(pickle.dumps(verified))
+    with pytest.raises(StoreCorrupt, match=SECOND):
+        sent.verify(SECOND)
 
 
 # 29: the manifest

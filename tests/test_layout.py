@@ -54,6 +54,13 @@ def test_windows_cover_every_element_once(sizes: list[int], window: int) -> None
     assert at == sizes
 
 
+def test_byte_ranges_follow_the_width_of_each_tensor() -> None:
+    layout = Layout(np.array([1024, 0, 8, 1024], np.int64))
+    starts, nbytes = layout.spans(512, 2048).byte_ranges(np.array([4, 8, 6, 64], np.int64))
+    assert starts.tolist() == [256, 0, 0]  # half of the first, none of the second
+    assert nbytes.tolist() == [256, 6, 8 * 512]
+
+
 @given(st.lists(SIZES, min_size=1, max_size=12))
 def test_tensors_lie_one_after_the_other(sizes: list[int]) -> None:
     layout = Layout(np.array(sizes, np.int64))

@@ -332,7 +332,8 @@ def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
 # -- row 13: index and shards disagree -------------------------------------------------------------
 
 
-def test_every_disagreement_is_listed(tmp_path: Path) -> None:
+def test_every_disagreement_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckdiff.checkpoints.local.PROBLEM_LIMIT", 5)
     shards(tmp_path, "a twice extra", "b twice moved")
     one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
     weight_map = {
@@ -381,8 +382,14 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
     names = [f"t{i}" for i in range(1000)]
     write_safetensors(tmp_path / "a.safetensors", dict.fromkeys(["w", *names], X))
     write_index(tmp_path, {"w": "a.safetensors"})
-    error = refused(tmp_path, "1,000 problems", "'t19'", "and 980 more")
-    assert "'t20'" not in str(error)
+    error = refused(tmp_path, "1,000 problems", "'t2'", "and 997 more")
+    assert "'t3'" not in str(error)
+
+
+def test_a_long_list_of_file_names_is_cut(tmp_path: Path) -> None:
+    write_index(tmp_path, {f"t{i}": f"/{i}.safetensors" for i in range(1000)})
+    error = refused(tmp_path, "'/2.safetensors'", "and 997 more")
+    assert "'/3.safetensors'" not in str(error)
 
 
 def test_several_broken_headers(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ def test_a_log_gets_a_line_every_30_seconds(capsys: pytest.CaptureFixture[str]) 
     with Reporter("compared", clock=clock) as reporter:
         for second in range(91):
             clock.now = 100.0 + second
-            reporter.update(second * 10**9, 120 * 10**9)
-        reporter.update(120 * 10**9, 120 * 10**9)
+            reporter.update(second * 2**30, 120 * 2**30)
+        reporter.update(120 * 2**30, 120 * 2**30)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "ckdiff: compared 30 GB of 120 GB (25 %), 1 GB/s, 1 min 30 s left",
-        "ckdiff: compared 60 GB of 120 GB (50 %), 1 GB/s, 1 min 0 s left",
-        "ckdiff: compared 90 GB of 120 GB (75 %), 1 GB/s, 30 s left",
+        "ckdiff: compared 30.0 GiB of 120.0 GiB (25 %), 1.07 GB/s, 1 min 30 s left",
+        "ckdiff: compared 60.0 GiB of 120.0 GiB (50 %), 1.07 GB/s, 1 min 0 s left",
+        "ckdiff: compared 90.0 GiB of 120.0 GiB (75 %), 1.07 GB/s, 30 s left",
     ]
 
 
@@ -54,12 +54,12 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         reporter.update(0, 1000)
         assert stream.getvalue() == ""  # nothing flashes up where all is over at once
         clock.now += 2
-        reporter.update(10**9, 10**10)
+        reporter.update(2**30, 10 * 2**30)
         reporter.note("warning: \x1b[31m")
-        reporter.update(2 * 10**9, 10**10)
+        reporter.update(2 * 2**30, 10 * 2**30)
     text = stream.getvalue()
-    assert "1 GB of 10 GB" in text
-    assert "500 MB/s" in text
+    assert "1.0 GiB of 10.0 GiB" in text
+    assert "537 MB/s" in text
     assert "ckdiff: warning: \\x1b[31m\n" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 2  # the cursor comes back
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from ckdiff.cli.formats import cosine, duration, name, percent, rate, shorten, size
+from ckdiff.cli.formats import cosine, duration, name, percent, rate, shorten
 from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table, text_width
 from ckdiff.cli.terminal import Terminal
@@ -314,8 +314,8 @@ def test_percent() -> None:
 
 
 def test_numbers() -> None:
-    assert [size(n) for n in (0, 999, 1000, 999_600, 26e9, 3e15)] == [
-        "0 B", "999 B", "1 kB", "1 MB", "26 GB", "3e+03 TB",
+    assert [rate(n, 1) for n in (0, 999, 1000, 999_600, 26e9, 3e15)] == [
+        "0 B/s", "999 B/s", "1 kB/s", "1 MB/s", "26 GB/s", "3e+03 TB/s",
     ]  # fmt: skip
     assert rate(34.4e9, 2) == "17.2 GB/s"
     assert rate(1, 0) == "0 B/s"

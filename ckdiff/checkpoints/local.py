@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalCheckpoint", "OpenFile", "open_local"]
 
 #: problems that one message lists; the rest are counted
-PROBLEM_LIMIT = 20
+PROBLEM_LIMIT = 3
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -67,7 +67,7 @@ class LocalCheckpoint:
         """A new reader over the mapped files, for one worker."""
         from ckdiff.checkpoints.mapped import MappedReader
 
-        return MappedReader(self)
+        return MappedReader(self.mappings(), self.file_index, self.offset)
 
     def mappings(self) -> Mappings:
         """The mappings that all readers of this checkpoint share."""
@@ -114,7 +114,7 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
 
     In a directory the index wins; without one every ``*.safetensors`` counts. Each tensor must be
     there once. Raises HeaderError for a file that breaks the format and CheckpointError for
-    everything else that is wrong, listing all problems at once.
+    everything else that is wrong: one error names the first problems and counts all.
     """
     path = os.fspath(path)
     shards = find_shards(path)

@@ -15,16 +15,14 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.kernels import guard
-
-if TYPE_CHECKING:
-    from ckdiff.checkpoints.local import LocalCheckpoint, OpenFile
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
 _PAGE = mmap.PAGESIZE
@@ -44,7 +42,7 @@ class Mappings:
     """The mappings of a checkpoint's files, made when first needed, shared by its readers."""
 
     def __init__(self, files: Sequence[OpenFile]) -> None:
-        self._files = files
+        self.files = files
         self._addresses: list[int] = [0] * len(files)
         self._lock = threading.Lock()
 
@@ -57,7 +55,7 @@ class Mappings:
         with self._lock:
             if self._addresses[index]:
                 return self._addresses[index]
-            file = self._files[index]
+            file = self.files[index]
             address = _libc.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.fd, 0)
             if address is None or address == ctypes.c_void_p(-1).value:
                 code = ctypes.get_errno()
@@ -75,16 +73,20 @@ class Mappings:
             for index, address in enumerate(self._addresses):
                 if address:
                     guard.forget(address)
-                    _libc.munmap(address, self._files[index].size)
+                    _libc.munmap(address, self.files[index].size)
                     self._addresses[index] = 0
 
 
 class MappedReader:
-    """A SpanReader over local files; one for each worker."""
+    """A SpanReader over local files; one for each worker.
 
-    def __init__(self, checkpoint: LocalCheckpoint) -> None:
-        self._checkpoint = checkpoint
-        self._maps = checkpoint.mappings()
+    ``file_index`` and ``offset`` say for each tensor in which file it lies, and where.
+    """
+
+    def __init__(self, maps: Mappings, file_index: npt.NDArray[np.int32], offset: IntArray) -> None:
+        self._maps = maps
+        self._file_index = file_index
+        self._offset = offset
         self._held: list[tuple[int, int, int]] = []
         self._cold = True  # until a window proves otherwise, ask the disk ahead of time
 
@@ -111,7 +113,7 @@ class MappedReader:
         """See SpanReader."""
         files = self._drop()
         for index in files:
-            file = self._checkpoint.open_files[index]
+            file = self._maps.files[index]
             file.check()
             if guard.faults(self._maps.address(index)):  # zeros were read, whatever the reason
                 raise CheckpointError(
@@ -137,7 +139,7 @@ class MappedReader:
                 continue
             if code == errno.EINVAL:  # an older kernel: the guard is the protection
                 return
-            file = self._checkpoint.open_files[index]
+            file = self._maps.files[index]
             file.check()  # cut while mapped: SourceChanged says so
             raise CheckpointError(
                 f"cannot read {printable(file.path)} at bytes {start}-{stop}: {os.strerror(code)}",
@@ -148,9 +150,8 @@ class MappedReader:
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray
     ) -> tuple[list[tuple[int, int, int]], IntArray]:
         """Whole-page (file, start, stop) ranges, merged where they touch; and the addresses."""
-        source = self._checkpoint
-        files = source.file_index[tensors]
-        begins = source.offset[tensors] + starts
+        files = self._file_index[tensors]
+        begins = self._offset[tensors] + starts
         addresses = np.empty(len(tensors), np.int64)
         pieces: list[tuple[int, int, int]] = []
         for i, (index, begin, size) in enumerate(

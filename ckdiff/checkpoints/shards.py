@@ -164,6 +164,6 @@ def _nothing_here(path: str, names: list[str]) -> CheckpointError:
     )
 
 
-def _some(items: list[str], limit: int = 20) -> str:
+def _some(items: list[str], limit: int = 3) -> str:
     text = ", ".join(items[:limit])
     return text if len(items) <= limit else f"{text} and {len(items) - limit:,} more"

@@ -62,6 +62,8 @@ def command(
     ):
         if dry_run:
             estimate = planned.estimate()
+            if estimate.refusal is not None:
+                reporter.note(f"warning: a run would be refused: {estimate.refusal}")
         else:
             result = planned.run()
     if not as_json:  # what prints tables is imported when there is something to print

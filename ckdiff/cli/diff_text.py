@@ -45,9 +45,12 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     ):
         if part:
             found += ["", *part]
-    speed = formats.rate(result.bytes_read, result.seconds)
-    read = f"{formats.size(result.bytes_read)} in {formats.duration(result.seconds)}, {speed}"
-    found += ["", f"read {read}"]
+    fresh = result.bytes_read - result.bytes_resumed
+    speed = formats.rate(fresh, result.seconds)
+    read = f"read {format_size(fresh)} in {formats.duration(result.seconds)}, {speed}"
+    if result.bytes_resumed:
+        read += f"; {format_size(result.bytes_resumed)} were read by the run that was stopped"
+    found += ["", read]
     if result.store is not None and out is not None:
         found.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
     return found
@@ -71,8 +74,8 @@ def estimate_lines(estimate: Estimate, out: str | None) -> list[str]:
         ),
         ("unpaired", unpaired),
         ("rules", ", ".join(estimate.rules)),
-        ("to read", formats.size(estimate.bytes_to_read)),
-        ("to write", f"at most {formats.size(estimate.disk_at_most)}" if out else "nothing"),
+        ("to read", format_size(estimate.bytes_to_read)),
+        ("to write", f"at most {format_size(estimate.disk_at_most)}" if out else "nothing"),
         ("memory", f"about {needed} of {allowed} allowed"),
         ("workers", f"{estimate.workers}, for {estimate.chunks:,} chunks of work"),
     ]

@@ -37,19 +37,15 @@ def extent(elements: int, tensors: int) -> str:
     return f"{counted(elements, 'element')} in {counted(tensors, 'tensor')}"
 
 
-def size(count: float) -> str:
-    """Bytes as disks and links count them: ``17.2 GB``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    units = ["kB", "MB", "GB", "TB"]
-    while (count := count / 1000) >= 999.5 and len(units) > 1:
-        del units[0]
-    return f"{count:.3g} {units[0]}"
-
-
 def rate(count: float, seconds: float) -> str:
-    """Bytes a second: ``17.2 GB/s``."""
-    return f"{size(count / seconds if seconds > 0 else 0)}/s"
+    """Bytes a second as disks and links count them: ``17.2 GB/s``. Sizes are in GiB."""
+    speed = count / seconds if seconds > 0 else 0.0
+    if speed < 1000:
+        return f"{speed:.0f} B/s"
+    units = ["kB", "MB", "GB", "TB"]
+    while (speed := speed / 1000) >= 999.5 and len(units) > 1:
+        del units[0]
+    return f"{speed:.3g} {units[0]}/s"
 
 
 def duration(seconds: float) -> str:

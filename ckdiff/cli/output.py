@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from ckdiff.errors import printable
 
@@ -65,16 +66,27 @@ def _whole_stdout() -> Iterator[None]:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+class _ClosedStdout(io.TextIOBase):
+    """A stdout that the caller closed: nothing was printed, and the exit status must say so."""
+
+    def __init__(self, placeholder: TextIO) -> None:
+        self._placeholder = placeholder  # holds the descriptor
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "it is closed, nothing can be printed", "standard output")
+
+
 def reopen_missing_streams() -> None:
     """Make the standard streams safe to write to.
 
     A descriptor that the caller closed (``>&-``) would be given to the next file that is opened;
-    and a locale without our characters must not end a run.
+    and a locale without our characters must not end a run. Printing to a closed stdout is an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+            stream = open(os.devnull, "w" if number else "r")  # noqa: SIM115
+            setattr(sys, name, _ClosedStdout(stream) if number == 1 else stream)
         elif number == 1 and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

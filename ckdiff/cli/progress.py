@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ckdiff.budget import format_size
 from ckdiff.cli.exits import raise_if_stopped
-from ckdiff.cli.formats import duration, rate, size
+from ckdiff.cli.formats import duration, rate
 from ckdiff.cli.output import say
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def describe(done: int, total: int, resumed: int, seconds: float) -> tuple[str, 
     left = ""
     if fresh > 0 and seconds >= _WARM_UP:
         left = f"{duration((total - done) * seconds / fresh)} left"
-    return f"{size(done)} of {size(total)}", rate(fresh, seconds), left
+    return f"{format_size(done)} of {format_size(total)}", rate(fresh, seconds), left
 
 
 @contextlib.contextmanager

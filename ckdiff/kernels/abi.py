@@ -2,8 +2,19 @@
 
 #: the kernels and their C types; addresses are int64
 SIGNATURES = {
+    # segments (SEGMENT_COLUMNS, then one mask address for each store), their number, stores, pairs
+    # (rows x upper triangle), votes (rows x (stores + 1); [0] is left alone), scratch (2 x stores)
+    "agree": "void(int64, int64, int64, int64, int64, int64)",
+    # base, elements, first unit, masks (addresses), stores, cells ((stores + 1) x WAYS x bins),
+    # scratch (CELLS_SCRATCH bytes), hash sums (low, high), XXH3 (its address, or 0)
+    "cells": f"void({', '.join(['int64'] * 9)})",
+    # segments (as for agree), their number, stores, threshold, counts (one a row)
+    "combine": "void(int64, int64, int64, int64, int64)",
     # base, tuned, words, parameter, mask -> changed
     "compare": "int64(int64, int64, int64, uint64, int64)",
+    # frames (DECODE_COLUMNS each), their number, bytes that each must give, ZSTD_decompressDCtx,
+    # its state -> position of the first frame that is wrong, or their number
+    "decode": "int64(int64, int64, int64, int64, int64)",
     # segments, their number, slots, columns of a slot, rules (the first must be exact), masks (one
     # address a rule), counts (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (its
     # address), statistics (rows x COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
@@ -13,6 +24,8 @@ SIGNATURES = {
     "encode": "void(int64, int64, int64, int64)",
     # as of a signal handler: number, siginfo, context
     "guard": "void(int32, int64, int64)",
+    # mask, elements, first column, columns of a row, row counts (from the first row), column counts
+    "margins": "void(int64, int64, int64, int64, int64, int64)",
     # base, tuned, words, row
     "statistics": "void(int64, int64, int64, int64)",
     # data, words, out: population count and number of zero bytes, two int64
@@ -51,3 +64,19 @@ LONGEST = 11  #: bits of the longest code that zstd allows
 ROOM = STREAM * LONGEST // 8 + 16
 #: bytes of the output buffer: four sizes (int64), then four streams at distances of ROOM
 OUTPUT = 32 + 4 * ROOM
+
+# masks of several stores
+
+#: columns of a segment before its mask addresses: bytes of mask (a multiple of 64), row, address to
+#: write to
+SEG_SIZE, SEG_GROUP, SEG_TARGET = range(3)
+SEGMENT_COLUMNS = 3
+AGREE_PIECE = (
+    1 << 11
+)  #: bytes of each mask that are counted while they are in the first-level cache
+
+#: columns of a frame to decode: where to, compressed bytes, their number
+DECODE_COLUMNS = 3
+
+#: the places of 64 elements (uint16), and one word of the widest dtype
+CELLS_SCRATCH = 2 * LANES + 8 * LANES

@@ -12,19 +12,29 @@ from numba.core.registry import cpu_target
 from numba.core.runtime import _nrt_python
 from numba.core.sigutils import normalize_signature
 
+from ckdiff.kernels.codegen.agree import agree_kernel
+from ckdiff.kernels.codegen.cells import cells_kernel
+from ckdiff.kernels.codegen.combine import combine_kernel
 from ckdiff.kernels.codegen.compare import compare_kernel
+from ckdiff.kernels.codegen.decode import decode_kernel
 from ckdiff.kernels.codegen.drive import drive_kernel
 from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
 from ckdiff.kernels.codegen.guard import guard_kernel
+from ckdiff.kernels.codegen.margins import margins_kernel
 from ckdiff.kernels.codegen.statistics import statistics_kernel
 
 __all__ = ["Compiled", "compile_kernel", "restore"]
 
 _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "agree": agree_kernel,
+    "cells": cells_kernel,
+    "combine": combine_kernel,
     "compare": compare_kernel,
+    "decode": decode_kernel,
     "drive": drive_kernel,
     "encode": encode_kernel,
     "guard": guard_kernel,
+    "margins": margins_kernel,
     "statistics": statistics_kernel,
     "survey": survey_kernel,
 }

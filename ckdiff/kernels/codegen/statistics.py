@@ -19,7 +19,7 @@ from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.compare import changed_word
 from ckdiff.kernels.codegen.lanes import F64, I64, Value, int_type, splat, vector
-from ckdiff.kernels.codegen.words import load_word, store_word
+from ckdiff.kernels.codegen.words import load_word, lowest_one, store_word
 from ckdiff.kernels.statistics import HISTOGRAM, MAX_ABS, NONFINITE, SIGN_FLIPS
 
 _SUMS = 6
@@ -141,16 +141,6 @@ def element_bucket(typing: Any, dtype_name: Any, x: Any, y: Any) -> Any:
         return bucket
 
     return types.int64(dtype_name, types.int64, types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest_one(typing: Any, word: Any) -> Any:
-    """Position of the lowest set bit of a non-zero uint64."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        return b.cttz(args[0], ir.Constant(lanes.I1, 1))
-
-    return types.int64(types.uint64), generate
 
 
 def statistics_kernel(dtype_name: str) -> Callable[..., None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.codegen.lanes import I64, Value
+from ckdiff.kernels.codegen.lanes import I1, I64, Value
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -37,5 +38,15 @@ def ones(typing: Any, word: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         return b.ctpop(args[0])
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest_one(typing: Any, word: Any) -> Any:
+    """Position of the lowest set bit of a non-zero uint64."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        return b.cttz(args[0], ir.Constant(I1, 1))
 
     return types.int64(types.uint64), generate

@@ -1,0 +1,142 @@
+"""Overlap: one pass over the masks of several stores, chunk by chunk, added up in a fixed tree.
+
+The chunk task counts; parts of neighbouring chunks are merged pairwise. The tree depends only on
+the number of chunks, so that sums of floating-point moments are the same whoever computes them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.evidence import (
+    Base,
+    BinadeCollector,
+    BinadeCounts,
+    Collector,
+    Evidence,
+    MarginCollector,
+)
+from ckdiff.kernels import guard
+from ckdiff.kernels.compiled import c_function
+from ckdiff.layout import Layout
+from ckdiff.maskstream import MaskSource
+from ckdiff.maskwalk import walk
+from ckdiff.nulls import Moments
+from ckdiff.runners import Stopped
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """What some neighbouring chunks add up to; rows are the groups that occur in them."""
+
+    groups: IntArray  #: (rows,) sorted
+    pairs: IntArray  #: (rows, upper triangle with diagonal): elements that both hold
+    votes: IntArray  #: (rows, stores + 1); [0] is not counted
+    moments: dict[str, Moments] = field(default_factory=dict)  #: of whole tensors, by null
+    #: of tensors that go on in other chunks, by null and tensor
+    open: dict[str, dict[int, Evidence]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class OverlapTask:
+    """The chunk task of an overlap. Shared by the threads of a process."""
+
+    layout: Layout
+    starts: IntArray  #: as in Matched
+    sources: list[MaskSource]
+    groups: IntArray  #: group of each tensor
+    nulls: tuple[str, ...]  #: those that count in the masks
+    dtypes: list[str]
+    shapes: list[tuple[int, ...]]
+    base: Base | None = None
+    on_bytes: Callable[[int], None] = lambda size: None
+
+    @property
+    def stores(self) -> int:
+        """How many stores are compared."""
+        return len(self.sources)
+
+    def __call__(self, chunk: int, stop: threading.Event) -> Part:
+        """See ChunkTask. Raises StoreCorrupt, CheckpointError, SourceChanged, Stopped."""
+        first, end = self.layout.chunk_range(chunk)
+        groups = np.unique(self.groups[self.layout.spans(first, end).tensors])
+        part = self.empty(groups)
+        agree = c_function("agree", str(self.stores.bit_length())).ctypes
+        scratch = np.zeros(2 * self.stores, np.int64)
+        with ExitStack() as stack:
+            collectors = {
+                name: stack.enter_context(closing(self._collector(name, stack)))
+                for name in self.nulls
+            }
+            for window in walk(self.layout, self.starts, self.sources, first, end):
+                if stop.is_set():
+                    raise Stopped
+                rows = np.searchsorted(groups, self.groups[window.spans.tensors])
+                segments = window.segments(rows)
+                agree(
+                    segments.ctypes.data, len(segments), self.stores, part.pairs.ctypes.data,
+                    part.votes.ctypes.data, scratch.ctypes.data,
+                )  # fmt: skip
+                for collector in collectors.values():
+                    collector.add(window)
+                self.on_bytes(self.stores * int(window.sizes.sum()))
+            for name, collector in collectors.items():
+                self._close(part, name, collector.finish())
+        return part
+
+    def merge(self, left: Part, right: Part) -> Part:
+        """The sum of two parts, ``left`` being the chunks right before those of ``right``."""
+        out = self.empty(np.union1d(left.groups, right.groups))
+        for part in (left, right):
+            rows = np.searchsorted(out.groups, part.groups)
+            out.pairs[rows] += part.pairs
+            out.votes[rows] += part.votes
+            for name, moments in part.moments.items():
+                out.moments[name].mean[rows] += moments.mean
+                out.moments[name].variance[rows] += moments.variance
+        for name in self.nulls:
+            found = dict(left.open.get(name, {}))
+            for tensor, evidence in right.open.get(name, {}).items():
+                before = found.get(tensor)
+                found[tensor] = evidence if before is None else before.join(evidence)
+            self._close(out, name, found)
+        return out
+
+    def empty(self, groups: IntArray) -> Part:
+        """A part of no elements with these groups."""
+        rows, stores = len(groups), self.stores
+        return Part(
+            groups,
+            np.zeros((rows, stores * (stores + 1) // 2), np.int64),
+            np.zeros((rows, stores + 1), np.int64),
+            {name: Moments.zeros(rows, stores) for name in self.nulls},
+        )
+
+    def _collector(self, name: str, stack: ExitStack) -> Collector:
+        if name == "rowcol":
+            return MarginCollector(self.shapes, self.stores)
+        assert self.base is not None
+        guard.install()
+        stack.callback(guard.remove)
+        return BinadeCollector(self.base, self.dtypes, self.stores)
+
+    def _close(self, part: Part, name: str, found: dict[int, Evidence]) -> None:
+        """Turn the evidence of whole tensors into moments; the rest stays open."""
+        unfinished = {}
+        for tensor, evidence in sorted(found.items()):
+            if evidence.elements < self.layout.elements[tensor]:
+                unfinished[tensor] = evidence
+                continue
+            if isinstance(evidence, BinadeCounts) and self.base is not None:
+                self.base.verify(tensor, evidence)
+            row = int(np.searchsorted(part.groups, self.groups[tensor]))
+            part.moments[name].add(row, *evidence.moments())
+        part.open[name] = unfinished

@@ -1,0 +1,245 @@
+"""Masks of several stores, decoded side by side a window at a time.
+
+Compressed frames go from the file into one buffer and from there, in one native call for all
+stores, into the window's buffers. Every frame has a checksum that the decoder verifies; where an
+object is read from its beginning to its end, its digest is verified on the way as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+import zstandard
+
+from ckdiff.errors import StoreCorrupt
+from ckdiff.kernels import zstd
+from ckdiff.kernels.abi import DECODE_COLUMNS
+from ckdiff.kernels.compiled import c_function
+from ckdiff.objects import ABSENT, INDEX_BYTES, INNER, INNERS, read_index
+
+IntArray = npt.NDArray[np.int64]
+
+_LARGEST = 2 * INNER  # bytes of a frame; a sound one is never much larger than its content
+_HAS_CHECKSUM = 4  # in the descriptor, the fifth byte of a zstd frame
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSource:
+    """The mask of one rule in one store, as another process can be told of it."""
+
+    folder: str  #: that holds the objects
+    shown: str  #: how messages name it
+    objects: tuple[tuple[int, str], ...]  #: (size in bytes, digest) of each chunk's object
+
+
+class MaskWindows:
+    """Windows of the masks of some sources. For one thread; a context manager.
+
+    ``room`` is how many inner chunks (64 KiB of mask) of each source a window may need.
+    """
+
+    def __init__(self, sources: Sequence[MaskSource], room: int) -> None:
+        self.room = room
+        self._streams = [_Stream(source, room) for source in sources]
+        self._masks = np.empty((len(sources), room, INNER), np.uint8)
+        self._held: list[IntArray] = [np.empty(0, np.int64) for _ in sources]
+        self._frames = np.empty((len(sources) * room, DECODE_COLUMNS), np.int64)
+        self._decode = c_function("decode").ctypes
+        self._closing = ExitStack()
+
+    def __enter__(self) -> MaskWindows:
+        for stream in self._streams:
+            self._closing.callback(stream.close)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    def load(self, inners: Sequence[IntArray]) -> None:
+        """Make inner chunks addressable: for each source sorted positions, at most ``room``.
+
+        What was loaded before is gone. Raises StoreCorrupt.
+        """
+        count = 0
+        owners: list[tuple[_Stream, IntArray, int]] = []
+        for k, (stream, wanted) in enumerate(zip(self._streams, inners, strict=True)):
+            assert len(wanted) <= self.room
+            # Where stores differ in layout, the end of one window is the beginning of the next.
+            kept = self._reuse(k, wanted)
+            rest = wanted[kept:]
+            if not len(rest):
+                continue
+            first = self._masks.ctypes.data + INNER * (k * self.room + kept)
+            frames = self._frames[count : count + len(rest)]
+            frames[:, 0] = first + INNER * np.arange(len(rest))
+            stream.read(rest, frames)
+            owners.append((stream, rest, count))
+            count += len(rest)
+        done = self._run(count)
+        if done < count:
+            stream, wanted, start = next(o for o in reversed(owners) if o[2] <= done)
+            self._held = [wanted[:0]] * len(inners)
+            raise stream.damaged(int(wanted[done - start]))
+        self._held = list(inners)
+
+    def addresses(self, source: int, first: IntArray) -> IntArray:
+        """Where the mask bytes at positions ``first`` of the flat mask lie, until the next load."""
+        inner = first // INNER
+        slots = np.searchsorted(self._held[source], inner)
+        base = self._masks.ctypes.data + INNER * source * self.room
+        return base + INNER * slots + (first - INNER * inner)
+
+    def _reuse(self, source: int, wanted: IntArray) -> int:
+        held = self._held[source]
+        if not (len(held) and len(wanted)) or held[-1] != wanted[0]:
+            return 0
+        if len(held) > 1:
+            self._masks[source, 0] = self._masks[source, len(held) - 1]
+        return 1
+
+    def _run(self, count: int) -> int:
+        decoder = zstd.decoder()
+        if decoder.function:
+            return int(
+                self._decode(
+                    self._frames.ctypes.data, count, INNER, decoder.function, decoder.state
+                )
+            )
+        return self._run_slowly(count)
+
+    def _run_slowly(self, count: int) -> int:
+        """What the native loop does, where the library's functions cannot be called directly."""
+        import ctypes
+
+        decompressor = zstandard.ZstdDecompressor()
+        for i, (to, data, size) in enumerate(self._frames[:count].tolist()):
+            try:
+                found = decompressor.decompress(ctypes.string_at(data, size), INNER)
+            except zstandard.ZstdError:
+                return i
+            if len(found) != INNER:
+                return i
+            ctypes.memmove(to, found, INNER)
+        return count
+
+
+class _Stream:
+    """Reads frames of one source; remembers the object it is in."""
+
+    def __init__(self, source: MaskSource, room: int) -> None:
+        self._source = source
+        self._chunk = -1
+        self._fd = -1
+        self._index: IntArray = np.empty((0, 2), np.int64)
+        self._present = 0  # frames of the object
+        self._buffer = np.empty(room * _LARGEST, np.uint8)  # costs nothing until it is used
+        self._digest: Any = None  # of the object's bytes up to frame _next, while read in order
+        self._next = 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = self._chunk = -1
+
+    def damaged(self, inner: int) -> StoreCorrupt:
+        chunk, position = divmod(inner, INNERS)
+        return StoreCorrupt(f"inner chunk {position} of {self._where(chunk)} is damaged")
+
+    def read(self, inners: IntArray, frames: IntArray) -> None:
+        """Read the frames of ``inners`` and note where they are: columns 1 and 2 of ``frames``."""
+        chunks = inners // INNERS
+        breaks = np.flatnonzero((np.diff(inners) != 1) | (np.diff(chunks) != 0)) + 1
+        at = row = 0
+        for run in np.split(inners, breaks):
+            chunk = int(run[0]) // INNERS
+            if chunk != self._chunk:
+                self._open(chunk)
+            positions = run - chunk * INNERS
+            entries = self._index[positions]
+            bad = np.flatnonzero(entries[:, 1] < 0)
+            if bad.size:
+                raise self.damaged(int(run[bad[0]]))
+            sizes = entries[:, 1]
+            places = at + np.cumsum(sizes) - sizes
+            piece = self._buffer[at : at + int(sizes.sum())]
+            self._fill(chunk, piece, entries)
+            self._follow(chunk, positions, entries, piece)
+            checked = self._buffer[places + 4] & _HAS_CHECKSUM
+            if not checked.all():
+                raise self.damaged(int(run[int(np.argmin(checked))]))
+            frames[row : row + len(run), 1] = self._buffer.ctypes.data + places
+            frames[row : row + len(run), 2] = sizes
+            at += len(piece)
+            row += len(run)
+
+    def _open(self, chunk: int) -> None:
+        self.close()
+        where = self._where(chunk)
+        size = self._source.objects[chunk][0]
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            self._fd = os.open(f"{self._source.folder}/{chunk}", flags)
+            if os.fstat(self._fd).st_size != size:
+                raise StoreCorrupt(f"{where} does not have its {size} bytes any more")
+            raw = read_index(self._fd, size, where)
+        except OSError as error:
+            raise StoreCorrupt(f"cannot read {where}: {error.strerror}") from error
+        offset, length = raw[:, 0], raw[:, 1]
+        sound = (length > 4) & (length <= _LARGEST) & (offset <= size - INDEX_BYTES - length)
+        self._index = np.where(sound[:, None], raw.astype(np.int64), -1)
+        self._present = int((offset != ABSENT).sum())
+        self._chunk, self._next, self._digest = chunk, 0, xxhash.xxh3_128()
+
+    def _fill(self, chunk: int, piece: npt.NDArray[np.uint8], entries: IntArray) -> None:
+        """Read frames; neighbours in the file, as all are in what ckdiff writes, in one call."""
+        at = 0
+        breaks = np.flatnonzero(entries[1:, 0] != entries[:-1].sum(1)) + 1
+        try:
+            for group in np.split(entries, breaks):
+                size = int(group[:, 1].sum())
+                got = _read_at(self._fd, piece[at : at + size], int(group[0, 0]))
+                if got < size:
+                    raise StoreCorrupt(f"{self._where(chunk)} was cut while it was read")
+                at += size
+        except OSError as error:
+            raise StoreCorrupt(f"cannot read {self._where(chunk)}: {error.strerror}") from error
+
+    def _follow(
+        self, chunk: int, positions: IntArray, entries: IntArray, piece: npt.NDArray[np.uint8]
+    ) -> None:
+        """Carry the object's digest along, as long as its frames come in order."""
+        if self._digest is None:
+            return
+        end = int(self._index[self._next - 1].sum()) if self._next else 0
+        if int(positions[0]) != self._next or int(entries[0, 0]) != end:
+            self._digest = None
+            return
+        self._digest.update(piece)
+        self._next = int(positions[-1]) + 1
+        if self._next < self._present:
+            return
+        size, digest = self._source.objects[chunk]
+        tail = np.empty(size - int(entries[-1].sum()), np.uint8)
+        _read_at(self._fd, tail, size - len(tail))
+        self._digest.update(tail)
+        if self._digest.hexdigest() != digest:
+            raise StoreCorrupt(f"{self._where(chunk)} is damaged: its digest differs")
+        self._digest = None
+
+    def _where(self, chunk: int) -> str:
+        return f"{self._source.shown}/c/{chunk}"
+
+
+def _read_at(fd: int, into: npt.NDArray[np.uint8], offset: int) -> int:
+    """Fill ``into`` from a file; gives the number of bytes, fewer only at the end of the file."""
+    view, done = memoryview(into.data), 0
+    while done < len(view) and (got := os.preadv(fd, [view[done:]], offset + done)):
+        done += got
+    return done
