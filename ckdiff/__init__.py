@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ckdiff._version import __version__
 
 if TYPE_CHECKING:
+    from ckdiff.agreement import overlap
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.diffresult import DiffResult
     from ckdiff.engine import diff
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         BudgetError,
         CheckpointError,
         CkdiffError,
+        ClusterError,
         HeaderError,
         Interrupted,
         PairingError,
@@ -38,21 +40,28 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ckdiff.options import Observer, Progress
+    from ckdiff.overlapresult import Overlap
+    from ckdiff.randommask import random_mask
     from ckdiff.rules import Rule
+    from ckdiff.setops import combine
     from ckdiff.store import MaskStore, check_store, open_store
     from ckdiff.table import TensorRecord
 
 _ERRORS = (
-    "BudgetError", "CheckpointError", "CkdiffError", "HeaderError", "Interrupted", "PairingError",
-    "RuleError", "SourceChanged", "StoreCorrupt", "StoreError", "StoreExists", "StoreIncomplete",
-    "StoreLocked", "UsageError",
+    "BudgetError", "CheckpointError", "CkdiffError", "ClusterError", "HeaderError", "Interrupted",
+    "PairingError", "RuleError", "SourceChanged", "StoreCorrupt", "StoreError", "StoreExists",
+    "StoreIncomplete", "StoreLocked", "UsageError",
 )  # fmt: skip
 _HOMES = {
+    "Overlap": "ckdiff.overlapresult",
+    "overlap": "ckdiff.agreement",
     "open_checkpoint": "ckdiff.checkpoints",
     "DiffResult": "ckdiff.diffresult",
     "Observer": "ckdiff.options",
     "Progress": "ckdiff.options",
+    "combine": "ckdiff.setops",
     "diff": "ckdiff.engine",
+    "random_mask": "ckdiff.randommask",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.store",
     "check_store": "ckdiff.store",
@@ -65,11 +74,13 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "CkdiffError",
+    "ClusterError",
     "DiffResult",
     "HeaderError",
     "Interrupted",
     "MaskStore",
     "Observer",
+    "Overlap",
     "PairingError",
     "Progress",
     "Rule",
@@ -84,9 +95,12 @@ __all__ = [
     "UsageError",
     "__version__",
     "check_store",
+    "combine",
     "diff",
     "open_checkpoint",
     "open_store",
+    "overlap",
+    "random_mask",
 ]
 
 

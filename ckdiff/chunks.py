@@ -109,7 +109,8 @@ class DiffTask:
     window: int  #: elements
     store: Path | None  #: where objects go; None: count only
     out: Path | None  #: how errors of writing them name it
-    on_bytes: Callable[[int], None]
+    on_bytes: Callable[[int], None] = lambda size: None
+    elsewhere: bool = False  #: whether the work directory is another process's
     _local: threading.local = field(default_factory=threading.local)
 
     def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
@@ -125,7 +126,8 @@ class DiffTask:
             writers: list[ObjectWriter] = []
             for _, rule in self.masks if self.store is not None else ():
                 assert self.store is not None
-                writer = ObjectWriter(self.store / "masks" / rule / "c" / str(chunk))
+                path = self.store / object_key(rule, chunk)
+                writer = ObjectWriter(path, elsewhere=self.elsewhere)
                 stack.callback(writer.abandon)
                 writers.append(writer)
             windows = self._windows(first, end, spans)
@@ -142,7 +144,7 @@ class DiffTask:
                     self._prefetch(readers, coming)
                 self._compare(window, readers, results, writers)
             for (_, rule), writer in zip(self.masks, writers, strict=False):
-                objects[f"masks/{rule}/c/{chunk}"] = writer.finish()
+                objects[object_key(rule, chunk)] = writer.finish()
         return ChunkResult(
             spans.tensors, results.changed, results.hashes, results.statistics, objects
         )
@@ -200,6 +202,11 @@ class DiffTask:
             self._local.encoder = MaskEncoder()
         encoder: MaskEncoder = self._local.encoder
         return encoder
+
+
+def object_key(rule: str, chunk: int) -> str:
+    """Where in a store a chunk's mask is."""
+    return f"masks/{rule}/c/{chunk}"
 
 
 def working_memory(layout: Layout, rules: int, window: int, *, with_statistics: bool) -> int:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ckdiff import budget
+from ckdiff import budget, sharedwork
 from ckdiff._version import __version__
-from ckdiff.budget import format_size
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.comparison import Comparison, DiffRecipe, Selection
+from ckdiff.daskrun import client_for, run_cluster, threads_of
 from ckdiff.diffresult import DiffResult, by_reason, details
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import BudgetError, Interrupted, SourceChanged
-from ckdiff.layout import Layout
+from ckdiff.errors import ClusterError, Interrupted, SourceChanged, UsageError
 from ckdiff.options import (
     Estimate,
     Observer,
@@ -31,14 +28,17 @@ from ckdiff.options import (
     checked_path,
 )
 from ckdiff.outputs import check_disk, check_place, refusal
-from ckdiff.pairing import pair
+from ckdiff.remote import Remote
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.summaries import rule_counts
 from ckdiff.table import MaskTable
 from ckdiff.workdir import WorkDir, stopped_hint, store_errors
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from ckdiff.chunks import ChunkResult
+    from ckdiff.daskrun import Scheduler
     from ckdiff.results import Collected
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
@@ -66,6 +66,7 @@ class Diff:
         self.options = options
         self._observer = checked_observer(observer)
         self.mask_rules, self.rules = plan_rules(options.rules)
+        self._order = sorted(self.rules, key=lambda rule: rule != EXACT)  # as kernels want them
         self._workers = options.workers or budget.usable_cores()
         self.out = None if out is None else Path(os.path.abspath(checked_path("the output", out)))
         self._stack = ExitStack()
@@ -80,19 +81,19 @@ class Diff:
             if self.out is not None:
                 check_place(self.out, (self.base, self.tuned))
             self._began = time.perf_counter()
-            self.pairing = pair(
-                self.base.table,
-                self.tuned.table,
-                include=options.include,
-                exclude=options.exclude,
-                rename=options.rename,
-            )
+            selection = Selection(*map(tuple, (options.include, options.exclude, options.rename)))
+            self.comparison = Comparison(self.base, self.tuned, selection)
+            self.pairing, self.layout = self.comparison.pairing, self.comparison.layout
+            self.bytes_to_read = 2 * int(self.comparison.nbytes.sum())
             for warning in self.pairing.warnings:
                 self._observer.note(f"warning: {warning}")
             if self.pairing.hint:
                 self._observer.note(f"hint: {self.pairing.hint}")
-            self._lay_out()
-            self._read_ahead(stack)
+            self._client = stack.enter_context(client_for(options.scheduler))
+            if self._client is None:
+                self._read_ahead(stack)
+            else:
+                self._paths = _path_of(base), _path_of(tuned)
             self._allot()
             self._stack = stack.pop_all()
 
@@ -104,16 +105,6 @@ class Diff:
 
     # planning
 
-    def _lay_out(self) -> None:
-        table, index = self.base.table, self.pairing.base_index
-        self.dtypes = [table.dtypes[i] for i in index]
-        self.shapes = [table.shapes[i] for i in index]
-        self.nbytes: IntArray = table.nbytes[index]
-        bits_of = {name: dtype.bits for name, dtype in DTYPES.items()}
-        self.bits = np.array([bits_of[name] for name in self.dtypes], np.int64)
-        self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
-        self.bytes_to_read = 2 * int(self.nbytes.sum())
-
     def _read_ahead(self, stack: ExitStack) -> None:
         """Let the disk start on what each worker will need first, while kernels are loaded."""
         if self.options.dry_run:
@@ -123,7 +114,7 @@ class Diff:
             for chunk in range(min(self._workers, self.layout.chunks)):
                 first, end = self.layout.chunk_range(chunk)
                 spans = self.layout.spans(first, min(end, first + _READ_AHEAD))
-                starts, nbytes = spans.byte_ranges(self.bits)
+                starts, nbytes = spans.byte_ranges(self.comparison.bits)
                 sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
                 for side, index in sides:
                     side.read_ahead(index[spans.tensors], starts, nbytes)
@@ -133,35 +124,18 @@ class Diff:
         stack.callback(thread.join)  # before the files are closed
 
     def _allot(self) -> None:
-        """Choose the window so that all workers fit into the memory allowed; BudgetError."""
-        from ckdiff.chunks import LARGEST_WINDOW, SMALLEST_WINDOW, working_memory
+        from ckdiff.allotment import allot
 
-        workers = max(1, min(self._workers, self.layout.chunks))
-        asked = self.options.memory
-        memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
-        window = LARGEST_WINDOW
-        while True:
-            each = working_memory(
-                self.layout, len(self.rules), window, with_statistics=self.options.stats
-            )
-            # The interpreter and libraries, what both tables took, what compiling kernels adds,
-            # and the table of results. What a host process held before is not ours to count.
-            tensors = len(self.pairing)
-            fixed = 96 * budget.MIB + max(0, budget.resident_anonymous() - self._resident)
-            fixed += tensors * (400 + 16 * len(self.rules) + (1200 if self.options.stats else 0))
-            needed = fixed + workers * each
-            if needed <= memory or window == SMALLEST_WINDOW:
-                break
-            window //= 2
-        if needed > memory:
-            raise BudgetError(
-                f"{format_size(memory)} of memory is too little: with {workers} "
-                f"worker{'s' if workers > 1 else ''} and the smallest window this needs "
-                f"{format_size(needed)}",
-                hint="raise --memory" + (" or lower --workers" if workers > 1 else ""),
-            )
-        self.workers, self.window = workers, window
-        self.memory, self.memory_needed = memory, needed
+        found = allot(
+            self.layout,
+            workers=self._workers if self._client is None else threads_of(self._client),
+            rules=len(self.rules),
+            with_statistics=self.options.stats,
+            asked=self.options.memory,
+            held=max(0, budget.resident_anonymous() - self._resident),
+        )
+        self.workers, self.window = found.workers, found.window
+        self.memory, self.memory_needed = found.memory, found.needed
 
     def estimate(self) -> Estimate:
         """What running will read, write and need."""
@@ -231,35 +205,9 @@ class Diff:
 
     def _run_chunks(self, collected: Collected, work: WorkDir | None) -> int:
         """Gives how many bytes of both sides an earlier run had compared."""
-        from ckdiff.chunks import DiffTask
-        from ckdiff.kernels import Kernels, guard
         from ckdiff.results import finished_before
-        from ckdiff.runners import run_threads
 
-        order = sorted(self.rules, key=lambda rule: rule != EXACT)  # kernels want exact first
-        self._order = [str(rule) for rule in order]
-        present = list(dict.fromkeys(self.dtypes))
-        kernels = Kernels(
-            [DTYPES[name] for name in present], order, with_statistics=self.options.stats
-        )
         done = _Counter()
-        task = DiffTask(
-            base=self.base,
-            tuned=self.tuned,
-            base_index=self.pairing.base_index,
-            tuned_index=self.pairing.tuned_index,
-            layout=self.layout,
-            bits=self.bits,
-            slots=np.array([kernels.slot_of[name] for name in self.dtypes], np.int64),
-            kernels=kernels,
-            masks=[(order.index(rule), str(rule)) for rule in self.mask_rules],
-            rules=len(order),
-            with_statistics=self.options.stats,
-            window=self.window,
-            store=None if work is None else work.store,
-            out=self.out,
-            on_bytes=done.add,
-        )
         todo = []
         for chunk in range(self.layout.chunks):
             found = None if work is None else finished_before(work, chunk)
@@ -267,7 +215,7 @@ class Diff:
                 todo.append(chunk)
             else:
                 collected.add(chunk, found)
-                done.add(self.nbytes_of(chunk))
+                done.add(self.comparison.nbytes_of(chunk))
         resumed = done.value
         if work is not None and work.resumed and resumed:
             self._observer.note(
@@ -287,30 +235,84 @@ class Diff:
                     work.record(chunk, result.to_bytes())
             collected.add(chunk, result)
 
+        if self._client is None:
+            self._run_here(todo, work, done, finished, report)
+        else:
+            self._run_there(self._client, todo, work, done, finished, report)
+        report()
+        return resumed
+
+    def _run_here(
+        self,
+        todo: list[int],
+        work: WorkDir | None,
+        done: _Counter,
+        finished: Callable[[int, ChunkResult], None],
+        report: Callable[[], None],
+    ) -> None:
+        """Compare chunks on our own threads."""
+        from ckdiff.kernels import guard
+        from ckdiff.runners import run_threads
+
+        task = self.comparison.task(
+            self._order,
+            self.mask_rules,
+            with_statistics=self.options.stats,
+            window=self.window,
+            store=None if work is None else work.store,
+            out=self.out,
+            on_bytes=done.add,
+        )
         guard.install()
         try:
             run_threads(todo, task, workers=self.workers, done=finished, tick=report)
         finally:
             guard.remove()
-        report()
-        return resumed
 
-    def nbytes_of(self, chunk: int) -> int:
-        """Bytes of both sides that a chunk covers."""
-        _, nbytes = self.layout.spans(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
-        return 2 * int(nbytes.sum())
+    def _run_there(
+        self,
+        client: Client,
+        todo: list[int],
+        work: WorkDir | None,
+        done: _Counter,
+        finished: Callable[[int, ChunkResult], None],
+        report: Callable[[], None],
+    ) -> None:
+        """Compare chunks on the workers of a cluster, which write their objects themselves."""
+        masks = tuple(map(str, self.mask_rules)) if work is not None else ()
+        recipe = DiffRecipe(
+            *self._paths,
+            self.comparison.selection,
+            order=tuple(map(str, self._order)),
+            masks=masks,
+            with_statistics=self.options.stats,
+            window=self.window,
+            seen=self.comparison.seen(),
+            out=None if work is None else str(work.out),
+            work=None if work is None else str(work.path),
+            plan="" if work is None else sharedwork.prepare(work, masks),
+        )
+
+        def arrived(chunk: int, result: ChunkResult) -> None:
+            if work is not None:
+                sharedwork.check_objects(work, result.objects)
+            done.add(self.comparison.nbytes_of(chunk))
+            finished(chunk, result)
+
+        try:
+            run_cluster(todo, Remote(recipe), client, done=arrived, tick=report)
+        except ClusterError:
+            self._verify_sources()  # whether that is why a worker saw other files than we did
+            raise
 
     def _plan(self) -> dict[str, Any]:
         """What decides whether earlier work can be used."""
-        digest = hashlib.sha256()
-        for column in (self.pairing.names, self.dtypes, self.shapes):
-            digest.update(repr(column).encode("utf-8", "surrogatepass"))
         return {
             "ckdiff": __version__,
             "rules": [str(rule) for rule in self.rules],
             "masks": [str(rule) for rule in self.mask_rules],
             "statistics": self.options.stats,
-            "tensors": digest.hexdigest(),
+            "tensors": self.comparison.tensors_digest(),
             "base": self.base.fingerprint(),
             "tuned": self.tuned.fingerprint(),
         }
@@ -318,33 +320,9 @@ class Diff:
     # results
 
     def _table(self, collected: Collected) -> MaskTable:
-        from ckdiff.kernels import hashing
+        from ckdiff.results import table_of
 
-        columns = {rule: collected.changed[:, i] for i, rule in enumerate(self._order)}
-        hashes = [
-            [
-                hashing.finish(low, high, nbytes)
-                for low, high, nbytes in zip(
-                    collected.hashes[:, 2 * side].tolist(),
-                    collected.hashes[:, 2 * side + 1].tolist(),
-                    self.nbytes.tolist(),
-                    strict=True,
-                )
-            ]
-            for side in range(2)
-        ]
-        numeric = np.array([DTYPES[name].numeric for name in self.dtypes], bool)
-        return MaskTable(
-            self.pairing.names,
-            self.dtypes,
-            self.shapes,
-            self.layout.elements,
-            self.layout.starts,
-            {str(rule): columns[str(rule)] for rule in self.rules},
-            base_hashes=hashes[0],
-            tuned_hashes=hashes[1],
-            statistics=collected.statistics(numeric),
-        )
+        return table_of(collected, self.comparison, self.rules, self._order)
 
     def _write_tables(self, collected: Collected, root: Path) -> bytes:
         """Write everything of the store but its masks; gives the manifest's bytes."""
@@ -378,7 +356,7 @@ class Diff:
         for rule in self.rules:
             names = [
                 name
-                for name, dtype in zip(self.pairing.names, self.dtypes, strict=True)
+                for name, dtype in zip(self.pairing.names, self.comparison.dtypes, strict=True)
                 if rule.falls_back(DTYPES[dtype])
             ]
             if names:
@@ -410,14 +388,17 @@ def diff(
     workers: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
+    scheduler: Scheduler = None,
     observer: Observer | None = None,
 ) -> DiffResult:
     """Compare two checkpoints exactly, element by element, in bounded memory.
 
     ``base`` and ``tuned`` are safetensors files, directories, or open checkpoints. With ``out``
     a mask store is written there and opened as ``result.store``; a run that was stopped is
-    resumed by the same call. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError,
-    BudgetError, StoreExists, StoreLocked and others of :mod:`ckdiff.errors`.
+    resumed by the same call. Runs on the cluster of ``scheduler`` (an address or a Dask client),
+    else of a Dask client that is active here, else on our own threads, as it does with
+    ``scheduler="threads"``. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError,
+    BudgetError, StoreExists, StoreLocked, ClusterError and others of :mod:`ckdiff.errors`.
     """
     options = Options(
         rules=rules,
@@ -428,9 +409,19 @@ def diff(
         workers=workers,
         memory=memory,
         overwrite=overwrite,
+        scheduler=scheduler,
     )
     with Diff(base, tuned, out, options, observer) as planned:
         return planned.run()
+
+
+def _path_of(side: CheckpointPath) -> str:
+    if not isinstance(side, (str, os.PathLike)):
+        raise UsageError(
+            "on a cluster every worker opens both checkpoints, and one was given open",
+            hint='give its path, or scheduler="threads"',
+        )
+    return os.path.abspath(os.fspath(side))
 
 
 class _Counter:

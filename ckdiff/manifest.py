@@ -94,12 +94,12 @@ def _no_store(root: Path) -> StoreIncomplete:
     if root.name.endswith(SUFFIX) or (root / "journal").is_dir():
         return StoreIncomplete(
             f"{shown} is the rest of a run that did not finish",
-            hint="the same diff command resumes it",
+            hint="the same command resumes it",
         )
     if not root.exists() and root.with_name(root.name + SUFFIX).is_dir():
         return StoreIncomplete(
             f"there is no store {shown} yet, a run that writes it was stopped or still runs",
-            hint="the same diff command resumes it",
+            hint="the same command resumes it",
         )
     if not root.exists():
         return StoreIncomplete(f"there is no store {shown}", hint="ckdiff diff -o makes one")

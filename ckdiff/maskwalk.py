@@ -64,7 +64,9 @@ def walk(
     inners = window_inners(len(sources))
     with MaskWindows(sources, inners + 2) as windows:
         # Most stores have the same layout: then places are worked out once.
-        distinct, which = np.unique(starts, axis=0, return_inverse=True)
+        known: dict[bytes, int] = {}
+        which = [known.setdefault(row.tobytes(), len(known)) for row in starts]
+        distinct = [starts[which.index(i)] for i in range(len(known))]
         ranges = [
             (at, min(at + inners * INNER * 8, stop))
             for at in range(first, stop, inners * INNER * 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from ckdiff.maskstream import MaskSource
 from ckdiff.naming import natural_key
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
+from ckdiff.table import UNKNOWN
 
 IntArray = npt.NDArray[np.int64]
 StorePath = str | os.PathLike[str] | MaskStore
@@ -37,8 +38,23 @@ class Matched:
     layout: Layout  #: of the shared tensors
     starts: IntArray  #: (stores, tensors): byte of each store's flat mask where the tensor begins
     left_out: list[dict[str, Any]] = field(default_factory=list)
-    #: shared tensors whose base content differs from the first store's
+    #: shared tensors whose base content is not known to be the same in all stores
     other_base: list[str] = field(default_factory=list)
+
+    def notes(self) -> Iterator[str]:
+        """What a user should know about stores that differ."""
+        left_out = [str(entry["name"]) for entry in self.left_out]
+        if left_out:
+            tensors, are = ("tensor", "is") if len(left_out) == 1 else ("tensors", "are")
+            yield (
+                f"warning: {len(left_out):,} {tensors} {are} not in all stores with one shape and "
+                f"{are} left out: {_several(left_out)}"
+            )
+        if self.other_base:
+            yield (
+                f"warning: the stores have different bases: {len(self.other_base):,} of "
+                f"{len(self.names):,} shared tensors differ in content"
+            )
 
     def sources(self) -> list[MaskSource]:
         """The masks, as another process can be told of them."""
@@ -105,7 +121,9 @@ def match(
     )
     bases = [[table.base_hashes[i] for i in index] for table, index in columns]
     matched.other_base = [
-        name for name, *hashes in zip(shared, *bases, strict=True) if len(set(hashes)) > 1
+        name
+        for name, *hashes in zip(shared, *bases, strict=True)
+        if len(set(hashes)) > 1 or hashes[0] == UNKNOWN
     ]
     if matched.other_base and require_same_base:
         raise PairingError(

@@ -35,17 +35,17 @@ NULLS = {
     for null in (
         Null(
             "model",
-            "two masks of these sizes spread over all elements of the row",
-            "some tensors changing more than others in every run",
+            "an agreement that comes from the sizes of the masks",
+            "some tensors changing more than others",
         ),
         Null(
             "tensor",
             "some tensors changing more than others",
-            "small weights flipping more easily under rounding, and favoured rows or columns",
+            "small weights flipping more easily under rounding, and favoured rows and columns",
         ),
         Null(
             "magnitude",
-            "tensors, and small weights flipping more easily than large ones",
+            "some tensors changing more than others, and small weights flipping more easily",
             "the scale of gradients, and rows that no data reached",
             reads_masks=True,
             reads_base=True,
@@ -53,7 +53,7 @@ NULLS = {
         Null(
             "rowcol",
             "favoured rows and columns of a matrix, such as tokens that the data had",
-            "single weights of like magnitude, and agreement about which rows and columns matter",
+            "small weights flipping more easily under rounding",
             reads_masks=True,
         ),
     )
@@ -88,12 +88,19 @@ def of_cells(elements: npt.ArrayLike, changed: npt.ArrayLike) -> tuple[FloatArra
     a = np.asarray(changed, np.float64)
     some = n > 0
     n, a = n[some], a[:, some]
-    mean = (a / n) @ a.T
     # n - a is exact as long as counts are below 2**53; n - 1 is 0 where nothing can vary
     spread = a * (n - a)
-    variance = (spread / (n * n * np.maximum(n - 1, 1))) @ spread.T
-    upper = np.triu_indices(len(a), 1)
-    return mean[upper], variance[upper]
+    return _pair_sums(a / n, a), _pair_sums(spread / (n * n * np.maximum(n - 1, 1)), spread)
+
+
+def _pair_sums(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Sums of products of the rows of each pair a < b.
+
+    Not a matrix product: libraries for those add up in an order that depends on threads and on the
+    processor, and a result must not depend on which worker of a cluster computed it.
+    """
+    sums = [(left[i] * right[i + 1 :]).sum(1) for i in range(len(left) - 1)]
+    return np.concatenate(sums) if sums else np.empty(0)
 
 
 def of_tensors(elements: IntArray, changed: IntArray, groups: IntArray, number: int) -> Moments:

@@ -57,14 +57,23 @@ def array_metadata(length: int) -> dict[str, Any]:
 
 
 class ObjectWriter:
-    """Writes one object next to its final name; ``finish`` renames it there."""
+    """Writes one object next to its final name; ``finish`` renames it there.
 
-    def __init__(self, path: Path) -> None:
+    Two writers of one object may be at work at the same time, as when a cluster takes a worker for
+    dead that is not: each has a file of its own, and the last to finish leaves a whole object.
+    ``elsewhere`` says that the directory is another process's: it must be there already, and is
+    perhaps on another machine, so that nobody else could bring these bytes to the disk.
+    """
+
+    def __init__(self, path: Path, *, elsewhere: bool = False) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._elsewhere = elsewhere
+        self._temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+        if not elsewhere:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(self._temporary, flags, 0o666)
+        self._finished = False
         self._index = np.full((INNERS, 2), ABSENT, "<u8")
         self._frames = 0
         self._size = 0
@@ -84,19 +93,27 @@ class ObjectWriter:
         crc = int(google_crc32c.value(index)).to_bytes(4, "little")
         self._write(index + crc)
         self._size += INDEX_BYTES
-        start_writeback(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        if self._elsewhere:
+            os.fsync(self._fd)
+        else:
+            start_writeback(self._fd)
+        self._close()  # network file systems report here what they could not write
         os.replace(self._temporary, self._path)
+        self._finished = True
         return self._size, self._digest.hexdigest()
 
     def abandon(self) -> None:
         """Close and delete what was written so far; does nothing after ``finish``."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if not self._finished:
+            with contextlib.suppress(OSError):
+                self._close()
             with contextlib.suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _write(self, data: bytes) -> None:
         self._digest.update(data)

@@ -33,6 +33,7 @@ class Options:
     memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
     overwrite: bool = False
     dry_run: bool = False
+    scheduler: Any = None  #: a Dask scheduler's address, a Dask client, or "threads"
 
     def __post_init__(self) -> None:
         self.rules = _several("rules", self.rules, Rule)

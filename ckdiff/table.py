@@ -16,6 +16,9 @@ from ckdiff.rules import Rule
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+#: content hash of a side that a derived store does not have, or that its sources dispute
+UNKNOWN = ""
+
 
 class ByRule(dict[str, Any]):
     """A dict keyed by canonical rule text that any spelling of a rule finds."""

@@ -162,6 +162,9 @@ class WorkDir:
             check_output(self.out, overwrite=self._overwrite)
             replaced = self.path / "replaced" if self.out.exists() else None
             _place(self.store, self.out, replaced)
+            # a worker elsewhere that was taken for dead may have begun a file until this moment
+            with contextlib.suppress(OSError):
+                _remove_temporaries(self.out)
             try:
                 self._durable(sync_directory, self.out.parent)
             except OSError:
@@ -292,7 +295,7 @@ def write_file(path: Path, data: bytes, *, sync: bool = True) -> None:
 def _remove_temporaries(root: Path) -> None:
     """Delete what writers that were killed left of ``write_file`` and ``ObjectWriter``."""
     for path in root.rglob(".*.tmp"):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def sync_tree(root: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ckdiff.checkpoints.header import Header, read_header
 from ckdiff.checkpoints.openfile import OpenFile, make_room
@@ -51,6 +52,18 @@ class LocalCheckpoint:
         """For each file its name, device, inode, size and times (nanoseconds)."""
         pairs = zip(self.files, self.open_files, strict=True)
         return [[source.name, *file.identity] for source, file in pairs]
+
+    def seen(self) -> list[Any]:
+        """For each file its name, size and modification time; a digest of the headers' tables."""
+        digest = xxhash.xxh3_128()
+        for column in (self.table.names, self.table.dtypes, self.table.shapes):
+            digest.update(repr(column).encode("utf-8", "surrogatepass"))
+        for numbers in (self.table.nbytes, self.file_index, self.offset):
+            digest.update(numbers.tobytes())
+        pairs = zip(self.files, self.open_files, strict=True)
+        # devices and inodes have other numbers elsewhere
+        files = [[source.name, file.size, file.identity[3]] for source, file in pairs]
+        return [*files, digest.hexdigest()]
 
     def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """Ask the kernel to read spans into the page cache, where it can be asked."""

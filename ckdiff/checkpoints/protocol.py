@@ -76,6 +76,11 @@ class Checkpoint(Protocol):
         Two runs may share work only where it is equal. It never enters a store.
         """
 
+    def seen(self) -> list[Any]:
+        """JSON-able identity of the same bytes on any machine that shares their file system: sizes,
+        modification times, and where in them each tensor is. It never enters a store either.
+        """
+
     def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """Start reading spans, before there is any reader; may do nothing, may block a while."""
 

@@ -22,6 +22,7 @@ from ckdiff.cli import options
 @click.option("--stats", is_flag=True, help="Also measure how far elements moved, per tensor.")
 @options.workers
 @options.memory
+@options.scheduler
 @click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
 @options.overwrite
 @click.option(

@@ -10,6 +10,8 @@ import click
 #: what a table can be grouped by; the same as ckdiff.summaries.By, which is not imported here
 #: because ``--help`` must answer at once
 BY = ("tensor", "layer", "module", "dtype", "model")
+#: notions of chance; the same as the keys of ckdiff.nulls.NULLS, for the same reason
+NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -42,6 +44,12 @@ rules: Decorator = click.option(
     "with an optional @bf16, @f16 or @f32. Repeatable: one pass evaluates all.",
 )
 
+rule: Decorator = click.option(
+    "--rule",
+    metavar="RULE",
+    help="The rule whose masks are read; may be left out where every store has exact, or only one.",
+)
+
 workers: Decorator = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -53,6 +61,12 @@ memory: Decorator = click.option(
     "--memory",
     metavar="SIZE",
     help="Bound on anonymous memory, such as 512MiB; refused before any work if it is too little.",
+)
+
+scheduler: Decorator = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run on this Dask cluster, such as tcp://host:8786. All its workers must see the files.",
 )
 
 

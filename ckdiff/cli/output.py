@@ -30,14 +30,28 @@ def write_json(data: Any) -> None:
 
     Everything outside ASCII is escaped, so that names are exact and no terminal acts on them.
     """
+    indent = 2 if sys.stdout.isatty() else None
+    write(_json(data, indent) + "\n")
+
+
+def write_json_rows(head: dict[str, Any], rows: Iterable[Any]) -> None:
+    """``head`` with one more key, ``rows``, written one by one: there may be many large ones."""
+    indent = 2 if sys.stdout.isatty() else None
+    gap = "\n" if indent else ""
+    text = _json(head, indent).rstrip().removesuffix("}").rstrip()
+    write(f'{text}, {gap}"rows": [')
+    for i, row in enumerate(rows):
+        write(f"{', ' if i else ''}{gap}{_json(row, indent)}")
+    write(f"{gap}]{gap}}}\n")
+
+
+def _json(data: Any, indent: int | None) -> str:
     import json
 
-    indent = 2 if sys.stdout.isatty() else None
     try:
-        text = json.dumps(data, indent=indent, allow_nan=False)
+        return json.dumps(data, indent=indent, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(data), indent=indent, allow_nan=False)
-    write(text + "\n")
+        return json.dumps(_finite(data), indent=indent, allow_nan=False)
 
 
 def say(message: str, *, prefix: str = "ckdiff: ", escape: bool = True) -> None:

@@ -17,9 +17,16 @@ from ckdiff.cli import exits
 COMMANDS = {
     "diff": "Compare two checkpoints, element by element.",
     "show": "Tables of what changed, from a mask store.",
+    "overlap": "How much runs agree, and whether that is more than chance.",
+    "combine": "Set algebra: a mask store from several others.",
+    "random": "A random mask with as many changed elements as a store.",
     "check": "Verify every byte of a mask store.",
     "clean": "Remove what stopped runs left behind.",
 }
+
+
+# Our threads share the cores already; BLAS, where a null needs it, must not start its own.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 class Program(click.Group):

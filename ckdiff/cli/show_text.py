@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckdiff.cli import formats
+from ckdiff.cli import formats, made
 from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
@@ -39,8 +39,7 @@ def _csv(values: Sequence[Any]) -> str:
 def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
     """The table, and on a terminal a map of each stack of layers."""
     terminal = Terminal()
-    base, tuned = (store.manifest.get(side, {}).get("label", "?") for side in ("base", "tuned"))
-    title = f"{printable(str(base))} {terminal.glyphs.arrow} {printable(str(tuned))}"
+    title = printable(_title(store.manifest, terminal))
     stored = ", ".join(row["group"] for row in store.summary("dtype"))
     out = [
         f"{terminal.paint(title, 'bold')}: "
@@ -53,6 +52,14 @@ def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
         for stack in stacks(store.table, rule):
             out += ["", *heat_map(stack, terminal, rule)]
     return out
+
+
+def _title(manifest: dict[str, Any], terminal: Terminal) -> str:
+    """What the masks are of."""
+    if "made_by" in manifest:
+        return made.title(manifest["made_by"])
+    base, tuned = (manifest.get(side, {}).get("label", "?") for side in ("base", "tuned"))
+    return f"{base} {terminal.glyphs.arrow} {tuned}"
 
 
 def row_table(

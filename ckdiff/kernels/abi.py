@@ -15,6 +15,10 @@ SIGNATURES = {
     # frames (DECODE_COLUMNS each), their number, bytes that each must give, ZSTD_decompressDCtx,
     # its state -> position of the first frame that is wrong, or their number
     "decode": "int64(int64, int64, int64, int64, int64)",
+    # stream (key, high half of the counter), first mask word, elements, limit, mask, scratch
+    # (DRAW_SCRATCH bytes): sets the bits of the elements whose keys are at most the limit -> their
+    # number
+    "draw": "int64(uint64, uint64, int64, int64, uint64, int64, int64)",
     # segments, their number, slots, columns of a slot, rules (the first must be exact), masks (one
     # address a rule), counts (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (its
     # address), statistics (rows x COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
@@ -26,6 +30,10 @@ SIGNATURES = {
     "guard": "void(int32, int64, int64)",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
+    # stream and elements as for draw, two limits, out (1 + room uint64), room, scratch: out[0] is
+    # the number of keys at most the first limit, then come those above it that are at most the
+    # second, as far as there is room -> how many those are
+    "near": "int64(uint64, uint64, int64, int64, uint64, uint64, int64, int64, int64)",
     # base, tuned, words, row
     "statistics": "void(int64, int64, int64, int64)",
     # data, words, out: population count and number of zero bytes, two int64
@@ -80,3 +88,8 @@ DECODE_COLUMNS = 3
 
 #: the places of 64 elements (uint16), and one word of the widest dtype
 CELLS_SCRATCH = 2 * LANES + 8 * LANES
+
+# random masks
+
+#: the keys of the 64 elements of a mask word
+DRAW_SCRATCH = LANES * 8

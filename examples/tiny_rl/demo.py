@@ -60,7 +60,20 @@ def main() -> None:
         rows.append(f"  {name:<10} {exact['changed']:>8,} changed   density {exact['density']:.4f}")
     print("\n".join(rows))
 
-    say("5. Every byte of a store can be verified")
+    say("5. Do runs change the same weights, and more of them than chance would have it?")
+    runs = [OUT / f"{name}.zarr" for name in ("rl_seed1", "rl_seed2", "sft")]
+    nulls = ["--null", "tensor", "--null", "magnitude", "--null", "rowcol", "--base", base]
+    ckdiff("overlap", *runs, *nulls, "--by", "module", "--top", "3")
+
+    say("6. The control: a random mask with as many changed elements in each tensor as rl_seed2")
+    control = OUT / "control.zarr"
+    ckdiff("random", "--like", runs[1], "--seed", "1", "-o", control, "--overwrite")
+    ckdiff("overlap", rl, control, *nulls, "--by", "model")
+
+    say("7. What every run changed, as a mask of its own")
+    ckdiff("combine", "intersection", *runs, "-o", OUT / "common.zarr", "--overwrite")
+
+    say("8. Every byte of a store can be verified")
     ckdiff("check", rl)
 
     print(

@@ -21,6 +21,7 @@ from ckdiff.kernels.codegen.drive import drive_kernel
 from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
 from ckdiff.kernels.codegen.guard import guard_kernel
 from ckdiff.kernels.codegen.margins import margins_kernel
+from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
 from ckdiff.kernels.codegen.statistics import statistics_kernel
 
 __all__ = ["Compiled", "compile_kernel", "restore"]
@@ -31,10 +32,12 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "combine": combine_kernel,
     "compare": compare_kernel,
     "decode": decode_kernel,
+    "draw": draw_kernel,
     "drive": drive_kernel,
     "encode": encode_kernel,
     "guard": guard_kernel,
     "margins": margins_kernel,
+    "near": near_kernel,
     "statistics": statistics_kernel,
     "survey": survey_kernel,
 }

@@ -1,0 +1,67 @@
+"""What commands that make a store from other stores share: options, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckdiff.cli.output import write_json, write_lines
+
+if TYPE_CHECKING:
+    from ckdiff.store import MaskStore
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+one_rule: Decorator = click.option(
+    "--rule",
+    metavar="RULE",
+    help="Which of the stores' masks; needed where they have several and none is exact.",
+)
+
+output: Decorator = click.option(
+    "-o", "out", required=True, metavar="STORE", help="Write the mask to this mask store."
+)
+
+
+def title(made_by: Any) -> str:
+    """How a store came about, in a few words; ``made_by`` is what its manifest says."""
+    made = made_by if isinstance(made_by, dict) else {}
+    if made.get("operation") == "random":
+        within = "the model" if made.get("within") == "model" else "each tensor"
+        return f"random within {within}, seed {made.get('seed')}"
+    sources = made.get("stores")
+    labels = [str(s.get("label", "?")) for s in sources or () if isinstance(s, dict)]
+    shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+    return f"{made.get('operation', '?')} of {shown}"
+
+
+def report(store: MaskStore, *, as_json: bool) -> None:
+    """Print what a new store holds."""
+    from ckdiff.cli import formats
+    from ckdiff.errors import printable
+    from ckdiff.summaries import rule_counts
+
+    table, rule = store.table, store.masks[0]
+    elements, made_by = table.total_elements, store.manifest["made_by"]
+    rules = rule_counts({rule: int(table.changed[rule].sum())}, elements)
+    if as_json:
+        write_json(
+            {
+                "store": str(store.path),
+                "elements": elements,
+                "tensors": len(table),
+                "rules": rules,
+                "made_by": made_by,
+            }
+        )
+        return
+    changed = rules[rule]["changed"]
+    write_lines(
+        [
+            f"{printable(title(made_by))}: {formats.extent(elements, len(table))}",
+            f"{rule}: {changed:,} changed, {formats.percent(changed, elements)}",
+            f"written to {printable(str(store.path))}",
+        ]
+    )

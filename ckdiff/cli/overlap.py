@@ -1,0 +1,72 @@
+"""``ckdiff overlap``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ckdiff.cli import options
+
+
+@click.command("overlap")
+@click.argument("stores", nargs=-1, required=True, metavar="STORE STORE...")
+@options.rule
+@options.by("layer")
+@click.option(
+    "--null",
+    "nulls",
+    type=click.Choice(options.NULLS),
+    multiple=True,
+    help="What chance means: masks spread over the model, inside each tensor (the default), inside "
+    "each tensor and binade of the base's values, or given row and column counts. Repeatable; the "
+    "first one is the headline.",
+)
+@click.option(
+    "--base",
+    metavar="CHECKPOINT",
+    help="The checkpoint that all runs started from; --null magnitude reads it.",
+)
+@click.option(
+    "--require-same-base", is_flag=True, help="Refuse stores that were made from different bases."
+)
+@options.scheduler
+@options.workers
+@options.memory
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="How many of the strongest groups to show, and of the weakest.",
+)
+@options.as_json
+def command(
+    stores: tuple[str, ...],
+    nulls: tuple[str, ...],
+    base: str | None,
+    top: int,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Say how much the masks of 2 to 64 stores agree, and how far beyond chance.
+
+    The headline is the lift: shared elements / those that chance would give. The null "magnitude"
+    needs --base, and is the one to hold bfloat16 runs against: small weights flip more easily in
+    every run.
+    """
+    from ckdiff.agreement import overlap
+    from ckdiff.cli.output import write_json_rows, write_lines
+    from ckdiff.cli.progress import Reporter, compilation_noted
+
+    with Reporter("compared") as reporter, compilation_noted(reporter):
+        if base is not None and "magnitude" not in nulls:
+            reporter.note("hint: --base is not read; only --null magnitude needs it")
+        found = overlap(stores, nulls=nulls, base=base, observer=reporter.observer(), **asked)
+    if as_json:
+        write_json_rows(found.head(), found.each_row())
+    else:
+        from ckdiff.cli import overlap_text
+
+        write_lines(overlap_text.lines(found, top))

@@ -1,0 +1,348 @@
+"""What ``overlap`` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.cli import formats
+from ckdiff.cli.overlap_page import (
+    FloatArray,
+    Page,
+    ends,
+    lift,
+    quotient,
+    ratio,
+    short_names,
+    spread,
+    z,
+)
+from ckdiff.cli.tables import Column, table, text_width
+from ckdiff.cli.terminal import Terminal
+from ckdiff.nulls import NULLS
+from ckdiff.overlapresult import Overlap
+
+_LABEL = 20  #: longest label of a store
+_EXPECTED = 10  #: shared elements that chance must give in every pair, for a group to be ranked
+_TOO_SMALL = (
+    f"chance gives fewer than {_EXPECTED} shared elements in some pair, or leaves nothing open"
+)
+_LISTED = 10  #: stores up to which every number of votes has its own line
+_BAR = 24
+_LEFT_OUT = 20  #: tensors that are named
+
+#: for the sentence "... times what chance would give", by null
+_WHERE = {
+    "model": "over all elements",
+    "tensor": "inside each tensor",
+    "magnitude": "inside each tensor and binade of the base's values",
+    "rowcol": "with the row and column counts of each matrix",
+}
+#: what a null takes as given
+_GIVEN = {
+    "model": "In a group's row masks are spread over that group, given their sizes in it.",
+    "tensor": "Given each mask's size in each tensor.",
+    "magnitude": "Given each mask's size in each tensor and binade (power of two) of |base|.",
+    "rowcol": "Given row and column counts in each matrix; any other tensor is one cell.",
+}
+
+
+def lines(found: Overlap, top: int) -> list[str]:
+    """The tables: ``top`` groups of the highest lift, and as many of the lowest."""
+    terminal = Terminal()
+    labels = [
+        f"{i} {formats.shorten(name, _LABEL, terminal.glyphs.ellipsis)}"
+        for i, name in enumerate(short_names(found.stores), 1)
+    ]
+    page = Page(found, terminal, labels, top, found.counts, found.jaccard, found.nulls)
+    extent = formats.counted(int(found.elements[0]), "element")
+    title = f"{len(labels)} runs, {found.rule} masks of {extent}"
+    out = [terminal.paint(title, "bold"), *page.wrapped(_headline(page))]
+    for part in (_runs, _agreement, _votes, _chance, _sentences, _groups, _notes):
+        if text := part(page):
+            out += ["", *text]
+    return out
+
+
+def _headline(page: Page) -> str:
+    """The lift, in one sentence."""
+    where = _WHERE[page.headline]
+    lifts = page.defined(page.headline, "lift")
+    if not len(lifts):
+        return f"There is no lift: chance would give nothing shared {where}."
+    if len(page.labels) == 2:
+        shared = formats.counted(int(page.counts[0, 1]), "changed element")
+        times = lift(float(lifts[0]))
+        return f"They share {shared}: {times} times what chance would give {where}."
+    least, median, most = map(lift, spread(lifts))
+    return (
+        f"Pairs of runs share {least} to {most} times what chance would give {where} "
+        f"(median {median})."
+    )
+
+
+def _runs(page: Page) -> list[str]:
+    """Which run has which number, and how much it changed."""
+    elements = int(page.found.elements[0])
+    heads = [
+        Column("run", "left", "cyan"),
+        Column("changed"),
+        Column("density", style="bold"),
+        Column("store", "left", "dim", flexible=True),
+    ]
+    sizes = np.diag(page.counts).tolist()
+    rows = [
+        [label, f"{size:,}", formats.percent(size, elements), formats.name(path)]
+        for label, size, path in zip(page.labels, sizes, page.found.stores, strict=True)
+    ]
+    return table(heads, rows, page.terminal)
+
+
+# pairs of runs
+
+
+def _agreement(page: Page) -> list[str]:
+    """A pair, or the widest matrix of pairs that there is room for, or the ends of a list."""
+    runs = len(page.labels)
+    if runs == 2:
+        return _pairs(page, [(0, 1)])
+    numbers = [str(i) for i in range(1, runs + 1)]
+    matrices = _beside(page, page.labels), _beside(page, numbers), _triangles(page, numbers)
+    for title, heads, rows in matrices:
+        if _natural_width(heads, rows) <= page.width:
+            return [f"{title} against the null {page.headline}", *table(heads, rows, page.terminal)]
+    ranked = [(a, b) for a in range(runs) for b in range(a + 1, runs)]
+    ranked = [pair for pair in ranked if not np.isnan(page.lift[pair])] or ranked
+    ranked.sort(key=lambda pair: -page.lift[pair])
+    title = f"Pairs by lift against the null {page.headline}; all of them are in --json"
+    return [title, *_pairs(page, ranked)]
+
+
+def _beside(page: Page, columns: Sequence[str]) -> tuple[str, list[Column], list[list[str]]]:
+    """The upper triangle, each Jaccard index followed by its lift."""
+    runs = len(page.labels)
+    heads = [Column("run", "left", "cyan")]
+    for b in range(1, runs):
+        heads += [Column(f"{columns[b]}\nJaccard", style="bold"), Column("lift")]
+    rows = []
+    for a in range(runs - 1):
+        row = [page.labels[a]]
+        for b in range(1, runs):
+            row += [ratio(page.jaccard[a, b]), lift(page.lift[a, b])] if a < b else ["", ""]
+        rows.append(row)
+    return "Jaccard of each pair, and lift", heads, rows
+
+
+def _triangles(page: Page, columns: Sequence[str]) -> tuple[str, list[Column], list[list[str]]]:
+    """Jaccard indices above the diagonal, lifts below it: half as wide."""
+
+    def cell(a: int, b: int) -> str:
+        if a == b:
+            return page.terminal.glyphs.dash
+        return ratio(page.jaccard[a, b]) if a < b else lift(page.lift[a, b])
+
+    heads = [Column("run", "left", "cyan"), *map(Column, columns)]
+    rows = [
+        [label, *(cell(a, b) for b in range(len(columns)))] for a, label in enumerate(page.labels)
+    ]
+    return "Jaccard above the diagonal, and below it lift", heads, rows
+
+
+def _pairs(page: Page, pairs: Sequence[tuple[int, int]]) -> list[str]:
+    heads = [
+        Column("runs", "left", "cyan", flexible=True),
+        Column("shared"),
+        Column("of the 1st"),
+        Column("of the 2nd"),
+        Column("Jaccard", style="bold"),
+        Column("lift", style="bold"),
+    ]
+
+    def cells(pair: tuple[int, int]) -> list[str]:
+        a, b = pair
+        both, one, other = (int(page.counts[at]) for at in (pair, (a, a), (b, b)))
+        return [
+            f"{page.labels[a]}, {page.labels[b]}",
+            f"{both:,}",
+            *(formats.percent(both, size) if size else "-" for size in (one, other)),
+            ratio(page.jaccard[pair]),
+            lift(page.lift[pair]),
+        ]
+
+    return table(heads, ends(page, pairs, cells, len(heads)), page.terminal)
+
+
+def _natural_width(heads: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+    """Columns that a table takes where nothing is shortened."""
+    widths = [
+        max(text_width(text) for text in (*head.title.split("\n"), *(row[i] for row in rows)))
+        for i, head in enumerate(heads)
+    ]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+# votes
+
+
+def _votes(page: Page) -> list[str]:
+    """How many elements changed in how many runs."""
+    votes = page.found.votes[0].tolist()
+    elements, runs = int(page.found.elements[0]), len(votes) - 1
+    terminal = page.terminal
+    bins = [("no run", votes[0])]
+    low = 1
+    while low < runs:  # many runs: ranges that double
+        high = low if runs <= _LISTED else min(2 * low - 1, runs - 1)
+        many = f"exactly {low}" if low == high else f"{low}{terminal.glyphs.dash}{high}"
+        bins.append((f"{many} run{'s' * (high > 1)}", sum(votes[low : high + 1])))
+        low = high + 1
+    bins.append(("both runs" if runs == 2 else f"all {runs} runs", votes[runs]))
+    heads = [
+        Column("changed in", "left"),
+        Column("elements"),
+        Column("share", style="bold"),
+        Column("", "left", "green", optional=True),
+    ]
+    rows = [
+        [
+            text,
+            f"{count:,}",
+            formats.percent(count, elements),
+            terminal.bar(count / elements if elements else 0.0, _BAR),
+        ]
+        for text, count in bins
+    ]
+    return table(heads, rows, terminal)
+
+
+# chance
+
+
+def _chance(page: Page) -> list[str]:
+    """A line for each null: over the model, of the pair or of all pairs."""
+    several = len(page.labels) > 2
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        ("lift", "lift", lift),
+        ("expected\nJaccard", "expected_jaccard", ratio),
+        ("z", "z", z),
+    ]
+    heads = [Column("null", "left", "cyan")]
+    for title, key, _ in shown:
+        style, spare = "bold" if key == "lift" else "", key == "z"
+        middle = Column("median" if several else title, style=style, optional=spare)
+        least = Column(f"{title}\nleast", optional=spare)
+        heads += [least, middle, Column("most", optional=spare)] if several else [middle]
+    rows = []
+    for null in page.found.null_names:
+        row = [null]
+        for _, key, show in shown:
+            values = spread(page.defined(null, key))
+            row += map(show, values if several else values[:1])
+        rows.append(row)
+    return table(heads, rows, page.terminal)
+
+
+def _sentences(page: Page) -> list[str]:
+    """What each null rules out and what it does not."""
+    out = []
+    indent = max(map(len, page.found.null_names)) + 2
+    for name in page.found.null_names:
+        null = NULLS[name]
+        text = f"{name:<{indent}}rules out {null.rules_out}; leaves {null.leaves}. {_GIVEN[name]}"
+        first, *rest = page.wrapped(text, indent)
+        out += [first.replace(name, page.terminal.paint(name, "cyan"), 1), *rest]
+    return [*out, *page.wrapped("Read the lift: at the size of models every z is far from 0.")]
+
+
+# groups
+
+
+def _groups(page: Page) -> list[str]:
+    """The groups that agree most and least, with counts added up over all pairs of runs."""
+    found, runs = page.found, len(page.labels)
+    groups = len(found.groups) - 1  # the first row is the model
+    if found.by == "model" or not groups:
+        return []
+    first, second = np.triu_indices(runs)
+    alone = first == second
+    changed, shared = found.pairs[:, alone].sum(1), found.pairs[:, ~alone].sum(1)
+    united = (runs - 1) * changed - shared
+    expected = {null: found.moments[null].mean.sum(1) for null in found.null_names}
+    ranked = _ranked(page, shared, expected[page.headline])
+    if not len(ranked):
+        return page.wrapped(f"No {found.by} is ranked: {_TOO_SMALL}.")
+
+    def cells(row: int) -> list[str]:
+        elements = int(found.elements[row])
+        return [
+            formats.name(found.groups[row]),
+            f"{elements:,}",
+            formats.percent(int(changed[row]), runs * elements),
+            ratio(quotient(shared[row], united[row])),
+            *(lift(quotient(shared[row], mean[row])) for mean in expected.values()),
+        ]
+
+    heads = [
+        Column(found.by, "left", "cyan", flexible=True),
+        Column("elements", optional=True),
+        Column("density", optional=True),
+        Column("Jaccard"),
+        Column(f"lift\n{page.headline}", style="bold"),
+        *map(Column, found.null_names[1:]),
+    ]
+    rows = ends(page, ranked, cells, len(heads))
+    said = f"The {found.by}s of the most and the least lift. No lift can be much above 1 / density."
+    if runs > 2:
+        said += " Counts are added up over all pairs of runs."
+    out = [*table(heads, rows, page.terminal, footer=cells(0)), *page.wrapped(said)]
+    if len(ranked) < groups:
+        few = formats.counted(groups - len(ranked), found.by)
+        out += page.wrapped(f"Not ranked: {few}; {_TOO_SMALL}.")
+    return out
+
+
+def _ranked(page: Page, shared: npt.NDArray[np.int64], expected: FloatArray) -> list[int]:
+    """The groups about which a lift says something, the highest lift first."""
+    moments = page.found.moments[page.headline]
+    # in a group that changed whole in some run, chance and the masks say the same
+    telling = (moments.mean.min(1) >= _EXPECTED) & (moments.variance.min(1) > 0)
+    telling[0] = False  # the model
+    rows = np.flatnonzero(telling)
+    found: list[int] = rows[np.argsort(-shared[rows] / expected[rows], kind="stable")].tolist()
+    return found
+
+
+# notes
+
+
+def _notes(page: Page) -> list[str]:
+    """What was not compared, and runs that started from different weights."""
+    found = page.found
+    out = []
+    if found.left_out:
+        rows = []
+        for entry in found.left_out[:_LEFT_OUT]:
+            if entry["reason"] == "missing":
+                runs = [page.labels[i] for i in entry["stores"]]
+                why = f"not in {', '.join(runs)}"
+            else:
+                shapes = dict.fromkeys(map(formats.shape, entry["shapes"]))
+                why = f"shapes {', '.join(shapes)}"
+            rows.append([formats.name(entry["name"]), why])
+        heads = [
+            Column("left out", "left", "cyan", flexible=True),
+            Column("why", "left", flexible=True),
+        ]
+        out += table(heads, rows, page.terminal)
+        if len(found.left_out) > _LEFT_OUT:
+            more = len(found.left_out) - _LEFT_OUT
+            out.append(f"and {more:,} more ({len(found.left_out):,} in all)")
+    if found.other_base:
+        some = ", ".join(map(formats.name, found.other_base[:3]))
+        text = f"The runs have different bases: {some}"
+        if len(found.other_base) > 3:
+            text += f" and {len(found.other_base) - 3:,} more tensors"
+        out += [*([""] if out else []), *page.wrapped(f"{text} differ in content.")]
+    return out

@@ -1,0 +1,65 @@
+"""``ckdiff random``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckdiff.cli import options
+from ckdiff.cli.made import one_rule, output
+
+if TYPE_CHECKING:
+    from ckdiff.randommask import Within
+
+
+@click.command("random")
+@click.option(
+    "--like", required=True, metavar="STORE", help="Change as many elements as in this store."
+)
+@click.option(
+    "--seed", required=True, type=int, metavar="N", help="Which mask, from 0 to 2**64 - 1."
+)
+@click.option(
+    "--within",
+    type=click.Choice(["tensor", "model"]),
+    default="tensor",
+    show_default=True,
+    help="Keep the number in each tensor, or only in all together.",
+)
+@one_rule
+@output
+@options.overwrite
+@options.workers
+@options.as_json
+def command(
+    like: str,
+    seed: int,
+    within: Within,
+    rule: str | None,
+    out: str,
+    overwrite: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Make a random mask with exactly as many changed elements as a store has.
+
+    It is the control for an overlap: what agrees no more than this agrees by chance. The same seed
+    gives the same mask everywhere.
+    """
+    from ckdiff.cli.made import report
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.randommask import random_mask
+
+    with Reporter("drawn") as reporter, compilation_noted(reporter):
+        made = random_mask(
+            like,
+            out,
+            seed=seed,
+            within=within,
+            rule=rule,
+            overwrite=overwrite,
+            workers=workers,
+            observer=reporter.observer(),
+        )
+    report(made, as_json=as_json)

@@ -1,0 +1,179 @@
+"""Two open checkpoints, paired and laid out: what a diff compares, whoever does it.
+
+A worker of a cluster makes the same comparison from its recipe: it opens both checkpoints by path,
+checks that it sees what the others see, and writes mask objects into the work directory itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import ClusterError, printable
+from ckdiff.layout import Layout
+from ckdiff.pairing import pair
+from ckdiff.remote import SHARE
+from ckdiff.rules import Rule
+from ckdiff.sharedwork import check_plan
+
+if TYPE_CHECKING:
+    from ckdiff.chunks import ChunkResult, DiffTask
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tensors are compared, and under which names."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+
+
+class Comparison:
+    """A base and a tuned checkpoint side by side. It does not own them."""
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, selection: Selection) -> None:
+        self.base, self.tuned, self.selection = base, tuned, selection
+        self.pairing = pair(
+            base.table,
+            tuned.table,
+            include=selection.include,
+            exclude=selection.exclude,
+            rename=selection.rename,
+        )
+        table, index = base.table, self.pairing.base_index
+        self.dtypes = [table.dtypes[i] for i in index]
+        self.shapes = [table.shapes[i] for i in index]
+        self.nbytes: IntArray = table.nbytes[index]
+        bits_of = {name: dtype.bits for name, dtype in DTYPES.items()}
+        self.bits = np.array([bits_of[name] for name in self.dtypes], np.int64)
+        self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
+
+    def nbytes_of(self, chunk: int) -> int:
+        """Bytes of both sides that a chunk covers."""
+        _, nbytes = self.layout.spans(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
+        return 2 * int(nbytes.sum())
+
+    def tensors_digest(self) -> str:
+        """Which tensors are compared, under which names."""
+        digest = hashlib.sha256()
+        for column in (self.pairing.names, self.dtypes, self.shapes):
+            digest.update(repr(column).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def seen(self) -> str:
+        """What is compared, as everybody sees it who shares the file system."""
+        both = [self.tensors_digest(), self.base.seen(), self.tuned.seen()]
+        return hashlib.sha256(json.dumps(both).encode()).hexdigest()
+
+    def task(
+        self,
+        order: Sequence[Rule],
+        masks: Sequence[Rule],
+        *,
+        with_statistics: bool,
+        window: int,
+        store: Path | None,
+        out: Path | None,
+        elsewhere: bool = False,
+        on_bytes: Callable[[int], None] = lambda size: None,
+    ) -> DiffTask:
+        """The chunk task. ``order`` are all rules, exact first; the others are as in DiffTask."""
+        from ckdiff.chunks import DiffTask
+        from ckdiff.kernels import Kernels
+
+        present = list(dict.fromkeys(self.dtypes))
+        kernels = Kernels(
+            [DTYPES[name] for name in present], list(order), with_statistics=with_statistics
+        )
+        return DiffTask(
+            base=self.base,
+            tuned=self.tuned,
+            base_index=self.pairing.base_index,
+            tuned_index=self.pairing.tuned_index,
+            layout=self.layout,
+            bits=self.bits,
+            slots=np.array([kernels.slot_of[name] for name in self.dtypes], np.int64),
+            kernels=kernels,
+            masks=[(order.index(rule), str(rule)) for rule in masks],
+            rules=len(order),
+            with_statistics=with_statistics,
+            window=window,
+            store=store,
+            out=out,
+            on_bytes=on_bytes,
+            elsewhere=elsewhere,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiffRecipe:
+    """What another process needs to make the same task. Paths are absolute."""
+
+    base: str
+    tuned: str
+    selection: Selection
+    order: tuple[str, ...]  #: all rules, exact first
+    masks: tuple[str, ...]  #: those whose masks are stored
+    with_statistics: bool
+    window: int
+    seen: str  #: of the comparison
+    out: str | None  #: how errors of writing name the store
+    work: str | None  #: the work directory
+    plan: str  #: its plan's digest
+
+    def make(self, stack: ExitStack) -> RemoteDiff:
+        """See Recipe."""
+        base = open_checkpoint(self.base)
+        stack.callback(base.close)
+        tuned = open_checkpoint(self.tuned)
+        stack.callback(tuned.close)
+        comparison = Comparison(base, tuned, self.selection)
+        if comparison.seen() != self.seen:
+            raise ClusterError(
+                f"a worker sees other files at {printable(self.base)} or {printable(self.tuned)}",
+                hint=SHARE,
+            )
+        work = None if self.work is None else Path(self.work)
+        task = comparison.task(
+            [Rule.parse(text) for text in self.order],
+            [Rule.parse(text) for text in self.masks],
+            with_statistics=self.with_statistics,
+            window=self.window,
+            store=None if work is None else work / "store",
+            out=None if self.out is None else Path(self.out),
+            elsewhere=True,
+        )
+        return RemoteDiff(task, work, self.plan)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RemoteDiff:
+    """The chunk task of a diff in a worker of a cluster."""
+
+    task: DiffTask
+    work: Path | None
+    plan: str
+
+    def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
+        """See ChunkTask. Raises ClusterError where the work directory is not here as well."""
+        from ckdiff.kernels import guard
+
+        if self.work is not None:
+            check_plan(self.work, self.plan)  # for every chunk: another run may have it by now
+        guard.install()
+        try:
+            return self.task(chunk, stop)
+        finally:
+            guard.remove()

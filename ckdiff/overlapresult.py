@@ -1,0 +1,159 @@
+"""What an overlap found: counts, and the ratios they give.
+
+Counts are exact integers, added up over groups; every ratio is computed from counts in the end.
+Definitions (o1, o2, expected Jaccard) follow arXiv:2505.11711.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.nulls import Moments, figures
+from ckdiff.summaries import By
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlap:
+    """What some runs changed in common. Row 0 of every table is the whole model.
+
+    Pairs of runs (a, b), a < b, are in row-major order in ``moments``; ``pairs`` holds the upper
+    triangle with the diagonal, whose entries are the sizes.
+    """
+
+    stores: list[str]  #: as they were given
+    rule: str
+    by: By
+    groups: list[str]  #: the first is ``model``
+    elements: IntArray  #: (rows,)
+    pairs: IntArray  #: (rows, upper triangle with diagonal)
+    votes: IntArray  #: (rows, stores + 1): elements that changed in exactly j runs
+    null_names: tuple[str, ...]
+    moments: dict[str, Moments] = field(repr=False)  #: of the intersections, by null
+    #: tensors that are not in all stores with one shape: name, reason, and which stores
+    left_out: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    #: tensors whose base content is not the same in all stores
+    other_base: list[str] = field(default_factory=list, repr=False)
+    seconds: float = 0.0
+
+    @property
+    def counts(self) -> IntArray:
+        """Intersections over the whole model, int64 (stores, stores); sizes on the diagonal."""
+        return self._square(self.pairs[0])
+
+    @property
+    def jaccard(self) -> FloatArray:
+        """|A and B| / |A or B| over the whole model, (stores, stores); NaN for two empty masks."""
+        counts = self.counts
+        sizes = np.diag(counts)
+        with np.errstate(invalid="ignore"):
+            result: FloatArray = counts / (sizes[:, None] + sizes - counts)
+        return result
+
+    @property
+    def nulls(self) -> dict[str, dict[str, FloatArray]]:
+        """For each null ``expected``, ``lift``, ``z`` and ``expected_jaccard`` over the whole
+        model, float64 (stores, stores); NaN on the diagonal and where there is no value."""
+        size = len(self.stores)
+        out = {}
+        for name in self.null_names:
+            keys = ("expected", "lift", "z", "expected_jaccard")
+            tables = {key: np.full((size, size), np.nan) for key in keys}
+            for pair in self._pairs(0):
+                a, b, found = pair["a"], pair["b"], pair["nulls"][name]
+                for key, table in tables.items():
+                    table[a, b] = table[b, a] = np.nan if found[key] is None else found[key]
+            out[name] = tables
+        return out
+
+    def each_row(self) -> Iterator[dict[str, Any]]:
+        """The rows of the JSON contract, one at a time: a row is far larger than its counts."""
+        size = len(self.stores)
+        diagonal = [a * size - a * (a - 1) // 2 for a in range(size)]
+        for row, group in enumerate(self.groups):
+            yield {
+                "group": group,
+                "elements": int(self.elements[row]),
+                "sizes": self.pairs[row, diagonal].tolist(),
+                "pairs": self._pairs(row),
+                "votes": self.votes[row].tolist(),
+            }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the JSON contract."""
+        return list(self.each_row())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``ckdiff overlap --json`` prints."""
+        return self.head() | {"rows": self.rows()}
+
+    def head(self) -> dict[str, Any]:
+        """What ``to_dict`` gives, without the rows."""
+        return {
+            "stores": self.stores,
+            "rule": self.rule,
+            "by": self.by,
+            "nulls": list(self.null_names),
+            "left_out": self.left_out,
+            "other_base": self.other_base,
+            "seconds": self.seconds,
+        }
+
+    def _square(self, upper: IntArray) -> IntArray:
+        size = len(self.stores)
+        out = np.zeros((size, size), np.int64)
+        out[np.triu_indices(size)] = upper
+        return out + np.triu(out, 1).T
+
+    def _pairs(self, row: int) -> list[dict[str, Any]]:
+        elements = int(self.elements[row])
+        counts = self._square(self.pairs[row]).tolist()
+        found = []
+        pairs = [(a, b) for a in range(len(counts)) for b in range(a + 1, len(counts))]
+        for i, (a, b) in enumerate(pairs):
+            both, one, other = counts[a][b], counts[a][a], counts[b][b]
+            nulls = {
+                name: figures(
+                    both, one, other, float(self.moments[name].mean[row, i]),
+                    float(self.moments[name].variance[row, i]),
+                )
+                for name in self.null_names
+            }  # fmt: skip
+            first = nulls[self.null_names[0]]
+            found.append(
+                {
+                    "a": a,
+                    "b": b,
+                    **pair_figures(both, one, other, elements),
+                    "lift": first["lift"],
+                    "z": first["z"],
+                    "expected_jaccard": first["expected_jaccard"],
+                    "nulls": nulls,
+                }
+            )
+        return found
+
+
+def pair_figures(both: int, one: int, other: int, elements: int) -> dict[str, Any]:
+    """What the four counts of two masks say about their agreement; None where it has no value."""
+    union = one + other - both
+    neither = elements - union
+    spread = math.sqrt(one * (elements - one)) * math.sqrt(other * (elements - other))
+    crossed = (one - both) * (other - both)
+    return {
+        "intersection": both,
+        "union": union,
+        "jaccard": both / union if union else None,
+        "o1": both / one if one else None,
+        "o2": both / other if other else None,
+        "phi": (both * elements - one * other) / spread if spread else None,
+        "odds_ratio": both * neither / crossed if crossed else None,
+    }

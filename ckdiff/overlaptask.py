@@ -1,0 +1,84 @@
+"""From matched stores to the chunk task of an overlap, here and in the workers of a cluster."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.counting import OverlapTask
+from ckdiff.errors import ClusterError, PairingError, printable
+from ckdiff.evidence import Base
+from ckdiff.matching import Matched, match
+from ckdiff.remote import SHARE
+from ckdiff.summaries import By, group_index
+
+
+def plan(
+    matched: Matched, by: By, counted: tuple[str, ...], base: Checkpoint | None
+) -> OverlapTask:
+    """The chunk task of an overlap. Raises PairingError for a base that does not fit."""
+    _, index = group_index(matched.names, matched.dtypes, by)
+    return OverlapTask(
+        matched.layout,
+        matched.starts,
+        matched.sources(),
+        index,
+        counted,
+        matched.dtypes,
+        matched.shapes,
+        None if base is None else _base(matched, base),
+    )
+
+
+def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
+    if matched.other_base:
+        raise PairingError(
+            "the null magnitude needs stores with one base, and these differ in "
+            f"{printable(matched.other_base[0])}",
+            hint="leave out the stores that started from another checkpoint",
+        )
+    table = checkpoint.table
+    place = {name: i for i, name in enumerate(table.names)}
+    index = []
+    for name, dtype, shape in zip(matched.names, matched.dtypes, matched.shapes, strict=True):
+        i = place.get(name)
+        if i is None or table.dtypes[i] != dtype or tuple(table.shapes[i]) != shape:
+            what = "no" if i is None else "another dtype or shape for"
+            raise PairingError(
+                f"{printable(checkpoint.label)} has {what} {printable(name)}",
+                hint="give the checkpoint that the runs started from to --base",
+            )
+        index.append(i)
+    first = matched.stores[0].table
+    hashes = [first.base_hashes[i] for i in matched.positions[0]]
+    return Base(checkpoint, np.array(index, np.int64), hashes, matched.names)
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapRecipe:
+    """What another process needs to make the same task. What it reads of ``base`` is verified."""
+
+    stores: tuple[tuple[str, str], ...]  #: absolute path, and the manifest's digest
+    rule: str
+    by: By
+    counted: tuple[str, ...]
+    base: str | None  #: absolute path
+
+    def make(self, stack: ExitStack) -> OverlapTask:
+        """See Recipe."""
+        matched = match([path for path, _ in self.stores], self.rule)
+        for store, (_, digest) in zip(matched.stores, self.stores, strict=True):
+            if store.manifest_digest() != digest:
+                raise ClusterError(
+                    f"{printable(str(store.path))} is another store on a worker than here",
+                    hint=SHARE,
+                )
+        base = None
+        if self.base is not None:
+            base = open_checkpoint(self.base)
+            stack.callback(base.close)
+        return plan(matched, self.by, self.counted, base)

@@ -1,0 +1,170 @@
+"""Set algebra on mask stores: which elements changed in all, some, one or an odd number of runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
+from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.kernels.abi import SEG_TARGET
+from ckdiff.kernels.compiled import c_function
+from ckdiff.layout import CHUNK, Spans
+from ckdiff.maskstream import MaskSource
+from ckdiff.maskwalk import MaskSpans, walk
+from ckdiff.matching import Matched, StorePath, match
+from ckdiff.options import Observer, checked_text
+from ckdiff.rules import Rule
+from ckdiff.store import MaskStore
+from ckdiff.table import UNKNOWN, IntArray
+
+OPERATIONS = ("intersection", "union", "difference", "symmetric-difference", "at-least=K")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What an element's votes decide."""
+
+    text: str  #: as in the manifest
+    kernel: str  #: kind of the ``combine`` kernel
+    threshold: int  #: votes that are needed, where they are counted
+
+    @classmethod
+    def parse(cls, text: str, stores: int) -> Operation:
+        """``at-least=2`` for that many stores; raises UsageError."""
+        text = checked_text("the operation", text)
+        if text == "difference":
+            return cls(text, "difference", 0)
+        if text == "symmetric-difference":
+            return cls(text, "odd", 0)
+        counting = f"at-least:{stores.bit_length()}"  # digits of the largest number of votes
+        if text == "intersection":
+            return cls(text, counting, stores)
+        if text == "union":
+            return cls(text, counting, 1)
+        least = re.fullmatch(r"at-least=([0-9]{1,9})", text, re.ASCII)
+        if least is None:
+            raise UsageError(
+                f"there is no operation {printable(text)!r}", hint=f"one of {', '.join(OPERATIONS)}"
+            )
+        threshold = int(least[1])
+        if not 1 <= threshold <= stores:
+            raise UsageError(
+                f"at-least={threshold} makes no sense with {stores} stores",
+                hint=f"give a number from 1 to {stores}",
+            )
+        return cls(f"at-least={threshold}", counting, threshold)
+
+
+def combine(
+    operation: str,
+    stores: Sequence[StorePath],
+    out: str | os.PathLike[str],
+    *,
+    rule: str | Rule | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    observer: Observer | None = None,
+) -> MaskStore:
+    """Combine the masks of 2 to 64 stores into a new store at ``out``, in bounded memory.
+
+    ``operation`` is ``intersection``, ``union``, ``difference`` (the first without all others),
+    ``symmetric-difference`` (an odd number of votes) or ``at-least=K``. Tensors are matched by name
+    and shape. A run that was stopped is resumed by the same call. Raises a CkdiffError: UsageError,
+    PairingError, StoreExists, StoreCorrupt and others of :mod:`ckdiff.errors`.
+    """
+    target = Target(out, overwrite=overwrite, workers=workers, observer=observer)
+    matched = match(stores, rule)
+    chosen = Operation.parse(operation, len(matched.stores))
+    target.keep_away_from(matched.stores)
+    base_hashes = _base_hashes(matched)
+    for note in matched.notes():
+        target.observer.note(note)
+    made_by: dict[str, Any] = {
+        "operation": chosen.text,
+        "rule": matched.rule,
+        "stores": [
+            {"label": Path(os.path.abspath(store.path)).name, "digest": store.manifest_digest()}
+            for store in matched.stores
+        ],
+        "left_out": matched.left_out,
+    }
+    derived = Derived(
+        matched.names,
+        matched.dtypes,
+        matched.shapes,
+        matched.layout,
+        base_hashes,
+        matched.rule,
+        made_by,
+    )
+    return target.write(derived, Combination(matched, chosen))
+
+
+class Combination(Maker):
+    """Several masks in, one out."""
+
+    def __init__(self, matched: Matched, operation: Operation) -> None:
+        self._names = matched.names
+        self._layout = matched.layout
+        self._starts = matched.starts
+        self._sources: list[MaskSource] = matched.sources()
+        self._kernel = c_function("combine", operation.kernel).ctypes
+        self._threshold = operation.threshold
+        self.total = len(self._sources) * matched.layout.total // 8
+
+    def make(
+        self, first: int, spans: Spans, mask: Bytes, changed: IntArray, done: OnBytes
+    ) -> Iterator[int]:
+        """See Maker. Raises StoreCorrupt."""
+        stores, end = len(self._sources), min(first + CHUNK, self._layout.total)
+        for window in walk(self._layout, self._starts, self._sources, first, end):
+            rows = np.searchsorted(spans.tensors, window.spans.tensors)
+            segments = window.segments(rows)
+            places = (window.spans.addresses - first) // 8
+            assert len(segments) == len(places), "tensors are not merged: each has its own row"
+            segments[:, SEG_TARGET] = mask.ctypes.data + places
+            self._kernel(
+                segments.ctypes.data, len(segments), stores, self._threshold, changed.ctypes.data
+            )
+            self._check_padding(mask, places, window)
+            done(stores * int(window.sizes.sum()))
+            yield int(places[-1] + window.sizes[-1])
+
+    def _check_padding(self, mask: Bytes, places: IntArray, window: MaskSpans) -> None:
+        """Bits past a tensor's end were counted: a store that has some was not made by ckdiff."""
+        spans = window.spans
+        whole = spans.elements // 8  # bytes of mask
+        rest = window.sizes - whole
+        ragged = np.flatnonzero(rest)
+        if not len(ragged):
+            return
+        rest = rest[ragged]
+        stops = np.cumsum(rest)
+        firsts = stops - rest
+        bits = mask[np.repeat(places[ragged] + whole[ragged] - firsts, rest) + np.arange(stops[-1])]
+        bits[firsts] >>= (spans.elements[ragged] % 8).astype(np.uint8)
+        wrong = np.flatnonzero(np.bitwise_or.reduceat(bits, firsts))
+        if len(wrong):
+            name = printable(self._names[spans.tensors[ragged[wrong[0]]]])
+            raise StoreCorrupt(
+                f"the mask of {name} has padding bits that are set in one of the stores",
+                hint="ckdiff check says in which",
+            )
+
+
+def _base_hashes(matched: Matched) -> list[str]:
+    """What each shared tensor started from where all stores agree about it, else UNKNOWN."""
+    columns = [
+        [store.table.base_hashes[i] for i in index]
+        for store, index in zip(matched.stores, matched.positions, strict=True)
+    ]
+    return [
+        hashes[0] if len(set(hashes)) == 1 else UNKNOWN for hashes in zip(*columns, strict=True)
+    ]
