@@ -9,7 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAMS = ("codecs", "kernels", "mask_kernels", "many_tensors", "memory", "diff", "overlap", "cluster", "out_of_core", "shape70b")
+PROGRAMS = (
+    "codecs",
+    "kernels",
+    "mask_kernels",
+    "many_tensors",
+    "memory",
+    "diff",
+    "overlap",
+    "cluster",
+    "out_of_core",
+    "shape70b",
+)
 
 
 def main() -> None:

@@ -11,7 +11,19 @@ import pytest
 BENCH = Path(__file__).parent.parent / "bench"
 
 
-@pytest.mark.parametrize("name", ["codecs", "kernels", "mask_kernels", "many_tensors", "memory", "out_of_core", "overlap", "cluster"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "codecs",
+        "kernels",
+        "mask_kernels",
+        "many_tensors",
+        "memory",
+        "out_of_core",
+        "overlap",
+        "cluster",
+    ],
+)
 def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH / f"{name}.py"), "--quick"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)

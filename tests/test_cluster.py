@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pickle
 import shutil
@@ -65,15 +66,11 @@ class Cluster:
             "scheduler", "--host=127.0.0.1", "--port=0", "--no-dashboard", "--no-show",
             f"--scheduler-file={address}",
         )  # fmt: skip
-        with socket.socket() as probe:
-            deadline = time.monotonic() + 30
-            while not (address.exists() and address.stat().st_size):
-                assert time.monotonic() < deadline
-                assert self.scheduler.poll() is None
-                time.sleep(0.05)
-            probe.close()
-        import json
-
+        deadline = time.monotonic() + 30
+        while not (address.exists() and address.stat().st_size):
+            assert time.monotonic() < deadline
+            assert self.scheduler.poll() is None
+            time.sleep(0.05)
         self.address = json.loads(address.read_text())["address"]
         self.workers = [self.add() for _ in range(workers)]
         if workers:
@@ -156,8 +153,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskrun, "_PATIENCE", 3.0)
-    monkeypatch.setattr(daskrun, "_CONNECTING", 2.0)
+    monkeypatch.setattr(daskrun, "_PATIENCE", 2.0)
+    monkeypatch.setattr(daskrun, "_CONNECTING", 1.5)
     monkeypatch.setattr(daskrun, "_LOOK", 0.3)
 
 
@@ -277,10 +274,10 @@ def test_without_any_worker_it_ends(model: Model, frail: Cluster, tmp_path: Path
             worker.kill()
 
     began = time.monotonic()
-    with pytest.raises(ClusterError, match=r"has had no worker for 3 seconds") as caught:
+    with pytest.raises(ClusterError, match=r"has had no worker for 2 seconds") as caught:
         model.diff(tmp_path / "run.zarr", scheduler=frail.address, observer=once(kill))
     assert "dask worker" in str(caught.value.hint)
-    with pytest.raises(ClusterError, match=r"no worker for 3 seconds"):
+    with pytest.raises(ClusterError, match=r"no worker for 2 seconds"):
         model.overlap(scheduler=frail.address)
     assert time.monotonic() - began < 20
     frail.add()  # and what was done is kept

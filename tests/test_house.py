@@ -371,6 +371,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
             lexer.commenters = "#"
+            lexer.whitespace_split = True  # tcp://host:8786 is one word
             words: list[str] = []
             for word in [*lexer, ";"]:
                 if set(word) <= set("|&;<>()"):  # where the shell ends a command
