@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import bf16_noise, header, median, table, take_turns, timed
+from common import bf16_noise, header, median, table, take_turns, timed, watch
+from common import ckdiff as ckdiff_command
 from numba import cfunc, types
 
 import ckdiff
@@ -186,6 +187,18 @@ def measure(stores: list[Path], base: Path, rounds: int, density: float) -> list
     ]
 
 
+def memory(stores: list[Path], base: Path, elements: int) -> list[list[Any]]:
+    """Peak memory of the command, by nulls."""
+    rows = []
+    for nulls in ([], ["magnitude"], ["rowcol"]):
+        options = ["--base", base] if "magnitude" in nulls else []
+        names = [word for null in ["tensor", *nulls] for word in ("--null", null)]
+        run = watch(ckdiff_command("overlap", *stores, *names, *options, "--workers", "2"))
+        what = ", ".join(["tensor", *nulls])
+        rows.append([f"{elements:,}", len(stores), what, run.rss_anon, run.rss])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--elements", type=float, default=1e9)
@@ -200,17 +213,27 @@ def main() -> None:
     per = min(PER, int(a.elements))
     tensors = max(1, round(a.elements / per))
     rows = []
+    peaks = []
     for density in a.density:
         with tempfile.TemporaryDirectory(dir=a.dir) as folder:
             root = Path(folder)
             stores = make_stores(root, max(a.stores), tensors, per, density)
             for count in a.stores:
                 rows += measure(stores[:count], root / "base", a.rounds, density)
+            if density == max(a.density):
+                peaks += memory(stores, root / "base", tensors * per)
+        if density == max(a.density) and tensors > 3:  # a quarter of the size needs as much
+            with tempfile.TemporaryDirectory(dir=a.dir) as folder:
+                root = Path(folder)
+                stores = make_stores(root, max(a.stores), tensors // 4, per, density)
+                peaks += memory(stores, root / "base", tensors // 4 * per)
     table(
         f"Overlap of masks of {tensors * per:,} elements, {THREADS} threads, median of {a.rounds}",
         ["density", "stores", "what", "s", "GB/s of mask", "time / floor"],
         [[*row[:3], f"{row[3]:.3f}", *row[4:]] for row in rows],
     )
+    columns = ["elements", "stores", "nulls", "peak RssAnon MiB", "peak RSS MiB"]
+    table("Memory of ckdiff overlap, 2 workers", columns, peaks)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """A pair shaped like Llama-3-70B (2 x 141 GB, sparse files) through `ckdiff diff -o`.
 
-Checks that every planted change is found and nothing else, and prints speed and memory.
+Checks that every planted change is found and nothing else, and prints speed and memory. With
+--stores K it goes on to plant and diff K times, and runs `ckdiff overlap` over the K stores.
 
-    python bench/shape70b.py [--dir DIR] [--workers N]
+    python bench/shape70b.py [--dir DIR] [--workers N] [--stores K]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import Tensor, header, table, watched_diff, write_index
+from common import Tensor, ckdiff, header, table, watch, watched_diff, write_index
 
 import ckdiff as api
 
@@ -109,14 +111,52 @@ def verify(path: Path, planted: dict[str, set[int]]) -> int:
     return highest
 
 
+def overlap(
+    root: Path,
+    first: Path,
+    places: dict[str, tuple[Path, int]],
+    planted: dict[str, set[int]],
+    count: int,
+    workers: int,
+) -> None:
+    """Runs that each change what the one before changed and some more, and their overlap."""
+    stores = [first.rename(root / "run0.zarr")]
+    sizes = [sum(map(len, planted.values()))]
+    for i in range(1, count):
+        for name, elements in plant(places, 70 + i).items():
+            planted[name] |= elements
+        stores.append(watched_diff(root, workers=workers)[2].rename(root / f"run{i}.zarr"))
+        sizes.append(sum(map(len, planted.values())))
+    run = watch(ckdiff("overlap", *stores, "--json", "--workers", str(workers)))
+    found = json.loads(run.stdout)
+    for pair in found["rows"][0]["pairs"]:
+        if pair["intersection"] != sizes[pair["a"]]:  # a later run holds all of an earlier one
+            raise SystemExit(f"WRONG: {pair}")
+    bits = count * found["rows"][0]["elements"] / 8
+    table(
+        f"Overlap of {count} Llama-3-70B shaped stores",
+        ["what", "value"],
+        [
+            ["mask bits read", f"{bits / 1e9:.1f} GB, decoded"],
+            ["intersections, all as planted", f"{len(found['rows'][0]['pairs'])}"],
+            ["time", f"{found['seconds']:.1f} s"],
+            ["speed", f"{bits / found['seconds'] / 1e9:.2f} GB/s of mask"],
+            ["peak RssAnon", f"{run.rss_anon} MiB"],
+            ["peak RSS", f"{run.rss} MiB"],
+        ],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", help="where the sparse files go (default: a temporary directory)")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--stores", type=int, default=0, help="also the overlap of so many stores")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
         root = Path(folder)
-        planted = plant(make(root))
+        places = make(root)
+        planted = plant(places)
         on_disk = sum(f.stat().st_blocks * 512 for f in root.rglob("*.safetensors"))
         run, result, out = watched_diff(root, workers=arguments.workers)
         highest = verify(out, planted)
@@ -139,6 +179,8 @@ def main() -> None:
                 ["peak RSS", f"{run.rss} MiB"],
             ],
         )
+        if arguments.stores > 1:
+            overlap(root, out, places, planted, arguments.stores, arguments.workers)
 
 
 if __name__ == "__main__":
