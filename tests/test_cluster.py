@@ -442,8 +442,11 @@ def test_another_version_and_no_ckdiff_at_all(
         pytest.raises(ClusterError, match=r"has ckdiff .*, and this run needs 0\.0\.1"),
     ):
         daskrun.run_cluster([0], old, client, done=lambda chunk, result: None)
+    hidden = tmp_path / "hidden"  # before whatever is installed
+    hidden.mkdir()
+    (hidden / "ckdiff.py").write_text("raise ModuleNotFoundError(\"No module named 'ckdiff'\")\n")
     with (
-        cluster_of(tmp_path / "bare", 1, PYTHONPATH="") as bare,
+        cluster_of(tmp_path / "bare", 1, PYTHONPATH=str(hidden)) as bare,
         pytest.raises(ClusterError, match=r"does not know this ckdiff: .*ckdiff"),
     ):
         model.diff(None, scheduler=bare.address)

@@ -199,7 +199,7 @@ def test_frames_are_decoded_until_one_is_wrong() -> None:
     frames = [np.frombuffer(compressor.compress(piece), np.uint8) for piece in pieces]
 
     def decode(frames: list[npt.NDArray[np.uint8]]) -> tuple[int, bytes]:
-        out = np.zeros((len(frames), size), np.uint8)
+        out = np.full((len(frames), size), 0xEE, np.uint8)
         table = np.zeros((len(frames), abi.DECODE_COLUMNS), np.int64)
         for i, frame in enumerate(frames):
             table[i] = out[i].ctypes.data, frame.ctypes.data, len(frame)
@@ -209,6 +209,8 @@ def test_frames_are_decoded_until_one_is_wrong() -> None:
         return done, out.tobytes()
 
     assert decode(frames) == (4, b"".join(pieces))
+    nothing = frames[0][:0]  # stands for zeros
+    assert decode([frames[0], nothing, frames[2]]) == (3, pieces[0] + bytes(size) + pieces[2])
     for damage in (frames[1][:-1], np.frombuffer(compressor.compress(b"short"), np.uint8)):
         assert decode([frames[0], damage, frames[2]])[0] == 1
     flipped = frames[3].copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from mask_stores import make_base, make_store, random_base
 
 import ckdiff
-from ckdiff import agreement, layout, nulls
+from ckdiff import agreement, layout, maskstream, nulls
 from ckdiff.errors import BudgetError, CheckpointError, PairingError, StoreCorrupt, UsageError
+from ckdiff.matching import match
 from ckdiff.summaries import layer_of, module_of
 
 SHAPES = {
@@ -345,6 +347,28 @@ def test_sixty_four_stores(tmp_path: Path) -> None:
     assert found.votes[0].tolist() == np.bincount(bits.sum(0), minlength=65).tolist()
     with pytest.raises(UsageError, match="2 to 64"):
         ckdiff.overlap([*many, stores[0]])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_frames_known_to_be_empty_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    if not native:  # where the library's functions cannot be called directly
+        monkeypatch.setattr(maskstream.zstd, "decoder", lambda: SimpleNamespace(function=0))
+    size = 3_000_000
+    base = {"w": ("U8", (size,), np.zeros(size, np.uint8))}
+    flags = np.zeros((2, size), bool)
+    flags[:, 1_000_000] = flags[0, 2_900_000] = True
+    stores = [make_store(tmp_path / f"{i}.zarr", base, {"w": m}) for i, m in enumerate(flags)]
+    with maskstream.MaskWindows(match(stores).sources(), 6) as windows:
+        windows._masks[:] = 0xEE  # what was there before must not be left
+        windows.load([np.arange(6), np.arange(6)])
+        frames = windows._frames[:12, 2]
+        assert np.flatnonzero(frames).tolist() == [1, 5, 7], "only what holds a change is decoded"
+        for k in range(2):
+            held = np.unpackbits(windows._masks[k], bitorder="little", count=size).astype(bool)
+            assert np.array_equal(held, flags[k])
+    assert ckdiff.overlap(stores).votes[0].tolist() == [size - 2, 1, 1]
 
 
 def test_pairs_come_in_one_order(runs: Any) -> None:

@@ -83,7 +83,7 @@ AGREE_PIECE = (
     1 << 11
 )  #: bytes of each mask that are counted while they are in the first-level cache
 
-#: columns of a frame to decode: where to, compressed bytes, their number
+#: columns of a frame to decode: where to, compressed bytes, their number (0: all zeros)
 DECODE_COLUMNS = 3
 
 #: the places of 64 elements (uint16), and one word of the widest dtype

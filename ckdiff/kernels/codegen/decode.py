@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import DECODE_COLUMNS
 from ckdiff.kernels.codegen.lanes import I64, Value
-from ckdiff.kernels.codegen.words import load_word
+from ckdiff.kernels.codegen.words import load_word, store_word
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -34,7 +34,10 @@ def decode_kernel() -> Callable[..., int]:
         for i in range(count):
             at = frames + 8 * DECODE_COLUMNS * i
             to, data, length = load_word(at), load_word(at + 8), load_word(at + 16)
-            if _call_decompress(function, state, to, size, data, length) != size:
+            if length == 0:  # known to be zeros
+                for word in range(size // 8):
+                    store_word(to + 8 * word, 0)
+            elif _call_decompress(function, state, to, size, data, length) != size:
                 return i
         return count
 
