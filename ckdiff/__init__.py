@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         StoreLocked,
         UsageError,
     )
+    from ckdiff.exports.exporting import export_masks
+    from ckdiff.imports.importing import import_masks
     from ckdiff.options import Observer, Progress
     from ckdiff.overlapresult import Overlap
     from ckdiff.randommask import random_mask
@@ -61,6 +63,8 @@ _HOMES = {
     "Progress": "ckdiff.options",
     "combine": "ckdiff.setops",
     "diff": "ckdiff.engine",
+    "export_masks": "ckdiff.exports.exporting",
+    "import_masks": "ckdiff.imports.importing",
     "random_mask": "ckdiff.randommask",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.store",
@@ -97,6 +101,8 @@ __all__ = [
     "check_store",
     "combine",
     "diff",
+    "export_masks",
+    "import_masks",
     "open_checkpoint",
     "open_store",
     "overlap",

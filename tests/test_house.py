@@ -118,7 +118,26 @@ LAYERS = """
     ckdiff.derived
     ckdiff.setops
     ckdiff.randommask
+    ckdiff.exports.place
+    ckdiff.exports.masks
+    ckdiff.exports.tensorfile
+    ckdiff.exports.npz
+    ckdiff.exports.torchfile
+    ckdiff.exports.exporting
+    ckdiff.exports
+    ckdiff.imports.maskfile
+    ckdiff.imports.tensorfile
+    ckdiff.imports.npz
+    ckdiff.imports.torchfile
+    ckdiff.imports.importing
+    ckdiff.imports
     ckdiff
+
+    ckdiff.training.source
+    ckdiff.training.names
+    ckdiff.training.freezing
+    ckdiff.training.compact
+    ckdiff.training
 
     ckdiff.cli.terminal
     ckdiff.cli.output
@@ -138,6 +157,8 @@ LAYERS = """
     ckdiff.cli.overlap
     ckdiff.cli.combine
     ckdiff.cli.random
+    ckdiff.cli.export
+    ckdiff.cli.import
     ckdiff.cli.check
     ckdiff.cli.clean
     ckdiff.cli.program
@@ -163,6 +184,7 @@ RAISED = {
     ("ckdiff.checkpoints.strictjson", "ValueError"): "caught by header and shards, with the file",
     ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.manifest", "OSError"): "caught there, and becomes a StoreError",
+    ("ckdiff.imports.npz", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.workdir", "OSError"): "the system's own error, reported with its path",
     ("ckdiff.runners", "Stopped"): "ends a worker; never leaves the runner",
     ("ckdiff.cli.output", "OSError"): "standard output's own error, reported by exits",

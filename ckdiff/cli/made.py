@@ -31,7 +31,7 @@ def title(made_by: Any) -> str:
     if made.get("operation") == "random":
         within = "the model" if made.get("within") == "model" else "each tensor"
         return f"random within {within}, seed {made.get('seed')}"
-    sources = made.get("stores")
+    sources = made.get("stores", made.get("files"))
     labels = [str(s.get("label", "?")) for s in sources or () if isinstance(s, dict)]
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
     return f"{made.get('operation', '?')} of {shown}"

@@ -20,6 +20,8 @@ COMMANDS = {
     "overlap": "How much runs agree, and whether that is more than chance.",
     "combine": "Set algebra: a mask store from several others.",
     "random": "A random mask with as many changed elements as a store.",
+    "export": "Masks in a format that other tools read.",
+    "import": "A mask store from masks made elsewhere.",
     "check": "Verify every byte of a mask store.",
     "clean": "Remove what stopped runs left behind.",
 }

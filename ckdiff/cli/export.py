@@ -1,0 +1,80 @@
+"""``ckdiff export``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckdiff.cli import options
+from ckdiff.cli.made import one_rule
+from ckdiff.cli.output import write_json, write_lines
+
+if TYPE_CHECKING:
+    from ckdiff.exports.exporting import Format
+
+
+@click.command("export")
+@click.argument("store")
+@click.option(
+    "--to",
+    type=click.Choice(["safetensors", "indices", "npz", "torch"]),
+    default="safetensors",
+    show_default=True,
+    help="The format; indices are a safetensors file with the positions of ones.",
+)
+@click.option("-o", "out", required=True, metavar="PATH", help="Write the masks there.")
+@click.option("--packed", is_flag=True, help="safetensors: eight elements in a byte.")
+@click.option("--invert", is_flag=True, help="Write ones for what did not change.")
+@one_rule
+@click.option(
+    "--like",
+    metavar="CHECKPOINT",
+    help="Write a directory with the shards of this checkpoint, or its single file.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output, once the new one is whole.")
+@options.as_json
+def command(
+    store: str,
+    to: Format,
+    out: str,
+    packed: bool,
+    invert: bool,
+    rule: str | None,
+    like: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the masks of a store in a format that other tools read.
+
+    Each file records what a one means, the rule, and which store and checkpoints the masks are of.
+    """
+    from ckdiff.cli import formats
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.errors import printable
+    from ckdiff.exports.exporting import export_masks
+
+    with Reporter("written") as reporter, compilation_noted(reporter):
+        made = export_masks(
+            store,
+            out,
+            to=to,
+            packed=packed,
+            invert=invert,
+            rule=rule,
+            like=like,
+            overwrite=overwrite,
+            observer=reporter.observer(),
+        )
+    if as_json:
+        write_json(made)
+        return
+    ones, elements = made["ones"], made["elements"]
+    files = len(made["files"])
+    write_lines(
+        [
+            f"{formats.extent(elements, made['tensors'])}, {made['polarity']}: "
+            f"{ones:,} ones, {formats.percent(ones, elements)}",
+            f"written to {printable(made['out'])}" + (f", {files} files" if files > 1 else ""),
+        ]
+    )

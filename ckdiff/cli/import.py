@@ -1,0 +1,54 @@
+"""``ckdiff import``. Named like its command, which is how it is found; nothing else imports it."""
+
+from __future__ import annotations
+
+import click
+
+from ckdiff.cli import options
+from ckdiff.cli.made import output
+
+
+@click.command("import")
+@click.argument("file")
+@output
+@click.option(
+    "--rule",
+    metavar="RULE",
+    help="The rule that the mask is stored under; by default what the file says, else exact.",
+)
+@click.option("--invert", is_flag=True, help="Ones in the file mean frozen.")
+@click.option(
+    "--base",
+    metavar="CHECKPOINT",
+    help="The checkpoint that the masks are for: its dtypes, shapes and content hashes are kept.",
+)
+@options.overwrite
+@options.as_json
+def command(
+    file: str,
+    out: str,
+    rule: str | None,
+    invert: bool,
+    base: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make a mask store from masks made elsewhere: safetensors, npz or torch.
+
+    Masks are bool or uint8 tensors of 0 and 1, or positions of ones called NAME.indices.
+    """
+    from ckdiff.cli.made import report
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.imports.importing import import_masks
+
+    with Reporter("imported") as reporter, compilation_noted(reporter):
+        made = import_masks(
+            file,
+            out,
+            rule=rule,
+            invert=invert,
+            base=base,
+            overwrite=overwrite,
+            observer=reporter.observer(),
+        )
+    report(made, as_json=as_json)

@@ -1,0 +1,1 @@
+"""Masks made elsewhere: files of other tools -> a mask store."""

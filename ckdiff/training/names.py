@@ -1,0 +1,204 @@
+"""Which mask belongs to which parameter, and what is wrong where a mask does not fit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from ckdiff.errors import PairingError, UsageError, printable
+from ckdiff.rules import Rule
+from ckdiff.training.source import Masks, Source, open_masks
+
+Missing = Literal["error", "train", "freeze"]
+
+#: what wrappers put in front of names, in any order and number
+_PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")
+#: parts that wrappers put anywhere in a name: compiled, checkpointed and sharded modules, LoRA
+_INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
+_SHOWN = 5  # names in a message
+
+
+@dataclass(slots=True)
+class Weight:
+    """A parameter of a model, once however many names it has."""
+
+    names: list[str]  #: more than one where weights are tied
+    parameter: nn.Parameter
+    masks: list[str] = field(default_factory=list)  #: the tensors of the store that are this one
+
+    @property
+    def name(self) -> str:
+        """The first of the names."""
+        return self.names[0]
+
+
+def parameter_masks(
+    model: nn.Module,
+    store: Masks,
+    *,
+    rule: str | Rule | None = None,
+    missing: Missing = "error",
+) -> dict[str, torch.Tensor]:
+    """The mask of each trained parameter of ``model``: parameter name -> bool, True = train.
+
+    Trained are parameters with ``requires_grad``. Tied weights count once, under their first
+    name. Names match exactly, or but for wrappers such as ``module.`` and
+    ``_orig_mod.``. ``missing`` says what becomes of a parameter that has no mask. Raises
+    PairingError that says which parameters do not fit, and why.
+    """
+    return {weight.name: mask for weight, mask in fit(model, store, rule, missing)}
+
+
+def fit(
+    model: nn.Module,
+    store: Masks,
+    rule: str | Rule | None,
+    missing: Missing,
+    only: Collection[torch.Tensor] | None = None,
+) -> list[tuple[Weight, torch.Tensor]]:
+    """Each trained parameter with its mask, which is on the parameter's device.
+
+    Trained are the parameters in ``only``, or those with ``requires_grad``.
+
+    A mask that stands for all or nothing because there is none takes no memory.
+    """
+    if missing not in get_args(Missing):
+        raise UsageError(
+            f"missing cannot be {missing!r}", hint=f"one of {', '.join(get_args(Missing))}"
+        )
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    source = open_masks(store, rule)
+    weights = _weights(model)
+    problems = _assign(weights, source.shapes)
+    trained = _trained(weights, only)
+    problems += _mismatches(weights, source, {name for name, _ in model.named_buffers()})
+    orphans = [weight.name for weight in trained if not weight.masks]
+    if orphans and missing == "error":
+        problems.append(f"{_listed(orphans)}: no mask")
+    if problems:
+        raise PairingError(
+            f"the masks do not fit the model: {'; '.join(problems)}",
+            hint="missing='freeze' or 'train' allows parameters without a mask"
+            if problems[0].endswith(": no mask")
+            else "give a dict of parameter name -> mask to choose yourself",
+        )
+    return [(weight, _mask(weight, source, missing)) for weight in trained]
+
+
+def plain_name(name: str) -> str:
+    """The name without what wrappers add: ``module._orig_mod.model.x`` -> ``x``."""
+    plain = ".".join(part for part in name.split(".") if part not in _INSERTED)
+    while True:
+        for prefix in _PREFIXES:
+            if plain.startswith(prefix):
+                plain = plain[len(prefix) :]
+                break
+        else:
+            return plain
+
+
+def _weights(model: nn.Module) -> list[Weight]:
+    found: dict[int, Weight] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), Weight([], parameter)).names.append(name)
+    return list(found.values())
+
+
+def _trained(weights: list[Weight], only: Collection[torch.Tensor] | None) -> list[Weight]:
+    if only is None:
+        trained = [weight for weight in weights if weight.parameter.requires_grad]
+    else:
+        wanted = {id(parameter) for parameter in only}
+        trained = [weight for weight in weights if id(weight.parameter) in wanted]
+        if len(trained) != len(wanted):
+            raise PairingError(
+                f"{len(wanted) - len(trained)} of {len(wanted)} parameters of the optimizer are not"
+                " the model's",
+                hint="give the model whose parameters the optimizer was made with",
+            )
+    for weight in trained:
+        if hasattr(weight.parameter, "device_mesh"):
+            raise UsageError(f"{printable(weight.name)} is a sharded tensor (DTensor)")
+        if weight.parameter.is_meta:
+            raise UsageError(
+                f"{printable(weight.name)} is on the meta device", hint="load the weights first"
+            )
+    return trained
+
+
+def _assign(weights: list[Weight], stored: Iterable[str]) -> list[str]:
+    """Fill in which masks are each weight's; gives what is ambiguous.
+
+    Exact names come first. What they leave is matched by plain name, where that names a single
+    parameter and a single mask: a guess between two could train the wrong weights.
+    """
+    left = dict.fromkeys(stored)
+    unmatched: dict[str, list[tuple[Weight, str]]] = defaultdict(list)
+    for weight in weights:
+        for name in weight.names:
+            if name in left:
+                weight.masks.append(name)
+                del left[name]
+            else:
+                unmatched[plain_name(name)].append((weight, name))
+    plain: dict[str, list[str]] = defaultdict(list)
+    for name in left:
+        plain[plain_name(name)].append(name)
+    problems = []
+    for key, claims in unmatched.items():
+        masks = plain.get(key, [])
+        owners = {id(weight): weight for weight, _ in claims}
+        if len(masks) == 1 and len(owners) == 1:
+            claims[0][0].masks += masks
+        elif masks:
+            names = [name for _, name in claims]
+            problems.append(f"{_listed(names)}: could be any of the masks {_listed(masks)}")
+    return problems
+
+
+def _mismatches(weights: list[Weight], source: Source, buffers: set[str]) -> list[str]:
+    """What is wrong with the masks that were found, and which have no parameter."""
+    problems = []
+    used: set[str] = set()
+    for weight in weights:
+        used.update(weight.masks)
+        shape = tuple(weight.parameter.shape)
+        wrong = [name for name in weight.masks if source.shapes[name] != shape]
+        problems += [
+            f"{printable(weight.name)} is {list(shape)} in the model and"
+            f" {list(source.shapes[name])} in the masks"
+            for name in wrong[:1]
+        ]
+        if not wrong and len(weight.masks) > 1:
+            first, *others = map(source.mask, weight.masks)
+            if not all(torch.equal(first, other.to(first.device)) for other in others):
+                problems.append(f"{_listed(weight.masks)}: tied weights with different masks")
+    buffers = {plain_name(name) for name in buffers}
+    # a buffer is no optimizer's business, and a mask of zeros asks for nothing
+    stray = [
+        name
+        for name in source.shapes
+        if name not in used and plain_name(name) not in buffers and bool(source.mask(name).any())
+    ]
+    if stray:
+        problems.append(f"{_listed(stray)}: a mask without a parameter")
+    return problems
+
+
+def _mask(weight: Weight, source: Source, missing: Missing) -> torch.Tensor:
+    parameter = weight.parameter
+    if weight.masks:
+        return source.mask(weight.masks[0]).to(parameter.device)
+    every = torch.tensor(missing == "train", device=parameter.device)
+    return every.expand(parameter.shape)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"
