@@ -33,7 +33,7 @@ from ckdiff.maskwalk import working_memory
 from ckdiff.matching import Matched, StorePath, match
 from ckdiff.nulls import NULLS, Moments, of_tensors
 from ckdiff.options import Observer, Progress, checked_int, checked_observer, several_texts
-from ckdiff.overlapresult import Overlap
+from ckdiff.overlapresult import Overlap, diagonal
 from ckdiff.overlaptask import OverlapRecipe, plan
 from ckdiff.remote import Remote
 from ckdiff.rules import Rule
@@ -82,7 +82,7 @@ def overlap(
     _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
         checkpoint = _open_base(base, counted, stack)
-        task = plan(matched, by, counted, checkpoint)
+        task = plan(matched, index, counted, checkpoint)
         part = _run(task, matched, by, base, threads, scheduler, observer)
     part = _complete(part, task, len(groups))
     _check_counts(matched, part, index)
@@ -91,7 +91,7 @@ def overlap(
         moments["tensor"] = of_tensors(matched.layout.elements, matched.changed, index, len(groups))
     found = _with_model(matched, by, groups, index, part, moments)
     if "model" in names:
-        sizes = found.pairs[:, _diagonal(len(matched.stores))].T
+        sizes = found.pairs[:, diagonal(len(matched.stores))].T
         rows = np.arange(len(found.groups))
         found.moments["model"] = of_tensors(found.elements, sizes, rows, len(rows))
     ordered = {name: found.moments[name] for name in names}
@@ -146,9 +146,9 @@ def _check_memory(
         raise BudgetError(
             f"{format_size(allowed)} of memory is too little for {groups:,} groups of "
             f"{stores} stores with {workers} workers: this needs {format_size(needed)}",
-            hint="group more coarsely (--by layer, --by model)"
-            if by != "model"
-            else "raise memory",
+            hint="raise memory"
+            if by == "model"
+            else "group more coarsely (--by layer, --by model)",
         )
 
 
@@ -225,10 +225,6 @@ class _Rows:
     moments: dict[str, Moments]
 
 
-def _diagonal(stores: int) -> list[int]:
-    return [a * stores - a * (a - 1) // 2 for a in range(stores)]
-
-
 def _complete(part: Part | None, task: OverlapTask, groups: int) -> Part:
     """The part with a row for every group, those without elements included."""
     every = task.empty(np.arange(groups, dtype=np.int64))
@@ -237,11 +233,11 @@ def _complete(part: Part | None, task: OverlapTask, groups: int) -> Part:
 
 def _check_counts(matched: Matched, part: Part, index: IntArray) -> None:
     """Hold what was counted against what the stores say."""
-    groups = len(part.groups)
-    for k, store in enumerate(matched.stores):
-        said = np.zeros(groups, np.int64)
-        np.add.at(said, index, matched.changed[k])
-        if not np.array_equal(said, part.pairs[:, _diagonal(len(matched.stores))[k]]):
+    counted = part.pairs[:, diagonal(len(matched.stores))].T
+    for store, changed, found in zip(matched.stores, matched.changed, counted, strict=True):
+        said = np.zeros(len(part.groups), np.int64)
+        np.add.at(said, index, changed)
+        if not np.array_equal(said, found):
             raise StoreCorrupt(
                 f"the {matched.rule} mask of {printable(str(store.path))} disagrees with its count",
                 hint="see ckdiff check",
@@ -286,7 +282,7 @@ def _self_test(found: _Rows) -> None:
     """Pairs and votes are counted by different code, and must say the same."""
     ballots = np.arange(found.votes.shape[1])
     stores = len(ballots) - 1
-    sizes = found.pairs[:, _diagonal(stores)].sum(1)
+    sizes = found.pairs[:, diagonal(stores)].sum(1)
     shared = found.pairs.sum(1) - sizes
     assert (found.votes >= 0).all()
     assert np.array_equal(found.votes.sum(1), found.elements)

@@ -29,9 +29,9 @@ from ckdiff.layout import Layout, Spans
 from ckdiff.maskcodec import MaskEncoder
 from ckdiff.objects import INNER, OBJECT, ObjectWriter
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
-from ckdiff.outputs import check_disk
+from ckdiff.outputs import ELSEWHERE, check_disk, relation
 from ckdiff.results import Collected, finished_before
-from ckdiff.runners import Stopped, run_threads
+from ckdiff.runners import Amount, Stopped, run_threads
 from ckdiff.store import MaskStore, open_store
 from ckdiff.storewriter import write_tables
 from ckdiff.table import UNKNOWN, IntArray, MaskTable
@@ -100,19 +100,15 @@ class Target:
 
     def keep_away_from(self, stores: Sequence[MaskStore]) -> None:
         """Raise StoreError where the output would be an input, lie inside one, or hold one."""
-        place = os.path.realpath(self.out)
+        problems = {"holds": "would replace the input", "inside": "lies inside the input"}
         for store in stores:
-            path = os.path.realpath(store.path)
-            if path == place or path.startswith(place + os.sep):
-                problem = "would replace the input"
-            elif place.startswith(path + os.sep):
-                problem = "lies inside the input"
-            else:
-                continue
-            raise StoreError(
-                f"the output {printable(str(self.out))} {problem} {printable(str(store.path))}",
-                hint="choose another place with -o",
-            )
+            found = relation(self.out, store.path)
+            if found is not None:
+                raise StoreError(
+                    f"the output {printable(str(self.out))} {problems[found]} "
+                    f"{printable(str(store.path))}",
+                    hint=ELSEWHERE,
+                )
 
     def write(self, derived: Derived, maker: Maker) -> MaskStore:
         """Make the store. Raises StoreError, BudgetError, Interrupted, and what ``maker`` raises.
@@ -150,7 +146,7 @@ class Target:
         finished = layout.chunks - len(todo)
         if finished:
             self.observer.note(f"resuming: {finished} of {layout.chunks} chunks were done already")
-        done = _Amount(maker.total * finished // max(1, layout.chunks))
+        done = Amount(maker.total * finished // max(1, layout.chunks))
         resumed = done.value
         began = time.perf_counter()
 
@@ -171,16 +167,6 @@ class Target:
         done.value = maker.total
         report()
         return collected
-
-
-class _Amount:
-    """Bytes done, added to by workers; a lost update would only blur a progress bar."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def add(self, amount: int) -> None:
-        self.value += amount
 
 
 @dataclass(slots=True)

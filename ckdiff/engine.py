@@ -30,6 +30,7 @@ from ckdiff.options import (
 from ckdiff.outputs import check_disk, check_place, refusal
 from ckdiff.remote import Remote
 from ckdiff.rules import EXACT, Rule, parse_rules
+from ckdiff.runners import Amount, run_threads
 from ckdiff.summaries import rule_counts
 from ckdiff.table import MaskTable
 from ckdiff.workdir import WorkDir, stopped_hint, store_errors
@@ -207,7 +208,7 @@ class Diff:
         """Gives how many bytes of both sides an earlier run had compared."""
         from ckdiff.results import finished_before
 
-        done = _Counter()
+        done = Amount()
         todo = []
         for chunk in range(self.layout.chunks):
             found = None if work is None else finished_before(work, chunk)
@@ -246,13 +247,12 @@ class Diff:
         self,
         todo: list[int],
         work: WorkDir | None,
-        done: _Counter,
+        done: Amount,
         finished: Callable[[int, ChunkResult], None],
         report: Callable[[], None],
     ) -> None:
         """Compare chunks on our own threads."""
         from ckdiff.kernels import guard
-        from ckdiff.runners import run_threads
 
         task = self.comparison.task(
             self._order,
@@ -274,7 +274,7 @@ class Diff:
         client: Client,
         todo: list[int],
         work: WorkDir | None,
-        done: _Counter,
+        done: Amount,
         finished: Callable[[int, ChunkResult], None],
         report: Callable[[], None],
     ) -> None:
@@ -422,16 +422,6 @@ def _path_of(side: CheckpointPath) -> str:
             hint='give its path, or scheduler="threads"',
         )
     return os.path.abspath(os.fspath(side))
-
-
-class _Counter:
-    """Bytes done, added to by workers; a lost update would only blur a progress bar."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def add(self, amount: int) -> None:
-        self.value += amount
 
 
 def _identity(side: Checkpoint) -> dict[str, Any]:

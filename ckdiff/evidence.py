@@ -80,6 +80,7 @@ class Base:
 
     checkpoint: Checkpoint
     index: IntArray  #: for each tensor of the layout, its position in the checkpoint
+    bits: IntArray  #: of one element of each
     hashes: Sequence[str]  #: content hashes that the stores recorded
     names: Sequence[str]
 
@@ -112,11 +113,8 @@ class BinadeCollector:
     def add(self, window: MaskSpans) -> None:
         """See Collector."""
         spans = window.spans
-        bits = np.array([DTYPES[self.dtypes[t]].bits for t in spans.tensors], np.int64)
-        nbytes = spans.elements * bits // 8
-        addresses = self._reader.acquire(
-            self.base.index[spans.tensors], spans.starts * bits // 8, nbytes
-        )
+        begins, nbytes = spans.byte_ranges(self.base.bits)
+        addresses = self._reader.acquire(self.base.index[spans.tensors], begins, nbytes)
         masks = np.ascontiguousarray(window.addresses.T)
         columns = zip(
             spans.tensors.tolist(), spans.starts.tolist(), spans.elements.tolist(),
@@ -131,7 +129,7 @@ class BinadeCollector:
                 cells.ctypes.data, self._scratch.ctypes.data, sums.ctypes.data, self._xxh3,
             )  # fmt: skip
             if not self._xxh3:
-                sums[:] = _hash_slowly(address, size, start // UNIT, UNIT * DTYPES[dtype].bits // 8)
+                sums[:] = hashing.add_units_at(address, size, start // UNIT, DTYPES[dtype].bits)
             found = BinadeCounts(elements, cells.sum(1), sums)
             cells[:] = 0
             before = self._found.get(tensor)
@@ -151,13 +149,6 @@ class BinadeCollector:
             shape = self.stores + 1, WAYS, bins(DTYPES[dtype])
             self._cells[dtype] = np.zeros(shape, np.int64)
         return self._cells[dtype]
-
-
-def _hash_slowly(address: int, size: int, unit: int, unit_bytes: int) -> tuple[int, int]:
-    import ctypes
-
-    data = (ctypes.c_char * size).from_address(address)
-    return hashing.add_units(memoryview(data), unit, unit_bytes)
 
 
 @dataclass(slots=True, eq=False)

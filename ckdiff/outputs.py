@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, StoreError, printable
 from ckdiff.workdir import check_output, store_errors
 
-_HINT = "choose another place with -o"
+ELSEWHERE = "choose another place with -o"  #: a hint
 
 
 def check_place(out: Path, sides: Sequence[Checkpoint]) -> None:
@@ -22,14 +23,28 @@ def check_place(out: Path, sides: Sequence[Checkpoint]) -> None:
             paths = {os.path.abspath(file.path), os.path.realpath(file.path)}
             if any(path == place or path.startswith(place + os.sep) for path in paths):
                 raise StoreError(
-                    f"the output {printable(str(out))} would replace a source", hint=_HINT
+                    f"the output {printable(str(out))} would replace a source", hint=ELSEWHERE
                 )
         folder = getattr(side, "folder", None)
         if folder is not None and (place + os.sep).startswith(os.path.realpath(folder) + os.sep):
             raise StoreError(
                 f"the output {printable(str(out))} lies inside the source {printable(folder)}",
-                hint=_HINT,
+                hint=ELSEWHERE,
             )
+
+
+def relation(out: Path, store: Path) -> Literal["inside", "holds"] | None:
+    """Whether the output lies inside a store, or is one or holds one; None where it is apart."""
+    place, source = os.path.realpath(out), os.path.realpath(store)
+    if (source + os.sep).startswith(place + os.sep):
+        return "holds"
+    return "inside" if place.startswith(source + os.sep) else None
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that may still be written to the file system of ``folder``; OSError passes through."""
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize
 
 
 def refusal(out: Path, most: int, *, overwrite: bool) -> str | None:
@@ -51,15 +66,14 @@ def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:
     """
     if not out.parent.is_dir():
         return  # said when the store is begun
-    system = os.statvfs(out.parent)
-    free = system.f_bavail * system.f_frsize
+    free = free_space(out.parent)
     least = most // 256 + 16384
     where = printable(str(out.parent))
     if free < least:
         raise BudgetError(
             f"{format_size(free)} free at {where}, and the store needs at least "
             f"{format_size(least)}",
-            hint="free some space or " + _HINT,
+            hint="free some space or " + ELSEWHERE,
         )
     if free < most:
         note(

@@ -76,13 +76,12 @@ class Overlap:
 
     def each_row(self) -> Iterator[dict[str, Any]]:
         """The rows of the JSON contract, one at a time: a row is far larger than its counts."""
-        size = len(self.stores)
-        diagonal = [a * size - a * (a - 1) // 2 for a in range(size)]
+        sizes = self.pairs[:, diagonal(len(self.stores))]
         for row, group in enumerate(self.groups):
             yield {
                 "group": group,
                 "elements": int(self.elements[row]),
-                "sizes": self.pairs[row, diagonal].tolist(),
+                "sizes": sizes[row].tolist(),
                 "pairs": self._pairs(row),
                 "votes": self.votes[row].tolist(),
             }
@@ -140,6 +139,11 @@ class Overlap:
                 }
             )
         return found
+
+
+def diagonal(stores: int) -> list[int]:
+    """Where in the upper triangle of pairs the sizes of the masks are."""
+    return [a * stores - a * (a - 1) // 2 for a in range(stores)]
 
 
 def pair_figures(both: int, one: int, other: int, elements: int) -> dict[str, Any]:

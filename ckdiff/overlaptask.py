@@ -10,23 +10,27 @@ import numpy as np
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.counting import OverlapTask
+from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, PairingError, printable
 from ckdiff.evidence import Base
 from ckdiff.matching import Matched, match
 from ckdiff.remote import SHARE
 from ckdiff.summaries import By, group_index
+from ckdiff.table import IntArray
 
 
 def plan(
-    matched: Matched, by: By, counted: tuple[str, ...], base: Checkpoint | None
+    matched: Matched, groups: IntArray, counted: tuple[str, ...], base: Checkpoint | None
 ) -> OverlapTask:
-    """The chunk task of an overlap. Raises PairingError for a base that does not fit."""
-    _, index = group_index(matched.names, matched.dtypes, by)
+    """The chunk task of an overlap; ``groups`` has the group of each tensor.
+
+    Raises PairingError for a base that does not fit.
+    """
     return OverlapTask(
         matched.layout,
         matched.starts,
         matched.sources(),
-        index,
+        groups,
         counted,
         matched.dtypes,
         matched.shapes,
@@ -55,7 +59,8 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
         index.append(i)
     first = matched.stores[0].table
     hashes = [first.base_hashes[i] for i in matched.positions[0]]
-    return Base(checkpoint, np.array(index, np.int64), hashes, matched.names)
+    bits = np.array([DTYPES[dtype].bits for dtype in matched.dtypes], np.int64)
+    return Base(checkpoint, np.array(index, np.int64), bits, hashes, matched.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +86,5 @@ class OverlapRecipe:
         if self.base is not None:
             base = open_checkpoint(self.base)
             stack.callback(base.close)
-        return plan(matched, self.by, self.counted, base)
+        _, groups = group_index(matched.names, matched.dtypes, self.by)
+        return plan(matched, groups, self.counted, base)

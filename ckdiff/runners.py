@@ -17,6 +17,17 @@ T_co = TypeVar("T_co", covariant=True)
 _TICK = 0.1  # seconds between progress reports
 
 
+class Amount:
+    """Work done, added to by workers; a lost update would only blur a progress bar."""
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+    def add(self, amount: int) -> None:
+        """So much more was done."""
+        self.value += amount
+
+
 class Stopped(Exception):
     """Raised inside a task that notices that the run is being stopped."""
 

@@ -98,7 +98,7 @@ class WorkDir:
     def __enter__(self) -> WorkDir:
         with store_errors(self.path):
             check_output(self.out, overwrite=self._overwrite)
-            self._lock = _acquire(self.path)
+            self._lock = acquire(self.path)
             try:
                 _rescue(self.path)
                 try:
@@ -158,7 +158,7 @@ class WorkDir:
             _remove_temporaries(self.store)
             self._durable(sync_tree, self.store)
             write_file(self.store / MANIFEST, manifest)
-            self._durable(sync_directory, self.store)
+            self._durable(sync_path, self.store)
             check_output(self.out, overwrite=self._overwrite)
             replaced = self.path / "replaced" if self.out.exists() else None
             _place(self.store, self.out, replaced)
@@ -166,7 +166,7 @@ class WorkDir:
             with contextlib.suppress(OSError):
                 _remove_temporaries(self.out)
             try:
-                self._durable(sync_directory, self.out.parent)
+                self._durable(sync_path, self.out.parent)
             except OSError:
                 with contextlib.suppress(OSError):
                     _take_back(self.store, self.out, replaced)
@@ -225,7 +225,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise StoreExists(f"{printable(str(out))} exists", hint="use --overwrite to replace it")
 
 
-def _acquire(path: Path, *, create: bool = True) -> int:
+def acquire(path: Path, *, create: bool = True) -> int:
     """Lock the work directory; freed by the kernel when the process ends, however it ends."""
     for _ in range(_ATTEMPTS):
         if create:
@@ -302,16 +302,12 @@ def sync_tree(root: Path) -> None:
     """fsync every file and directory below ``root``."""
     for folder, _, names in os.walk(root):
         for name in names:
-            _sync(Path(folder) / name)
-        sync_directory(Path(folder))
+            sync_path(Path(folder) / name)
+        sync_path(Path(folder))
 
 
-def sync_directory(path: Path) -> None:
-    """fsync a directory, so that the names in it survive a power cut."""
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """fsync a file, or a directory, so that the names in it survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -401,7 +397,7 @@ def clean(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in leftovers(folder):
         with store_errors(path):
             try:
-                lock = _acquire(path, create=False)
+                lock = acquire(path, create=False)
             except StoreLocked:
                 busy.append(path)
                 continue

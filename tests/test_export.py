@@ -15,13 +15,13 @@ import pytest
 from cli_support import MAIN, error, ok, python
 from derived_stores import first_bits
 from mask_stores import make_store, random_base
+from safetensors import numpy as safetensors_numpy
 from support import write_index, write_safetensors
 
 import ckdiff
 from ckdiff.exports import exporting
 from ckdiff.exports.masks import Masks
 
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 Flags = dict[str, npt.NDArray[np.bool_]]
 
 SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -151,7 +151,8 @@ def test_npz(made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path) -> None:
 
 
 def test_torch(made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     store, masks = made
     out = tmp_path / "masks.pt"
     ckdiff.export_masks(store, out, to="torch", invert=True)

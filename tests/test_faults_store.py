@@ -551,14 +551,14 @@ def test_lock_is_taken_over_while_the_directory_is_removed(tmp_path: Path) -> No
 
 def test_output_that_appears_while_waiting_is_not_computed_again(tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    acquire = workdir._acquire
+    acquire = workdir.acquire
 
     def slow(path: Path, *, create: bool = True) -> int:
         out.mkdir()  # another process finishes first
         return acquire(path, create=create)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workdir, "_acquire", slow)
+        patch.setattr(workdir, "acquire", slow)
         with pytest.raises(StoreExists), WorkDir(out, {}, overwrite=False):
             pass
     assert [p.name for p in tmp_path.iterdir()] == [out.name]

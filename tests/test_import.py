@@ -45,8 +45,6 @@ def same(store: ckdiff.MaskStore, masks: Flags) -> None:
 def test_there_and_back(
     to: str, invert: bool, made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path
 ) -> None:
-    if to == "torch":
-        pytest.importorskip("torch")
     store, masks = made
     packed = to == "packed"
     form: Any = "safetensors" if packed else to
@@ -75,7 +73,8 @@ def test_shards_come_back(
 
 
 def test_more_than_a_chunk(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     flags = np.random.default_rng(0).random((1 << 26) + 12345) < 0.01
     torch.save(
         {"a": torch.from_numpy(flags), "b": torch.ones(3, dtype=torch.uint8)}, tmp_path / "f"
@@ -240,7 +239,8 @@ class Bomb:
 
 
 def test_hostile_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     monkeypatch.chdir(tmp_path)
     cases: dict[str, Any] = {
         "bomb": {"masks": {"a": Bomb()}},
@@ -267,7 +267,8 @@ def test_hostile_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_transposed_torch_masks(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     mask = torch.arange(6).reshape(2, 3) % 2 == 0
     torch.save({"a": mask.T}, tmp_path / "f")
     same(ckdiff.import_masks(tmp_path / "f", tmp_path / "o"), {"a": mask.T.numpy()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,15 +24,13 @@ from ckdiff.errors import (
     CheckpointError,
     StoreError,
     StoreExists,
-    StoreLocked,
     printable,
 )
-from ckdiff.outputs import check_place
+from ckdiff.outputs import ELSEWHERE, check_place, free_space, relation
 from ckdiff.store import MaskStore
-from ckdiff.workdir import SUFFIX, remove, sync_directory, sync_tree
+from ckdiff.workdir import SUFFIX, acquire, remove, sync_path, sync_tree
 
 FORMAT = "ckdiff-masks"  #: ``format`` in the metadata of everything exported
-_HINT = "choose another place with -o"
 _REMEDIES = {
     errno.ENOSPC: "free some space and run it again",
     errno.EDQUOT: "your quota is used up",
@@ -49,7 +46,7 @@ def write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"cannot write {printable(str(path))}: {error.strerror or error}",
-            hint=_REMEDIES.get(error.errno or 0, _HINT),
+            hint=_REMEDIES.get(error.errno or 0, ELSEWHERE),
         ) from error
 
 
@@ -84,26 +81,24 @@ class Place:
     def keep_away_from(self, store: MaskStore, like: Checkpoint | None) -> None:
         """Raise StoreError where the output would damage what is read."""
         check_place(self.out, [] if like is None else [like])
-        place, source = os.path.realpath(self.out), os.path.realpath(store.path)
-        inside = (place + os.sep).startswith(source + os.sep)
-        if inside or source.startswith(place + os.sep):
-            problem = "lies inside" if inside else "would replace"
+        found = relation(self.out, store.path)
+        if found is not None:
+            problem = "lies inside" if found == "inside" else "would replace"
             raise StoreError(
                 f"the output {printable(str(self.out))} {problem} the store "
                 f"{printable(str(store.path))}",
-                hint=_HINT,
+                hint=ELSEWHERE,
             )
 
     def check_disk(self, size: int) -> None:
         """Raise BudgetError where ``size`` bytes do not fit."""
         with write_errors(self.out):
-            system = os.statvfs(self.out.parent)
-        free = system.f_bavail * system.f_frsize
+            free = free_space(self.out.parent)
         if free < size:
             where = printable(str(self.out.parent))
             raise BudgetError(
                 f"{format_size(free)} free at {where}, and {format_size(size)} are needed",
-                hint="free some space or " + _HINT,
+                hint="free some space or " + ELSEWHERE,
             )
 
     def commit(self) -> None:
@@ -112,13 +107,13 @@ class Place:
             if self._directory:
                 sync_tree(self.path)
             else:
-                _sync_file(self.path)
+                sync_path(self.path)
             self._check()
             if self._directory and self.out.exists():
                 self._swap()
             else:
                 os.replace(self.path, self.out)
-            sync_directory(self.out.parent)
+            sync_path(self.out.parent)
 
     # inside
 
@@ -147,26 +142,12 @@ class Place:
 
     def _acquire(self) -> None:
         """Lock the directory beside the output; the kernel frees it however we end."""
-        self._partial.mkdir(exist_ok=True)
         if (self._partial / "plan.json").exists():
             raise StoreExists(
                 f"{printable(str(self._partial))} is left of a run that wrote a mask store",
                 hint="ckdiff clean removes it",
             )
-        fd = os.open(self._partial / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # a lock is only worth something while it is in its place
-            mine = os.path.samestat(os.fstat(fd), os.stat(self._partial / "LOCK"))
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            os.close(fd)
-            raise StoreLocked(
-                f"another process is writing {printable(str(self.out))}",
-                hint="wait for it, or choose another name",
-            )
-        self._lock = fd
+        self._lock = acquire(self._partial)
 
     def _clear(self) -> None:
         """Remove what a killed run left; give back what it was about to replace."""
@@ -195,14 +176,6 @@ class Place:
             self._partial.rmdir()
         os.close(self._lock)
         self._lock = -1
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_export(folder: Path) -> bool:

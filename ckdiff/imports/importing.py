@@ -35,7 +35,7 @@ from ckdiff.imports.maskfile import Item, MaskFile, Shape
 from ckdiff.layout import CHUNK, Layout, Spans
 from ckdiff.naming import natural_key
 from ckdiff.options import Observer, checked_path
-from ckdiff.outputs import check_place
+from ckdiff.outputs import check_place, free_space
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
 from ckdiff.table import UNKNOWN, IntArray
@@ -202,8 +202,7 @@ def _stage(items: list[Item], layout: Layout, out: Path, stack: ExitStack) -> By
     if not size:
         return np.empty(0, np.uint8)
     with store_errors(out):
-        system = os.statvfs(out.parent)
-        if system.f_bavail * system.f_frsize < size:
+        if free_space(out.parent) < size:
             raise BudgetError(
                 f"{format_size(size)} are needed at {printable(str(out.parent))} meanwhile",
                 hint="free some space or choose another place with -o",

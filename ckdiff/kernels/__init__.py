@@ -90,15 +90,11 @@ class Kernels:
             self._hash_slowly(segments, into)
 
     def _hash_slowly(self, segments: Int64, into: Results) -> None:
-        import ctypes
-
         for segment in segments:
             bits = int(self._slots[segment[abi.SEG_SLOT], abi.SLOT_BITS])
             size = int(segment[abi.SEG_ELEMENTS]) * bits // 8
             row = into.hashes[segment[abi.SEG_ROW]]
             for side, column in enumerate((abi.SEG_BASE, abi.SEG_TUNED)):
-                data = (ctypes.c_char * size).from_address(int(segment[column]))
-                sums = hashing.add_units(
-                    memoryview(data), int(segment[abi.SEG_UNIT]), hashing.UNIT * bits // 8
-                )
+                address, unit = int(segment[column]), int(segment[abi.SEG_UNIT])
+                sums = hashing.add_units_at(address, size, unit, bits)
                 row[2 * side : 2 * side + 2] += np.array(sums, np.uint64)

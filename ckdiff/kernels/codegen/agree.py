@@ -16,7 +16,15 @@ from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import AGREE_PIECE, SEGMENT_COLUMNS
 from ckdiff.kernels.codegen.lanes import I64, Value
-from ckdiff.kernels.codegen.vectors import BYTES, VECTOR, add_up, constant, count_ones, load_vector
+from ckdiff.kernels.codegen.vectors import (
+    BYTES,
+    VECTOR,
+    add_ballots,
+    add_up,
+    constant,
+    count_ones,
+    load_vector,
+)
 from ckdiff.kernels.codegen.words import load_word, store_word
 
 _UNROLL = 4
@@ -67,15 +75,7 @@ def add_votes(typing: Any, planes: Any, table: Any, masks: Any, size: Any, votes
             b.store(constant(0), slot)
         with cgutils.for_range(b, b.udiv(size, I64(BYTES))) as position:
             at = b.mul(position.index, I64(BYTES))
-            for digit in digits:
-                b.store(constant(0), digit)
-            with cgutils.for_range(b, masks) as which:
-                entry = b.inttoptr(b.add(table, b.shl(which.index, I64(3))), I64.as_pointer())
-                carry = load_vector(b, b.add(b.load(entry), at))
-                for digit in digits:
-                    value = b.load(digit)
-                    b.store(b.xor(value, carry), digit)
-                    carry = b.and_(value, carry)
+            add_ballots(b, digits, table, masks, at)
             # the lanes of each number of votes, by halving: digits from the highest down
             sets = {0: constant(-1)}
             for p in reversed(range(count)):

@@ -14,8 +14,8 @@ from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.binades import WAYS, bins
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
-from ckdiff.kernels.codegen.lanes import I1, I8, I16, I64, Value, int_type, splat, vector
-from ckdiff.kernels.codegen.words import load_word, lowest_one, store_word
+from ckdiff.kernels.codegen.lanes import I1, I16, I64, Value, int_type, splat, vector
+from ckdiff.kernels.codegen.words import copy_byte, load_word, lowest_one, store_word
 from ckdiff.kernels.hashing import UNIT
 
 
@@ -67,17 +67,6 @@ def _load_bin(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _copy_bytes(typing: Any, to: Any, source: Any, size: Any) -> Any:
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        with cgutils.for_range(b, args[2]) as loop:
-            origin = b.inttoptr(b.add(args[1], loop.index), I8.as_pointer())
-            b.store(b.load(origin), b.inttoptr(b.add(args[0], loop.index), I8.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
 def cells_kernel(dtype_name: str) -> Callable[..., None]:
     """Adds one span of a tensor to its cells and to its content hash; see the ABI."""
     dtype = DTYPES[dtype_name]
@@ -96,7 +85,8 @@ def cells_kernel(dtype_name: str) -> Callable[..., None]:
             source = base + i * stride
             lanes_here = elements - i * LANES
             if lanes_here < LANES:
-                _copy_bytes(ragged, source, lanes_here * bits // 8)
+                for at in range(lanes_here * bits // 8):
+                    copy_byte(ragged + at, source + at)
                 source = ragged
             else:
                 lanes_here = LANES

@@ -11,28 +11,24 @@ from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import SEGMENT_COLUMNS
 from ckdiff.kernels.codegen.lanes import I64, Value
-from ckdiff.kernels.codegen.vectors import BYTES, VECTOR, add_up, constant, count_ones, load_vector
+from ckdiff.kernels.codegen.vectors import (
+    BYTES,
+    VECTOR,
+    add_ballots,
+    add_up,
+    constant,
+    count_ones,
+    listed_mask,
+)
 from ckdiff.kernels.codegen.words import load_word, store_word
-
-
-def _mask(b: Any, table: Value, index: Value, at: Value) -> Value:
-    entry = b.inttoptr(b.add(table, b.shl(index, I64(3))), I64.as_pointer())
-    return load_vector(b, b.add(b.load(entry), at))
 
 
 def _at_least(
     b: Any, planes: int, table: Value, masks: Value, threshold: Value, at: Value
 ) -> Value:
     """Lanes with at least ``threshold`` votes; ``masks`` are fewer than 2**planes."""
-    digits = [cgutils.alloca_once_value(b, constant(0)) for _ in range(planes)]
-    for digit in digits:
-        b.store(constant(0), digit)
-    with cgutils.for_range(b, masks) as loop:
-        carry = _mask(b, table, loop.index, at)
-        for digit in digits:
-            value = b.load(digit)
-            b.store(b.xor(value, carry), digit)
-            carry = b.and_(value, carry)
+    digits = [cgutils.alloca_once(b, VECTOR) for _ in range(planes)]
+    add_ballots(b, digits, table, masks, at)
     more, same = constant(0), constant(-1)  # than the threshold, in the digits looked at so far
     for p in reversed(range(planes)):
         digit = b.load(digits[p])
@@ -47,10 +43,10 @@ def _fold(b: Any, operation: str, table: Value, masks: Value, at: Value) -> Valu
     rest = cgutils.alloca_once_value(b, constant(0))
     b.store(constant(0), rest)
     with cgutils.for_range(b, b.sub(masks, I64(1))) as loop:
-        mask = _mask(b, table, b.add(loop.index, I64(1)), at)
+        mask = listed_mask(b, table, b.add(loop.index, I64(1)), at)
         join = b.xor if operation == "odd" else b.or_
         b.store(join(b.load(rest), mask), rest)
-    first, others = _mask(b, table, I64(0), at), b.load(rest)
+    first, others = listed_mask(b, table, I64(0), at), b.load(rest)
     if operation == "odd":
         return b.xor(first, others)
     return b.and_(first, b.xor(others, constant(-1)))

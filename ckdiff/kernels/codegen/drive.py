@@ -32,7 +32,7 @@ from ckdiff.kernels.abi import (
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
 from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value
-from ckdiff.kernels.codegen.words import load_word, store_word
+from ckdiff.kernels.codegen.words import copy_byte, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.statistics import COLUMNS
 
@@ -56,16 +56,6 @@ def call_statistics(typing: Any, function: Any, base: Any, tuned: Any, words: An
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def copy_byte(typing: Any, target: Any, source: Any) -> Any:
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        to, origin = (b.inttoptr(value, I8.as_pointer()) for value in args)
-        b.store(b.load(origin), to)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -37,3 +37,24 @@ def count_ones(b: Any, value: Value) -> Value:
     kind = ir.FunctionType(VECTOR, [VECTOR])
     function = cgutils.get_or_insert_function(b.module, kind, f"llvm.ctpop.v{WORDS}i64")
     return b.call(function, [value])
+
+
+def listed_mask(b: Any, table: Value, index: Value, at: Value) -> Value:
+    """64 bytes, ``at`` bytes into the mask whose address is entry ``index`` of ``table``."""
+    entry = b.inttoptr(b.add(table, b.shl(index, I64(3))), I64.as_pointer())
+    return load_vector(b, b.add(b.load(entry), at))
+
+
+def add_ballots(b: Any, digits: list[Value], table: Value, masks: Value, at: Value) -> None:
+    """Count, for every lane's bits, the ``masks`` masks of ``table`` that hold them.
+
+    ``digits`` are slots of vectors, the lowest binary digit first; they are set to the counts.
+    """
+    for digit in digits:
+        b.store(constant(0), digit)
+    with cgutils.for_range(b, masks) as loop:
+        carry = listed_mask(b, table, loop.index, at)
+        for digit in digits:
+            value = b.load(digit)
+            b.store(b.xor(value, carry), digit)
+            carry = b.and_(value, carry)

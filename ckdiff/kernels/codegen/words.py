@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.codegen.lanes import I1, I64, Value
+from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -50,3 +50,15 @@ def lowest_one(typing: Any, word: Any) -> Any:
         return b.cttz(args[0], ir.Constant(I1, 1))
 
     return types.int64(types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy_byte(typing: Any, target: Any, source: Any) -> Any:
+    """Write the byte at ``source`` to ``target``."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        to, origin = (b.inttoptr(value, I8.as_pointer()) for value in args)
+        b.store(b.load(origin), to)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
