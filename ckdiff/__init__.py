@@ -20,6 +20,9 @@ from ckdiff._version import __version__
 if TYPE_CHECKING:
     from ckdiff.agreement import overlap
     from ckdiff.checkpoints import open_checkpoint
+    from ckdiff.deltas.applying import apply
+    from ckdiff.deltas.creating import delta
+    from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.diffresult import DiffResult
     from ckdiff.engine import diff
     from ckdiff.errors import (
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
         CheckpointError,
         CkdiffError,
         ClusterError,
+        DeltaError,
         HeaderError,
         Interrupted,
+        OutputError,
         PairingError,
         RuleError,
         SourceChanged,
@@ -40,7 +45,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ckdiff.exports.exporting import export_masks
+    from ckdiff.grafts import graft
     from ckdiff.imports.importing import import_masks
+    from ckdiff.inspecting import info
     from ckdiff.options import Observer, Progress
     from ckdiff.overlapresult import Overlap
     from ckdiff.randommask import random_mask
@@ -50,9 +57,9 @@ if TYPE_CHECKING:
     from ckdiff.table import TensorRecord
 
 _ERRORS = (
-    "BudgetError", "CheckpointError", "CkdiffError", "ClusterError", "HeaderError", "Interrupted",
-    "PairingError", "RuleError", "SourceChanged", "StoreCorrupt", "StoreError", "StoreExists",
-    "StoreIncomplete", "StoreLocked", "UsageError",
+    "BudgetError", "CheckpointError", "CkdiffError", "ClusterError", "DeltaError", "HeaderError",
+    "Interrupted", "OutputError", "PairingError", "RuleError", "SourceChanged", "StoreCorrupt",
+    "StoreError", "StoreExists", "StoreIncomplete", "StoreLocked", "UsageError",
 )  # fmt: skip
 _HOMES = {
     "Overlap": "ckdiff.overlapresult",
@@ -61,10 +68,16 @@ _HOMES = {
     "DiffResult": "ckdiff.diffresult",
     "Observer": "ckdiff.options",
     "Progress": "ckdiff.options",
+    "apply": "ckdiff.deltas.applying",
+    "ApplyResult": "ckdiff.deltas.outcome",
     "combine": "ckdiff.setops",
+    "delta": "ckdiff.deltas.creating",
+    "DeltaResult": "ckdiff.deltas.outcome",
     "diff": "ckdiff.engine",
     "export_masks": "ckdiff.exports.exporting",
+    "graft": "ckdiff.grafts",
     "import_masks": "ckdiff.imports.importing",
+    "info": "ckdiff.inspecting",
     "random_mask": "ckdiff.randommask",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.store",
@@ -75,15 +88,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "ApplyResult",
     "BudgetError",
     "CheckpointError",
     "CkdiffError",
     "ClusterError",
+    "DeltaError",
+    "DeltaResult",
     "DiffResult",
     "HeaderError",
     "Interrupted",
     "MaskStore",
     "Observer",
+    "OutputError",
     "Overlap",
     "PairingError",
     "Progress",
@@ -98,11 +115,15 @@ __all__ = [
     "TensorRecord",
     "UsageError",
     "__version__",
+    "apply",
     "check_store",
     "combine",
+    "delta",
     "diff",
     "export_masks",
+    "graft",
     "import_masks",
+    "info",
     "open_checkpoint",
     "open_store",
     "overlap",

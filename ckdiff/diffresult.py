@@ -86,6 +86,14 @@ def by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:
     return out
 
 
+def unpaired_names(listed: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """``by_reason`` of what ``details`` gave."""
+    out: dict[str, list[str]] = {"added": [], "removed": [], "reshaped": [], "retyped": []}
+    for item in listed:
+        out.setdefault(str(item["reason"]), []).append(str(item["name"]))
+    return out
+
+
 def details(unpaired: Sequence[Unpaired]) -> list[dict[str, Any]]:
     """One JSON-able object for each tensor that is not compared."""
     return [{"name": t.name, "reason": t.reason, **_jsonable(t.detail)} for t in unpaired]

@@ -10,11 +10,13 @@
     │   └── SourceChanged        2   a shard was cut, rewritten or replaced while it was read
     ├── PairingError             2   two checkpoints with nothing to compare, or names that collide
     ├── BudgetError              2   the memory or disk allowed is not enough, said before any work
+    ├── OutputError              2   an output, other than a store, that cannot be written
     ├── StoreError               2   something about a mask store
     │   ├── StoreIncomplete      2   a directory without a manifest, left by a run that was stopped
     │   ├── StoreCorrupt         2   bytes that are not the bytes that were written
     │   ├── StoreLocked          2   another process is writing this store
     │   └── StoreExists          2   the output is already there
+    ├── DeltaError               2   a delta that is damaged, or for another base
     ├── ClusterError             2   a Dask scheduler that does not answer, or workers that die
     └── Interrupted        130/143   Ctrl-C or SIGTERM; the work so far is kept and resumable
 
@@ -71,6 +73,10 @@ class BudgetError(CkdiffError):
     """A memory or disk budget that the planned work does not fit into."""
 
 
+class OutputError(CkdiffError):
+    """An output, other than a mask store, that is in the way or cannot be written."""
+
+
 class StoreError(CkdiffError):
     """Something about a mask store."""
 
@@ -89,6 +95,10 @@ class StoreLocked(StoreError):
 
 class StoreExists(StoreError):
     """The output is already there and ``overwrite`` was not asked for."""
+
+
+class DeltaError(CkdiffError):
+    """A delta that is damaged, or that was made for another base."""
 
 
 class ClusterError(CkdiffError):

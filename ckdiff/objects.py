@@ -127,13 +127,13 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def start_writeback(fd: int) -> None:
-    """Let the disk begin now what a later fsync would have to wait for."""
+def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
+    """Let the disk begin now what a later fsync would have to wait for; ``size`` 0: to the end."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).sync_file_range(
-            fd, ctypes.c_longlong(0), ctypes.c_longlong(0), ctypes.c_uint(2)
+            fd, ctypes.c_longlong(offset), ctypes.c_longlong(size), ctypes.c_uint(2)
         )
 
 

@@ -9,25 +9,27 @@ from typing import Literal
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.errors import BudgetError, StoreError, printable
+from ckdiff.errors import BudgetError, CkdiffError, StoreError, printable
 from ckdiff.workdir import check_output, store_errors
 
 ELSEWHERE = "choose another place with -o"  #: a hint
 
 
-def check_place(out: Path, sides: Sequence[Checkpoint]) -> None:
-    """Raise StoreError where the output would lie inside a source, be one, or hold one."""
+def check_place(
+    out: Path, sides: Sequence[Checkpoint], *, error: type[CkdiffError] = StoreError
+) -> None:
+    """Raise ``error`` where the output would lie inside a source, be one, or hold one."""
     place = os.path.realpath(out)
     for side in sides:
         for file in getattr(side, "open_files", ()):
             paths = {os.path.abspath(file.path), os.path.realpath(file.path)}
             if any(path == place or path.startswith(place + os.sep) for path in paths):
-                raise StoreError(
+                raise error(
                     f"the output {printable(str(out))} would replace a source", hint=ELSEWHERE
                 )
         folder = getattr(side, "folder", None)
         if folder is not None and (place + os.sep).startswith(os.path.realpath(folder) + os.sep):
-            raise StoreError(
+            raise error(
                 f"the output {printable(str(out))} lies inside the source {printable(folder)}",
                 hint=ELSEWHERE,
             )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -37,6 +37,36 @@ class ChunkTask(Protocol[T_co]):
 
     def __call__(self, chunk: int, stop: threading.Event) -> T_co:
         """Do chunk number ``chunk``; may raise Stopped soon after ``stop`` is set."""
+
+
+class InOrder(Generic[T]):
+    """Hands results on in the order of their chunks, and keeps only a few that came too early.
+
+    A task calls ``wait`` before it works; the runner's thread calls ``put``.
+    """
+
+    def __init__(self, ahead: int) -> None:
+        self._ahead = ahead  # chunks that may be worked on before the oldest is done
+        self._next = 0
+        self._early: dict[int, T] = {}
+        self._moved = threading.Condition()
+
+    def wait(self, chunk: int, stop: threading.Event) -> None:
+        """Wait until chunk's turn is near. Raises Stopped."""
+        with self._moved:
+            while chunk >= self._next + self._ahead:
+                if stop.is_set():
+                    raise Stopped
+                self._moved.wait(_TICK)
+
+    def put(self, chunk: int, result: T) -> Iterator[tuple[int, T]]:
+        """Take a chunk's result; gives all that can be handed on now."""
+        self._early[chunk] = result
+        while self._next in self._early:
+            yield self._next, self._early.pop(self._next)
+            with self._moved:
+                self._next += 1
+                self._moved.notify_all()
 
 
 def run_threads(

@@ -92,22 +92,46 @@ class MaskStore:
         CkdiffError for an unknown name or rule, StoreCorrupt for damaged bytes.
         """
         record = self._record(name)
-        limits = [
-            None if limit is None else checked_int(what, limit)
-            for what, limit in (("start", start), ("stop", stop))
-        ]
-        first, last, _ = slice(*limits).indices(record.elements)
-        last = max(first, last)
+        first, last = self._range(record, start, stop)
         low = first // 8
         packed = self._read(self._rule(rule), record.start // 8 + low, -(-last // 8) - low)
         bits = np.unpackbits(packed, bitorder="little")[first - 8 * low : last - 8 * low]
         flat = bits.view(np.bool_)
         return flat.reshape(record.shape) if start is None and stop is None else flat
 
-    def packed(self, name: str, rule: str | Rule | None = None) -> npt.NDArray[np.uint8]:
-        """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0."""
+    def packed(
+        self,
+        name: str,
+        rule: str | Rule | None = None,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0.
+
+        With ``start``, a multiple of 8, or ``stop`` only that range of its flattened elements; bits
+        past the range are 0. Raises CkdiffError for an unknown name or rule and for a start inside
+        a byte, StoreCorrupt for damaged bytes.
+        """
         record = self._record(name)
-        return self._read(self._rule(rule), record.start // 8, -(-record.elements // 8))
+        first, last = self._range(record, start, stop)
+        if first % 8:
+            raise UsageError(f"start must be a multiple of 8, not {first}")
+        packed = self._read(
+            self._rule(rule), record.start // 8 + first // 8, -(-last // 8) - first // 8
+        )
+        if last % 8 and last > first:
+            packed[-1] &= (1 << last % 8) - 1
+        return packed
+
+    def _range(self, record: TensorRecord, start: object, stop: object) -> tuple[int, int]:
+        """[first, last) of a tensor's elements."""
+        limits = [
+            None if limit is None else checked_int(what, limit)
+            for what, limit in (("start", start), ("stop", stop))
+        ]
+        first, last, _ = slice(*limits).indices(record.elements)
+        return first, max(first, last)
 
     def array(self, rule: str | Rule | None = None) -> zarr.Array[Any]:
         """The flat mask of all tensors: a read-only zarr.Array of packed bytes (uint8).

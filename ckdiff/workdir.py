@@ -35,6 +35,7 @@ from ckdiff.objects import start_writeback, write_all
 
 SUFFIX = ".ckdiff-partial"
 MANIFEST = "manifest.json"
+FORMER = "former"  #: in a work directory: an output, not a store, that is being replaced
 FORMAT = "ckdiff-mask-store"
 _ATTEMPTS = 100  # at locking a directory that others keep removing
 _README = """\
@@ -161,7 +162,7 @@ class WorkDir:
             self._durable(sync_path, self.store)
             check_output(self.out, overwrite=self._overwrite)
             replaced = self.path / "replaced" if self.out.exists() else None
-            _place(self.store, self.out, replaced)
+            put_in_place(self.store, self.out, replaced)
             # a worker elsewhere that was taken for dead may have begun a file until this moment
             with contextlib.suppress(OSError):
                 _remove_temporaries(self.out)
@@ -169,7 +170,7 @@ class WorkDir:
                 self._durable(sync_path, self.out.parent)
             except OSError:
                 with contextlib.suppress(OSError):
-                    _take_back(self.store, self.out, replaced)
+                    take_back(self.store, self.out, replaced)
                     remove(self.store)
                 raise
         self.discard()
@@ -315,8 +316,8 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def _place(new: Path, out: Path, replaced: Path | None) -> None:
-    """Move the new store into place, and the one that was there, if any, to ``replaced``."""
+def put_in_place(new: Path, out: Path, replaced: Path | None) -> None:
+    """Move what is new into place, and what was there, if anything, to ``replaced``."""
     if replaced is None:
         os.rename(new, out)
         return
@@ -325,7 +326,7 @@ def _place(new: Path, out: Path, replaced: Path | None) -> None:
     if _exchange(replaced, out):
         return
     os.rename(replaced, new)
-    os.rename(out, replaced)  # no store for a moment; should we die now, ``_rescue`` knows
+    os.rename(out, replaced)  # nothing there for a moment; should we die now, ``_rescue`` knows
     try:
         os.rename(new, out)
     except OSError:
@@ -333,8 +334,8 @@ def _place(new: Path, out: Path, replaced: Path | None) -> None:
         raise
 
 
-def _take_back(new: Path, out: Path, replaced: Path | None) -> None:
-    """Undo ``_place``."""
+def take_back(new: Path, out: Path, replaced: Path | None) -> None:
+    """Undo ``put_in_place``."""
     if replaced is None:
         os.rename(out, new)
     elif _exchange(replaced, out):
@@ -345,7 +346,7 @@ def _take_back(new: Path, out: Path, replaced: Path | None) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step; False where the system or file system cannot."""
+    """Swap two names in one step; False where the system or file system cannot."""
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if sys.platform != "linux" or swap is None:
         return False
@@ -359,15 +360,32 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _rescue(path: Path) -> None:
-    """Finish what a run that was killed while replacing a store had begun."""
+    """Finish what a run that was killed while replacing its output had begun."""
     replaced = path / "replaced"
     out = path.with_name(path.name.removesuffix(SUFFIX))
+    give_back(path / FORMER, out)
     if not replaced.is_dir():
         return
     if os.path.lexists(out) or not is_store(replaced):
         remove(replaced)
     else:
         os.rename(replaced, out)
+
+
+def give_back(former: Path, out: Path) -> None:
+    """Put what was about to be replaced back to its name, unless something is there by now.
+
+    Whatever has the name ``FORMER`` is whole: it loses that name before it is removed.
+    """
+    if not os.path.lexists(former):
+        return
+    if not os.path.lexists(out):
+        os.rename(former, out)
+        return
+    refuse = former.with_name("removed")
+    remove(refuse)
+    os.rename(former, refuse)
+    remove(refuse)
 
 
 def remove(path: Path) -> None:

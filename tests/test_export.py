@@ -254,7 +254,7 @@ def stop_after(pieces: int, failure: BaseException) -> Callable[..., object]:
 @pytest.mark.parametrize(
     ("failure", "kind", "words"),
     [
-        (OSError(28, "No space left on device"), ckdiff.StoreError, "No space left"),
+        (OSError(28, "No space left on device"), ckdiff.OutputError, "No space left"),
         (KeyboardInterrupt(), ckdiff.Interrupted, "interrupted"),
     ],
     ids=["full disk", "Ctrl-C"],
@@ -276,7 +276,7 @@ def test_what_fails_leaves_nothing(
 
 KILLED = """
 import os, signal
-from ckdiff.exports.place import Place
+from ckdiff.place import Place
 def commit(self):
     os.kill(os.getpid(), signal.SIGKILL)
 Place.commit = commit

@@ -18,14 +18,14 @@ import xxhash
 from ckdiff.checkpoints.header import Header, read_header
 from ckdiff.checkpoints.openfile import OpenFile, make_room
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader, TensorTable
-from ckdiff.checkpoints.shards import Shards, find_shards
+from ckdiff.checkpoints.shards import Shards, digest, find_shards, read_index
 from ckdiff.checkpoints.strictjson import shown
-from ckdiff.errors import CheckpointError, HeaderError
+from ckdiff.errors import CheckpointError, HeaderError, SourceChanged
 
 if TYPE_CHECKING:
     from ckdiff.checkpoints.mapped import Mappings
 
-__all__ = ["LocalCheckpoint", "OpenFile", "open_local"]
+__all__ = ["LocalCheckpoint", "OpenFile", "file_metadata", "open_local"]
 
 #: problems that one message lists; the rest are counted
 PROBLEM_LIMIT = 3
@@ -41,7 +41,10 @@ class LocalCheckpoint:
     open_files: list[OpenFile]  #: one for each of ``files``
     file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
     offset: IntArray  #: for each tensor, its first byte counted from the start of that file
+    head_sizes: list[int]  #: for each of ``files``, the first byte after its header
     folder: str | None = None  #: the directory that all of it is, unless it was given as one file
+    index_name: str | None = None  #: of the index that was followed, in ``folder``
+    _index_digest: bytes = b""
     _mappings: Mappings | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -94,6 +97,41 @@ class LocalCheckpoint:
             if self._mappings is None:
                 self._mappings = Mappings(self.open_files)
             return self._mappings
+
+    def head(self, file: int) -> bytes:
+        """The header of ``files[file]`` as it is on the disk, its 8 bytes of length included.
+
+        Raises SourceChanged, and CheckpointError where it cannot be read.
+        """
+        opened, size = self.open_files[file], self.head_sizes[file]
+        try:
+            raw = os.pread(opened.fd, size, 0)
+            while len(raw) < size and (more := os.pread(opened.fd, size - len(raw), len(raw))):
+                raw += more
+        except OSError as error:
+            raise CheckpointError(f"{opened.path}: cannot be read: {error.strerror}") from None
+        opened.check()
+        return raw
+
+    def index(self) -> bytes | None:
+        """The index as it is on the disk, or None where none was followed.
+
+        Raises SourceChanged where it is not the one by which the checkpoint was opened.
+        """
+        if self.index_name is None or self.folder is None:
+            return None
+        path = os.path.join(self.folder, self.index_name)
+        changed = SourceChanged(
+            f"{path}: was rewritten or removed while it was being read",
+            hint="let whatever writes it finish, then run again",
+        )
+        try:
+            raw = read_index(path)
+        except (CheckpointError, ValueError):
+            raise changed from None
+        if digest(raw) != self._index_digest:
+            raise changed
+        return raw
 
     def verify(self) -> None:
         """Raise SourceChanged if a file changed or its path leads elsewhere by now."""
@@ -155,6 +193,9 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
         checkpoint = _assemble(os.path.basename(os.path.abspath(path)), opened, sources, headers)
         if shards.index is not None or os.path.isdir(path):
             checkpoint.folder = shards.root
+        if shards.index is not None:
+            checkpoint.index_name = os.path.basename(shards.index)
+            checkpoint._index_digest = shards.index_digest
         cleanup.pop_all()
     return checkpoint
 
@@ -222,6 +263,7 @@ def _assemble(
         open_files=opened,
         file_index=np.repeat(np.arange(len(headers), dtype=np.int32), counts),
         offset=np.concatenate([header.begins for header in headers]),
+        head_sizes=[header.data_start for header in headers],
     )
 
 
@@ -258,3 +300,17 @@ class _Problems:
         if self.count > len(self.texts):
             message += f"; and {self.count - len(self.texts):,} more"
         raise kind(message, hint="fetch or save the checkpoint again, all of it")
+
+
+def file_metadata(path: str) -> dict[str, str]:
+    """The metadata of a safetensors file; nothing where it is none."""
+    try:
+        file = OpenFile.open(path)
+    except CheckpointError:
+        return {}
+    try:
+        return read_header(file.fd, file.size, path).metadata
+    except (CheckpointError, OSError):
+        return {}
+    finally:
+        file.close()

@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
+import xxhash
+
 from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.checkpoints.strictjson import any_value, key_at, shown, skip_blank, string_map
 from ckdiff.errors import CheckpointError
@@ -27,6 +29,7 @@ class Shards:
     names: list[str]  #: in natural order
     index: str | None = None  #: the path of the index, if there is one
     weight_map: dict[str, str] | None = None  #: tensor name -> file name, if there is an index
+    index_digest: bytes = b""  #: of the bytes that the map was read from
 
 
 def find_shards(path: str) -> Shards:
@@ -65,13 +68,14 @@ def find_shards(path: str) -> Shards:
 def _indexed(root: str, name: str) -> Shards:
     path = os.path.join(root, name)
     try:
-        weight_map = _parse_index(_read_index(path))
+        raw = read_index(path)
+        weight_map = _parse_index(raw)
     except ValueError as error:
         raise CheckpointError(
             f"{path}: {error}", hint="the index must map tensor names to file names"
         ) from None
     files = sorted(set(weight_map.values()), key=natural_key)
-    problems = [f"{shown(file)} {why}" for file in files if (why := _file_name_fault(file))]
+    problems = [f"{shown(file)} {why}" for file in files if (why := file_name_fault(file))]
     if problems:
         raise CheckpointError(
             f"{path}: names files that are not inside its directory: {_some(problems)}",
@@ -79,10 +83,16 @@ def _indexed(root: str, name: str) -> Shards:
         )
     if not files:
         raise CheckpointError(f"{path}: names no tensors", hint="fetch the index again")
-    return Shards(root, files, path, weight_map)
+    return Shards(root, files, path, weight_map, digest(raw))
 
 
-def _read_index(path: str) -> bytes:
+def digest(raw: bytes) -> bytes:
+    """What two indexes are told apart by."""
+    return bytes(xxhash.xxh3_128_digest(raw))
+
+
+def read_index(path: str) -> bytes:
+    """The bytes of an index; raises CheckpointError, and ValueError for one that is too long."""
     file = OpenFile.open(path)
     try:
         if file.size > INDEX_LIMIT:
@@ -135,8 +145,8 @@ def _parse_index(raw: bytes) -> dict[str, str]:
     return weight_map
 
 
-def _file_name_fault(name: str) -> str | None:
-    """Why a file name from an index must not be opened, or None. It is untrusted input."""
+def file_name_fault(name: str) -> str | None:
+    """Why a shard's file name must not be opened or made, or None. It is untrusted input."""
     if "\0" in name:
         return "has a NUL in it"
     if name.startswith("/"):

@@ -20,8 +20,12 @@ COMMANDS = {
     "overlap": "How much runs agree, and whether that is more than chance.",
     "combine": "Set algebra: a mask store from several others.",
     "random": "A random mask with as many changed elements as a store.",
+    "delta": "Everything needed to rebuild the tuned checkpoint from the base.",
+    "apply": "Rebuild a checkpoint from a base and deltas.",
+    "graft": "The base, with the tuned elements wherever a mask has ones.",
     "export": "Masks in a format that other tools read.",
     "import": "A mask store from masks made elsewhere.",
+    "info": "What a file or directory is, and what it holds.",
     "check": "Verify every byte of a mask store.",
     "clean": "Remove what stopped runs left behind.",
 }

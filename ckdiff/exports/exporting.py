@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from ckdiff.checkpoints import Checkpoint, open_checkpoint
+from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.shards import INDEX_NAME
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
-from ckdiff.exports.masks import Masks, compact, encoded, everything
-from ckdiff.exports.place import Place, write_errors
+from ckdiff.exports.masks import FORMAT, Masks, compact, encoded, everything
 from ckdiff.exports.tensorfile import TensorFile
 from ckdiff.options import (
     Observer,
@@ -25,6 +25,7 @@ from ckdiff.options import (
     checked_path,
     checked_text,
 )
+from ckdiff.place import Place, write_errors
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
 from ckdiff.table import IntArray
@@ -76,8 +77,8 @@ def export_masks(
             if source is not like:
                 stack.callback(source.close)
         folder = getattr(source, "folder", None) is not None
-        place = Place(path, directory=folder, overwrite=overwrite)
-        place.keep_away_from(opened, source)
+        place = Place(path, directory=folder, overwrite=overwrite, in_the_way=_foreign)
+        place.keep_away_from([] if source is None else [source], [opened.path])
         groups, left_out = {"": everything(masks)}, list[str]()
         if source is not None:
             groups, left_out = _shards(masks, source)
@@ -91,7 +92,7 @@ def export_masks(
                     _write(place.path, outputs, observer, folder=folder)
                 place.commit()
         except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint="nothing was written") from None
+            raise Interrupted("interrupted", hint=place.stopped_hint) from None
     if left_out:
         observer.note(
             f"{len(left_out):,} of the checkpoint's tensors are not in the store and are left out: "
@@ -190,3 +191,15 @@ def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder
         }
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (root / INDEX_NAME).write_bytes(encoded(compact(index)) + b"\n")
+
+
+def _foreign(out: Path) -> str | None:
+    """What an export must not replace: a directory with anything but masks exported to it."""
+    if not out.is_dir():
+        return None
+    for root, _, names in os.walk(out):
+        for name in names:
+            path = os.path.join(root, name)
+            if name != INDEX_NAME and file_metadata(path).get("format") != FORMAT:
+                return "holds something else than exported masks"
+    return None

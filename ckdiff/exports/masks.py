@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from ckdiff._version import __version__
 from ckdiff.errors import StoreCorrupt, printable
-from ckdiff.exports.place import FORMAT
 from ckdiff.layout import Layout
 from ckdiff.maskwalk import walk
 from ckdiff.matching import match
@@ -21,6 +20,7 @@ from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
 from ckdiff.table import IntArray
 
+FORMAT = "ckdiff-masks"  #: ``format`` in the metadata of everything exported
 CHANGED, FROZEN = "1 = changed", "1 = frozen"
 _PIECE = 1 << 20  # elements
 

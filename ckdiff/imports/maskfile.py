@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, printable
-from ckdiff.exports.masks import CHANGED, FROZEN
-from ckdiff.exports.place import FORMAT
+from ckdiff.exports.masks import CHANGED, FORMAT, FROZEN
 from ckdiff.exports.tensorfile import INDICES
 
 #: what the items of a tensor are: bytes of 0 or 1, eight elements in a byte, positions of ones

@@ -5,6 +5,9 @@ SIGNATURES = {
     # segments (SEGMENT_COLUMNS, then one mask address for each store), their number, stores, pairs
     # (rows x upper triangle), votes (rows x (stores + 1); [0] is left alone), scratch (2 x stores)
     "agree": "void(int64, int64, int64, int64, int64, int64)",
+    # base, tuned, mask, out, elements, counts (two int64, added to): takes tuned elements where the
+    # mask has ones -> how many those are, and how many of them differ from the base
+    "blend": "void(int64, int64, int64, int64, int64, int64)",
     # base, elements, first unit, masks (addresses), stores, cells ((stores + 1) x WAYS x bins),
     # scratch (CELLS_SCRATCH bytes), hash sums (low, high), XXH3 (its address, or 0)
     "cells": f"void({', '.join(['int64'] * 9)})",
@@ -26,18 +29,38 @@ SIGNATURES = {
     # data (PIECE bytes), table (65,536 uint32, one for each pair of bytes, the first byte the low
     # one), out (OUTPUT bytes), ROOM: Huffman-codes a piece
     "encode": "void(int64, int64, int64, int64)",
+    # bits, their number, flip (XORed to each word), low bits of a gap, out: a byte or more for each
+    # gap, out: low bits, result: bytes of both (two int64)
+    "gaps": "void(int64, int64, uint64, int64, int64, int64, int64)",
+    # jobs (JOB_COLUMNS each), their number: takes the chosen elements of two arrays
+    "gather": "void(int64, int64)",
     # as of a signal handler: number, siginfo, context
     "guard": "void(int32, int64, int64)",
+    # data, bytes, first unit, bytes of a unit, sums (low, high) to add to, XXH3 (its address)
+    "hash": "void(int64, int64, int64, int64, int64, int64)",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
+    # base, out, words, classes, state (DELTA_HEAD, then DELTA_COLUMNS for each class), extra bits
+    # there are, scratch (LANES bytes) -> 0, or 1 where the streams do not fit the base
+    "merge": "int64(int64, int64, int64, int64, int64, int64, int64)",
     # stream and elements as for draw, two limits, out (1 + room uint64), room, scratch: out[0] is
     # the number of keys at most the first limit, then come those above it that are at most the
     # second, as far as there is room -> how many those are
     "near": "int64(uint64, uint64, int64, int64, uint64, uint64, int64, int64, int64)",
+    # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
+    "split": "void(int64, int64, int64, int64, int64, int64)",
+    # jobs as for gather, their number: puts elements back to their places in the first array
+    "scatter": "void(int64, int64)",
     # base, tuned, words, row
     "statistics": "void(int64, int64, int64, int64)",
     # data, words, out: population count and number of zero bytes, two int64
     "survey": "void(int64, int64, int64)",
+    # base, tuned, words, every how many of them one is looked at, shift, out: for each magnitude
+    # shifted to the right the number of elements and of changed ones, two int64
+    "tally": "void(int64, int64, int64, int64, int64, int64)",
+    # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
+    # out -> number of gaps, or -1 where they are not what "gaps" writes
+    "ungaps": "int64(int64, int64, int64, int64, int64, uint64, int64, int64)",
 }
 
 # the driver
@@ -93,3 +116,36 @@ CELLS_SCRATCH = 2 * LANES + 8 * LANES
 
 #: the keys of the 64 elements of a mask word
 DRAW_SCRATCH = LANES * 8
+
+# packed deltas
+
+SMALL_STEPS = 16  #: a step whose zigzag number is below this is its own symbol
+SMALL_BITS = 4
+
+
+def step_bits(bits: int) -> int:
+    """How many bits below the leading one are in the symbol of a large step."""
+    return 1 if bits == 64 else 2  # symbols have to fit a byte
+
+
+#: the head of the state, int64: where extra bits are, those not yet written, how many bits those
+#: are (writing) or how many bits were read
+DELTA_EXTRA, DELTA_PENDING, DELTA_AT = range(3)
+DELTA_HEAD = 3
+#: columns of a class: the least magnitude in it, where its bits and its symbols are, bits not yet
+#: written, bits written or read so far, bits there are (reading)
+CLASS_LEAST, CLASS_BITS, CLASS_SYMBOLS, CLASS_PENDING, CLASS_AT, CLASS_TOTAL = range(6)
+CLASS_COLUMNS = 6
+
+# moving chosen elements
+
+#: columns of a job: an array and another of the same shape (addresses), the compact array of each,
+#: tiles (TILE_COLUMNS each), where their places lie, number of tiles, zeros to write after them
+JOB_COLUMNS = 8
+#: columns of a tile: its first element, the first of its elements in the compact array, its places
+#: (a distance in bytes), how many positions (uint16, from the first element on) or, negative, how
+#: many words of bits
+TILE_COLUMNS = 4
+TILE_ELEMENTS = 1 << 16
+#: bytes after the last place that may be read
+PLACES_MARGIN = 64

@@ -7,20 +7,73 @@
     freeze = freeze_unmasked(model, optimizer, "run1.zarr")            # any torch optimizer
     optimizer = SubnetworkOptimizer(torch.optim.AdamW, model, "run1.zarr", lr=1e-5)  # small state
 
-For plain torch in one process. Importing this imports torch; ``import ckdiff`` does not.
+    from ckdiff.training import SubnetworkCallback, to_shira
+
+    Trainer(..., callbacks=[SubnetworkCallback("run1.zarr")])          # Hugging Face, TRL
+    model = to_shira(model, "run1.zarr")                               # a PEFT adapter
+
+``ckdiff.training.optax`` is the same for JAX, and needs no torch. Everything is imported when it is
+first used: torch, transformers and PEFT only by those who use them.
 """
 
 from __future__ import annotations
 
-from ckdiff.errors import UsageError
+from typing import TYPE_CHECKING, Any
 
-try:
-    import torch as _torch  # noqa: F401  # said in one place, before the modules that need it
-except ImportError:
-    raise UsageError("ckdiff.training needs torch", hint="pip install 'ckdiff[train]'") from None
+if TYPE_CHECKING:
+    from ckdiff.training.callback import SubnetworkCallback
+    from ckdiff.training.compact import SubnetworkOptimizer
+    from ckdiff.training.freezing import Freeze, freeze_unmasked
+    from ckdiff.training.names import parameter_masks
+    from ckdiff.training.shira import load_shira, to_shira
 
-from ckdiff.training.compact import SubnetworkOptimizer
-from ckdiff.training.freezing import Freeze, freeze_unmasked
-from ckdiff.training.names import parameter_masks
+_HOMES = {
+    "Freeze": "ckdiff.training.freezing",
+    "SubnetworkCallback": "ckdiff.training.callback",
+    "SubnetworkOptimizer": "ckdiff.training.compact",
+    "freeze_unmasked": "ckdiff.training.freezing",
+    "load_shira": "ckdiff.training.shira",
+    "parameter_masks": "ckdiff.training.names",
+    "to_shira": "ckdiff.training.shira",
+}
+#: what is imported from elsewhere -> how to get it
+_INSTALL = {
+    "torch": "pip install 'ckdiff[train]'",
+    "transformers": "pip install transformers accelerate",
+    "peft": "pip install peft",
+}
 
-__all__ = ["Freeze", "SubnetworkOptimizer", "freeze_unmasked", "parameter_masks"]
+__all__ = [
+    "Freeze",
+    "SubnetworkCallback",
+    "SubnetworkOptimizer",
+    "freeze_unmasked",
+    "load_shira",
+    "parameter_masks",
+    "to_shira",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ckdiff.training' has no attribute {name!r}")
+    import importlib
+
+    from ckdiff.errors import UsageError
+
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _INSTALL:
+            raise
+        # ckdiff.training.names says it as well as anything that needs torch too
+        what = "ckdiff.training" if package == "torch" else f"ckdiff.training.{name}"
+        raise UsageError(f"{what} needs {package}", hint=_INSTALL[package]) from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-import xxhash
 from torch.optim import Optimizer
 
 from ckdiff.errors import UsageError, printable
 from ckdiff.rules import Rule
+from ckdiff.training.moving import Move, gather, scatter
 from ckdiff.training.names import Missing, Weight, fit
+from ckdiff.training.selection import Selection
+from ckdiff.training.sharding import local
 from ckdiff.training.source import Masks
 
 #: optimizers that treat each element by itself, so that leaving elements out changes no other
@@ -23,6 +26,9 @@ ELEMENTWISE = (
 #: vector's width leaves over with other roundings (in bfloat16, or fused), so that without padding
 #: the last few elements would differ from what the dense optimizer gives.
 _PADDED = 64
+#: Masked elements that are stepped together. What is gathered of them is then still in the cache
+#: when the optimizer reads it, and so is most of the parameters when it is put back.
+_AT_ONCE = 1 << 19
 Parameters: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
 
@@ -76,7 +82,7 @@ class SubnetworkOptimizer(Optimizer):
     @property
     def masked(self) -> int:
         """Elements that are trained."""
-        return sum(part.count for part in self._parts)
+        return sum(part.selection.count for part in self._parts)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,15 +95,8 @@ class SubnetworkOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         inner = self._configured()
-        try:
-            for part in self._parts:
-                part.gather()
-            inner.step()
-            for part in self._parts:
-                part.scatter()
-        finally:
-            for part in self._parts:
-                part.release()
+        for parts, gradients in _batches(self._parts):
+            _step(inner, parts, gradients)
         return loss
 
     @torch.no_grad()
@@ -111,7 +110,7 @@ class SubnetworkOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state dict, and under ``masks`` which masks it is for."""
-        masks = [part.identity() for part in self._parts]
+        masks = [part.identity for part in self._parts]
         return {**self._configured().state_dict(), "masks": masks}
 
     @torch.no_grad()
@@ -129,11 +128,7 @@ class SubnetworkOptimizer(Optimizer):
                 f" {len(self._parts):,}"
             )
         for part, other in zip(self._parts, saved, strict=True):
-            if part.identity()["mask"] != other["mask"]:
-                raise UsageError(
-                    f"the state is for another mask of {printable(part.name)}",
-                    hint="use the store that the state was made with",
-                )
+            part.check(other)
         inner = self._configured()
         inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self.state = inner.state
@@ -201,82 +196,127 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
 
+def _batches(parts: Iterable[_Part]) -> Iterator[tuple[list[_Part], list[torch.Tensor]]]:
+    """Parts that are stepped together, with their gradients: of one type, and not too many."""
+    kinds: dict[Any, list[tuple[_Part, torch.Tensor]]] = defaultdict(list)
+    for part in parts:
+        gradient = part.gradient
+        if gradient is not None and part.selection.count:
+            kinds[gradient.dtype, gradient.device].append((part, gradient))
+    for pairs in kinds.values():
+        some: list[_Part] = []
+        gradients: list[torch.Tensor] = []
+        room = 0
+        for part, gradient in pairs:
+            if some and room + part.room > _AT_ONCE:
+                yield some, gradients
+                some, gradients, room = [], [], 0
+            room += part.room
+            some.append(part)
+            gradients.append(gradient)
+        yield some, gradients
+
+
+def _step(inner: Optimizer, parts: Sequence[_Part], gradients: Sequence[torch.Tensor]) -> None:
+    """Step the inner optimizer on these: it leaves out the parameters that have no gradient."""
+    buffer = gradients[0].new_empty((2, sum(part.room for part in parts)))
+    moves: list[Move] = []
+    try:
+        at = 0
+        for part, gradient in zip(parts, gradients, strict=True):
+            moves += part.fill(buffer, at, gradient)
+            at += part.room
+        gather(moves)
+        inner.step()
+        scatter(moves)
+    finally:
+        for part in parts:
+            part.release()
+
+
 class _Part:
     """The masked elements of a parameter, as a parameter of their own."""
 
     def __init__(self, weight: Weight, mask: torch.Tensor) -> None:
         self.name = weight.name
         self._parameter = weight.parameter
-        self._shape = list(mask.shape)
-        self.count = int(mask.sum())
-        #: positions of the masked elements; None where that is all of them
-        self._index: torch.Tensor | None = None
-        digest = xxhash.xxh3_128(str(self._shape).encode())
-        if self.count < mask.numel():
-            flat = mask.reshape(-1)
-            self._index = flat.nonzero().view(-1)
-            if mask.numel() < 2**31:
-                self._index = self._index.to(torch.int32)  # half the memory
-            digest.update(self._index.cpu().numpy().astype("<i8").tobytes())
-        self._digest = digest.hexdigest()
-        # Where all of a parameter is trained it stands for itself: no index, no copy.
-        # Elsewhere some optimizers make state of this size and type when they are made.
-        self.compact = self._parameter if self._index is None else self._fresh()
+        self.selection = Selection(mask)
+        self._shard = _shard(weight.parameter)
+        whole = local(weight.parameter).detach()
+        #: elements of the compact tensor
+        self.room = 0 if self.selection.whole else -(-self.selection.count // _PADDED) * _PADDED
+        # Some optimizers make state of this size and type when they are made. Where all of a
+        # parameter is trained it stands for itself.
+        self.compact = torch.nn.Parameter(
+            whole if self.selection.whole else whole.new_zeros(self.room),
+            requires_grad=weight.parameter.requires_grad,
+        )
 
-    def _fresh(self) -> torch.nn.Parameter:
-        return torch.nn.Parameter(self._padded(self._parameter.detach()).zero_())
-
+    @property
     def identity(self) -> dict[str, Any]:
         """What a state dict says of the mask; the name is for people, wrappers change it."""
-        return {"name": self.name, "elements": self.count, "mask": self._digest}
+        selection = self.selection
+        found = {"name": self.name, "elements": selection.count, "mask": selection.digest}
+        return found | {"shard": self._shard} if self._shard else found
 
-    def gather(self) -> None:
-        """Take the weights and gradients from the parameter."""
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raise UsageError where ``saved``, an identity, is another's."""
+        mine = self.identity
+        if mine.get("shard") != saved.get("shard"):
+            raise UsageError(
+                f"the state is for another part of {printable(self.name)}",
+                hint="each process loads the state that it saved, with as many processes",
+            )
+        if mine["mask"] != saved["mask"]:
+            raise UsageError(
+                f"the state is for another mask of {printable(self.name)}",
+                hint="use the store that the state was made with",
+            )
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """The parameter's gradient, the part of it in this process; None where it has none."""
         gradient = self._parameter.grad
-        if gradient is not None and gradient.is_sparse:
+        if gradient is not None and gradient.layout != torch.strided:
             raise UsageError(
                 f"{printable(self.name)} has a sparse gradient", hint="use freeze_unmasked"
             )
-        if self._index is None or self.count == 0 or gradient is None:
-            return
-        self._index = self._index.to(self._parameter.device)
-        self.compact.data = self._taken(self._parameter.detach())
-        self.compact.grad = self._taken(gradient)
+        return None if gradient is None else local(gradient)
 
-    def scatter(self) -> None:
-        """Give the new weights to the parameter."""
-        if self._index is not None and self.compact.grad is not None:
-            self._put(self._parameter.detach(), self.compact.detach())
+    @property
+    def weights(self) -> torch.Tensor:
+        """The part of the parameter in this process."""
+        return local(self._parameter).detach()
+
+    def fill(self, buffer: torch.Tensor, at: int, gradient: torch.Tensor) -> list[Move]:
+        """Give the compact parameter its memory, from ``at`` on; what is to be moved there."""
+        if self.selection.whole:
+            self.compact.data, self.compact.grad = self.weights, gradient
+            return []
+        self.compact.data = buffer[0, at : at + self.room]
+        self.compact.grad = buffer[1, at : at + self.room]
+        return [Move(self.selection, self.weights, gradient, self.compact.data, self.compact.grad)]
 
     def release(self) -> None:
-        """Between steps only the optimizer's state and the index take memory."""
-        if self._index is not None:
-            self.compact.grad = None
-            self.compact.data = self.compact.data.new_empty(0)
+        """Between steps only the optimizer's state and the selection take memory."""
+        self.compact.grad = None
+        self.compact.data = self.compact.data.new_empty(0)
 
     def mask_gradient(self) -> None:
         """Set the gradients of the other elements to zero."""
-        gradient = self._parameter.grad
-        if gradient is not None and self._index is not None:
-            self._index = self._index.to(self._parameter.device)
-            kept = self._taken(gradient)
-            self._put(gradient.zero_(), kept)
+        gradient = self.gradient
+        if gradient is None or self.selection.whole:
+            return
+        kept = gradient.new_empty((2, self.room))
+        move = Move(self.selection, gradient, gradient, kept[0], kept[1])
+        gather([move])
+        gradient.zero_()
+        scatter([move])
 
-    def _padded(self, like: torch.Tensor) -> torch.Tensor:
-        """A compact tensor like ``like``, to be filled: only its padding is set."""
-        made = like.new_empty(-(-self.count // _PADDED) * _PADDED)
-        made[self.count :] = 0
-        return made
 
-    def _taken(self, whole: torch.Tensor) -> torch.Tensor:
-        assert self._index is not None
-        taken = self._padded(whole)
-        torch.index_select(whole.reshape(-1), 0, self._index, out=taken[: self.count])
-        return taken
-
-    def _put(self, whole: torch.Tensor, values: torch.Tensor) -> None:
-        assert self._index is not None
-        flat = whole.reshape(-1)  # a copy where the tensor is not contiguous
-        flat.scatter_(0, self._index.long(), values[: self.count])
-        if not whole.is_contiguous():
-            whole.copy_(flat.view(whole.shape))
+def _shard(parameter: Any) -> str:
+    """Which part of a sharded parameter this process holds; empty for a whole one."""
+    if not hasattr(parameter, "device_mesh"):
+        return ""
+    mesh = parameter.device_mesh
+    return f"{mesh.get_coordinate()} of {list(mesh.shape)}, {list(parameter.placements)}"

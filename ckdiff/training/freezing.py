@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from ckdiff.errors import UsageError
 from ckdiff.rules import Rule
 from ckdiff.training.names import Missing, fit
+from ckdiff.training.sharding import local
 from ckdiff.training.source import Masks
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,6 +32,9 @@ def freeze_unmasked(
     or a dict of parameter name -> bool tensor, True where the element is trained. ``missing`` says
     what becomes of a parameter that has no mask: ``"error"``, ``"train"`` or ``"freeze"``.
     ``.remove()`` on the result ends it. Raises UsageError, PairingError, StoreError.
+
+    With FSDP2 call it in each process, after ``fully_shard`` and on the optimizer that was made
+    after it: each process holds still what it has.
     """
     optimizer = _innermost(optimizer)
     stepped = _stepped(optimizer)
@@ -55,10 +59,10 @@ def _stepped(optimizer: Optimizer) -> list[torch.Tensor]:
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A parameter and which of its elements are frozen."""
+    """A parameter and which of its elements are frozen; where it is sharded, of those here."""
 
     parameter: torch.Tensor
-    frozen: torch.Tensor  #: bool, with the parameter's shape and on its device
+    frozen: torch.Tensor  #: bool, with the shape of the parameter's local part and on its device
     count: int = 0  #: frozen elements
     whole: bool = False  #: the whole parameter is kept during a step, not the frozen part only
 
@@ -70,12 +74,11 @@ class _Held:
 
     def follow(self) -> None:
         """Move the mask to where the parameter is now."""
-        if self.frozen.device != self.parameter.device:
-            self.frozen = self.frozen.to(self.parameter.device)
+        self.frozen = self.frozen.to(local(self.parameter).device)
 
     def bits(self) -> torch.Tensor:
         """The weights as integers: copying these cannot touch a NaN's payload or a zero's sign."""
-        weights = self.parameter.detach()
+        weights = local(self.parameter).detach()
         integers = _INTEGERS.get(weights.element_size())
         return weights if integers is None else weights.view(integers)
 
@@ -101,7 +104,7 @@ class _Held:
             gradient.values().masked_fill_(self.frozen[at], 0)
             self.parameter.grad = gradient
         else:  # a multiplication would make NaN of infinity times zero
-            gradient.masked_fill_(self.frozen, 0)
+            local(gradient).masked_fill_(self.frozen, 0)
 
 
 class Freeze:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from ckdiff.errors import PairingError, UsageError, printable
 from ckdiff.rules import Rule
-from ckdiff.training.source import Masks, Source, open_masks
+from ckdiff.training import fused
+from ckdiff.training.sharding import cut, local
+from ckdiff.training.source import Masks, Piece, Source, joined, open_masks, whole
 
 Missing = Literal["error", "train", "freeze"]
 
@@ -21,6 +23,7 @@ _PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")
 #: parts that wrappers put anywhere in a name: compiled, checkpointed and sharded modules, LoRA
 _INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
 _SHOWN = 5  # names in a message
+Named = TypeVar("Named")
 
 
 @dataclass(slots=True)
@@ -30,6 +33,8 @@ class Weight:
     names: list[str]  #: more than one where weights are tied
     parameter: nn.Parameter
     masks: list[str] = field(default_factory=list)  #: the tensors of the store that are this one
+    #: what the mask is made of where fused names tell: parts of other tensors' masks
+    pieces: list[Piece] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -61,9 +66,10 @@ def fit(
     missing: Missing,
     only: Collection[torch.Tensor] | None = None,
 ) -> list[tuple[Weight, torch.Tensor]]:
-    """Each trained parameter with its mask, which is on the parameter's device.
+    """Each trained parameter with its mask, of the shape and on the device of its local part.
 
-    Trained are the parameters in ``only``, or those with ``requires_grad``.
+    Trained are the parameters in ``only``, or those with ``requires_grad``. Of a parameter that
+    is sharded (a DTensor) only the part in this process gets a mask: that of ``local(parameter)``.
 
     A mask that stands for all or nothing because there is none takes no memory.
     """
@@ -76,9 +82,18 @@ def fit(
     source = open_masks(store, rule)
     weights = _weights(model)
     problems = _assign(weights, source.shapes)
+    explained = _assign_fused(weights, source.shapes)
     trained = _trained(weights, only)
-    problems += _mismatches(weights, source, {name for name, _ in model.named_buffers()})
-    orphans = [weight.name for weight in trained if not weight.masks]
+    problems += _mismatches(weights, source) + explained.problems
+    strays = _strays(weights, source, {name for name, _ in model.named_buffers()}, explained.masks)
+    orphans = [
+        weight.name
+        for weight in trained
+        if not weight.masks and explained.weights.isdisjoint(map(plain_name, weight.names))
+    ]
+    problems += fused.untold([*map(plain_name, orphans)], [*map(plain_name, strays)])
+    if strays:
+        problems.append(f"{_listed(strays)}: a mask without a parameter")
     if orphans and missing == "error":
         problems.append(f"{_listed(orphans)}: no mask")
     if problems:
@@ -123,8 +138,6 @@ def _trained(weights: list[Weight], only: Collection[torch.Tensor] | None) -> li
                 hint="give the model whose parameters the optimizer was made with",
             )
     for weight in trained:
-        if hasattr(weight.parameter, "device_mesh"):
-            raise UsageError(f"{printable(weight.name)} is a sharded tensor (DTensor)")
         if weight.parameter.is_meta:
             raise UsageError(
                 f"{printable(weight.name)} is on the meta device", hint="load the weights first"
@@ -162,12 +175,34 @@ def _assign(weights: list[Weight], stored: Iterable[str]) -> list[str]:
     return problems
 
 
-def _mismatches(weights: list[Weight], source: Source, buffers: set[str]) -> list[str]:
-    """What is wrong with the masks that were found, and which have no parameter."""
+def _assign_fused(weights: list[Weight], stored: Mapping[str, fused.Shape]) -> fused.Fit:
+    """Fill in the pieces of what is fused on one side only; gives what fused names explain."""
+    taken = {name for weight in weights for name in weight.masks}
+    masks = _by_plain_name((name, name) for name in stored if name not in taken)
+    open_weights = _by_plain_name(
+        (name, weight) for weight in weights if not weight.masks for name in weight.names
+    )
+    found = fused.match(
+        {plain: tuple(weight.parameter.shape) for plain, weight in open_weights.items()},
+        {plain: stored[name] for plain, name in masks.items()},
+    )
+    for plain, pieces in found.pieces.items():
+        open_weights[plain].pieces = [replace(piece, name=masks[piece.name]) for piece in pieces]
+    return found
+
+
+def _by_plain_name(items: Iterable[tuple[str, Named]]) -> dict[str, Named]:
+    """What each plain name stands for, where that is one thing."""
+    found: dict[str, dict[int, Named]] = defaultdict(dict)
+    for name, item in items:
+        found[plain_name(name)][id(item)] = item
+    return {plain: next(iter(some.values())) for plain, some in found.items() if len(some) == 1}
+
+
+def _mismatches(weights: list[Weight], source: Source) -> list[str]:
+    """What is wrong with the masks that were found by name."""
     problems = []
-    used: set[str] = set()
     for weight in weights:
-        used.update(weight.masks)
         shape = tuple(weight.parameter.shape)
         wrong = [name for name in weight.masks if source.shapes[name] != shape]
         problems += [
@@ -176,27 +211,36 @@ def _mismatches(weights: list[Weight], source: Source, buffers: set[str]) -> lis
             for name in wrong[:1]
         ]
         if not wrong and len(weight.masks) > 1:
-            first, *others = map(source.mask, weight.masks)
+            first, *others = (whole(source, name) for name in weight.masks)
             if not all(torch.equal(first, other.to(first.device)) for other in others):
                 problems.append(f"{_listed(weight.masks)}: tied weights with different masks")
-    buffers = {plain_name(name) for name in buffers}
-    # a buffer is no optimizer's business, and a mask of zeros asks for nothing
-    stray = [
-        name
-        for name in source.shapes
-        if name not in used and plain_name(name) not in buffers and bool(source.mask(name).any())
-    ]
-    if stray:
-        problems.append(f"{_listed(stray)}: a mask without a parameter")
     return problems
 
 
+def _strays(
+    weights: list[Weight], source: Source, buffers: set[str], explained: set[str]
+) -> list[str]:
+    """Masks that have no parameter."""
+    used = {name for weight in weights for name in weight.masks}
+    # a buffer is no optimizer's business, and a mask of zeros asks for nothing
+    known = {plain_name(name) for name in buffers} | explained
+    return [
+        name
+        for name in source.shapes
+        if name not in used and plain_name(name) not in known and bool(whole(source, name).any())
+    ]
+
+
 def _mask(weight: Weight, source: Source, missing: Missing) -> torch.Tensor:
-    parameter = weight.parameter
+    here = local(weight.parameter)
+    pieces = weight.pieces
     if weight.masks:
-        return source.mask(weight.masks[0]).to(parameter.device)
-    every = torch.tensor(missing == "train", device=parameter.device)
-    return every.expand(parameter.shape)
+        pieces = [Piece(weight.masks[0], 0, weight.parameter.numel())]
+    if pieces:
+        mask = cut(lambda start, stop: joined(source, pieces, start, stop), weight.parameter)
+        return mask.to(here.device)
+    every = torch.tensor(missing == "train", device=here.device)
+    return every.expand(here.shape)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,13 +20,22 @@ from ckdiff.store import MaskStore, open_store
 Masks: TypeAlias = MaskStore | str | os.PathLike[str] | Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A range of a flat mask."""
+
+    name: str
+    start: int
+    stop: int
+
+
 class Source(Protocol):
     """Masks by tensor name."""
 
     shapes: dict[str, tuple[int, ...]]
 
-    def mask(self, name: str) -> torch.Tensor:
-        """The mask of a tensor, True where it is trained: bool, with the tensor's shape."""
+    def mask(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """A range of the flat mask of a tensor, True where it is trained: bool, 1-dimensional."""
         ...
 
 
@@ -38,8 +49,8 @@ class _Stored:
         if store.table.names:  # an unknown rule is said before anything is set up
             store.mask(store.table.names[0], rule, start=0, stop=0)
 
-    def mask(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self._store.mask(name, self._rule))
+    def mask(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return torch.from_numpy(self._store.mask(name, self._rule, start=start, stop=stop))
 
 
 class _Given:
@@ -52,13 +63,18 @@ class _Given:
         }
         self.shapes = {name: tuple(mask.shape) for name, mask in self._masks.items()}
 
-    def mask(self, name: str) -> torch.Tensor:
-        return self._masks[name]
+    def mask(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._masks[name].reshape(-1)[start:stop]
 
 
 def _checked(name: str, mask: Any) -> torch.Tensor:
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         return torch.tensor(mask)
+    if hasattr(mask, "device_mesh"):
+        raise UsageError(
+            f"the mask of {name!r} is a sharded tensor (DTensor)",
+            hint="give each process the whole mask; it keeps the part it needs",
+        )
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and not mask.is_sparse:
         return mask.detach()
     kind = f"{mask.dtype} " if isinstance(mask, (np.ndarray, torch.Tensor)) else ""
@@ -66,6 +82,24 @@ def _checked(name: str, mask: Any) -> torch.Tensor:
         f"the mask of {name!r} must be a bool tensor, not {kind}{type(mask).__name__}",
         hint="True where the element is trained",
     )
+
+
+def joined(source: Source, pieces: list[Piece], start: int, stop: int) -> torch.Tensor:
+    """A range of the flat mask that the pieces make, one after the other."""
+    parts = []
+    at = 0
+    for piece in pieces:
+        size = piece.stop - piece.start
+        low, high = max(start - at, 0), min(stop - at, size)
+        if low < high:
+            parts.append(source.mask(piece.name, piece.start + low, piece.start + high))
+        at += size
+    return parts[0] if len(parts) == 1 else torch.cat(parts or [torch.empty(0, dtype=torch.bool)])
+
+
+def whole(source: Source, name: str) -> torch.Tensor:
+    """The flat mask of a tensor."""
+    return source.mask(name, 0, math.prod(source.shapes[name]))
 
 
 def open_masks(store: Masks, rule: str | Rule | None) -> Source:

@@ -13,14 +13,19 @@ from numba.core.runtime import _nrt_python
 from numba.core.sigutils import normalize_signature
 
 from ckdiff.kernels.codegen.agree import agree_kernel
+from ckdiff.kernels.codegen.blend import blend_kernel
 from ckdiff.kernels.codegen.cells import cells_kernel
 from ckdiff.kernels.codegen.combine import combine_kernel
 from ckdiff.kernels.codegen.compare import compare_kernel
 from ckdiff.kernels.codegen.decode import decode_kernel
+from ckdiff.kernels.codegen.delta import merge_kernel, split_kernel, tally_kernel
 from ckdiff.kernels.codegen.drive import drive_kernel
 from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
+from ckdiff.kernels.codegen.gaps import gaps_kernel, ungaps_kernel
 from ckdiff.kernels.codegen.guard import guard_kernel
+from ckdiff.kernels.codegen.hashing import hash_kernel
 from ckdiff.kernels.codegen.margins import margins_kernel
+from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
 from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
 from ckdiff.kernels.codegen.statistics import statistics_kernel
 
@@ -28,6 +33,7 @@ __all__ = ["Compiled", "compile_kernel", "restore"]
 
 _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "agree": agree_kernel,
+    "blend": blend_kernel,
     "cells": cells_kernel,
     "combine": combine_kernel,
     "compare": compare_kernel,
@@ -35,11 +41,19 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "draw": draw_kernel,
     "drive": drive_kernel,
     "encode": encode_kernel,
+    "gaps": gaps_kernel,
+    "gather": gather_kernel,
     "guard": guard_kernel,
+    "hash": hash_kernel,
     "margins": margins_kernel,
+    "merge": merge_kernel,
     "near": near_kernel,
+    "scatter": scatter_kernel,
+    "split": split_kernel,
     "statistics": statistics_kernel,
     "survey": survey_kernel,
+    "tally": tally_kernel,
+    "ungaps": ungaps_kernel,
 }
 
 

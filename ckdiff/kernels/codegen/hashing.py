@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -9,6 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.codegen.lanes import I64, Value
+from ckdiff.kernels.codegen.words import load_word, store_word
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -39,3 +41,26 @@ def weight(typing: Any, unit: Any) -> Any:
         return b.or_(b.xor(x, b.lshr(x, I64(31))), I64(1))
 
     return types.uint64(types.uint64), generate
+
+
+def hash_kernel() -> Callable[..., None]:
+    """Adds the units of some bytes to a content hash; see the ABI."""
+
+    def add(data: int, size: int, first: int, unit_bytes: int, sums: int, xxh3: int) -> None:
+        low, high = load_word(sums), load_word(sums + 8)
+        done = 0
+        unit = first
+        while done < size:
+            step = size - done
+            if step > unit_bytes:
+                step = unit_bytes
+            factor = weight(types.uint64(unit))
+            digest = call_xxh3(xxh3, data + done, step)
+            low += types.int64(digest[0] * factor)
+            high += types.int64(digest[1] * factor)
+            done += step
+            unit += 1
+        store_word(sums, low)
+        store_word(sums + 8, high)
+
+    return add

@@ -62,3 +62,24 @@ def copy_byte(typing: Any, target: Any, source: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_byte(typing: Any, address: Any) -> Any:
+    """The byte at ``address``, as an int64."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        return b.zext(b.load(b.inttoptr(args[0], I8.as_pointer())), I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_byte(typing: Any, address: Any, value: Any) -> Any:
+    """Write the lowest byte of an int64 or uint64 to ``address``."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        b.store(b.trunc(args[1], I8), b.inttoptr(args[0], I8.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate

@@ -1,0 +1,80 @@
+"""``ckdiff delta``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckdiff.cli import options
+from ckdiff.cli.output import write_json, write_lines
+
+if TYPE_CHECKING:
+    from ckdiff.deltas.creating import Encoding
+
+
+@click.command("delta")
+@click.argument("base")
+@click.argument("tuned")
+@click.option("-o", "out", required=True, metavar="DELTA", help="Write the delta to this file.")
+@click.option("--mask", metavar="STORE", help="Take only what this mask marks; the delta is lossy.")
+@click.option("--rule", metavar="RULE", help="Which of the mask store's masks.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["packed", "indices"]),
+    default="packed",
+    show_default=True,
+    help="packed is the smallest; indices are positions and values that other tools read.",
+)
+@options.overwrite
+@options.workers
+@options.memory
+@options.as_json
+def command(
+    base: str,
+    tuned: str,
+    out: str,
+    mask: str | None,
+    rule: str | None,
+    encoding: Encoding,
+    overwrite: bool,
+    workers: int | None,
+    memory: str | None,
+    as_json: bool,
+) -> None:
+    """Write everything that is needed to rebuild TUNED from BASE, bit for bit.
+
+    `ckdiff apply BASE DELTA -o OUT` rebuilds it. The delta is of safetensors files and their index;
+    configs and tokenizers are not part of it.
+    """
+    from ckdiff.cli import formats
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.deltas.creating import delta
+    from ckdiff.errors import printable
+
+    with Reporter("compared") as reporter, compilation_noted(reporter):
+        made = delta(
+            base,
+            tuned,
+            out,
+            mask=mask,
+            rule=rule,
+            encoding=encoding,
+            overwrite=overwrite,
+            workers=workers,
+            memory=memory,
+            observer=reporter.observer(),
+        )
+    if as_json:
+        write_json(made.to_dict())
+        return
+    from ckdiff.cli.delta_text import changes, lossy_line, sizes
+
+    lines = [changes(made.changed, made.elements, made.paired, made.unpaired)]
+    if made.lossy is not None:
+        lines.append(lossy_line(made.lossy))
+    speed = formats.rate(made.bytes_read, made.seconds)
+    took = f"in {formats.duration(made.seconds)}, {speed}"
+    write_lines(
+        [*lines, f"{printable(str(made.out))}: {sizes(made.size, made.rebuilt_size)}, {took}"]
+    )

@@ -1,0 +1,33 @@
+"""What deltas are, in words: shared by the commands that make, apply and describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckdiff.budget import format_size
+from ckdiff.cli import formats
+from ckdiff.errors import printable
+
+
+def changes(
+    changed: int, elements: int, tensors: int, unpaired: Mapping[str, Sequence[str]]
+) -> str:
+    """How much changed, and which tensors have no counterpart."""
+    others = ", ".join(f"{len(names):,} {reason}" for reason, names in unpaired.items() if names)
+    found = f"{formats.extent(elements, tensors)}: {changed:,} changed"
+    found += f", {formats.percent(changed, elements)}"
+    return found + (f"; tensors: {others}" if others else "")
+
+
+def sizes(size: int, rebuilt: int) -> str:
+    """The size of a delta, and its share of what it rebuilds."""
+    return f"{format_size(size)}, {formats.percent(size, rebuilt)} of {format_size(rebuilt)}"
+
+
+def lossy_line(lossy: Mapping[str, Any]) -> str:
+    """What a delta leaves out."""
+    return (
+        f"lossy: {lossy['left_out']:,} changed elements are left out, which the "
+        f"{printable(str(lossy['rule']))} mask does not mark"
+    )

@@ -1,0 +1,1 @@
+"""Deltas: everything needed to rebuild one checkpoint from another."""

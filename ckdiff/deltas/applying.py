@@ -1,0 +1,304 @@
+"""A base and a delta, or a chain of them -> the tuned checkpoint, bit for bit, in one pass."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.deltas.blueprint import Blueprint, bits_of
+from ckdiff.deltas.change import Bytes, Patcher
+from ckdiff.deltas.container import Delta, UInt64
+from ckdiff.deltas.outcome import ApplyResult, allowed_workers
+from ckdiff.deltas.packed import FRAME_BYTES
+from ckdiff.deltas.varints import Damaged
+from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
+from ckdiff.kernels import guard
+from ckdiff.kernels.contents import ContentHasher
+from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
+from ckdiff.rebuilt import Rebuilt
+from ckdiff.runners import Stopped, run_threads
+
+DeltaPath = str | os.PathLike[str]
+
+
+def apply(
+    base: str | os.PathLike[str] | Checkpoint,
+    deltas: DeltaPath | Sequence[DeltaPath],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> ApplyResult:
+    """Rebuild the checkpoint that ``deltas`` lead to from ``base``, one after the other.
+
+    One pass, in bounded memory. What the base holds and what comes out are hashed on the way, and
+    nothing is kept unless both are what the deltas say. The files are the tuned side's to the last
+    byte; configs and tokenizers are not part of a delta. Raises DeltaError for a damaged delta and
+    for another base, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError and
+    Interrupted.
+    """
+    options = Options(overwrite=overwrite, workers=workers, memory=memory)
+    observer = checked_observer(observer)
+    listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
+    if not listed:
+        raise UsageError("there is no delta to apply", hint="give one or more, in their order")
+    path = Path(os.path.abspath(checked_path("the output", out)))
+    with ExitStack() as stack:
+        opened = open_checkpoint(base)
+        if opened is not base:
+            stack.callback(opened.close)
+        chain = [stack.enter_context(Delta(checked_path("a delta", item))) for item in listed]
+        began = time.perf_counter()
+        try:
+            _rebuild(opened, chain, path, options, observer)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", hint="nothing was written") from None
+    last = chain[-1].blueprint
+    return ApplyResult(
+        out=path,
+        deltas=len(chain),
+        files=[plan.name for plan in last.files] if last.directory else [path.name],
+        size=sum(plan.size for plan in last.files),
+        tensors=len(last.names),
+        lossy=any(delta.manifest["lossy"] is not None for delta in chain),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _rebuild(
+    base: Checkpoint, chain: list[Delta], out: Path, options: Options, observer: Observer
+) -> None:
+    links = Links(base, chain)
+    blueprint = chain[-1].blueprint
+    files = Rebuilt(
+        out,
+        blueprint.files,
+        index=blueprint.index,
+        directory=blueprint.directory,
+        overwrite=options.overwrite,
+        apart=[base],
+        inputs=[Path(delta.path) for delta in chain],
+    )
+    groups = chain[-1].windows.groups
+    workers = allowed_workers(options, len(groups))
+    total, done, began = int(blueprint.nbytes.sum()), 0, time.perf_counter()
+    base_sums, out_sums = np.zeros((2, len(blueprint.names), 2), np.uint64)
+
+    def finished(group: int, sums: UInt64) -> None:
+        nonlocal done
+        first, stop = groups[group]
+        tensor = chain[-1].windows.tensor[first:stop]
+        np.add.at(base_sums, tensor, sums[:, 0])
+        np.add.at(out_sums, tensor, sums[:, 1])
+        done += int(chain[-1].windows.size[first:stop].sum())
+
+    def report() -> None:
+        observer.progress(Progress(done, total, time.perf_counter() - began, 0))
+
+    with files:
+        guard.install()
+        try:
+            task = _ApplyTask(base, chain, links, files, workers)
+            run_threads(range(len(groups)), task, workers=workers, done=finished, tick=report)
+        finally:
+            guard.remove()
+        report()
+        links.check_sums(base_sums, out_sums)
+        base.verify()
+        for delta in chain:
+            delta.check()
+        files.commit()
+
+
+class Links:
+    """Which tensor of each delta in a chain, and of the base, each rebuilt tensor is made from."""
+
+    def __init__(self, base: Checkpoint, chain: list[Delta]) -> None:
+        self._base, self._chain = base, chain
+        count = len(chain[-1].blueprint.names)
+        #: (deltas, tensors): position in that delta, or -1 where a later one has all of it
+        self.position: IntArray = np.full((len(chain), count), -1, np.int64)
+        here = np.arange(count)
+        for k in reversed(range(len(chain))):
+            self.position[k] = here
+            before = self._before(k)
+            here = np.where(here >= 0, before[here], -1)
+        self.origin: IntArray = here  #: position in the base, or -1
+        #: the first delta that takes part in each tensor
+        self.start: IntArray = (self.position >= 0).argmax(axis=0)
+
+    def check_sums(self, base_sums: UInt64, out_sums: UInt64) -> None:
+        """Raise DeltaError unless the base was the right one, and the result is."""
+        first, last = self._chain[0], self._chain[-1]
+        used = np.flatnonzero(self.origin >= 0)
+        wrong = used[
+            (base_sums[used] != first.tensors.base_hashes[self.position[0, used]]).any(axis=1)
+        ]
+        names = last.blueprint.names
+        if len(wrong):
+            raise self.other_base(names[int(wrong[0])], len(wrong))
+        bad = np.flatnonzero((out_sums != last.tensors.tuned_hashes).any(axis=1))
+        if len(bad):
+            raise last.damaged(f"what it makes of {printable(names[int(bad[0])])} is wrong")
+
+    def other_base(self, name: str, count: int = 1) -> DeltaError:
+        """The error for a base that is not the one of the first delta."""
+        others = f" and {count - 1:,} more" if count > 1 else ""
+        return DeltaError(
+            f"{printable(self._chain[0].path)} was not made for {printable(self._base.label)}:"
+            f" {printable(name)}{others} differ{'s' if count == 1 else ''}",
+            hint="give the checkpoint that the delta was made from",
+        )
+
+    def _before(self, k: int) -> IntArray:
+        """For each tensor of delta ``k`` its position in what comes before, or -1 for none."""
+        delta = self._chain[k]
+        former: Blueprint | None = self._chain[k - 1].blueprint if k else None
+        table = self._base.table if former is None else former
+        where = {name: i for i, name in enumerate(table.names)}
+        print_ = delta.blueprint
+        found = np.full(len(print_.names), -1, np.int64)
+        for i in np.flatnonzero(delta.tensors.based).tolist():
+            name = print_.names[i]
+            at = where.get(name, -1)
+            same = at >= 0 and (table.dtypes[at], table.shapes[at]) == (
+                print_.dtypes[i],
+                print_.shapes[i],
+            )
+            if same and former is not None:
+                made = self._chain[k - 1].tensors.tuned_hashes[at]
+                same = bool((made == delta.tensors.base_hashes[i]).all())
+            if not same and former is None:
+                raise self.other_base(name)
+            if not same:
+                raise DeltaError(
+                    f"{printable(delta.path)} does not follow {printable(self._chain[k - 1].path)}:"
+                    f" {printable(name)} differs",
+                    hint="give the deltas in the order in which they were made",
+                )
+            found[i] = at
+        return found
+
+
+@dataclass(slots=True)
+class _ApplyTask:
+    """The task of a group of windows of the rebuilt checkpoint; gives hash sums.
+
+    They are (windows, base and result, low and high). Shared by the threads.
+    """
+
+    base: Checkpoint
+    chain: list[Delta]
+    links: Links
+    files: Rebuilt
+    workers: int
+    _hasher: ContentHasher = field(default_factory=ContentHasher)
+    _bits: IntArray = field(init=False)
+    _local: threading.local = field(default_factory=threading.local)
+
+    def __post_init__(self) -> None:
+        self._bits = bits_of(self.chain[-1].blueprint.dtypes)
+
+    def __call__(self, chunk: int, stop: threading.Event) -> UInt64:
+        """See ChunkTask; a chunk is a group of windows."""
+        first, after = self.chain[-1].windows.groups[chunk]
+        sums = np.zeros((after - first, 2, 2), np.uint64)
+        with closing(self.base.reader()) as reader:
+            coming = chunk + self.workers
+            if coming < len(self.chain[-1].windows.groups):
+                reader.prefetch(*self._read(coming))
+            addresses = iter(reader.acquire(*self._read(chunk)).tolist())
+            for window, row in zip(range(first, after), sums, strict=True):
+                if stop.is_set():
+                    raise Stopped
+                tensor = int(self.chain[-1].windows.tensor[window])
+                here = next(addresses) if self.links.origin[tensor] >= 0 else 0
+                self._rebuild(window, tensor, here, row)
+            reader.release()
+        return sums
+
+    def _read(self, group: int) -> tuple[IntArray, IntArray, IntArray]:
+        """What to read of the base."""
+        windows = self.chain[-1].windows
+        chosen = np.arange(*windows.groups[group])
+        chosen = chosen[self.links.origin[windows.tensor[chosen]] >= 0]
+        return (
+            self.links.origin[windows.tensor[chosen]],
+            windows.start[chosen],
+            windows.size[chosen],
+        )
+
+    def _rebuild(self, window: int, tensor: int, here: int, sums: UInt64) -> None:
+        """Make a window, add to its hashes, and write it. ``here`` is the base's, or 0."""
+        windows, blueprint = self.chain[-1].windows, self.chain[-1].blueprint
+        start, size = int(windows.start[window]), int(windows.size[window])
+        number = window - int(windows.first[tensor])
+        bits = int(self._bits[tensor])
+        if here:
+            self._hasher.add(sums[0], here, size, start, bits)
+        found = self._through_chain(tensor, number, here, size)
+        if found == here:
+            sums[1] = sums[0]
+            # not from the mapping: a file that was cut would look like a failure to write
+            found = self._tools()[0][0].ctypes.data
+            ctypes.memmove(found, here, size)
+        else:
+            self._hasher.add(sums[1], found, size, start, bits)
+        data = (ctypes.c_uint8 * size).from_address(found)
+        place = int(blueprint.begin[tensor]) + start
+        self.files.write(int(blueprint.file[tensor]), place, memoryview(data))
+
+    def _through_chain(self, tensor: int, number: int, here: int, size: int) -> int:
+        """The address of the window after all deltas."""
+        buffers, patchers = self._tools()
+        target = 0  # which buffer is free
+        for k in range(int(self.links.start[tensor]), len(self.chain)):
+            delta = self.chain[k]
+            at = int(self.links.position[k, tensor])
+            window = int(delta.windows.first[at]) + number
+            out = buffers[target]
+            try:
+                if not delta.tensors.based[at]:
+                    patchers[k].whole(delta, window, out[:size])
+                elif not patchers[k].changes(delta, window, here, size, out.ctypes.data):
+                    continue
+            except Damaged as error:
+                # its digest was right, so it is as it was written
+                if k == 0 and delta.tensors.based[at]:
+                    raise self.links.other_base(delta.blueprint.names[at]) from None
+                raise delta.damaged(str(error)) from None
+            here, target = out.ctypes.data, 1 - target
+        return here
+
+    def _tools(self) -> tuple[list[Bytes], list[Patcher]]:
+        if not hasattr(self._local, "tools"):
+            made: dict[str, Patcher] = {}
+            for delta in self.chain:
+                if delta.encoding not in made:
+                    made[delta.encoding] = _patcher(delta.encoding)
+            buffers = [np.empty(FRAME_BYTES, np.uint8) for _ in range(2)]
+            self._local.tools = buffers, [made[delta.encoding] for delta in self.chain]
+        tools: tuple[list[Bytes], list[Patcher]] = self._local.tools
+        return tools
+
+
+def _patcher(encoding: str) -> Patcher:
+    if encoding == "indices":
+        from ckdiff.deltas.indices import IndicesPatcher
+
+        return IndicesPatcher()
+    from ckdiff.deltas.frames import PackedPatcher
+
+    return PackedPatcher()

@@ -1,0 +1,92 @@
+"""What an encoding has to offer: to take windows, and to make them again."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.deltas.container import Delta, Tensors
+from ckdiff.deltas.packed import FORMS
+from ckdiff.dtypes import DTYPES
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Change:
+    """What became of one window."""
+
+    data: Any  #: as the encoding's recorder takes it
+    changed: int  #: elements
+
+
+class Coder(Protocol):
+    """An encoding at work: one for each thread."""
+
+    def changes(self, dtype: str, base: int, tuned: int, nbytes: int) -> Change:
+        """Two windows at addresses."""
+
+    def whole(self, dtype: str, tuned: int, nbytes: int) -> Change:
+        """A window that has no base."""
+
+
+class Recorder(Protocol):
+    """An encoding's way into the file; called in the order of the windows."""
+
+    def coder(self) -> Coder:
+        """For a thread."""
+
+    def add(self, window: int, change: Change) -> None:
+        """Write a window."""
+
+    def finish(self, manifest: dict[str, Any], tensors: Tensors) -> None:
+        """Write the rest."""
+
+    def close(self) -> None:
+        """Close files, whatever happened."""
+
+
+class Patcher(Protocol):
+    """An encoding being undone: one for each thread."""
+
+    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> bool:
+        """Write the tuned window to ``out``; False where nothing changed and nothing was written.
+
+        Raises Damaged where the changes do not fit the base.
+        """
+
+    def whole(self, delta: Delta, window: int, out: Bytes) -> None:
+        """Write a window that has no base to ``out``. Raises Damaged."""
+
+
+_PIECE = 3 << 16  # bytes that are unpacked to bits at a time; whole elements of any width
+
+
+def bytes_at(address: int, size: int) -> Bytes:
+    """Memory as an array; whoever has the address sees to it that it stays."""
+    return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
+
+
+def changed_elements(dtype: str, lanes: int, base: int, tuned: int, nbytes: int) -> int:
+    """How many elements differ in two windows of which ``lanes`` lanes do.
+
+    A lane is an element, but for complex numbers, which are two, and elements that share bytes.
+    """
+    bits = DTYPES[dtype].bits
+    if lanes == 0 or bits == 8 * FORMS[dtype].bytes:
+        return lanes
+    one, other = bytes_at(base, nbytes), bytes_at(tuned, nbytes)
+    if bits >= 8:
+        pairs = (one ^ other).reshape(-1, bits // 8)
+        return int(pairs.any(axis=1).sum())
+    count = 0
+    for at in range(0, nbytes, _PIECE):
+        differing = np.unpackbits(
+            one[at : at + _PIECE] ^ other[at : at + _PIECE], bitorder="little"
+        )
+        count += int(differing.reshape(-1, bits).any(axis=1).sum())
+    return count

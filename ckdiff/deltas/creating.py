@@ -1,0 +1,310 @@
+"""Two checkpoints -> a delta: one pass, in the order of the tuned side's files."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ckdiff._version import __version__
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
+from ckdiff.deltas.change import Change, Coder, Recorder
+from ckdiff.deltas.container import Delta, Tensors, UInt64
+from ckdiff.deltas.masking import Masking
+from ckdiff.deltas.outcome import DeltaResult, allowed_workers
+from ckdiff.diffresult import by_reason, details
+from ckdiff.errors import CkdiffError, Interrupted, UsageError, printable
+from ckdiff.kernels import guard
+from ckdiff.kernels.contents import ContentHasher
+from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path, checked_text
+from ckdiff.pairing import Pairing, pair
+from ckdiff.place import Place, write_errors
+from ckdiff.rules import Rule
+from ckdiff.runners import InOrder, Stopped, run_threads
+from ckdiff.store import MaskStore
+
+Encoding = Literal["packed", "indices"]
+CheckpointPath = str | os.PathLike[str] | Checkpoint
+
+_AHEAD = 3  # groups for each worker that may be done before the oldest is written
+
+
+def delta(
+    base: CheckpointPath,
+    tuned: CheckpointPath,
+    out: str | os.PathLike[str],
+    *,
+    mask: str | os.PathLike[str] | MaskStore | None = None,
+    rule: str | Rule | None = None,
+    encoding: Encoding = "packed",
+    overwrite: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> DeltaResult:
+    """Write everything that is needed to rebuild ``tuned`` from ``base``, bit for bit, to ``out``.
+
+    One pass over both in bounded memory. With ``mask``, a mask store, only what it marks is taken
+    from ``tuned``: the delta rebuilds the base with those elements of the tuned side, and says that
+    it is lossy. ``encoding`` is ``packed`` (the smallest) or ``indices`` (safetensors with
+    positions and values, for other tools). The output is there whole or not at all. Raises
+    UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError, OutputError
+    and Interrupted.
+    """
+    if checked_text("encoding", encoding) not in get_args(Encoding):
+        raise UsageError(
+            f"there is no encoding {printable(encoding)!r}",
+            hint=f"one of {', '.join(get_args(Encoding))}",
+        )
+    options = Options(overwrite=overwrite, workers=workers, memory=memory)
+    observer = checked_observer(observer)
+    path = Path(os.path.abspath(checked_path("the output", out)))
+    with ExitStack() as stack:
+        sides = []
+        for side in (base, tuned):
+            sides.append(open_checkpoint(side))
+            if sides[-1] is not side:
+                stack.callback(sides[-1].close)
+        work = _Delta(sides[0], sides[1], path, encoding, options, observer)
+        if mask is not None:
+            work.masking = Masking(mask, rule, sides[0].table, work.blueprint)
+        elif rule is not None:
+            raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
+        try:
+            return work.run()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", hint="nothing was written") from None
+
+
+class _Delta:
+    """A delta being made."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        tuned: Checkpoint,
+        out: Path,
+        encoding: Encoding,
+        options: Options,
+        observer: Observer,
+    ) -> None:
+        self._base, self._tuned, self._out = base, tuned, out
+        self._encoding, self._options, self._observer = encoding, options, observer
+        self._began = time.perf_counter()
+        self.blueprint = Blueprint.of_checkpoint(tuned)
+        self.masking: Masking | None = None
+        self._left_out = self._bytes_read = 0
+        self._pairing = _pair(base, tuned)
+        self._based = np.full(len(self.blueprint.names), -1, np.int64)
+        self._based[self._pairing.tuned_index] = self._pairing.base_index
+        self._windows = self.blueprint.windows()
+
+    def run(self) -> DeltaResult:
+        overwrite = self._options.overwrite
+        place = Place(self._out, directory=False, overwrite=overwrite, in_the_way=_foreign)
+        place.keep_away_from(
+            [self._base, self._tuned], [] if self.masking is None else [self.masking.store.path]
+        )
+        with place, write_errors(self._out):
+            recorder = _recorder(self._encoding, place.path, self.blueprint, self._windows)
+            with closing(recorder):
+                tensors = self._compare(recorder)
+                self._base.verify()
+                self._tuned.verify()
+                recorder.finish(self._manifest(tensors), tensors)
+            size = place.path.stat().st_size
+            place.commit()
+        return self._result(tensors, size)
+
+    def _compare(self, recorder: Recorder) -> Tensors:
+        tensors = Tensors.empty(len(self.blueprint.names))
+        tensors.based[:] = self._based >= 0
+        windows, groups = self._windows, self._windows.groups
+        workers = allowed_workers(self._options, len(groups))
+        order = InOrder[list[_Window]](_AHEAD * workers)
+        task = _GroupTask(
+            self._base, self._tuned, self._based, self.blueprint, windows, recorder.coder,
+            order.wait, self.masking, workers,
+        )  # fmt: skip
+        sides = np.where(self._based[windows.tensor] >= 0, 2, 1) * windows.size
+        self._bytes_read = total = int(sides.sum())
+        done, began = 0, time.perf_counter()
+
+        def finished(group: int, result: list[_Window]) -> None:
+            nonlocal done
+            for number, found in order.put(group, result):
+                first, stop = groups[number]
+                for window, one in zip(range(first, stop), found, strict=True):
+                    at = int(windows.tensor[window])
+                    recorder.add(window, one.change)
+                    tensors.base_hashes[at] += one.sums[0]
+                    tensors.tuned_hashes[at] += one.sums[1]
+                    tensors.changed[at] += one.change.changed
+                    self._left_out += one.left_out
+                done += int(sides[first:stop].sum())
+
+        def report() -> None:
+            self._observer.progress(Progress(done, total, time.perf_counter() - began, 0))
+
+        guard.install()
+        try:
+            run_threads(range(len(groups)), task, workers=workers, done=finished, tick=report)
+        finally:
+            guard.remove()
+        report()
+        return tensors
+
+    def _manifest(self, tensors: Tensors) -> dict[str, Any]:
+        return {
+            "encoding": self._encoding,
+            "ckdiff": __version__,
+            "lossy": None if self.masking is None else self.masking.to_dict(self._left_out),
+            "base": {"files": [[file.name, file.size] for file in self._base.files]},
+            "unpaired": details(self._pairing.unpaired),
+            "elements": self._elements(),
+            "changed": int(tensors.changed[tensors.based].sum()),
+        }
+
+    def _elements(self) -> int:
+        """Of the tensors that are paired."""
+        nbytes = self.blueprint.nbytes * 8 // bits_of(self.blueprint.dtypes)
+        return int(nbytes[self._based >= 0].sum())
+
+    def _result(self, tensors: Tensors, size: int) -> DeltaResult:
+        return DeltaResult(
+            out=self._out,
+            encoding=self._encoding,
+            size=size,
+            rebuilt_size=sum(plan.size for plan in self.blueprint.files),
+            bytes_read=self._bytes_read,
+            tensors=len(self.blueprint.names),
+            paired=len(self._pairing),
+            elements=self._elements(),
+            changed=int(tensors.changed[tensors.based].sum()),
+            unpaired=by_reason(self._pairing.unpaired),
+            lossy=None if self.masking is None else self.masking.to_dict(self._left_out),
+            seconds=time.perf_counter() - self._began,
+        )
+
+
+def _foreign(out: Path) -> str | None:
+    """What a delta must not replace: a file that is none."""
+    try:
+        Delta(str(out)).close()
+    except CkdiffError:
+        return "is not a delta"
+    return None
+
+
+def _pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
+    """Which tensors have a base; a delta may also be of checkpoints that share none."""
+    return pair(base.table, tuned.table)
+
+
+def _recorder(encoding: Encoding, path: Path, blueprint: Blueprint, windows: Windows) -> Recorder:
+    if encoding == "indices":
+        from ckdiff.deltas.indices import IndicesRecorder
+
+        return IndicesRecorder(path, blueprint, windows)
+    from ckdiff.deltas.frames import PackedRecorder
+
+    return PackedRecorder(path, blueprint, windows)
+
+
+@dataclass(slots=True)
+class _Window:
+    """A window's change, and what it adds to the hashes of its tensor."""
+
+    change: Change
+    sums: UInt64  #: (base and tuned, low and high)
+    left_out: int  #: changed elements that the mask does not mark
+
+
+@dataclass(slots=True)
+class _GroupTask:
+    """The task of a group of windows. Shared by the threads."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    based: IntArray  #: for each tuned tensor its position in the base's table, or -1
+    blueprint: Blueprint
+    windows: Windows
+    coder: Callable[[], Coder]
+    wait: Callable[[int, threading.Event], None]
+    masking: Masking | None
+    workers: int
+    _hasher: ContentHasher = field(default_factory=ContentHasher)
+    _bits: IntArray = field(init=False)
+    _local: threading.local = field(default_factory=threading.local)
+
+    def __post_init__(self) -> None:
+        self._bits = bits_of(self.blueprint.dtypes)
+
+    def __call__(self, chunk: int, stop: threading.Event) -> list[_Window]:
+        """See ChunkTask; a chunk is a group of windows."""
+        self.wait(chunk, stop)
+        with ExitStack() as stack:
+            readers = [stack.enter_context(closing(c.reader())) for c in (self.base, self.tuned)]
+            coming = chunk + self.workers
+            if coming < len(self.windows.groups):
+                for reader, chosen in self._read(coming, readers):
+                    reader.prefetch(*chosen)
+            addresses = [
+                reader.acquire(*chosen).tolist() for reader, chosen in self._read(chunk, readers)
+            ]
+            if stop.is_set():
+                raise Stopped
+            found = self._compare(chunk, *addresses)
+            for reader in readers:
+                reader.release()
+        return found
+
+    def _read(
+        self, group: int, readers: Sequence[SpanReader]
+    ) -> list[tuple[SpanReader, tuple[IntArray, IntArray, IntArray]]]:
+        """What to read of each side."""
+        window = np.arange(*self.windows.groups[group])
+        tensor = self.windows.tensor[window]
+        paired = window[self.based[tensor] >= 0]
+        start, size = self.windows.start, self.windows.size
+        base = self.based[self.windows.tensor[paired]], start[paired], size[paired]
+        return [(readers[0], base), (readers[1], (tensor, start[window], size[window]))]
+
+    def _compare(self, group: int, base: list[int], tuned: list[int]) -> list[_Window]:
+        coder = self._coder()
+        found, bases = [], iter(base)
+        first, stop = self.windows.groups[group]
+        for window, there in zip(range(first, stop), tuned, strict=True):
+            at = int(self.windows.tensor[window])
+            start, size = int(self.windows.start[window]), int(self.windows.size[window])
+            dtype, bits = self.blueprint.dtypes[at], int(self._bits[at])
+            sums, left_out = np.zeros((2, 2), np.uint64), 0
+            if self.based[at] < 0:
+                change = coder.whole(dtype, there, size)
+            else:
+                here = next(bases)
+                if self.masking is not None:
+                    there, left_out = self.masking.merge(at, here, there, start, size)
+                change = coder.changes(dtype, here, there, size)
+                self._hasher.add(sums[0], here, size, start, bits)
+            if change.changed or self.based[at] < 0:
+                self._hasher.add(sums[1], there, size, start, bits)
+            else:
+                sums[1] = sums[0]
+            found.append(_Window(change, sums, left_out))
+        return found
+
+    def _coder(self) -> Coder:
+        if not hasattr(self._local, "coder"):
+            self._local.coder = self.coder()
+        coder: Coder = self._local.coder
+        return coder

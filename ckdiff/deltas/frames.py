@@ -1,0 +1,89 @@
+"""The packed encoding: a frame for each window in which something changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ckdiff.deltas.blueprint import Blueprint, Windows
+from ckdiff.deltas.change import Change, bytes_at, changed_elements
+from ckdiff.deltas.container import DATA, Delta, DeltaWriter, Tensors
+from ckdiff.deltas.packed import FORMS, Form, FrameDecoder, FrameEncoder
+from ckdiff.deltas.varints import Damaged
+
+
+class PackedCoder:
+    """See Coder."""
+
+    def __init__(self) -> None:
+        self._encoder = FrameEncoder()
+
+    def changes(self, dtype: str, base: int, tuned: int, nbytes: int) -> Change:
+        """See Coder."""
+        frame, lanes = self._encoder.encode(FORMS[dtype], base, tuned, nbytes)
+        return Change(frame, changed_elements(dtype, lanes, base, tuned, nbytes))
+
+    def whole(self, dtype: str, tuned: int, nbytes: int) -> Change:
+        """See Coder."""
+        return Change(self._encoder.encode_whole(FORMS[dtype], bytes_at(tuned, nbytes)), 0)
+
+
+class PackedRecorder:
+    """See Recorder."""
+
+    def __init__(self, path: Path, blueprint: Blueprint, windows: Windows) -> None:
+        self._blueprint = blueprint
+        self._sizes = np.zeros(len(windows), np.uint32)
+        self._digests = np.zeros(len(windows), np.uint64)
+        self._writer = DeltaWriter(path)
+
+    def coder(self) -> PackedCoder:
+        """See Recorder."""
+        return PackedCoder()
+
+    def add(self, window: int, change: Change) -> None:
+        """See Recorder."""
+        if change.data:
+            self._sizes[window] = len(change.data)
+            self._digests[window] = xxhash.xxh3_64_intdigest(change.data)
+            self._writer.append(change.data)
+
+    def finish(self, manifest: dict[str, Any], tensors: Tensors) -> None:
+        """See Recorder."""
+        self._writer.end(DATA)
+        frames = self._sizes.tobytes() + self._digests.tobytes()
+        self._writer.finish(manifest, self._blueprint, tensors, frames)
+
+    def close(self) -> None:
+        """See Recorder."""
+        self._writer.close()
+
+
+class PackedPatcher:
+    """See Patcher."""
+
+    def __init__(self) -> None:
+        self._decoder = FrameDecoder()
+
+    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> bool:
+        """See Patcher."""
+        frame = delta.frame(window)
+        if frame is None:
+            return False
+        self._decoder.decode(_form(delta, window), frame, base, nbytes, out)
+        return True
+
+    def whole(self, delta: Delta, window: int, out: npt.NDArray[np.uint8]) -> None:
+        """See Patcher."""
+        frame = delta.frame(window)
+        if frame is None:
+            raise Damaged("a window without a base has no bytes")
+        self._decoder.decode_whole(_form(delta, window), frame, out)
+
+
+def _form(delta: Delta, window: int) -> Form:
+    return FORMS[delta.blueprint.dtypes[int(delta.windows.tensor[window])]]

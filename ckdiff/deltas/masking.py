@@ -1,0 +1,97 @@
+"""A delta of what a mask marks, and of nothing else."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.blend import Blend
+from ckdiff.checkpoints.protocol import TensorTable
+from ckdiff.deltas.blueprint import Blueprint, bits_of
+from ckdiff.deltas.packed import FRAME_BYTES
+from ckdiff.errors import PairingError, printable
+from ckdiff.matching import match
+from ckdiff.rules import Rule
+from ckdiff.store import MaskStore, open_store
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Masking:
+    """Puts the base's elements into tuned windows wherever a mask has no one. For all threads."""
+
+    def __init__(
+        self,
+        mask: str | os.PathLike[str] | MaskStore,
+        rule: str | Rule | None,
+        base: TensorTable,
+        blueprint: Blueprint,
+    ) -> None:
+        self.store = open_store(mask)
+        matched = match([self.store], rule, least=1)
+        self.rule = matched.rule
+        self._digest = self.store.manifest_digest()
+        self._check(matched.names, matched.shapes, matched.changed[0].tolist(), base, blueprint)
+        held = set(matched.names)
+        self._names = [name if name in held else None for name in blueprint.names]
+        self._bits = bits_of(blueprint.dtypes)
+        self._blends = {bits: Blend(bits) for bits in set(self._bits.tolist())}
+        self._local = threading.local()
+
+    def to_dict(self, left_out: int) -> dict[str, Any]:
+        """What a delta says about it."""
+        return {"mask": self._digest, "rule": self.rule, "left_out": left_out}
+
+    def merge(self, tensor: int, base: int, tuned: int, start: int, size: int) -> tuple[int, int]:
+        """The address of the merged window, and the changed elements that are left out of it.
+
+        ``start`` and ``size`` are bytes. The address holds until this thread's next call.
+        """
+        bits = int(self._bits[tensor])
+        first, elements = start * 8 // bits, size * 8 // bits
+        name = self._names[tensor]
+        if name is None:
+            mask = np.zeros(-(-elements // 8), np.uint8)
+        else:
+            mask = self.store.packed(name, self.rule, start=first, stop=first + elements)
+        buffer, blend, inverse = self._buffer(), self._blends[bits], ~mask
+        _, left_out = blend(base, tuned, inverse.ctypes.data, buffer.ctypes.data, elements)
+        blend(base, tuned, mask.ctypes.data, buffer.ctypes.data, elements)
+        return buffer.ctypes.data, left_out
+
+    def _buffer(self) -> Bytes:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = np.empty(FRAME_BYTES, np.uint8)
+        buffer: Bytes = self._local.buffer
+        return buffer
+
+    def _check(
+        self,
+        names: list[str],
+        shapes: list[tuple[int, ...]],
+        ones: list[int],
+        base: TensorTable,
+        blueprint: Blueprint,
+    ) -> None:
+        """Raise PairingError for a mask with ones that cannot be followed."""
+        sides = [("base", base.names, base.shapes), ("tuned", blueprint.names, blueprint.shapes)]
+        for side, held, held_shapes in sides:
+            shape_of = dict(zip(held, held_shapes, strict=True))
+            for name, shape, count in zip(names, shapes, ones, strict=True):
+                found = shape_of.get(name)
+                if not count or found == shape:
+                    continue
+                shown = printable(name)
+                problem = (
+                    f"{side} lacks {shown}"
+                    if found is None
+                    else f"{shown} is {list(found)} in {side} and {list(shape)} in the store"
+                )
+                raise PairingError(
+                    f"the mask does not fit: {problem}",
+                    hint="use a mask of this model, or leave those tensors out of it",
+                )

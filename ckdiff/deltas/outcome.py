@@ -1,0 +1,95 @@
+"""What making and applying deltas gives, and how many threads fit into the memory allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckdiff import budget
+from ckdiff.budget import MIB, format_size
+from ckdiff.errors import BudgetError
+from ckdiff.options import Options
+
+_FIXED = 96 * MIB  # the interpreter, libraries, tables
+#: a worker's streams, windows and what the compressor needs, all of it in use at once
+_EACH = 56 * MIB
+
+
+def allowed_workers(options: Options, tasks: int) -> int:
+    """Threads that the memory allows; raises BudgetError where those are fewer than asked."""
+    asked = options.workers or budget.usable_cores()
+    workers = max(1, min(asked, tasks))
+    if options.memory is None:
+        memory = budget.default_memory(workers)
+    else:
+        memory = budget.parse_size(options.memory)
+    fit = (memory - _FIXED) // _EACH
+    if fit < 1 or (options.workers is not None and fit < workers):
+        needed = _FIXED + _EACH * (workers if options.workers is not None else 1)
+        raise BudgetError(
+            f"{format_size(memory)} of memory is too little: this needs {format_size(needed)}",
+            hint="raise --memory" + (" or lower --workers" if workers > 1 else ""),
+        )
+    return min(workers, fit)
+
+
+@dataclass(slots=True)
+class DeltaResult:
+    """What was written. ``to_dict()`` is what ``ckdiff delta --json`` prints."""
+
+    out: Path
+    encoding: str
+    size: int  #: bytes of the delta
+    rebuilt_size: int  #: bytes of the files that it rebuilds
+    bytes_read: int  #: of both sides
+    tensors: int  #: of the tuned side
+    paired: int  #: of those, the ones that are made from the base's
+    elements: int  #: of the paired tensors
+    changed: int  #: of those
+    unpaired: dict[str, list[str]]  #: reason -> names
+    lossy: dict[str, Any] | None  #: the mask that chose, and what it left out
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "out": str(self.out),
+            "encoding": self.encoding,
+            "size": self.size,
+            "rebuilt_size": self.rebuilt_size,
+            "bytes_read": self.bytes_read,
+            "tensors": self.tensors,
+            "paired": self.paired,
+            "elements": self.elements,
+            "changed": self.changed,
+            "density": self.changed / self.elements if self.elements else 0.0,
+            "unpaired": self.unpaired,
+            "lossy": self.lossy,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(slots=True)
+class ApplyResult:
+    """What was rebuilt. ``to_dict()`` is what ``ckdiff apply --json`` prints."""
+
+    out: Path
+    deltas: int
+    files: list[str]
+    size: int  #: bytes of the rebuilt files
+    tensors: int
+    lossy: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "out": str(self.out),
+            "deltas": self.deltas,
+            "files": self.files,
+            "size": self.size,
+            "tensors": self.tensors,
+            "lossy": self.lossy,
+            "seconds": self.seconds,
+        }

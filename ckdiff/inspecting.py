@@ -1,0 +1,91 @@
+"""What a path holds, as far as can be told without reading its data."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.local import file_metadata
+from ckdiff.deltas.blueprint import bits_of
+from ckdiff.deltas.container import FORMAT, Delta
+from ckdiff.diffresult import unpaired_names
+from ckdiff.options import checked_path
+from ckdiff.store import open_store
+from ckdiff.summaries import rule_counts
+from ckdiff.workdir import is_store
+
+
+def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Say what ``path`` is: its ``kind`` is ``delta``, ``store`` or ``checkpoint``.
+
+    Gives what ``ckdiff info --json`` prints. Reads headers and tables only; ``ckdiff check`` and
+    ``ckdiff apply`` verify the data. Raises DeltaError, StoreError and CheckpointError for what is
+    damaged or none of these.
+    """
+    text = checked_path("the path", path)
+    if Path(text).is_dir() and is_store(Path(text)):
+        return _store(text)
+    if file_metadata(text).get("format") == FORMAT:
+        return _delta(text)
+    return _checkpoint(text)
+
+
+def _delta(path: str) -> dict[str, Any]:
+    with Delta(path) as delta:
+        manifest, blueprint = delta.manifest, delta.blueprint
+        return {
+            "kind": "delta",
+            "path": path,
+            "ckdiff": str(manifest["ckdiff"]),
+            "encoding": delta.encoding,
+            "size": delta.size,
+            "rebuilt_size": sum(plan.size for plan in blueprint.files),
+            "files": [plan.name for plan in blueprint.files],
+            "index": None if blueprint.index is None else blueprint.index[0],
+            "base": manifest["base"],
+            "tensors": len(blueprint.names),
+            "paired": int(delta.tensors.based.sum()),
+            "elements": int(manifest["elements"]),
+            "changed": int(manifest["changed"]),
+            "density": int(manifest["changed"]) / max(int(manifest["elements"]), 1),
+            "unpaired": unpaired_names(manifest["unpaired"]),
+            "unpaired_details": manifest["unpaired"],
+            "lossy": manifest["lossy"],
+        }
+
+
+def _store(path: str) -> dict[str, Any]:
+    store = open_store(path)
+    elements = store.table.total_elements
+    totals = {rule: int(counts.sum()) for rule, counts in store.table.changed.items()}
+    return {
+        "kind": "store",
+        "path": path,
+        "tensors": len(store.table),
+        "elements": elements,
+        "masks": list(store.masks),
+        "rules": rule_counts(totals, elements),
+    }
+
+
+def _checkpoint(path: str) -> dict[str, Any]:
+    with closing(open_checkpoint(path)) as checkpoint:
+        table = checkpoint.table
+        counts = table.nbytes * 8 // bits_of(table.dtypes)
+        dtypes = dict[str, int]()
+        for dtype, count in zip(table.dtypes, counts.tolist(), strict=True):
+            dtypes[dtype] = dtypes.get(dtype, 0) + count
+        return {
+            "kind": "checkpoint",
+            "path": path,
+            "files": [file.name for file in checkpoint.files],
+            "size": sum(file.size for file in checkpoint.files),
+            "tensors": len(table),
+            "elements": int(np.sum(counts)),
+            "dtypes": dtypes,
+        }
