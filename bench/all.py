@@ -17,8 +17,10 @@ PROGRAMS = (
     "memory",
     "diff",
     "overlap",
+    "delta",
     "cluster",
     "out_of_core",
+    "sparse_step",
     "shape70b",
 )
 

@@ -4,8 +4,9 @@
                           [--only TOOL ...] [--python PYTHON ...] [--dir DIR] [--json] [--quick]
 
 Each pair is two bf16 checkpoints of --gib GiB, weights drawn from N(0, 0.02), never repeating.
-"steps" changes elements anywhere: half of them by one representable step, half by 1 + geometric(1/2)
-steps, either way. "rl" adds an update of equal size everywhere to float32 weights and rounds both.
+"steps" changes elements anywhere: half of them by one representable step, half by
+1 + geometric(1/2), either way. "rl" adds an update of equal size everywhere to float32 weights and
+rounds both.
 Every delta is applied and what comes out is compared with the tuned side, byte for byte.
 
 The floor is the empirical entropy of the positions and steps, once given nothing and once given the
@@ -21,6 +22,7 @@ import filecmp
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,9 +35,10 @@ from typing import Any
 
 from common import Watched, ckdiff, machine, median, table
 from delta_pair import KINDS, Floor, floor, same_tensors, write_pair
-from delta_rivals import RIVALS, WORKERS, Rival
+from delta_rivals import REMINIS, RIVALS, WORKERS
 
 HERE = Path(__file__).parent
+OURS = ("packed", "indices")
 Command = Sequence[str | Path]
 
 
@@ -77,7 +80,7 @@ def ours(encoding: str) -> Tool:
 
 
 def rival(key: str, python: str) -> Tool:
-    program = [python, HERE / "delta_rivals.py", key]
+    program: list[str | Path] = [python, HERE / "delta_rivals.py", key]
     return Tool(
         RIVALS[key].title,
         lambda p: [[*program, "create", p.base, p.tuned, p.delta]],
@@ -87,7 +90,7 @@ def rival(key: str, python: str) -> Tool:
 
 def reminis(python: str) -> Tool:
     """It works on databases, so checkpoints are converted first and the result is exported last."""
-    program = [python, "-c", "from reminis.cli import main; main()"]
+    program: list[str | Path] = [python, "-c", "from reminis.cli import main; main()"]
     return Tool(
         "reminis",
         lambda p: [
@@ -118,19 +121,14 @@ def having(module: str, pythons: Sequence[str]) -> str | None:
 
 def tools(only: Sequence[str], pythons: Sequence[str]) -> tuple[dict[str, Tool], list[str]]:
     """(the contestants that are here, a line for each that is not)."""
-    there: dict[str, Tool] = {}
+    there = {encoding: ours(encoding) for encoding in OURS}
     missing = []
-    for encoding in ("packed", "indices"):
-        there[encoding] = ours(encoding)
-    database = Rival("reminis", print, print, "pip install reminis==0.34.0", module="reminis")
-    for key, known in {"reminis": database, **RIVALS}.items():
-        if only and key not in only:
-            continue
+    for key, known in {"reminis": REMINIS, **RIVALS}.items():
         python = having(known.module, pythons) if known.module else pythons[0]
-        if python is None or (known.program and not shutil.which(known.program)):
-            missing.append(f"{known.title}: not installed: {known.install}")
-        else:
+        if python and (shutil.which(known.program) if known.program else True):
             there[key] = reminis(python) if key == "reminis" else rival(key, python)
+        elif not only or key in only:
+            missing.append(f"{known.title}: not installed: {known.install}")
     return {key: tool for key, tool in there.items() if not only or key in only}, missing
 
 
@@ -160,7 +158,7 @@ def memory(process: int) -> tuple[int, int]:
 
 
 def watch_family(command: Command, limit: float, interval: float = 0.01) -> Watched:
-    """`common.watch` for a command that starts others: the peak of their sum, and no mercy."""
+    """`common.watch` for a command that starts others: the peak of all of them together."""
     anon = rss = 0
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
@@ -180,10 +178,12 @@ def watch_family(command: Command, limit: float, interval: float = 0.01) -> Watc
         sampler.start()
         try:
             process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise Failed(f"stopped after {limit:.0f} s") from None
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failed(f"stopped after {limit:.0f} s") from None
+            raise
         finally:
             stop.set()
             sampler.join()
@@ -261,9 +261,8 @@ def compete(
                 continue
             try:
                 before.append(turn(tool, root, limit))
-                print(f"{tool.title}: {before[-1]}", file=sys.stderr, flush=True)
             except Failed as error:
-                if key in ("packed", "indices"):
+                if key in OURS:
                     raise SystemExit(f"{tool.title}: {error}") from None
                 done[key] = str(error)
                 print(f"{tool.title}: {error}", file=sys.stderr, flush=True)
@@ -289,6 +288,14 @@ def middle(turns: list[Turn]) -> dict[str, Any]:
     }
 
 
+def warm(contestants: dict[str, Tool], a: argparse.Namespace) -> None:
+    """Have ckdiff compile its kernels, once and for all, before anything is timed."""
+    with tempfile.TemporaryDirectory(dir=a.dir) as folder:
+        root = Path(folder)
+        write_pair(root, 1 / 64, 0.1, "rl", WORKERS)
+        compete({key: contestants[key] for key in OURS if key in contestants}, root, 1, a.limit)
+
+
 COLUMNS = [
     "tool", "MB", "size ×", "above floor", "create s", "×", "GB/s in", "apply s", "×", "GB/s out",
     "around s", "create RssAnon / RSS MiB", "apply RssAnon / RSS MiB", "exact",
@@ -299,7 +306,9 @@ def ratio(value: float, ours: float | None) -> str:
     return f"{value / ours:.2f}" if ours else ""
 
 
-def row(title: str, got: dict[str, Any], us: dict[str, Any] | None, side: int, low: float) -> list:
+def row(
+    title: str, got: dict[str, Any], us: dict[str, Any] | None, side: int, low: float
+) -> list[object]:
     create, apply = got["create"], got["apply"]
     return [
         title,
@@ -333,6 +342,8 @@ def describe(low: Floor) -> None:
 def one_pair(a: argparse.Namespace, kind: str, density: float) -> dict[str, Any]:
     """Make a pair, let all compete, print (unless --json) and give what was found."""
     contestants, missing = tools(a.only, a.python)
+    if not a.quick:
+        warm(contestants, a)
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         root = Path(folder)
         write_pair(root, a.gib, density, kind, WORKERS)
@@ -371,7 +382,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, nargs="+", default=[0.1, 0.01])
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=1)
-    choices = ["packed", "indices", "reminis", *RIVALS]
+    choices = [*OURS, "reminis", *RIVALS]
     parser.add_argument("--only", nargs="+", choices=choices, default=[])
     default = os.environ.get("CKDIFF_BENCH_PYTHON", "").split(os.pathsep)
     parser.add_argument(

@@ -60,7 +60,7 @@ def unordered(order: Bits) -> Bits:
 
 
 def steps(base: Bits, density: float, draw: np.random.Generator) -> Bits:
-    """``base`` with changes anywhere: half of them one step, half 1 + geometric(1/2), either way."""
+    """Changes anywhere: half of them one step, half 1 + geometric(1/2), either way."""
     at = np.flatnonzero(draw.random(len(base), dtype=np.float32) < density)
     step = np.where(draw.random(len(at)) < 0.5, 1, 1 + draw.geometric(0.5, len(at)))
     step = np.where(draw.random(len(at)) < 0.5, -step, step)

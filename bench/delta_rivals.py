@@ -53,9 +53,9 @@ def xor_apply(base: Path, delta: Path, out: Path) -> None:
     import zstandard
 
     with open(base, "rb") as a, open(delta, "rb") as packed, open(out, "wb") as file:
-        with zstandard.ZstdDecompressor().stream_reader(packed) as stream:
-            while piece := a.read(SLICE):
-                file.write(xor(piece, stream.read(len(piece))))
+        stream = zstandard.ZstdDecompressor().stream_reader(packed)
+        while piece := a.read(SLICE):
+            file.write(xor(piece, stream.read(len(piece))))
 
 
 def patch_create(base: Path, tuned: Path, delta: Path) -> None:
@@ -117,65 +117,74 @@ def fireworks_apply(base: Path, delta: Path, out: Path) -> None:
 Work = Callable[[Path, Path, Path], None]
 
 
-@dataclass(frozen=True)
-class Rival:
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A tool, and how to tell whether it is here."""
+
     title: str
-    create: Work  #: base, tuned, delta
-    apply: Work  #: base, delta, out
     install: str
     module: str = ""  #: what must be importable,
     program: str = ""  #: or on the PATH
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rival(Known):
+    """A tool that this program drives, shard by shard."""
+
+    create: Work  #: base, tuned, delta
+    apply: Work  #: base, delta, out
+
+
+REMINIS = Known(title="reminis", module="reminis", install="pip install reminis==0.34.0")
 RIVALS = {
     "fireworks": Rival(
-        "fireworks-delta-compression, arc_v3",
-        fireworks_create,
-        fireworks_apply,
+        title="fireworks-delta-compression, arc_v3",
+        create=fireworks_create,
+        apply=fireworks_apply,
         module="fireworks_delta_compression",
         install="pip install fireworks-delta-compression==0.1.0",
     ),
     "zipnn": Rival(
-        "zipnn, delta mode",
-        zipnn_create,
-        zipnn_apply,
+        title="zipnn, delta mode",
+        create=zipnn_create,
+        apply=zipnn_apply,
         module="zipnn",
         install="pip install zipnn==0.5.4 torch (needs a C compiler)",
     ),
-    "xdelta3": Rival(
-        "xdelta3",
-        xdelta_create,
-        xdelta_apply,
-        program="xdelta3",
-        install="apt-get install xdelta3",
-    ),
-    "xdelta3-9": Rival(
-        "xdelta3 -9 -S djw",
-        xdelta9_create,
-        xdelta_apply,
-        program="xdelta3",
-        install="apt-get install xdelta3",
-    ),
     "xor1": Rival(
-        "zstd -1 of the XOR",
-        xor1_create,
-        xor_apply,
+        title="zstd -1 of the XOR",
+        create=xor1_create,
+        apply=xor_apply,
         module="zstandard",
         install="pip install zstandard",
     ),
     "xor3": Rival(
-        "zstd -3 of the XOR",
-        xor3_create,
-        xor_apply,
+        title="zstd -3 of the XOR",
+        create=xor3_create,
+        apply=xor_apply,
         module="zstandard",
         install="pip install zstandard",
     ),
     "patch-from": Rival(
-        "zstd -1 --patch-from",
-        patch_create,
-        patch_apply,
+        title="zstd -1 --patch-from",
+        create=patch_create,
+        apply=patch_apply,
         program="zstd",
         install="apt-get install zstd",
+    ),
+    "xdelta3": Rival(
+        title="xdelta3",
+        create=xdelta_create,
+        apply=xdelta_apply,
+        program="xdelta3",
+        install="apt-get install xdelta3",
+    ),
+    "xdelta3-9": Rival(
+        title="xdelta3 -9 -S djw",
+        create=xdelta9_create,
+        apply=xdelta_apply,
+        program="xdelta3",
+        install="apt-get install xdelta3",
     ),
 }
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.deltas.applying import apply
     from ckdiff.deltas.creating import delta
+    from ckdiff.deltas.frompatches import delta_from_patches
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
+    from ckdiff.deltas.patchstream import weight_patches
+    from ckdiff.deltas.weightpatch import WeightPatch
     from ckdiff.diffresult import DiffResult
     from ckdiff.engine import diff
     from ckdiff.errors import (
@@ -72,6 +75,9 @@ _HOMES = {
     "ApplyResult": "ckdiff.deltas.outcome",
     "combine": "ckdiff.setops",
     "delta": "ckdiff.deltas.creating",
+    "delta_from_patches": "ckdiff.deltas.frompatches",
+    "weight_patches": "ckdiff.deltas.patchstream",
+    "WeightPatch": "ckdiff.deltas.weightpatch",
     "DeltaResult": "ckdiff.deltas.outcome",
     "diff": "ckdiff.engine",
     "export_masks": "ckdiff.exports.exporting",
@@ -114,11 +120,13 @@ __all__ = [
     "StoreLocked",
     "TensorRecord",
     "UsageError",
+    "WeightPatch",
     "__version__",
     "apply",
     "check_store",
     "combine",
     "delta",
+    "delta_from_patches",
     "diff",
     "export_masks",
     "graft",
@@ -128,6 +136,7 @@ __all__ = [
     "open_store",
     "overlap",
     "random_mask",
+    "weight_patches",
 ]
 
 

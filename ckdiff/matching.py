@@ -48,7 +48,7 @@ class Matched:
             tensors, are = ("tensor", "is") if len(left_out) == 1 else ("tensors", "are")
             yield (
                 f"warning: {len(left_out):,} {tensors} {are} not in all stores with one shape and "
-                f"{are} left out: {_several(left_out)}"
+                f"{are} left out: {several(left_out)}"
             )
         if self.other_base:
             yield (
@@ -127,7 +127,7 @@ def match(
     ]
     if matched.other_base and require_same_base:
         raise PairingError(
-            f"the stores have different bases: {_several(matched.other_base)}",
+            f"the stores have different bases: {several(matched.other_base)}",
             hint="leave out --require-same-base to compare them all the same",
         )
     return matched
@@ -179,6 +179,7 @@ def _shared(stores: list[MaskStore]) -> tuple[list[str], list[dict[str, Any]]]:
     return shared, left_out
 
 
-def _several(names: list[str]) -> str:
+def several(names: list[str]) -> str:
+    """The first few of some names, and how many there are besides."""
     shown = ", ".join(printable(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3:,} more"

@@ -120,7 +120,7 @@ class ObjectWriter:
         write_all(self._fd, data)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """os.write until everything is written; OSError passes through."""
     view = memoryview(data)
     while view:

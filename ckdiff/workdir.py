@@ -22,6 +22,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,7 +231,7 @@ def acquire(path: Path, *, create: bool = True) -> int:
     """Lock the work directory; freed by the kernel when the process ends, however it ends."""
     for _ in range(_ATTEMPTS):
         if create:
-            path.mkdir(exist_ok=True)
+            _make(path)
         try:
             fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
@@ -255,6 +256,20 @@ def acquire(path: Path, *, create: bool = True) -> int:
         f"another process is writing {printable(str(path).removesuffix(SUFFIX))}",
         hint="wait for it, or choose another name",
     )
+
+
+def _make(path: Path) -> None:
+    """Make a directory that may be there already, and may be gone again before one looks.
+
+    pathlib's ``exist_ok`` would take the second for a file that is in the way.
+    """
+    try:
+        path.mkdir()
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.lstat(path).st_mode
+            if not (stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and path.is_dir())):
+                raise
 
 
 def _remove_locked(path: Path) -> None:

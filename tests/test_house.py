@@ -61,6 +61,7 @@ LAYERS = """
     ckdiff.kernels.codegen.steps
     ckdiff.kernels.codegen.delta
     ckdiff.kernels.codegen.gaps
+    ckdiff.kernels.codegen.pairs
     ckdiff.kernels.codegen.agree
     ckdiff.kernels.codegen.blend
     ckdiff.kernels.codegen.cells
@@ -128,6 +129,8 @@ LAYERS = """
     ckdiff.derived
     ckdiff.setops
     ckdiff.randommask
+    ckdiff.graftplan
+    ckdiff.graftrun
     ckdiff.grafts
     ckdiff.deltas.varints
     ckdiff.deltas.classes
@@ -135,11 +138,16 @@ LAYERS = """
     ckdiff.deltas.blueprint
     ckdiff.deltas.container
     ckdiff.deltas.change
+    ckdiff.deltas.streams
+    ckdiff.deltas.indices
     ckdiff.deltas.frames
     ckdiff.deltas.masking
     ckdiff.deltas.outcome
     ckdiff.deltas.creating
     ckdiff.deltas.applying
+    ckdiff.deltas.weightpatch
+    ckdiff.deltas.patchstream
+    ckdiff.deltas.frompatches
     ckdiff.deltas
     ckdiff.inspecting
     ckdiff.exports.masks

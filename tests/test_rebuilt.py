@@ -506,3 +506,28 @@ def test_a_former_output_that_is_being_removed_does_not_come_back(tmp_path: Path
     workdir.clean(tmp_path)
     assert os.listdir(tmp_path) == []
     write(out, plans(1))
+
+
+def test_a_work_directory_that_goes_while_one_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner removes it between the attempt to make it and the look at what is in the way."""
+    partial = tmp_path / "out.ckdiff-partial"
+    partial.mkdir()
+    lstat = os.lstat
+
+    def late(path: Any, **named: Any) -> os.stat_result:
+        if path == partial and not gone:
+            gone.append(1)
+            partial.rmdir()
+        return lstat(path, **named)
+
+    gone: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", late)
+        write(tmp_path / "out", plans(1))
+    assert gone
+    partial.write_text("mine")
+    with pytest.raises(OutputError, match="File exists"):
+        write(tmp_path / "out", plans(1), overwrite=True)
+    assert partial.read_text() == "mine"

@@ -1,10 +1,7 @@
-"""Which mask is whose: names that wrappers change, tied weights, and what is said when none fits."""
+"""Which mask is whose: names that wrappers change, tied weights, what is said when none fits."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +145,3 @@ def test_a_store_is_as_good_as_a_dict(tmp_path: Path) -> None:
         parameter_masks(model, store, rule="atol=1e-5")
     with pytest.raises(ckdiff.StoreIncomplete):
         parameter_masks(model, tmp_path)
-
-
-def test_without_torch_one_line_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None; import ckdiff\n"
-        "try:\n    import ckdiff.training\n"
-        "except ckdiff.UsageError as error:\n    print(error.one_line())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert done.stdout == "ckdiff.training needs torch (pip install 'ckdiff[train]')\n"

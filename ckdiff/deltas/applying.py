@@ -287,14 +287,15 @@ class _ApplyTask:
             made: dict[str, Patcher] = {}
             for delta in self.chain:
                 if delta.encoding not in made:
-                    made[delta.encoding] = _patcher(delta.encoding)
+                    made[delta.encoding] = patcher_of(delta.encoding)
             buffers = [np.empty(FRAME_BYTES, np.uint8) for _ in range(2)]
             self._local.tools = buffers, [made[delta.encoding] for delta in self.chain]
         tools: tuple[list[Bytes], list[Patcher]] = self._local.tools
         return tools
 
 
-def _patcher(encoding: str) -> Patcher:
+def patcher_of(encoding: str) -> Patcher:
+    """What undoes an encoding."""
     if encoding == "indices":
         from ckdiff.deltas.indices import IndicesPatcher
 

@@ -74,6 +74,11 @@ class Blueprint:
         index = None if raw is None else (checkpoint.index_name or "", raw)
         return cls.of(plans, index, directory=checkpoint.folder is not None)
 
+    def window_count(self) -> int:
+        """How many windows there are; cheap, whatever a header claims."""
+        frames = np.array([FORMS[dtype].frame for dtype in self.dtypes], np.int64)
+        return sum((-(-self.nbytes // frames)).tolist())
+
     def windows(self) -> Windows:
         """The windows of all tensors."""
         return Windows(self.dtypes, self.nbytes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +63,23 @@ class Patcher(Protocol):
 
     def whole(self, delta: Delta, window: int, out: Bytes) -> None:
         """Write a window that has no base to ``out``. Raises Damaged."""
+
+
+class Merger(Protocol):
+    """Makes the tuned windows of a delta out of the base's and something else."""
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        """What is read besides checkpoints."""
+
+    def merge(self, tensor: int, base: int, tuned: int, start: int, size: int) -> tuple[int, int]:
+        """The address of the merged window, and the changed elements that are left out of it.
+
+        ``start`` and ``size`` are bytes. The address holds until this thread's next call.
+        """
+
+    def to_dict(self, left_out: int) -> dict[str, Any] | None:
+        """What makes the delta lossy, for its manifest; None where nothing does."""
 
 
 _PIECE = 3 << 16  # bytes that are unpacked to bits at a time; whole elements of any width

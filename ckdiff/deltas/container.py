@@ -1,8 +1,9 @@
 """A delta as a file: safetensors, so that every tool can look into it and none misreads it.
 
-    __metadata__      format, version, encoding, digest of the manifest
+    __metadata__      format, version, encoding, digests of the manifest and of the entries
     ckdiff.data       packed: the frames, one after the other
-    ckdiff.frames     packed: sizes and digests of the frames, one for each window
+    NAME...           indices: positions and values of tensors that changed, and tensors whole
+    ckdiff.frames     for each window, packed: size and digest of its frame; indices: of its part
     ckdiff.tensors    for each rebuilt tensor: whether it has a base, hashes, changed elements
     ckdiff.heads      the headers of the rebuilt files and their index, verbatim
     ckdiff.manifest   everything else, and the digests of the parts above
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,10 @@ DATA, FRAMES, TENSORS, HEADS, MANIFEST = (
     PREFIX + part for part in ("data", "frames", "tensors", "heads", "manifest")
 )
 ENCODINGS = ("packed", "indices")
-#: bytes that the parts other than data may have when unpacked: headers of 100 MB shards compress
-_MOST_UNPACKED = 1 << 32
+#: what is believed of a delta before anything of that size is allocated: bytes of an unpacked part,
+#: how many times larger it is than stored, and windows (32 TiB of them)
+_MOST_UNPACKED, _MOST_TIMES, _MOST_WINDOWS = 1 << 30, 200, 1 << 22
+_COPIED = 1 << 20  # bytes at a time
 _AGAIN = "make or fetch the delta again"
 
 UInt64 = npt.NDArray[np.uint64]
@@ -59,7 +62,9 @@ class Tensors:
     based: npt.NDArray[np.bool_]  #: whether it is made from the base's tensor of that name
     base_hashes: UInt64  #: (tensors, 2): hash sums of the base's tensor, low and high
     tuned_hashes: UInt64  #: (tensors, 2)
-    changed: IntArray  #: elements (lanes of sub-byte and complex ones)
+    changed: IntArray  #: elements
+
+    ROW: ClassVar[int] = 1 + 16 + 16 + 8  #: bytes
 
     @classmethod
     def empty(cls, count: int) -> Tensors:
@@ -72,9 +77,7 @@ class Tensors:
 
     @classmethod
     def from_bytes(cls, data: bytes, count: int) -> Tensors:
-        """ValueError where they are not of ``count`` tensors."""
-        if len(data) != count * 41:
-            raise ValueError("the table of tensors has another length")
+        """What ``to_bytes`` gave of ``count`` tensors."""
         based, hashes, changed = data[:count], data[count : 33 * count], data[33 * count :]
         sums = np.frombuffer(hashes, np.uint64).reshape(2, count, 2)
         return cls(
@@ -97,6 +100,21 @@ class DeltaWriter:
         write_all(self._fd, data)
         self.size += len(data)
 
+    def append_file(self, fd: int, start: int, size: int) -> None:
+        """Append ``size`` bytes of another file; the system copies them where it can."""
+        copied = 0
+        with suppress(OSError, AttributeError):  # not here, or not between these file systems
+            while copied < size:
+                more = os.copy_file_range(fd, self._fd, size - copied, start + copied)
+                if not more:
+                    break
+                copied += more
+        self.size += copied
+        while data := os.pread(fd, min(size - copied, _COPIED), start + copied):
+            self.append(data)
+            copied += len(data)
+        assert copied == size
+
     def end(self, name: str, dtype: str = "U8", shape: Sequence[int] | None = None) -> None:
         """What was appended since the last call is a tensor."""
         shape = [self.size - self._begin] if shape is None else list(shape)
@@ -109,14 +127,12 @@ class DeltaWriter:
         manifest: dict[str, Any],
         blueprint: Blueprint,
         tensors: Tensors,
-        frames: bytes | None = None,
+        frames: bytes,
     ) -> None:
         """Append what belongs to every delta, and write the header."""
         heads = b"".join(plan.head for plan in blueprint.files)
         heads += b"" if blueprint.index is None else blueprint.index[1]
-        parts = {TENSORS: tensors.to_bytes(), HEADS: heads}
-        if frames is not None:
-            parts[FRAMES] = frames
+        parts = {TENSORS: tensors.to_bytes(), HEADS: heads, FRAMES: frames}
         compressor = zstandard.ZstdCompressor(level=3, write_content_size=True)
         digests = {}
         for name, data in parts.items():
@@ -140,6 +156,10 @@ class DeltaWriter:
             "version": str(VERSION),
             "encoding": manifest["encoding"],
             "manifest": digest(raw),
+            "entries": _entries_digest(
+                [name, entry["dtype"], entry["shape"], entry["data_offsets"]]
+                for name, entry in self._entries.items()
+            ),
         }
         header = json.dumps(
             {"__metadata__": metadata} | self._entries, ensure_ascii=False, separators=(",", ":")
@@ -204,8 +224,8 @@ class Delta:
         size = int(self.frame_sizes[window])
         if not size:
             return None
-        data = self.read(DATA, int(self._frame_starts[window]), size)
-        if xxhash.xxh3_64_intdigest(data) != int(self._frame_digests[window]):
+        data = self.read(DATA, int(self.frame_starts[window]), size)
+        if xxhash.xxh3_64_intdigest(data) != int(self.frame_digests[window]):
             name = self.blueprint.names[int(self.windows.tensor[window])]
             raise self.damaged(f"the changes of {printable(name)} are not what was written")
         return data
@@ -238,15 +258,30 @@ class Delta:
         raw = bytes(self._whole(MANIFEST))
         if digest(raw) != metadata.get("manifest"):
             raise self.damaged("its manifest is not what was written")
+        begins = header.begins - header.data_start
+        offsets = np.stack([begins, begins + header.nbytes], axis=1).tolist()
+        entries = zip(header.names, header.dtypes, map(list, header.shapes), offsets, strict=True)
+        if _entries_digest(map(list, entries)) != metadata.get("entries"):
+            raise self.damaged("its header is not what was written")
         try:
             self._read_parts(json.loads(raw.decode("utf-8", "surrogatepass")))
         except CkdiffError:
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise self.damaged(f"its manifest makes no sense ({error})") from None
 
     def _read_parts(self, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
+        _check_facts(manifest)
+        if self._header.metadata["encoding"] != manifest["encoding"]:
+            raise ValueError("encoding")
         if manifest["encoding"] not in ENCODINGS:
             raise DeltaError(
                 f"{printable(self.path)} has an unknown encoding", hint="use a newer ckdiff"
@@ -261,30 +296,33 @@ class Delta:
         name = manifest["index"]
         index = None if name is None else (str(name), heads[at:])
         self.blueprint = Blueprint.of(plans, index, directory=bool(manifest["directory"]))
-        self.tensors = Tensors.from_bytes(self._part(TENSORS), len(self.blueprint.names))
+        count = len(self.blueprint.names)
+        self.tensors = Tensors.from_bytes(self._part(TENSORS, Tensors.ROW * count), count)
+        if self.blueprint.window_count() > _MOST_WINDOWS:
+            raise ValueError("it is larger than any checkpoint")
         self.windows: Windows = self.blueprint.windows()
-        if manifest["encoding"] == "packed":
-            self._read_frames(self._part(FRAMES))
+        self._read_frames(self._part(FRAMES, 12 * len(self.windows)))
 
     def _read_frames(self, data: bytes) -> None:
         count = len(self.windows)
-        if len(data) != 12 * count:
-            raise ValueError("the table of frames has another length")
         self.frame_sizes: IntArray = np.frombuffer(data, np.uint32, count).astype(np.int64)
-        self._frame_digests = np.frombuffer(data[4 * count :], np.uint64)
+        self.frame_digests: UInt64 = np.frombuffer(data[4 * count :], np.uint64)
         ends = np.cumsum(self.frame_sizes)
-        self._frame_starts: IntArray = ends - self.frame_sizes
-        if (int(ends[-1]) if count else 0) != self._where[DATA][1]:
+        self.frame_starts: IntArray = ends - self.frame_sizes
+        if self.encoding == "packed" and (ends[-1] if count else 0) != self._where[DATA][1]:
             raise ValueError("the frames are not all of the data")
 
-    def _part(self, name: str) -> bytes:
-        """A part, unpacked and checked."""
+    def _part(self, name: str, wanted: int | None = None) -> bytes:
+        """A part, unpacked and checked; of ``wanted`` bytes, where that is known."""
         size, expected = self.manifest["parts"][name]
         stored = self._whole(name)
         if digest(stored) != expected:
             raise self.damaged(f"{name} is not what was written")
-        if not 0 <= size <= _MOST_UNPACKED or zstandard.frame_content_size(stored) != size:
-            raise ValueError(name)
+        least, most = 0, min(_MOST_UNPACKED, (1 << 16) + _MOST_TIMES * len(stored))
+        if wanted is not None:
+            least = most = wanted
+        if not least <= size <= most or zstandard.frame_content_size(stored) != size:
+            raise ValueError(f"the size of {name}")
         with suppress(zstandard.ZstdError):
             return zstandard.ZstdDecompressor().decompress(stored, max_output_size=size)
         raise self.damaged(f"{name} cannot be unpacked")
@@ -307,3 +345,25 @@ class Delta:
         except OSError as error:
             raise DeltaError(f"{printable(self.path)}: cannot be read: {error.strerror}") from None
         return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def _entries_digest(entries: Iterable[list[Any]]) -> str:
+    """Of what a header says, whatever blanks are in it."""
+    return digest(json.dumps(list(entries)).encode())
+
+
+def _check_facts(manifest: dict[str, Any]) -> None:
+    """Raise ValueError or its kin for a manifest whose readers would stumble."""
+    kinds = {"elements": int, "changed": int, "ckdiff": str, "unpaired": list}
+    for key, kind in kinds.items():
+        if type(manifest[key]) is not kind:
+            raise ValueError(key)
+    if not all(isinstance(item["name"], str) and item["reason"] for item in manifest["unpaired"]):
+        raise ValueError("unpaired")
+    if not isinstance(manifest["base"]["files"], list):
+        raise ValueError("base")
+    lossy = manifest["lossy"]
+    if lossy is not None and not (
+        isinstance(lossy["rule"], str) and type(lossy["left_out"]) is int
+    ):
+        raise ValueError("lossy")

@@ -17,7 +17,7 @@ from ckdiff._version import __version__
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
-from ckdiff.deltas.change import Change, Coder, Recorder
+from ckdiff.deltas.change import Change, Coder, Merger, Recorder
 from ckdiff.deltas.container import Delta, Tensors, UInt64
 from ckdiff.deltas.masking import Masking
 from ckdiff.deltas.outcome import DeltaResult, allowed_workers
@@ -74,9 +74,9 @@ def delta(
             sides.append(open_checkpoint(side))
             if sides[-1] is not side:
                 stack.callback(sides[-1].close)
-        work = _Delta(sides[0], sides[1], path, encoding, options, observer)
+        work = Making(sides[0], sides[1], path, encoding, options, observer)
         if mask is not None:
-            work.masking = Masking(mask, rule, sides[0].table, work.blueprint)
+            work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
         elif rule is not None:
             raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
         try:
@@ -85,7 +85,7 @@ def delta(
             raise Interrupted("interrupted", hint="nothing was written") from None
 
 
-class _Delta:
+class Making:
     """A delta being made."""
 
     def __init__(
@@ -101,7 +101,7 @@ class _Delta:
         self._encoding, self._options, self._observer = encoding, options, observer
         self._began = time.perf_counter()
         self.blueprint = Blueprint.of_checkpoint(tuned)
-        self.masking: Masking | None = None
+        self.merger: Merger | None = None
         self._left_out = self._bytes_read = 0
         self._pairing = _pair(base, tuned)
         self._based = np.full(len(self.blueprint.names), -1, np.int64)
@@ -112,7 +112,7 @@ class _Delta:
         overwrite = self._options.overwrite
         place = Place(self._out, directory=False, overwrite=overwrite, in_the_way=_foreign)
         place.keep_away_from(
-            [self._base, self._tuned], [] if self.masking is None else [self.masking.store.path]
+            [self._base, self._tuned], [] if self.merger is None else self.merger.inputs
         )
         with place, write_errors(self._out):
             recorder = _recorder(self._encoding, place.path, self.blueprint, self._windows)
@@ -133,7 +133,7 @@ class _Delta:
         order = InOrder[list[_Window]](_AHEAD * workers)
         task = _GroupTask(
             self._base, self._tuned, self._based, self.blueprint, windows, recorder.coder,
-            order.wait, self.masking, workers,
+            order.wait, self.merger, workers,
         )  # fmt: skip
         sides = np.where(self._based[windows.tensor] >= 0, 2, 1) * windows.size
         self._bytes_read = total = int(sides.sum())
@@ -167,7 +167,7 @@ class _Delta:
         return {
             "encoding": self._encoding,
             "ckdiff": __version__,
-            "lossy": None if self.masking is None else self.masking.to_dict(self._left_out),
+            "lossy": None if self.merger is None else self.merger.to_dict(self._left_out),
             "base": {"files": [[file.name, file.size] for file in self._base.files]},
             "unpaired": details(self._pairing.unpaired),
             "elements": self._elements(),
@@ -191,7 +191,7 @@ class _Delta:
             elements=self._elements(),
             changed=int(tensors.changed[tensors.based].sum()),
             unpaired=by_reason(self._pairing.unpaired),
-            lossy=None if self.masking is None else self.masking.to_dict(self._left_out),
+            lossy=None if self.merger is None else self.merger.to_dict(self._left_out),
             seconds=time.perf_counter() - self._began,
         )
 
@@ -240,7 +240,7 @@ class _GroupTask:
     windows: Windows
     coder: Callable[[], Coder]
     wait: Callable[[int, threading.Event], None]
-    masking: Masking | None
+    merger: Merger | None
     workers: int
     _hasher: ContentHasher = field(default_factory=ContentHasher)
     _bits: IntArray = field(init=False)
@@ -292,8 +292,8 @@ class _GroupTask:
                 change = coder.whole(dtype, there, size)
             else:
                 here = next(bases)
-                if self.masking is not None:
-                    there, left_out = self.masking.merge(at, here, there, start, size)
+                if self.merger is not None:
+                    there, left_out = self.merger.merge(at, here, there, start, size)
                 change = coder.changes(dtype, here, there, size)
                 self._hasher.add(sums[0], here, size, start, bits)
             if change.changed or self.based[at] < 0:

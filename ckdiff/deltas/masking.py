@@ -32,6 +32,7 @@ class Masking:
         blueprint: Blueprint,
     ) -> None:
         self.store = open_store(mask)
+        self.inputs = [self.store.path]
         matched = match([self.store], rule, least=1)
         self.rule = matched.rule
         self._digest = self.store.manifest_digest()

@@ -38,7 +38,9 @@ from ckdiff.kernels.abi import (
     DELTA_EXTRA,
     DELTA_HEAD,
     DELTA_PENDING,
+    GAPS_SCRATCH,
     LANES,
+    LARGE_HALF,
 )
 from ckdiff.kernels.compiled import c_function
 
@@ -52,7 +54,6 @@ _EMPTY, _FULL, _BITS, _GAPS = range(4)  # modes of positions; gaps are between t
 #: where less than this of a class differs, or all but this, gaps are shorter than bits
 _SPARSE = 1 / 8
 _SAMPLED = 1024  # words looked at to choose classes
-_PAIR = 15  #: symbols from here on are in the rest where symbols are paired
 _PAIRED_BELOW, _LOOKED_AT = 0.03, 4096  # share of large symbols, among the first ones
 _LONGEST_LOW = 32
 _SLACK = 72  # kernels read and write whole words and lanes
@@ -130,6 +131,9 @@ class FrameEncoder:
         self._symbols = np.empty((MOST_CLASSES, FRAME_LANES + _SLACK), np.uint8)
         self._gaps = np.empty(FRAME_LANES // 4 + _SLACK, np.uint8)
         self._low = np.empty(FRAME_LANES // 4 + _SLACK, np.uint8)
+        self._places = np.empty(GAPS_SCRATCH, np.uint8)
+        self._pairs = np.empty(FRAME_LANES // 2 + _SLACK, np.uint8)
+        self._rest = np.empty(FRAME_LANES + _SLACK, np.uint8)
         self._extra = np.empty(FRAME_BYTES + _SLACK, np.uint8)
         self._scratch = np.zeros((3, LANES * 8), np.uint8)
         self._sizes = np.zeros(2, np.int64)
@@ -204,7 +208,7 @@ class FrameEncoder:
         elif rarer < elements * _SPARSE:
             mode = _GAPS
             low = max(0, int(math.log2(elements / rarer)) - 4)
-        paired = ones > 0 and float((symbols[:_LOOKED_AT] >= _PAIR).mean()) < _PAIRED_BELOW
+        paired = ones > 0 and float((symbols[:_LOOKED_AT] >= LARGE_HALF).mean()) < _PAIRED_BELOW
         frame.numbers += [elements, ones, mode | paired << 2 | low << 3]
         if mode == _BITS:
             frame.coded(bits[: -(-elements // 8)])
@@ -212,7 +216,7 @@ class FrameEncoder:
             flip = np.uint64(0 if ones == rarer else 0xFFFFFFFFFFFFFFFF)
             c_function("gaps").ctypes(
                 bits.ctypes.data, elements, flip, low, self._gaps.ctypes.data,
-                self._low.ctypes.data, self._sizes.ctypes.data,
+                self._low.ctypes.data, self._sizes.ctypes.data, self._places.ctypes.data,
             )  # fmt: skip
             gap_bytes, low_bytes = self._sizes.tolist()
             frame.numbers.append(gap_bytes)
@@ -223,12 +227,12 @@ class FrameEncoder:
         if not paired:
             frame.coded(symbols)
             return
-        small = np.zeros(ones + (ones & 1), np.uint8)
-        np.minimum(symbols, _PAIR, out=small[:ones])
-        frame.coded(small[::2] | small[1::2] << 4)
-        rest = symbols[symbols >= _PAIR]
-        frame.numbers.append(len(rest))
-        frame.coded(rest)
+        rest = c_function("pair").ctypes(
+            symbols.ctypes.data, ones, self._pairs.ctypes.data, self._rest.ctypes.data
+        )
+        frame.coded(self._pairs[: -(-ones // 2)])
+        frame.numbers.append(rest)
+        frame.coded(self._rest[:rest])
 
 
 def _state(least: list[int], bits: Bytes, symbols: Bytes) -> Int64:
@@ -366,14 +370,12 @@ class FrameDecoder:
             _put(symbols, self._stream(stored, one.ones))
             return
         pairs = self._stream(stored, -(-one.ones // 2))
-        both = symbols[: 2 * len(pairs)].view(np.uint16)
-        both[:] = pairs
-        both[:] = both & 15 | both >> 4 << 8
         rest = self._stream(reader.take(one.rest_stored), one.rest)
-        places = np.flatnonzero(symbols[: one.ones] == _PAIR)
-        if len(places) != len(rest):
+        used = c_function("unpair").ctypes(
+            pairs.ctypes.data, one.ones, rest.ctypes.data, len(rest), symbols.ctypes.data
+        )
+        if used != len(rest):
             raise Damaged("the symbols of a frame do not add up")
-        symbols[places] = rest
 
     def _read_gaps(self, reader: FrameReader, one: _Class, bits: Bytes) -> int:
         """Make the bits from gaps; gives how many are set."""

@@ -30,8 +30,9 @@ SIGNATURES = {
     # one), out (OUTPUT bytes), ROOM: Huffman-codes a piece
     "encode": "void(int64, int64, int64, int64)",
     # bits, their number, flip (XORed to each word), low bits of a gap, out: a byte or more for each
-    # gap, out: low bits, result: bytes of both (two int64)
-    "gaps": "void(int64, int64, uint64, int64, int64, int64, int64)",
+    # gap, out: low bits (7 more bytes may be written), result: bytes of both (two int64), scratch
+    # (GAPS_SCRATCH bytes)
+    "gaps": "void(int64, int64, uint64, int64, int64, int64, int64, int64)",
     # jobs (JOB_COLUMNS each), their number: takes the chosen elements of two arrays
     "gather": "void(int64, int64)",
     # as of a signal handler: number, siginfo, context
@@ -47,6 +48,9 @@ SIGNATURES = {
     # the number of keys at most the first limit, then come those above it that are at most the
     # second, as far as there is room -> how many those are
     "near": "int64(uint64, uint64, int64, int64, uint64, uint64, int64, int64, int64)",
+    # symbols (64 bytes after them are cleared), their number, out: pairs, out: rest (64 more may be
+    # written) -> size of the rest
+    "pair": "int64(int64, int64, int64, int64)",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
     # jobs as for gather, their number: puts elements back to their places in the first array
@@ -58,6 +62,9 @@ SIGNATURES = {
     # base, tuned, words, every how many of them one is looked at, shift, out: for each magnitude
     # shifted to the right the number of elements and of changed ones, two int64
     "tally": "void(int64, int64, int64, int64, int64, int64)",
+    # pairs, number of symbols, rest, its size, out -> how much of the rest was used, or -1 where
+    # there is too little
+    "unpair": "int64(int64, int64, int64, int64, int64)",
     # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
     # out -> number of gaps, or -1 where they are not what "gaps" writes
     "ungaps": "int64(int64, int64, int64, int64, int64, uint64, int64, int64)",
@@ -121,6 +128,10 @@ DRAW_SCRATCH = LANES * 8
 
 SMALL_STEPS = 16  #: a step whose zigzag number is below this is its own symbol
 SMALL_BITS = 4
+LARGE_HALF = 15  #: where symbols are paired, those from here on are in the rest
+#: bytes of scratch for gaps: the places of the bits of GAPS_WORDS words
+GAPS_WORDS = 32
+GAPS_SCRATCH = 8 * (GAPS_WORDS * 64 + 4)
 
 
 def step_bits(bits: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -30,6 +31,8 @@ _PADDED = 64
 #: when the optimizer reads it, and so is most of the parameters when it is put back.
 _AT_ONCE = 1 << 19
 Parameters: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
+#: parameters -> each with its mask
+_Fit: TypeAlias = Callable[[list[torch.Tensor]], list[tuple[Weight, torch.Tensor]]]
 
 
 class SubnetworkOptimizer(Optimizer):
@@ -59,30 +62,38 @@ class SubnetworkOptimizer(Optimizer):
     ) -> None:
         _check_class(optimizer_class)
         groups = _groups(model, params)
-        wanted = [parameter for group in groups for parameter in group["params"]]
-        parts = {
-            id(weight.parameter): _Part(weight, mask)
-            for weight, mask in fit(model, store, rule, missing, wanted)
-        }
-        self._inner: Optimizer | None = None  # until then groups may be added
-        compact = [
-            group | {"params": [parts[id(p)].compact for p in group["params"]]} for group in groups
-        ]
-        inner = optimizer_class(compact, **kwargs)
+        self._inner: Optimizer | None = None  # until then groups are added without an inner one
+        self._fit: _Fit | None = partial(fit, model, store, rule, missing)
+        self._parts = self._made(groups)
+        inner = optimizer_class(_compact(groups, self._parts), **kwargs)
         super().__init__(groups, inner.defaults)
-        # what the inner optimizer itself adds to groups, and only that: no second set of defaults
-        for outer, made in zip(self.param_groups, inner.param_groups, strict=True):
-            outer |= _options(made)
-        self._inner = inner
-        self._parts = [parts[id(parameter)] for parameter in wanted]
-        self.state = inner.state
+        self._adopt(inner)
         for part in self._parts:
             part.release()
+
+    def _made(self, groups: list[dict[str, Any]]) -> list[_Part]:
+        """The parts of the parameters of some groups, in their order."""
+        assert self._fit is not None
+        wanted = [parameter for group in groups for parameter in group["params"]]
+        parts = {id(weight.parameter): _Part(weight, mask) for weight, mask in self._fit(wanted)}
+        return [parts[id(parameter)] for parameter in wanted]
+
+    def _adopt(self, inner: Optimizer) -> None:
+        """Take on what the inner optimizer adds to groups, and only that: no other defaults."""
+        self._inner = inner
+        self.state = inner.state
+        for outer, made in zip(self.param_groups, inner.param_groups, strict=True):
+            outer |= _options(made)
 
     @property
     def masked(self) -> int:
         """Elements that are trained."""
         return sum(part.selection.count for part in self._parts)
+
+    @property
+    def selection_bytes(self) -> int:
+        """Memory that knowing which elements are trained takes, besides ``state``."""
+        return sum(part.selection.nbytes for part in self._parts)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -95,8 +106,11 @@ class SubnetworkOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         inner = self._configured()
-        for parts, gradients in _batches(self._parts):
-            _step(inner, parts, gradients)
+        for batches in _batches(self._parts):
+            most = max(sum(part.room for part, _ in batch) for batch in batches)
+            buffer = batches[0][0][1].new_empty((2, most))  # for all: fresh memory costs time
+            for batch in batches:
+                _step(inner, batch, buffer)
         return loss
 
     @torch.no_grad()
@@ -136,17 +150,36 @@ class SubnetworkOptimizer(Optimizer):
             outer |= _options(loaded)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once the optimizer is made: give all groups as ``params``."""
-        if self._inner is not None:
+        """Train more of the model's parameters; raises UsageError, PairingError, StoreError.
+
+        A copy of an optimizer knows no masks any more and refuses.
+        """
+        if self._inner is None:  # while it is made
+            super().add_param_group(param_group)
+            return
+        if self._fit is None:
             raise UsageError(
-                "a SubnetworkOptimizer takes no further parameters",
+                "a copied SubnetworkOptimizer takes no further parameters",
                 hint="give all groups as params= when it is made",
             )
-        super().add_param_group(param_group)
+        inner = self._configured()
+        groups = _groups(None, [param_group])
+        known = {id(p) for group in self.param_groups for p in group["params"]}
+        if any(id(p) in known for p in groups[0]["params"]):
+            raise UsageError("params must hold each parameter once, and at least one")
+        parts = self._made(groups)
+        inner.add_param_group(_compact(groups, parts)[0])
+        super().add_param_group(groups[0])
+        self._adopt(inner)
+        self._parts += parts
+        for part in parts:
+            part.release()
 
     def __getstate__(self) -> dict[str, Any]:
         # For copies. Not everything: a scheduler leaves a function here that steps the original.
-        return {**super().__getstate__(), "_inner": self._inner, "_parts": self._parts}
+        # Nor the model and the store, which are the caller's.
+        kept = {"_inner": self._inner, "_parts": self._parts, "_fit": None}
+        return {**super().__getstate__(), **kept}
 
     def _configured(self) -> Optimizer:
         """The inner optimizer with the options that the groups have now."""
@@ -154,6 +187,12 @@ class SubnetworkOptimizer(Optimizer):
         for outer, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
             inner |= _options(outer)
         return self._inner
+
+
+def _compact(groups: list[dict[str, Any]], parts: Iterable[_Part]) -> list[dict[str, Any]]:
+    """The groups with compact parameters in the place of the model's."""
+    each = iter(parts)
+    return [group | {"params": [next(each).compact for _ in group["params"]]} for group in groups]
 
 
 def _check_class(optimizer_class: Any) -> None:
@@ -170,7 +209,7 @@ def _check_class(optimizer_class: Any) -> None:
         )
 
 
-def _groups(model: torch.nn.Module, params: Parameters | None) -> list[dict[str, Any]]:
+def _groups(model: torch.nn.Module | None, params: Parameters | None) -> list[dict[str, Any]]:
     """Parameter groups, each with a list of parameters."""
     if params is None:
         if not isinstance(model, torch.nn.Module):
@@ -196,41 +235,38 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
 
-def _batches(parts: Iterable[_Part]) -> Iterator[tuple[list[_Part], list[torch.Tensor]]]:
-    """Parts that are stepped together, with their gradients: of one type, and not too many."""
-    kinds: dict[Any, list[tuple[_Part, torch.Tensor]]] = defaultdict(list)
+def _batches(parts: Iterable[_Part]) -> list[list[list[tuple[_Part, torch.Tensor]]]]:
+    """Parts that have a gradient, with it: for each dtype and device those that go together."""
+    kinds: dict[Any, list[list[tuple[_Part, torch.Tensor]]]] = defaultdict(list)
+    room: dict[Any, int] = {}
     for part in parts:
         gradient = part.gradient
-        if gradient is not None and part.selection.count:
-            kinds[gradient.dtype, gradient.device].append((part, gradient))
-    for pairs in kinds.values():
-        some: list[_Part] = []
-        gradients: list[torch.Tensor] = []
-        room = 0
-        for part, gradient in pairs:
-            if some and room + part.room > _AT_ONCE:
-                yield some, gradients
-                some, gradients, room = [], [], 0
-            room += part.room
-            some.append(part)
-            gradients.append(gradient)
-        yield some, gradients
+        if gradient is None or not part.selection.count:
+            continue
+        kind = gradient.dtype, gradient.device
+        room[kind] = room.get(kind, 0) + part.room
+        if not kinds[kind] or room[kind] > _AT_ONCE:
+            kinds[kind].append([])
+            room[kind] = part.room
+        kinds[kind][-1].append((part, gradient))
+    return list(kinds.values())
 
 
-def _step(inner: Optimizer, parts: Sequence[_Part], gradients: Sequence[torch.Tensor]) -> None:
+def _step(
+    inner: Optimizer, batch: Sequence[tuple[_Part, torch.Tensor]], buffer: torch.Tensor
+) -> None:
     """Step the inner optimizer on these: it leaves out the parameters that have no gradient."""
-    buffer = gradients[0].new_empty((2, sum(part.room for part in parts)))
     moves: list[Move] = []
     try:
         at = 0
-        for part, gradient in zip(parts, gradients, strict=True):
+        for part, gradient in batch:
             moves += part.fill(buffer, at, gradient)
             at += part.room
         gather(moves)
         inner.step()
         scatter(moves)
     finally:
-        for part in parts:
+        for part, _ in batch:
             part.release()
 
 

@@ -36,13 +36,13 @@ def freeze_unmasked(
     With FSDP2 call it in each process, after ``fully_shard`` and on the optimizer that was made
     after it: each process holds still what it has.
     """
-    optimizer = _innermost(optimizer)
+    optimizer = innermost(optimizer)
     stepped = _stepped(optimizer)
     found = fit(model, store, rule, missing, stepped)
-    return Freeze(optimizer, [_Held(weight.parameter, ~mask) for weight, mask in found])
+    return Freeze(optimizer, [Held(weight.parameter, ~mask) for weight, mask in found])
 
 
-def _innermost(optimizer: Any) -> Optimizer:
+def innermost(optimizer: Any) -> Optimizer:
     """The optimizer whose step hooks run: wrappers such as Accelerate's do not run their own."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
@@ -58,7 +58,7 @@ def _stepped(optimizer: Optimizer) -> list[torch.Tensor]:
 
 
 @dataclass(slots=True, eq=False)
-class _Held:
+class Held:
     """A parameter and which of its elements are frozen; where it is sharded, of those here."""
 
     parameter: torch.Tensor
@@ -113,13 +113,13 @@ class Freeze:
     Keeps a bool for each element, and during a step a copy of the frozen weights.
     """
 
-    def __init__(self, optimizer: Optimizer, held: list[_Held]) -> None:
+    def __init__(self, optimizer: Optimizer, held: list[Held]) -> None:
         self._optimizer = optimizer
         self._held = [item for item in held if item.count]
         self._known = {id(item.parameter) for item in held}
         self.elements = sum(item.frozen.numel() for item in held)  #: in the optimizer's parameters
         self.frozen = sum(item.count for item in held)  #: of which are held still
-        self._kept: list[torch.Tensor] = []
+        self._kept: dict[Held, torch.Tensor] = {}
         # A subclass's step that calls its parent's runs the hooks twice, one pair inside the other.
         self._depth = 0
         # After the hooks that are there already, which may change gradients or weights.
@@ -132,7 +132,7 @@ class Freeze:
         """Let go: later steps change every element again."""
         for hook in self._hooks:
             hook.remove()
-        self._kept = []
+        self._kept = {}
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -152,16 +152,17 @@ class Freeze:
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if any(id(parameter) not in self._known for parameter in _stepped(optimizer)):
+        stepped = set(map(id, _stepped(optimizer)))  # DeepSpeed steps one group at a time
+        if not stepped <= self._known:
             raise UsageError(
                 "the optimizer got new parameters after freeze_unmasked",
                 hint="call .remove() and freeze_unmasked again",
             )
         self.mask_gradients()
-        if self._kept:  # inside a step, or after one that raised: these are still the right bits
-            self._put_back()
-        else:
-            self._kept = [item.keep() for item in self._held]
+        self._put_back()  # inside a step, or after one that raised: these are still the right bits
+        for item in self._held:
+            if id(item.parameter) in stepped and item not in self._kept:
+                self._kept[item] = item.keep()
         self._depth += 1
         # args begin with the optimizer itself; a closure computes gradients during the step
         args = tuple(self._masking(argument) for argument in args)
@@ -183,8 +184,8 @@ class Freeze:
         self._put_back()
         self._depth -= 1
         if self._depth == 0:
-            self._kept = []
+            self._kept = {}
 
     def _put_back(self) -> None:
-        for item, kept in zip(self._held, self._kept, strict=True):
+        for item, kept in self._kept.items():
             item.put_back(kept)

@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,8 @@ def _by_width(moves: Sequence[Move], *, both: bool) -> dict[int, list[Move]]:
     """Moves by the kernel that does them: bytes of an element, 0 for none."""
     found: dict[int, list[Move]] = defaultdict(list)
     for move in moves:
-        simple = _simple(move.whole) and (not both or _simple(move.other))
+        some = len(move.selection.tiles) > 0
+        simple = some and _simple(move.whole) and (not both or _simple(move.other))
         found[move.whole.element_size() if simple else 0].append(move)
     return found
 
@@ -101,7 +102,7 @@ def _run(name: str, width: int, moves: Sequence[Move]) -> None:
             first += some
             done += some
     jobs = [np.array(share, np.int64).reshape(-1, JOB_COLUMNS) for share in shares]
-    _side_by_side([lambda job=job: function(job.ctypes.data, len(job)) for job in jobs])
+    _side_by_side([partial(function, job.ctypes.data, len(job)) for job in jobs])
 
 
 def _side_by_side(work: Sequence[Callable[[], object]]) -> None:

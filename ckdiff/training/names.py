@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from ckdiff.errors import PairingError, UsageError, printable
 from ckdiff.rules import Rule
 from ckdiff.training import fused
-from ckdiff.training.sharding import cut, local
+from ckdiff.training.sharding import Read, cut, full_shape, local
 from ckdiff.training.source import Masks, Piece, Source, joined, open_masks, whole
 
 Missing = Literal["error", "train", "freeze"]
@@ -24,6 +25,8 @@ _PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")
 _INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
 _SHOWN = 5  # names in a message
 Named = TypeVar("Named")
+#: what takes the mask of the part in this process from that of a parameter
+Part: TypeAlias = Callable[[Read, torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
@@ -65,11 +68,13 @@ def fit(
     rule: str | Rule | None,
     missing: Missing,
     only: Collection[torch.Tensor] | None = None,
+    part: Part = cut,
 ) -> list[tuple[Weight, torch.Tensor]]:
     """Each trained parameter with its mask, of the shape and on the device of its local part.
 
     Trained are the parameters in ``only``, or those with ``requires_grad``. Of a parameter that
-    is sharded (a DTensor) only the part in this process gets a mask: that of ``local(parameter)``.
+    is sharded (a DTensor) only the part in this process gets a mask: that of ``local(parameter)``,
+    or what ``part`` makes of it.
 
     A mask that stands for all or nothing because there is none takes no memory.
     """
@@ -103,7 +108,7 @@ def fit(
             if problems[0].endswith(": no mask")
             else "give a dict of parameter name -> mask to choose yourself",
         )
-    return [(weight, _mask(weight, source, missing)) for weight in trained]
+    return [(weight, _mask(weight, source, missing, part)) for weight in trained]
 
 
 def plain_name(name: str) -> str:
@@ -183,7 +188,7 @@ def _assign_fused(weights: list[Weight], stored: Mapping[str, fused.Shape]) -> f
         (name, weight) for weight in weights if not weight.masks for name in weight.names
     )
     found = fused.match(
-        {plain: tuple(weight.parameter.shape) for plain, weight in open_weights.items()},
+        {plain: full_shape(weight.parameter) for plain, weight in open_weights.items()},
         {plain: stored[name] for plain, name in masks.items()},
     )
     for plain, pieces in found.pieces.items():
@@ -203,7 +208,7 @@ def _mismatches(weights: list[Weight], source: Source) -> list[str]:
     """What is wrong with the masks that were found by name."""
     problems = []
     for weight in weights:
-        shape = tuple(weight.parameter.shape)
+        shape = full_shape(weight.parameter)
         wrong = [name for name in weight.masks if source.shapes[name] != shape]
         problems += [
             f"{printable(weight.name)} is {list(shape)} in the model and"
@@ -231,16 +236,17 @@ def _strays(
     ]
 
 
-def _mask(weight: Weight, source: Source, missing: Missing) -> torch.Tensor:
-    here = local(weight.parameter)
+def _mask(weight: Weight, source: Source, missing: Missing, part: Part) -> torch.Tensor:
+    device = local(weight.parameter).device
     pieces = weight.pieces
     if weight.masks:
-        pieces = [Piece(weight.masks[0], 0, weight.parameter.numel())]
+        name = weight.masks[0]
+        pieces = [Piece(name, 0, math.prod(source.shapes[name]))]
     if pieces:
-        mask = cut(lambda start, stop: joined(source, pieces, start, stop), weight.parameter)
-        return mask.to(here.device)
-    every = torch.tensor(missing == "train", device=here.device)
-    return every.expand(here.shape)
+        mask = part(lambda start, stop: joined(source, pieces, start, stop), weight.parameter)
+        return mask.to(device)
+    every = torch.tensor(missing == "train", device=device)
+    return part(lambda start, stop: every.expand(stop - start), weight.parameter)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import PairingError, UsageError, printable
+from ckdiff.matching import several
 from ckdiff.options import checked_text
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
@@ -40,7 +41,6 @@ if TYPE_CHECKING:  # it imports torch
 
 #: a store or its path, or masks: a flat dict by name, or a tree of dicts like the parameters
 Masks: TypeAlias = MaskStore | str | os.PathLike[str] | Mapping[str, Any]
-_SHOWN = 5  # names in a message
 
 
 class MaskedState(NamedTuple):
@@ -188,12 +188,12 @@ def _fit(
     used = set(wanted)
     stray = [key for key in shapes if key not in used and read(key).any()]
     if stray:
-        problems.append(f"{_listed(stray)}: a mask without a parameter")
+        problems.append(f"{several(stray)}: a mask without a parameter")
     orphans = [key for (key, _), at in zip(named, wanted, strict=True) if at not in shapes]
     if orphans and missing == "error":
         if not problems:
             hint = "missing='freeze' or 'train' allows parameters without a mask"
-        problems.append(f"{_listed(orphans)}: no mask")
+        problems.append(f"{several(orphans)}: no mask")
     if problems:
         raise PairingError(f"the masks do not fit the parameters: {'; '.join(problems)}", hint=hint)
     masks = [
@@ -208,8 +208,3 @@ def _placed(mask: npt.NDArray[np.bool_], leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
         return jax.device_put(mask, leaf.sharding)
     return jnp.asarray(mask)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"

@@ -88,7 +88,8 @@ class Selection:
             held = np.flatnonzero(
                 np.unpackbits(self.places[at : at - 8 * amount], bitorder="little")
             )
-        return held.astype(kind) + kind(first)
+        found: npt.NDArray[Any] = held.astype(kind) + kind(first)
+        return found
 
 
 def _tiled(flags: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], Bytes]:

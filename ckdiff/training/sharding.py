@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes (DTensor): which part of one this process holds.
+"""Tensors that are spread over processes: which part of one this process holds.
 
 Nothing here communicates, and torch.distributed is not imported: a DTensor is known by its mesh.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ckdiff.errors import UsageError
 
 _AT_ONCE = 1 << 26  # elements of a mask that are read together
+#: a range of the flat mask of a whole tensor, given its start and stop
+Read: TypeAlias = Callable[[int, int], torch.Tensor]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -24,7 +26,12 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return part
 
 
-def cut(read: Callable[[int, int], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+def full_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape of all parts together; DeepSpeed's ZeRO 3 leaves an empty tensor and a note."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def cut(read: Read, tensor: torch.Tensor) -> torch.Tensor:
     """The part of a mask that belongs to ``local(tensor)``: bool, of the same shape.
 
     ``read(start, stop)`` gives a range of the flat mask of the whole tensor. It is asked for

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ckdiff.errors import CheckpointError, PairingError, UsageError, printable
+from ckdiff.matching import several
 from ckdiff.rules import Rule
 from ckdiff.training.names import Missing, fit
 from ckdiff.training.source import Masks
@@ -31,7 +32,6 @@ from ckdiff.training.source import Masks
 Elsewhere = Literal["error", "skip"]
 _ADAPTER = "default"  # PEFT's name for the only one
 _PREFIX = "base_model.model."  # of names in an adapter's file
-_SHOWN = 5  # names in a message
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ def to_shira(
             others.append(weight.name)
     if others and elsewhere == "error":
         raise PairingError(
-            f"SHiRA cannot train {_listed(others)}: not the weight of one nn.Linear, or tied",
+            f"SHiRA cannot train {several(others)}: not the weight of one nn.Linear, or tied",
             hint="elsewhere='skip' leaves them as they are, SubnetworkOptimizer trains them",
         )
     if not parts:
@@ -109,7 +109,7 @@ def load_shira(
     wrong += [name for name, tensor in base.items() if not _same(model, name, tensor)]
     if wrong:
         raise PairingError(
-            f"the adapter does not fit the model: {_listed(wrong)}",
+            f"the adapter does not fit the model: {several(wrong)}",
             hint="give the base model that the adapter was made for, without other adapters",
         )
     made = _attached(model, parts, config)
@@ -121,13 +121,9 @@ def load_shira(
 
 def _attached(model: nn.Module, parts: Mapping[str, _Part], config: ShiraConfig) -> Any:
     """The model with these adapters, and no others."""
-    thin = [
-        name
-        for name in parts
-        if 1 in (tuple(shape := model.get_parameter(f"{name}.weight").shape)) or not shape.numel()
-    ]
+    thin = [name for name in parts if min(model.get_parameter(f"{name}.weight").shape) < 2]
     if thin:  # PEFT makes them with inputs + outputs elements, before they are replaced
-        raise UsageError(f"PEFT makes no SHiRA of layers with one input or output: {_listed(thin)}")
+        raise UsageError(f"PEFT makes no SHiRA of layers with one input or output: {several(thin)}")
     config.target_modules = "|".join(re.escape(name) for name in parts)  # each, and only these
     config.mask_fn = None  # positions are set below
     made = get_peft_model(model, config, adapter_name=_ADAPTER)
@@ -233,8 +229,3 @@ def _read(path: Path) -> tuple[dict[str, _Part], dict[str, torch.Tensor]]:
         for key, tensor in tensors.items()
     }
     return parts, base
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"

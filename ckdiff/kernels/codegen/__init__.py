@@ -26,6 +26,7 @@ from ckdiff.kernels.codegen.guard import guard_kernel
 from ckdiff.kernels.codegen.hashing import hash_kernel
 from ckdiff.kernels.codegen.margins import margins_kernel
 from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
+from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
 from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
 from ckdiff.kernels.codegen.statistics import statistics_kernel
 
@@ -48,12 +49,14 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "margins": margins_kernel,
     "merge": merge_kernel,
     "near": near_kernel,
+    "pair": pair_kernel,
     "scatter": scatter_kernel,
     "split": split_kernel,
     "statistics": statistics_kernel,
     "survey": survey_kernel,
     "tally": tally_kernel,
     "ungaps": ungaps_kernel,
+    "unpair": unpair_kernel,
 }
 
 

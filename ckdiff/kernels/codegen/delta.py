@@ -33,7 +33,7 @@ from ckdiff.kernels.codegen.steps import (
     apply_step,
     apply_symbols,
     at_least,
-    copy_elements,
+    clear_bytes,
     differing,
     leading_one,
     magnitude_of,
@@ -127,16 +127,17 @@ def split_kernel(kind: str) -> Callable[..., None]:
                 shift = types.uint64(at & 63)
                 bits = gather_bits(mine, members)
                 held = types.uint64(load_word(row + _CLASS_PENDING)) | (bits << shift)
-                if (at & 63) + count >= 64:
-                    store_word(load_word(row + _BITS) + ((at >> 6) << 3), held)
-                    # in two steps: a shift by 64 is not defined
-                    held = (bits >> (types.uint64(63) - shift)) >> one
-                store_word(row + _CLASS_PENDING, held)
+                # Whether that fills the word is anyone's guess, and a wrong one costs more than all
+                # of this: it is written in any case, and what goes on is chosen without a branch.
+                store_word(load_word(row + _BITS) + ((at >> 6) << 3), held)
+                full = types.uint64(0) - types.uint64(((at & 63) + count) >> 6)
+                # in two steps: a shift by 64 is not defined
+                carried = (bits >> (types.uint64(63) - shift)) >> one
+                store_word(row + _CLASS_PENDING, (carried & full) | (held & ~full))
                 store_word(row + _CLASS_AT, at + count)
-                if mine:
-                    symbols = load_word(row + _SYMBOLS)
-                    gather_bytes(scratch, mine, symbols)
-                    store_word(row + _SYMBOLS, symbols + ones(mine))
+                symbols = load_word(row + _SYMBOLS)
+                gather_bytes(scratch, mine, symbols)
+                store_word(row + _SYMBOLS, symbols + ones(mine))
         store_word(state + _EXTRA, extra)
         store_word(state + _PENDING, pending)
         store_word(state + _AT, filled)
@@ -164,6 +165,7 @@ def merge_kernel(kind: str) -> Callable[..., int]:
             o = out + i * stride
             changed = types.uint64(0)
             rest = ~types.uint64(0)
+            clear_bytes(scratch)  # so that a word need not wait for the one before
             for c in range(classes):
                 row = state + _HEAD + c * _ROW
                 above = types.uint64(0)
@@ -181,39 +183,35 @@ def merge_kernel(kind: str) -> Callable[..., int]:
                 bits = types.uint64(load_word(place)) >> shift
                 bits |= (types.uint64(load_byte(place + 8)) << (types.uint64(63) - shift)) << one
                 mine = spread_bits(bits, members)
-                if mine:
-                    symbols = load_word(row + _SYMBOLS)
-                    spread_bytes(symbols, mine, scratch)
-                    store_word(row + _SYMBOLS, symbols + ones(mine))
-                    changed |= mine
-            if changed:
-                large = apply_symbols(name, a, scratch, changed, o)
-                while large:
-                    lane = lowest_one(large)
-                    large &= large - one
-                    symbol = load_byte(scratch + lane) - SMALL_STEPS
-                    power = SMALL_BITS + (symbol >> fine)
-                    low = power - fine
-                    if power >= width or read + low > limit:
-                        return 1
-                    z = (one << types.uint64(fine)) | types.uint64(symbol & fine_mask)
-                    z <<= types.uint64(low)
-                    done = 0
-                    while done < low:
-                        part = low - done
-                        if part > 32:
-                            part = 32
-                        bits = types.uint64(load_word(extra + (read >> 3)))
-                        bits >>= types.uint64(read & 7)
-                        bits &= (one << types.uint64(part)) - one
-                        z |= bits << types.uint64(done)
-                        read += part
-                        done += part
-                    if z == no_step:
-                        return 1
-                    apply_step(name, a + lane * size, z, o + lane * size)
-            else:
-                copy_elements(name, a, o)
+                symbols = load_word(row + _SYMBOLS)
+                spread_bytes(symbols, mine, scratch)
+                store_word(row + _SYMBOLS, symbols + ones(mine))
+                changed |= mine
+            large = apply_symbols(name, a, scratch, changed, o)
+            while large:
+                lane = lowest_one(large)
+                large &= large - one
+                symbol = load_byte(scratch + lane) - SMALL_STEPS
+                power = SMALL_BITS + (symbol >> fine)
+                low = power - fine
+                if power >= width or read + low > limit:
+                    return 1
+                z = (one << types.uint64(fine)) | types.uint64(symbol & fine_mask)
+                z <<= types.uint64(low)
+                done = 0
+                while done < low:
+                    part = low - done
+                    if part > 32:
+                        part = 32
+                    bits = types.uint64(load_word(extra + (read >> 3)))
+                    bits >>= types.uint64(read & 7)
+                    bits &= (one << types.uint64(part)) - one
+                    z |= bits << types.uint64(done)
+                    read += part
+                    done += part
+                if z == no_step:
+                    return 1
+                apply_step(name, a + lane * size, z, o + lane * size)
         store_word(state + _AT, read)
         return 0
 

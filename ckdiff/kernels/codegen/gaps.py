@@ -1,4 +1,8 @@
-"""Strings of mostly equal bits as the gaps between the others, and back."""
+"""Strings of mostly equal bits as the gaps between the others, and back.
+
+How many bits a word has, and whether the next one is in the same word, cannot be predicted, and a
+wrong guess costs as much as several gaps do: the loops over gaps have no branch on it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,15 @@ from collections.abc import Callable
 
 from numba.core import types
 
-from ckdiff.kernels.codegen.words import load_byte, load_word, lowest_one, store_byte, store_word
+from ckdiff.kernels.abi import GAPS_WORDS, LANES
+from ckdiff.kernels.codegen.words import (
+    load_byte,
+    load_word,
+    lowest_one,
+    ones,
+    store_byte,
+    store_word,
+)
 
 _MORE = 255  # goes on in the next byte
 
@@ -15,7 +27,14 @@ def gaps_kernel() -> Callable[..., None]:
     """Writes the zeros before each one, the high part as bytes and the low bits packed."""
 
     def gaps(
-        bits: int, count: int, flip: int, low: int, out: int, low_out: int, result: int
+        bits: int,
+        count: int,
+        flip: int,
+        low: int,
+        out: int,
+        low_out: int,
+        result: int,
+        scratch: int,
     ) -> None:
         one = types.uint64(1)
         low_mask = (one << types.uint64(low)) - one
@@ -24,13 +43,23 @@ def gaps_kernel() -> Callable[..., None]:
         pending = types.uint64(0)
         filled = 0
         last = -1
-        for i in range(0, count, 64):
-            word = types.uint64(load_word(bits + (i >> 3))) ^ types.uint64(flip)
-            if count - i < 64:
-                word &= (one << types.uint64(count - i)) - one
-            while word:
-                place = i + lowest_one(word)
-                word &= word - one
+        for block in range(0, count, LANES * GAPS_WORDS):
+            # the places of the ones of some words
+            found = scratch
+            for i in range(block, min(count, block + LANES * GAPS_WORDS), LANES):
+                word = types.uint64(load_word(bits + (i >> 3))) ^ types.uint64(flip)
+                if count - i < LANES:
+                    word &= (one << types.uint64(count - i)) - one
+                after = found + 8 * ones(word)
+                while word:  # four at a time: what was no one is overwritten by the next
+                    for k in range(4):
+                        store_word(found + 8 * k, i + lowest_one(word | (one << types.uint64(63))))
+                        word &= word - one
+                    found += 32
+                found = after
+            # their gaps
+            for at in range(scratch, found, 8):
+                place = load_word(at)
                 gap = place - last - 1
                 last = place
                 high = gap >> low
@@ -42,12 +71,10 @@ def gaps_kernel() -> Callable[..., None]:
                 to += 1
                 pending |= (types.uint64(gap) & low_mask) << types.uint64(filled)
                 filled += low
-                if filled >= 32:
-                    store_word(low_to, pending)
-                    low_to += 4
-                    pending >>= types.uint64(32)
-                    filled -= 32
-        store_word(low_to, pending)
+                store_word(low_to, pending)
+                low_to += filled >> 3
+                pending >>= types.uint64(filled & ~7)
+                filled &= 7
         store_word(result, to - out)
         store_word(result + 8, low_to + ((filled + 7) >> 3) - low_out)
 
@@ -69,16 +96,15 @@ def ungaps_kernel() -> Callable[..., int]:
     ) -> int:
         one = types.uint64(1)
         low_mask = (one << types.uint64(low)) - one
-        for i in range(0, count, 64):
-            word = types.uint64(flip)
-            if count - i < 64:
-                word &= (one << types.uint64(count - i)) - one
-            store_word(out + (i >> 3), word)
+        for i in range(0, count, LANES):
+            store_word(out + (i >> 3), types.uint64(flip))
         at = types.int64(data)
         end = at + size
         place = -1
         read = 0
         found = 0
+        slot = -1
+        word = types.uint64(0)
         while at < end:
             part = load_byte(at)
             at += 1
@@ -96,9 +122,16 @@ def ungaps_kernel() -> Callable[..., int]:
             place += 1 + ((gap << low) | types.int64(bits & low_mask))
             if place >= count:
                 return -1
-            slot = out + (place >> 3)
-            store_byte(slot, load_byte(slot) ^ (1 << (place & 7)))
+            same = types.uint64(0) - types.uint64((place >> 6) == slot)
+            slot = place >> 6
+            word = (word & same) | (types.uint64(flip) & ~same)
+            word ^= one << types.uint64(place & 63)
+            store_word(out + 8 * slot, word)
             found += 1
+        if count & 63:
+            slot = out + ((count >> 6) << 3)
+            mask = (one << types.uint64(count & 63)) - one
+            store_word(slot, types.uint64(load_word(slot)) & mask)
         return found
 
     return ungaps

@@ -78,7 +78,7 @@ def _move_bytes(name: str) -> Any:
             value = b.load(b.inttoptr(source, _BYTES.as_pointer()), align=1)
             place = b.inttoptr(target, _BYTES.as_pointer())
             move = _declared(b, f"avx512.mask.{name}.v{LANES}i8", _BYTES, _BYTES, _BYTES, _FLAGS)
-            kept = b.load(place, align=1)
+            kept = b.load(place, align=1) if name == "expand" else ir.Constant(_BYTES, None)
             b.store(b.call(move, [value, kept, b.bitcast(mask, _FLAGS)]), place, align=1)
             return context.get_dummy_value()
 
@@ -91,14 +91,20 @@ _compress = _move_bytes("compress")
 _expand = _move_bytes("expand")
 
 
-def _for_each_one(b: Any, word: Value, body: Callable[[Value], None]) -> None:
-    """Call ``body`` with each set bit of an i64, as an i64 with that bit only, from the lowest."""
+def _for_each_one(
+    b: Any, word: Value, body: Callable[[Value], None], more: Callable[[], Value] | None = None
+) -> None:
+    """Call ``body`` with each set bit of an i64, as an i64 with that bit only, from the lowest.
+
+    Stops before one for which ``more`` gives no true i1.
+    """
     left = cgutils.alloca_once_value(b, word)
     head, inner, after = (b.append_basic_block(f"ones.{part}") for part in ("head", "body", "end"))
     b.branch(head)
     b.position_at_end(head)
     value = b.load(left)
-    b.cbranch(b.icmp_unsigned("!=", value, I64(0)), inner, after)
+    going = b.icmp_unsigned("!=", value, I64(0))
+    b.cbranch(b.and_(going, more()) if more else going, inner, after)
     b.position_at_end(inner)
     body(b.and_(value, b.neg(value)))
     b.store(b.and_(value, b.sub(value, I64(1))), left)
@@ -133,7 +139,8 @@ def _spread_bits(typing: Any, bits: Any, mask: Any) -> Any:
             b.store(b.or_(b.load(found), taken), found)
             b.store(b.lshr(bits, I64(1)), left)
 
-        _for_each_one(b, args[1], add)
+        # most words have few ones, often none
+        _for_each_one(b, args[1], add, lambda: b.icmp_unsigned("!=", b.load(left), I64(0)))
         return b.load(found)
 
     return types.uint64(types.uint64, types.uint64), generate

@@ -176,17 +176,15 @@ def apply_symbols(typing: Any, kind: Any, base: Any, symbols: Any, changed: Any,
     return sig, generate
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def copy_elements(typing: Any, kind: Any, source: Any, target: Any) -> Any:
-    """Copy 64 elements."""
+@intrinsic  # type: ignore[untyped-decorator]
+def clear_bytes(typing: Any, address: Any) -> Any:
+    """Write 64 zeros."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        of = _literal(kind)
-        place = b.inttoptr(args[2], of.lanes.as_pointer())
-        b.store(_lanes_at(b, of, args[1]), place, align=1)
+        b.store(splat(I8, 0), b.inttoptr(args[0], vector(I8).as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return types.void(kind, types.int64, types.int64), generate
+    return types.void(types.int64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]

@@ -1,0 +1,167 @@
+"""Records of what changed, and the base they belong to -> a delta."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.deltas.blueprint import bits_of
+from ckdiff.deltas.change import Bytes
+from ckdiff.deltas.creating import CheckpointPath, Encoding, Making
+from ckdiff.deltas.outcome import DeltaResult
+from ckdiff.deltas.packed import FRAME_BYTES
+from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
+from ckdiff.errors import Interrupted, UsageError, printable
+from ckdiff.objects import write_all
+from ckdiff.options import Observer, Options, checked_observer, checked_path, checked_text
+from ckdiff.place import write_errors
+
+_SLICE = 1 << 18  # elements that are put at a time
+
+
+def delta_from_patches(
+    base: CheckpointPath,
+    patches: Iterable[WeightPatch | Any],
+    out: str | os.PathLike[str],
+    *,
+    encoding: Encoding = "packed",
+    overwrite: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> DeltaResult:
+    """Write the delta from ``base`` to ``base`` with ``patches`` applied, for ``ckdiff apply``.
+
+    A patch is a WeightPatch, a ``CheckpointWeightPatch`` of vLLM, or anything else with their
+    fields, in numpy or torch: names, shapes and dtypes are those of the base, the values are of
+    that dtype or its bits (nothing is converted), indices are unique in a patch and in any order.
+    Tensors may come in any order; of several patches to one tensor the later win. In memory is one
+    patch at a time; they are kept on the output's disk until the delta is written.
+
+    Raises UsageError for what is no patch, PairingError for one that does not fit the base, and
+    what ``delta`` raises.
+    """
+    if checked_text("encoding", encoding) not in get_args(Encoding):
+        raise UsageError(
+            f"there is no encoding {printable(encoding)!r}",
+            hint=f"one of {', '.join(get_args(Encoding))}",
+        )
+    options = Options(overwrite=overwrite, workers=workers, memory=memory)
+    observer = checked_observer(observer)
+    path = Path(os.path.abspath(checked_path("the output", out)))
+    try:
+        listed = iter(patches)
+    except TypeError:
+        raise UsageError("patches must be a list of them, or something like one") from None
+    with ExitStack() as stack:
+        opened = open_checkpoint(base)
+        if opened is not base:
+            stack.callback(opened.close)
+        work = Making(opened, opened, path, encoding, options, observer)
+        with write_errors(path):
+            spool = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115
+        stack.callback(spool.close)
+        table = opened.table
+        reader = PatchReader(table.names, table.dtypes, table.shapes)
+        kept = _Patches(spool, path, table.dtypes)
+        try:
+            for patch in listed:
+                kept.add(reader.read(patch))
+            kept.ready()
+            work.merger = kept
+            return work.run()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", hint="nothing was written") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Where a patch lies in the spool: byte offsets, and how many items."""
+
+    positions: int  #: -1 where all elements are there
+    count: int
+    values: int
+
+
+class _Patches:
+    """See Merger: puts patches that were kept in a file into windows of the base."""
+
+    def __init__(self, spool: IO[bytes], out: Path, dtypes: list[str]) -> None:
+        self.inputs: list[Path] = []
+        self._spool, self._out, self._size = spool, out, 0
+        self._kept: dict[int, list[_Kept]] = {}
+        self._width = np.maximum(bits_of(dtypes) // 8, 1)
+        self._data: Bytes = np.empty(0, np.uint8)
+        self._local = threading.local()
+
+    def add(self, read: Read) -> None:
+        """Keep a patch. Raises OutputError."""
+        positions = -1 if read.positions is None else self._append(read.positions.view(np.uint8))
+        count = 0 if read.positions is None else len(read.positions)
+        values = self._append(read.values)
+        found = self._kept.setdefault(read.tensor, [])
+        if read.positions is None:
+            found.clear()  # nothing of those before is left
+        found.append(_Kept(positions, count, values))
+
+    def ready(self) -> None:
+        """All were added."""
+        if self._size:
+            with write_errors(self._out):
+                self._data = np.asarray(np.memmap(self._spool, np.uint8, "r"))
+
+    def merge(self, tensor: int, base: int, tuned: int, start: int, size: int) -> tuple[int, int]:
+        """See Merger."""
+        patches = self._kept.get(tensor)
+        if not patches:
+            return base, 0
+        buffer, width = self._buffer()[:size], int(self._width[tensor])
+        ctypes.memmove(buffer.ctypes.data, base, size)
+        first, end = start // width, (start + size) // width
+        target = buffer.view(f"<u{width}")
+        for kept in patches:
+            if kept.positions < 0:
+                buffer[:] = self._data[kept.values + start : kept.values + start + size]
+                continue
+            positions = self._items(kept.positions, kept.count, "<i8")
+            values = self._items(kept.values, kept.count, target.dtype.str)
+            low, high = np.searchsorted(positions, [first, end]).tolist()
+            for at in range(low, high, _SLICE):
+                part = slice(at, min(at + _SLICE, high))
+                target[positions[part] - first] = values[part]
+        return buffer.ctypes.data, 0
+
+    def to_dict(self, left_out: int) -> None:
+        """See Merger: the delta has all that there is."""
+
+    # inside
+
+    def _append(self, data: Bytes) -> int:
+        """Append bytes at a multiple of 8, so that numbers can be looked at in place."""
+        begin = self._size + -self._size % 8
+        with write_errors(self._out):
+            write_all(self._spool.fileno(), bytes(begin - self._size))
+            write_all(self._spool.fileno(), data.data)
+        self._size = begin + len(data)
+        return begin
+
+    def _items(self, begin: int, count: int, dtype: str) -> npt.NDArray[Any]:
+        kind = np.dtype(dtype)
+        return self._data[begin : begin + count * kind.itemsize].view(kind)
+
+    def _buffer(self) -> Bytes:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = np.empty(FRAME_BYTES, np.uint8)
+        buffer: Bytes = self._local.buffer
+        return buffer

@@ -1,0 +1,309 @@
+"""A delta, or two checkpoints -> records of what changed, one tensor after the other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Protocol
+
+import numpy as np
+
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.local import file_metadata
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.deltas.applying import Links, patcher_of
+from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
+from ckdiff.deltas.container import FORMAT, Delta
+from ckdiff.deltas.creating import CheckpointPath
+from ckdiff.deltas.packed import FRAME_BYTES
+from ckdiff.deltas.streams import Bits, Bytes, Plan, Positions, streams_of
+from ckdiff.deltas.varints import Damaged
+from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import UsageError, printable
+from ckdiff.kernels import guard
+from ckdiff.kernels.contents import ContentHasher
+from ckdiff.options import checked_int, checked_path
+from ckdiff.pairing import pair
+
+Piece = tuple[Positions, Bits]
+
+
+def weight_patches(
+    source: CheckpointPath,
+    *,
+    base: CheckpointPath | None = None,
+    max_bytes: int = 256 << 20,
+    as_torch: bool = False,
+) -> Iterator[WeightPatch]:
+    """Give what changed as records that vLLM's ``load_checkpoint_weight_patches`` takes.
+
+    ``source`` is a delta, or a checkpoint, which needs ``base``; so do packed deltas, and whole
+    records of tensors that have a base. Records come in the order of the tuned files. Of
+    floating-point tensors they hold positions and new values, at most ``max_bytes`` of both in one
+    record, so that a tensor may have several; a tensor of another kind, with a NaN among the new
+    values, or without a base comes whole, in one record. Removed tensors have none. In memory are
+    one record and a few windows. The arrays are numpy's, with ``as_torch`` torch's.
+
+    vLLM takes whole records and others in separate calls. Raises UsageError, CheckpointError,
+    SourceChanged, PairingError and DeltaError when it comes to what is wrong: take all records
+    before the first is applied to something that matters.
+    """
+    most = checked_int("max_bytes", max_bytes)
+    if most < 1:
+        raise UsageError(f"max_bytes must be at least 1, not {most}")
+    if as_torch not in (True, False):
+        raise UsageError(f"as_torch must be True or False, not {as_torch!r}")
+    if isinstance(source, (str, os.PathLike)):
+        source = checked_path("the delta", source)
+    return _stream(source, base, most, as_torch)
+
+
+def _stream(
+    given: str | Checkpoint, base: CheckpointPath | None, most: int, as_torch: bool
+) -> Iterator[WeightPatch]:
+    with ExitStack() as stack:
+        below = None
+        if base is not None:
+            below = open_checkpoint(base)
+            if below is not base:
+                stack.callback(below.close)
+        source: _Source
+        if isinstance(given, str) and file_metadata(given).get("format") == FORMAT:
+            source = _DeltaSource(stack.enter_context(Delta(given)), below, stack)
+        elif below is None:
+            raise UsageError("two checkpoints are needed, or a delta", hint="give base=")
+        else:
+            above = open_checkpoint(given)
+            if above is not given:
+                stack.callback(above.close)
+            source = _PairSource(below, above, stack)
+        for tensor in range(len(source.blueprint.names)):
+            yield from _records(source, tensor, most, as_torch)
+        source.verify()
+
+
+def _records(source: _Source, tensor: int, most: int, as_torch: bool) -> Iterator[WeightPatch]:
+    """The records of one tensor."""
+    blueprint = source.blueprint
+    name, dtype = blueprint.names[tensor], DTYPES[blueprint.dtypes[tensor]]
+    shape = blueprint.shapes[tensor]
+
+    def whole() -> WeightPatch:
+        width = max(dtype.bits // 8, 1)
+        values = source.whole(tensor).view(f"<u{width}")
+        return make_patch(name, shape, dtype.name, values, None, as_torch=as_torch)
+
+    if source.is_new(tensor) or not sparse(dtype):
+        if source.is_new(tensor) or source.differs(tensor):
+            yield whole()
+        return
+    held, count = list[Piece](), 0
+    for positions, values in source.changes(tensor):
+        if has_nan(dtype, values):
+            yield whole()  # in whichever order they are applied, it agrees with those before
+            return
+        room = max(1, most // (positions.itemsize + values.itemsize))
+        at = 0
+        while at < len(positions):
+            part = slice(at, at + room - count)
+            held.append((positions[part], values[part]))
+            count += len(held[-1][0])
+            at += len(held[-1][0])
+            if count == room:
+                yield make_patch(name, shape, dtype.name, *_joined(held), as_torch=as_torch)
+                held, count = [], 0
+    if held:
+        yield make_patch(name, shape, dtype.name, *_joined(held), as_torch=as_torch)
+
+
+def _joined(pieces: list[Piece]) -> tuple[Bits, Positions]:
+    """Values and positions in arrays of their own, which may be written to."""
+    positions: Positions = np.concatenate([piece[0] for piece in pieces])
+    return np.concatenate([piece[1] for piece in pieces]), positions
+
+
+class _Source(Protocol):
+    """Where records are made from. A tensor is known by its position in the blueprint."""
+
+    blueprint: Blueprint
+
+    def is_new(self, tensor: int) -> bool:
+        """Whether the base has no such tensor."""
+
+    def differs(self, tensor: int) -> bool:
+        """Whether a tensor changed."""
+
+    def changes(self, tensor: int) -> Iterator[Piece]:
+        """Positions and bits of changed elements, of whole bytes, in order."""
+
+    def whole(self, tensor: int) -> Bytes:
+        """All bytes of a tensor."""
+
+    def verify(self) -> None:
+        """Raise SourceChanged if what was read is no longer what was opened."""
+
+
+class _Copier:
+    """Copies windows of a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, stack: ExitStack) -> None:
+        self._reader = stack.enter_context(closing(checkpoint.reader()))
+
+    def __call__(self, tensor: int, start: int, out: Bytes) -> None:
+        """Fill ``out`` with bytes from ``start`` on."""
+        span = (np.array([value], np.int64) for value in (tensor, start, len(out)))
+        guard.install()  # not for longer: it is the process's, and records are given in between
+        try:
+            address = int(self._reader.acquire(*span)[0])
+            ctypes.memmove(out.ctypes.data, address, len(out))
+            self._reader.release()
+        finally:
+            guard.remove()
+
+
+class _Compared:
+    """What both kinds of sources share: windows of both sides, compared."""
+
+    def __init__(self, blueprint: Blueprint, windows: Windows) -> None:
+        self.blueprint, self.windows = blueprint, windows
+        self.plan = Plan(blueprint, windows)
+        self._buffers = np.empty((2, FRAME_BYTES), np.uint8)
+
+    def spans(self, tensor: int) -> Iterator[tuple[int, int, Bytes, Bytes]]:
+        """Each window of a tensor: its number, its first byte, and two buffers of its size."""
+        first, stop = self.windows.first[tensor : tensor + 2].tolist()
+        for window in range(first, stop):
+            start, size = int(self.windows.start[window]), int(self.windows.size[window])
+            yield window, start, self._buffers[0, :size], self._buffers[1, :size]
+
+    def changed(self, tensor: int, start: int, base: Bytes, tuned: Bytes) -> Piece:
+        """The changed elements of a window that begins at byte ``start``."""
+        dtype = self.plan.values(tensor)
+        x, y = base.view(dtype), tuned.view(dtype)
+        found = np.flatnonzero(x != y)
+        positions: Positions = (found + start // dtype.itemsize).astype(self.plan.positions(tensor))
+        return positions, y[found]
+
+
+class _PairSource(_Compared):
+    """Two checkpoints."""
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, stack: ExitStack) -> None:
+        blueprint = Blueprint.of_checkpoint(tuned)
+        super().__init__(blueprint, blueprint.windows())
+        self._sides = base, tuned
+        self._base, self._tuned = _Copier(base, stack), _Copier(tuned, stack)
+        paired = pair(base.table, tuned.table)
+        self._index = np.full(len(blueprint.names), -1, np.int64)
+        self._index[paired.tuned_index] = paired.base_index
+
+    def is_new(self, tensor: int) -> bool:
+        return bool(self._index[tensor] < 0)
+
+    def differs(self, tensor: int) -> bool:
+        for _, start, base, tuned in self.spans(tensor):
+            self._copy(tensor, start, base, tuned)
+            if not np.array_equal(base, tuned):
+                return True
+        return False
+
+    def changes(self, tensor: int) -> Iterator[Piece]:
+        for _, start, base, tuned in self.spans(tensor):
+            self._copy(tensor, start, base, tuned)
+            yield self.changed(tensor, start, base, tuned)
+
+    def whole(self, tensor: int) -> Bytes:
+        result = np.empty(int(self.blueprint.nbytes[tensor]), np.uint8)
+        for _, start, _, tuned in self.spans(tensor):
+            self._tuned(tensor, start, result[start : start + len(tuned)])
+        return result
+
+    def verify(self) -> None:
+        for side in self._sides:
+            side.verify()
+
+    def _copy(self, tensor: int, start: int, base: Bytes, tuned: Bytes) -> None:
+        self._base(int(self._index[tensor]), start, base)
+        self._tuned(tensor, start, tuned)
+
+
+class _DeltaSource(_Compared):
+    """A delta, and its base where there is one. Nothing of another base's tensor is given."""
+
+    def __init__(self, delta: Delta, base: Checkpoint | None, stack: ExitStack) -> None:
+        super().__init__(delta.blueprint, delta.windows)
+        self._delta, self._side = delta, base
+        self._patcher = patcher_of(delta.encoding)
+        self._streams = streams_of(delta) if delta.encoding == "indices" else None
+        self._base = None if base is None else _Copier(base, stack)
+        self._links = None if base is None else Links(base, [delta])
+        self._hasher = ContentHasher()
+        self._bits = bits_of(self.blueprint.dtypes)
+        self._checked = -1  # the tensor of the base that was hashed last
+
+    def is_new(self, tensor: int) -> bool:
+        return not self._delta.tensors.based[tensor]
+
+    def differs(self, tensor: int) -> bool:
+        first, stop = self.windows.first[tensor : tensor + 2].tolist()
+        return bool(self._delta.frame_sizes[first:stop].any())
+
+    def changes(self, tensor: int) -> Iterator[Piece]:
+        for window, start, base, tuned in self.spans(tensor):
+            if not self._delta.frame_sizes[window]:
+                continue
+            if self._streams is not None:
+                yield self._streams.changes(window)
+            else:
+                self._make(tensor, window, start, base, tuned)
+                yield self.changed(tensor, start, base, tuned)
+
+    def whole(self, tensor: int) -> Bytes:
+        result = np.empty(int(self.blueprint.nbytes[tensor]), np.uint8)
+        for window, start, base, _ in self.spans(tensor):
+            self._make(tensor, window, start, base, result[start : start + len(base)])
+        return result
+
+    def verify(self) -> None:
+        self._delta.check()
+        if self._side is not None:
+            self._side.verify()
+
+    def _make(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> None:
+        """Fill ``out`` with the tuned window, and ``base`` with the base's if there is one."""
+        try:
+            if self.is_new(tensor):
+                self._patcher.whole(self._delta, window, out)
+                return
+            if self._streams is not None and self._streams.stored_whole(tensor):
+                self._patcher.whole(self._delta, window, out)
+                return
+            self._read(tensor, start, base)
+            if not self._patcher.changes(
+                self._delta, window, base.ctypes.data, len(base), out.ctypes.data
+            ):
+                out[:] = base
+        except Damaged as error:
+            raise self._delta.damaged(str(error)) from None
+
+    def _read(self, tensor: int, start: int, out: Bytes) -> None:
+        """Read from the base, of which a tensor is hashed before it is used."""
+        name = self.blueprint.names[tensor]
+        if self._base is None or self._links is None:
+            raise UsageError(
+                f"the records of {printable(name)} cannot be made of the delta alone",
+                hint="give base=",
+            )
+        origin = int(self._links.origin[tensor])
+        if self._checked != tensor:
+            sums = np.zeros(2, np.uint64)
+            for _, at, buffer, _ in self.spans(tensor):
+                self._base(origin, at, buffer)
+                self._hasher.add(sums, buffer.ctypes.data, len(buffer), at, int(self._bits[tensor]))
+            if (sums != self._delta.tensors.base_hashes[tensor]).any():
+                raise self._links.other_base(name)
+            self._checked = tensor
+        self._base(origin, start, out)

@@ -1,0 +1,96 @@
+"""Several processes: FSDP2, DDP, and which part of a mask belongs to which shard."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mask_stores
+import numpy as np
+import pytest
+import torch
+from torch import optim
+from training_support import Masks, Tiny, all_bits, one_thread, some_masks, train
+
+from ckdiff.training import freeze_unmasked
+
+__all__ = ["one_thread"]  # a fixture
+
+WORKER = Path(__file__).with_name("training_worker.py")
+SECONDS = 300  # much more than it takes: other work may be beside
+
+
+def run_together(what: str, processes: int, folder: Path) -> None:
+    """Run the worker once for each rank; a rank that fails ends the others."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    logs = [folder / f"rank{rank}.log" for rank in range(processes)]
+    running = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as output:
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, WORKER, what, str(rank), str(processes), folder],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
+            )
+    try:
+        codes = [process.wait(SECONDS) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    said = "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
+    assert codes == [0] * processes, said
+
+
+def alone() -> Masks:
+    """The weights after the same steps in one process."""
+    model = Tiny()
+    masks = some_masks(model)
+    optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    freeze_unmasked(model, optimizer, masks)
+    train(model, optimizer)
+    return all_bits(model)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Masks]:
+    """What two processes trained, by way of doing it."""
+    folder = tmp_path_factory.mktemp("together")
+    masks = {name: mask.numpy() for name, mask in some_masks(Tiny()).items()}
+    base = {
+        name: ("F32", mask.shape, np.zeros(mask.shape, np.uint32)) for name, mask in masks.items()
+    }
+    mask_stores.make_store(folder / "run.zarr", base, masks)
+    names = ["fsdp", "fsdp_groups", "ddp"]
+    run_together("+".join(names), 2, folder)
+    return {name: torch.load(folder / f"{name}.pt") for name in names}
+
+
+@pytest.mark.parametrize("how", ["fsdp", "ddp"])
+def test_two_processes_give_what_one_does(how: str, together: dict[str, Masks]) -> None:
+    # both processes see the same batch, so that the mean of their gradients is each one's
+    expected = alone()
+    found = together[how]
+    assert found.keys() == expected.keys()
+    differing = {
+        name: int((bits != found[name].view(torch.int32)).sum()) for name, bits in expected.items()
+    }
+    assert differing == dict.fromkeys(expected, 0)
+
+
+def test_partly_sharded_models_in_mixed_precision(together: dict[str, Masks]) -> None:
+    # the worker checks the bits
+    assert all(weights.isfinite().all() for weights in together["fsdp_groups"].values())
+
+
+def test_masks_are_cut_as_torch_cuts_weights(tmp_path: Path) -> None:
+    run_together("layouts", 4, tmp_path)
