@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff import budget
-from ckdiff.budget import format_size
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import IntArray
-from ckdiff.errors import BudgetError, CheckpointError, Interrupted, StoreCorrupt, printable
+from ckdiff.errors import CheckpointError, Interrupted, StoreCorrupt, printable
 from ckdiff.graftplan import Plan
 from ckdiff.graftrun import GraftTask, working_memory
 from ckdiff.matching import match
@@ -115,24 +114,15 @@ def graft(
 
 def _threads(plan: Plan, options: Options) -> int:
     """How many workers there will be; raises BudgetError where the memory does not suffice."""
-    tasks = plan.blending.chunks + plan.copying.chunks
-    workers = max(1, min(options.workers or budget.usable_cores(), tasks))
-    asked = options.memory
-    memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
     tensors = len(plan.base.table) + len(plan.tuned.table) + len(plan.matched.names)
-    # the interpreter and libraries, and what compiling kernels adds; the tables
-    fixed = 96 * budget.MIB + tensors * 1000
-    each = working_memory()
-    needed = fixed + workers * each
-    if needed > memory and asked is None:
-        return max(1, min(workers, (memory - fixed) // each))
-    if needed > memory:
-        raise BudgetError(
-            f"{format_size(memory)} of memory is too little: with {workers} "
-            f"worker{'s' if workers > 1 else ''} this needs {format_size(needed)}",
-            hint="raise --memory" + (" or lower --workers" if workers > 1 else ""),
-        )
-    return workers
+    return budget.fit_workers(
+        options.workers,
+        plan.blending.chunks + plan.copying.chunks,
+        options.memory,
+        # the interpreter and libraries, and what compiling kernels adds; the tables
+        fixed=96 * budget.MIB + tensors * 1000,
+        each=working_memory(),
+    )
 
 
 def _run(plan: Plan, rebuilt: Rebuilt, workers: int, observer: Observer) -> IntArray:

@@ -253,13 +253,14 @@ def test_split_goes_on_where_it_stopped(kind: str, classes: int) -> None:
 # -- classes ---------------------------------------------------------------------------------------
 
 
-def bits_for(counts: Sequence[Sequence[int]], cuts: Sequence[int], scale: float) -> float:
-    """Bits that classes with these first bins take: their positions, and 1,200 for each."""
+def bits_for(counts: Sequence[Sequence[int]], cuts: Sequence[int], elements: int) -> float:
+    """Bits of the sample that classes with these first bins take: positions, and what one costs."""
+    sampled = sum(n for n, _ in counts)
     total = 0.0
     for first, stop in itertools.pairwise([*cuts, len(counts)]):
         n = sum(elements for elements, _ in counts[first:stop])
         k = sum(changed for _, changed in counts[first:stop])
-        total += 1200 * scale + sum(-x * math.log2(x / n) for x in (k, n - k) if x)
+        total += (1200 / elements + 0.0008) * sampled + sum(-x * math.log2(x / n) for x in (k, n - k) if x)
     return total
 
 
@@ -277,7 +278,7 @@ def test_the_best_classes_are_chosen(counts: list[tuple[int, int]], times: int) 
     sampled = sum(n for n, _ in counts)
     bins = range(1, len(counts))
     best = min(
-        bits_for(counts, [0, *cuts], 1 / times)
+        bits_for(counts, [0, *cuts], sampled * times)
         for more in range(min(MOST_CLASSES, len(counts)))
         for cuts in itertools.combinations(bins, more)
     )
@@ -285,7 +286,7 @@ def test_the_best_classes_are_chosen(counts: list[tuple[int, int]], times: int) 
     assert found[0] == 0
     assert found == sorted(set(found))
     assert len(found) <= MOST_CLASSES
-    assert bits_for(counts, found, 1 / times) == pytest.approx(best, rel=1e-9)
+    assert bits_for(counts, found, sampled * times) == pytest.approx(best, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mask_stores
@@ -12,43 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import optim
+from training_processes import run_together
 from training_support import Masks, Tiny, all_bits, one_thread, some_masks, train
 
 from ckdiff.training import freeze_unmasked
 
 __all__ = ["one_thread"]  # a fixture
-
-WORKER = Path(__file__).with_name("training_worker.py")
-SECONDS = 300  # much more than it takes: other work may be beside
-
-
-def run_together(what: str, processes: int, folder: Path) -> None:
-    """Run the worker once for each rank; a rank that fails ends the others."""
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
-    logs = [folder / f"rank{rank}.log" for rank in range(processes)]
-    running = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as output:
-            running.append(
-                subprocess.Popen(
-                    [sys.executable, WORKER, what, str(rank), str(processes), folder],
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                )
-            )
-    try:
-        codes = [process.wait(SECONDS) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    said = "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
-    assert codes == [0] * processes, said
 
 
 def alone() -> Masks:
@@ -71,7 +37,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Masks]:
     }
     mask_stores.make_store(folder / "run.zarr", base, masks)
     names = ["fsdp", "fsdp_groups", "ddp"]
-    run_together("+".join(names), 2, folder)
+    run_together("training_worker.py", "+".join(names), 2, folder)
     return {name: torch.load(folder / f"{name}.pt") for name in names}
 
 
@@ -93,4 +59,4 @@ def test_partly_sharded_models_in_mixed_precision(together: dict[str, Masks]) ->
 
 
 def test_masks_are_cut_as_torch_cuts_weights(tmp_path: Path) -> None:
-    run_together("layouts", 4, tmp_path)
+    run_together("training_worker.py", "layouts", 4, tmp_path)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckdiff import budget
-from ckdiff.budget import MIB, format_size
-from ckdiff.errors import BudgetError
+from ckdiff.budget import MIB, fit_workers
 from ckdiff.options import Options
 
 _FIXED = 96 * MIB  # the interpreter, libraries, tables
@@ -17,21 +15,8 @@ _EACH = 56 * MIB
 
 
 def allowed_workers(options: Options, tasks: int) -> int:
-    """Threads that the memory allows; raises BudgetError where those are fewer than asked."""
-    asked = options.workers or budget.usable_cores()
-    workers = max(1, min(asked, tasks))
-    if options.memory is None:
-        memory = budget.default_memory(workers)
-    else:
-        memory = budget.parse_size(options.memory)
-    fit = (memory - _FIXED) // _EACH
-    if fit < 1 or (options.workers is not None and fit < workers):
-        needed = _FIXED + _EACH * (workers if options.workers is not None else 1)
-        raise BudgetError(
-            f"{format_size(memory)} of memory is too little: this needs {format_size(needed)}",
-            hint="raise --memory" + (" or lower --workers" if workers > 1 else ""),
-        )
-    return min(workers, fit)
+    """How many workers there will be; raises BudgetError where the memory does not suffice."""
+    return fit_workers(options.workers, tasks, options.memory, fixed=_FIXED, each=_EACH)
 
 
 @dataclass(slots=True)

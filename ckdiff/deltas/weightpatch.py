@@ -158,31 +158,42 @@ class PatchReader:
 
 def _array(shown: str, what: str, value: Any) -> npt.NDArray[Any]:
     """A numpy array of one dimension; torch's tensors of dtypes that numpy lacks become bytes."""
-    fault = _unfit(f"the {what} of {shown} must have one dimension")
-    if type(value).__module__.partition(".")[0] == "torch":
-        import torch
+    array = None
+    if type(value).__module__.partition(".")[0] != "torch":
+        array = np.asarray(value)
+    elif value.ndim == 1:
+        array = _of_torch(shown, what, value)
+    if array is None or array.ndim != 1:
+        raise _unfit(f"the {what} of {shown} must have one dimension")
+    return array
 
-        if value.ndim != 1:
-            raise fault
-        value = value.detach().cpu().contiguous()
+
+def _of_torch(shown: str, what: str, value: Any) -> npt.NDArray[Any]:
+    import torch
+
+    try:
+        value = value.detach().cpu().resolve_conj().resolve_neg()
+        if value.stride(0) != 1:  # one element counts as contiguous however far the next would be
+            value = value.clone(memory_format=torch.contiguous_format)
         if value.dtype not in (torch.int32, torch.int64):
             value = value.view(torch.uint8)
-        value = value.numpy()
-    array = np.asarray(value)
-    if array.ndim != 1:
-        raise fault
+        array: npt.NDArray[Any] = value.numpy()
+    except (RuntimeError, NotImplementedError, TypeError):  # sparse, meta, quantized
+        raise _unfit(f"the {what} of {shown} are a tensor without plain data") from None
     return array
 
 
 def _bytes(shown: str, what: str, value: Any, dtype: str) -> npt.NDArray[np.uint8]:
     """The bytes of values that are of ``dtype``, or its bits; nothing is converted."""
-    given = str(getattr(value, "dtype", ""))
     array = np.ascontiguousarray(_array(shown, what, value))
-    bits = DTYPES[dtype].bits
-    allowed = {f"torch.{_TORCH.get(dtype)}", f"torch.uint{max(bits, 8)}"}
-    same = array.dtype == np.dtype(_NUMPY.get(dtype, f"<u{max(bits // 8, 1)}"))
-    # ml_dtypes' arrays are of kind V or f, and called what torch calls them
-    if not same and given not in allowed | {_TORCH.get(dtype, "")}:
+    given, bits = str(getattr(value, "dtype", array.dtype)), DTYPES[dtype].bits
+    plain = f"<u{max(bits // 8, 1)}"
+    if given.startswith("torch."):
+        fits = given in (f"torch.{_TORCH.get(dtype)}", f"torch.uint{max(bits, 8)}")
+    else:  # ml_dtypes' arrays are called what torch's are
+        fits = array.dtype in (np.dtype(_NUMPY.get(dtype, plain)), np.dtype(plain))
+        fits = fits or given == _TORCH.get(dtype)
+    if not fits:
         raise _unfit(f"{shown} is {dtype}, and the patch has {printable(given)}")
     return array.view(np.uint8)
 

@@ -37,7 +37,7 @@ def freeze_zero(
     ``.mask_gradients()`` between ``engine.backward`` and ``engine.step`` where the clipped norm
     shall be that of the subnetwork. Raises UsageError, PairingError, StoreError.
     """
-    zero = getattr(engine, "optimizer", None)
+    zero: Any = getattr(engine, "optimizer", None)
     flat = _flat_weights(zero)
     parts = {id(part.parameter): part for part in _parts(zero)}
     frozen = [torch.zeros(weights.numel(), dtype=torch.bool) for weights in flat]

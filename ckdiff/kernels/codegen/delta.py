@@ -35,6 +35,7 @@ from ckdiff.kernels.codegen.steps import (
     at_least,
     clear_bytes,
     differing,
+    expect,
     leading_one,
     magnitude_of,
     small_symbols,
@@ -49,6 +50,8 @@ from ckdiff.kernels.codegen.words import (
     store_word,
 )
 
+#: how far ahead memory is asked for: the processor by itself stops at every page
+_AHEAD = 2048
 _HEAD, _ROW = 8 * DELTA_HEAD, 8 * CLASS_COLUMNS
 _EXTRA, _PENDING, _AT = 8 * DELTA_EXTRA, 8 * DELTA_PENDING, 8 * DELTA_AT
 _LEAST, _BITS, _SYMBOLS = 8 * CLASS_LEAST, 8 * CLASS_BITS, 8 * CLASS_SYMBOLS
@@ -77,6 +80,8 @@ def split_kernel(kind: str) -> Callable[..., None]:
         for i in range(words):
             a = base + i * stride
             t = tuned + i * stride
+            expect(name, a + _AHEAD)
+            expect(name, t + _AHEAD)
             changed = differing(name, a, t)
             if changed:
                 large = small_symbols(name, a, t, scratch) & changed
@@ -163,6 +168,7 @@ def merge_kernel(kind: str) -> Callable[..., int]:
         for i in range(words):
             a = base + i * stride
             o = out + i * stride
+            expect(name, a + _AHEAD)
             changed = types.uint64(0)
             rest = ~types.uint64(0)
             clear_bytes(scratch)  # so that a word need not wait for the one before

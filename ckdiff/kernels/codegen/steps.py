@@ -15,11 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import SMALL_STEPS, step_bits
 from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value, int_type, splat, vector
+
+_LINE = 64  # bytes of a cache line
 
 
 class Kind:
@@ -81,6 +83,22 @@ def _resized(b: Any, value: Value, to: Any, bits: int, wanted: int) -> Value:
 
 def _literal(argument: Any) -> Kind:
     return Kind(argument.literal_value)
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def expect(typing: Any, kind: Any, address: Any) -> Any:
+    """Have the cache fetch the 64 elements at ``address``, which need not be readable."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        pointer, i32 = I8.as_pointer(), ir.IntType(32)
+        shape = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+        fetch = cgutils.get_or_insert_function(b.module, shape, "llvm.prefetch.p0i8")
+        for line in range(0, 64 * _literal(kind).bytes, _LINE):
+            where = b.inttoptr(b.add(args[1], I64(line)), pointer)
+            b.call(fetch, [where, i32(0), i32(3), i32(1)])  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
