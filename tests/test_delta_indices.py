@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tracemalloc
@@ -516,3 +517,7 @@ def test_streams_are_looked_through_once(tmp_path: Path) -> None:
     _, _, path = make(tmp_path, some_model(2))
     with Delta(str(path)) as opened:
         assert streams.streams_of(opened) is streams.streams_of(opened)
+        assert opened in streams._open
+    del opened
+    gc.collect()
+    assert path not in [Path(known.path) for known in streams._open], "nothing keeps a closed one"

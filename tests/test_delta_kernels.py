@@ -260,7 +260,9 @@ def bits_for(counts: Sequence[Sequence[int]], cuts: Sequence[int], elements: int
     for first, stop in itertools.pairwise([*cuts, len(counts)]):
         n = sum(elements for elements, _ in counts[first:stop])
         k = sum(changed for _, changed in counts[first:stop])
-        total += (1200 / elements + 0.0008) * sampled + sum(-x * math.log2(x / n) for x in (k, n - k) if x)
+        total += (1200 / elements + 0.0008) * sampled + sum(
+            -x * math.log2(x / n) for x in (k, n - k) if x
+        )
     return total
 
 

@@ -57,11 +57,6 @@ LAYERS = """
     ckdiff.kernels.codegen.floatmode
     ckdiff.kernels.codegen.hashing
     ckdiff.kernels.codegen.compare
-    ckdiff.kernels.codegen.scatter
-    ckdiff.kernels.codegen.steps
-    ckdiff.kernels.codegen.delta
-    ckdiff.kernels.codegen.gaps
-    ckdiff.kernels.codegen.pairs
     ckdiff.kernels.codegen.agree
     ckdiff.kernels.codegen.blend
     ckdiff.kernels.codegen.cells
@@ -72,6 +67,11 @@ LAYERS = """
     ckdiff.kernels.codegen.sample
     ckdiff.kernels.codegen.statistics
     ckdiff.kernels.codegen.drive
+    ckdiff.kernels.codegen.scatter
+    ckdiff.kernels.codegen.steps
+    ckdiff.kernels.codegen.delta
+    ckdiff.kernels.codegen.gaps
+    ckdiff.kernels.codegen.pairs
     ckdiff.kernels.codegen.guard
     ckdiff.kernels.codegen.entropy
     ckdiff.kernels.codegen
@@ -169,6 +169,7 @@ LAYERS = """
     ckdiff.training.sharding
     ckdiff.training.names
     ckdiff.training.freezing
+    ckdiff.training.deepspeed
     ckdiff.training.selection
     ckdiff.training.moving
     ckdiff.training.compact

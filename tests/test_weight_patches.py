@@ -209,7 +209,7 @@ def test_a_base_that_is_needed_is_asked_for(tmp_path: Path) -> None:
         folder = tmp_path / source
         folder.mkdir()
         run = make(folder, model, source)
-        with pytest.raises(UsageError, match=r"needed|alone") as raised:
+        with pytest.raises(UsageError, match=r"is not a delta|alone") as raised:
             list(weight_patches(run.source))
         assert "base=" in (raised.value.hint or "")
 

@@ -25,7 +25,6 @@ from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, bytes_at, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter, Tensors
 from ckdiff.deltas.streams import Bits, Bytes, Plan, Stream, check_names, streams_of
-from ckdiff.deltas.varints import Damaged
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import OutputError
 from ckdiff.objects import write_all
@@ -205,7 +204,7 @@ class IndicesPatcher:
         """See Patcher. Raises DeltaError."""
         data = streams_of(delta).whole(window)
         if data is None:
-            raise Damaged("a window without a base has no bytes")
+            raise delta.damaged("a window without a base has no bytes")
         out[:] = np.frombuffer(data, np.uint8)
 
 

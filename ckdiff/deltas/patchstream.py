@@ -45,7 +45,8 @@ def weight_patches(
     floating-point tensors they hold positions and new values, at most ``max_bytes`` of both in one
     record, so that a tensor may have several; a tensor of another kind, with a NaN among the new
     values, or without a base comes whole, in one record. Removed tensors have none. In memory are
-    one record and a few windows. The arrays are numpy's, with ``as_torch`` torch's.
+    one record, twice while it is put together, and a few windows. The arrays are numpy's, with
+    ``as_torch`` torch's.
 
     vLLM takes whole records and others in separate calls. Raises UsageError, CheckpointError,
     SourceChanged, PairingError and DeltaError when it comes to what is wrong: take all records
@@ -74,7 +75,10 @@ def _stream(
         if isinstance(given, str) and file_metadata(given).get("format") == FORMAT:
             source = _DeltaSource(stack.enter_context(Delta(given)), below, stack)
         elif below is None:
-            raise UsageError("two checkpoints are needed, or a delta", hint="give base=")
+            raise UsageError(
+                f"{printable(str(given))} is not a delta",
+                hint="of a checkpoint, records can be made with base=",
+            )
         else:
             above = open_checkpoint(given)
             if above is not given:

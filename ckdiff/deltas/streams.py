@@ -12,9 +12,9 @@ those positions and the values at them (of the bytes).
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +102,8 @@ class Streams:
     """An open indices delta, window by window; making one raises DeltaError. For all threads."""
 
     def __init__(self, delta: Delta) -> None:
-        self._delta = delta
+        # what is found by a delta must not keep it
+        self._delta: Delta = weakref.proxy(delta)
         self._plan = Plan(delta.blueprint, delta.windows)
         first = delta.windows.first[delta.windows.tensor]
         #: what the windows before it in the same tensor have
@@ -198,7 +199,7 @@ class Streams:
             raise delta.damaged(f"{printable(name)} has another size")
 
 
-_open: WeakKeyDictionary[Delta, Streams] = WeakKeyDictionary()
+_open: weakref.WeakKeyDictionary[Delta, Streams] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 

@@ -27,6 +27,7 @@ from ckdiff.kernels.abi import (
     SMALL_BITS,
     SMALL_STEPS,
 )
+from ckdiff.kernels.codegen.drive import fetch_lines
 from ckdiff.kernels.codegen.scatter import moves
 from ckdiff.kernels.codegen.steps import (
     Kind,
@@ -35,7 +36,6 @@ from ckdiff.kernels.codegen.steps import (
     at_least,
     clear_bytes,
     differing,
-    expect,
     leading_one,
     magnitude_of,
     small_symbols,
@@ -80,8 +80,8 @@ def split_kernel(kind: str) -> Callable[..., None]:
         for i in range(words):
             a = base + i * stride
             t = tuned + i * stride
-            expect(name, a + _AHEAD)
-            expect(name, t + _AHEAD)
+            fetch_lines(a + _AHEAD, stride)
+            fetch_lines(t + _AHEAD, stride)
             changed = differing(name, a, t)
             if changed:
                 large = small_symbols(name, a, t, scratch) & changed
@@ -168,7 +168,7 @@ def merge_kernel(kind: str) -> Callable[..., int]:
         for i in range(words):
             a = base + i * stride
             o = out + i * stride
-            expect(name, a + _AHEAD)
+            fetch_lines(a + _AHEAD, stride)
             changed = types.uint64(0)
             rest = ~types.uint64(0)
             clear_bytes(scratch)  # so that a word need not wait for the one before

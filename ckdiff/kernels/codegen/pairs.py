@@ -61,12 +61,12 @@ def pair_kernel() -> Callable[..., int]:
 
     def pair(symbols: int, count: int, out: int, rest: int) -> int:
         clear_bytes(symbols + count)  # so that the last half of the last byte is always 0
-        to = types.int64(rest)
+        used = 0
         for i in range(0, count, LANES):
             large = _pack(symbols + i, out + (i >> 1))
-            gather_bytes(symbols + i, large, to)
-            to += ones(large)
-        return to - rest
+            gather_bytes(symbols + i, large, rest + used)
+            used += ones(large)
+        return used
 
     return pair
 

@@ -12,16 +12,15 @@ below the leading one, and its other bits are *extra bits*.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import SMALL_STEPS, step_bits
 from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value, int_type, splat, vector
-
-_LINE = 64  # bytes of a cache line
 
 
 class Kind:
@@ -86,22 +85,6 @@ def _literal(argument: Any) -> Kind:
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def expect(typing: Any, kind: Any, address: Any) -> Any:
-    """Have the cache fetch the 64 elements at ``address``, which need not be readable."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        pointer, i32 = I8.as_pointer(), ir.IntType(32)
-        shape = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
-        fetch = cgutils.get_or_insert_function(b.module, shape, "llvm.prefetch.p0i8")
-        for line in range(0, 64 * _literal(kind).bytes, _LINE):
-            where = b.inttoptr(b.add(args[1], I64(line)), pointer)
-            b.call(fetch, [where, i32(0), i32(3), i32(1)])  # to read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(kind, types.int64), generate
-
-
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def differing(typing: Any, kind: Any, base: Any, tuned: Any) -> Any:
     """uint64: the lanes in which 64 elements differ."""
 
@@ -149,7 +132,7 @@ def small_symbols(typing: Any, kind: Any, base: Any, tuned: Any, out: Any) -> An
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         of = _literal(kind)
-        constant = lambda value: splat(of.lane, value)  # noqa: E731
+        constant = partial(splat, of.lane)
         z = _zigzag(b, of, _lanes_at(b, of, args[1]), _lanes_at(b, of, args[2]), constant)
         large = b.icmp_unsigned(">=", z, constant(SMALL_STEPS))
         symbols = _resized(b, z, vector(I8), of.bits, 8)
@@ -180,7 +163,7 @@ def apply_symbols(typing: Any, kind: Any, base: Any, symbols: Any, changed: Any,
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         of = _literal(kind)
-        constant = lambda value: splat(of.lane, value)  # noqa: E731
+        constant = partial(splat, of.lane)
         symbols = b.load(b.inttoptr(args[2], vector(I8).as_pointer()), align=1)
         large = b.icmp_unsigned(">=", symbols, splat(I8, SMALL_STEPS))
         wide = _resized(b, symbols, of.lanes, 8, of.bits)
