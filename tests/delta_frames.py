@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import HealthCheck, settings
 
-from ckdiff.deltas.packed import FORMS, FrameDecoder, FrameEncoder
+from ckdiff.deltas.form import FORMS
+from ckdiff.deltas.packing import FrameEncoder
+from ckdiff.deltas.unpacking import FrameDecoder
 
 Bytes = npt.NDArray[np.uint8]
 GUARD, ZONE = 256, 0xA5  # bytes around every buffer, and what is in them

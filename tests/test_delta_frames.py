@@ -21,8 +21,8 @@ from delta_frames import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckdiff.deltas import packed
-from ckdiff.deltas.packed import FORMS
+from ckdiff.deltas import packing
+from ckdiff.deltas.form import FORMS
 from ckdiff.deltas.varints import Damaged, FrameReader, varints
 
 DENSITIES = [0, 0.002, 0.05, 0.5, 0.95, 1]
@@ -118,11 +118,11 @@ def test_steps_around_the_largest_half_byte(z: int, often: float) -> None:
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "BF16", "F32", "C64", "F64"])
 def test_any_number_of_classes(dtype: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_SAMPLED", 8)  # a word is enough to choose
+    monkeypatch.setattr(packing, "_SAMPLED", 8)  # a word is enough to choose
     bins, rng = FORMS[dtype].bins, random.Random(count)
     for lanes in (64, 1111, 2500):
         firsts = [0, *sorted(rng.sample(range(1, bins), count - 1))]
-        monkeypatch.setattr(packed, "choose", lambda *_, firsts=firsts: firsts)
+        monkeypatch.setattr(packing, "choose", lambda *_, firsts=firsts: firsts)
         for density in (0.02, 0.6, 0.97):
             base, tuned = window(dtype, lanes, density, 6, lanes)
             frame = there_and_back(dtype, base, tuned, offset=count)

@@ -16,8 +16,8 @@ from delta_frames import KINDS, QUICK, Guarded, coders, decoded, encoded, window
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ckdiff.deltas import packed
-from ckdiff.deltas.packed import FORMS
+from ckdiff.deltas import packing
+from ckdiff.deltas.form import FORMS
 from ckdiff.deltas.varints import Damaged, varints
 
 # -- hostile frames --------------------------------------------------------------------------------
@@ -53,8 +53,8 @@ def samples() -> list[tuple[str, bytes, bytes, bytes]]:
 
 
 def several_classes(monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, bytes, bytes]:
-    monkeypatch.setattr(packed, "_SAMPLED", 8)
-    monkeypatch.setattr(packed, "choose", lambda *_: [0, 60, 120, 130, 200])
+    monkeypatch.setattr(packing, "_SAMPLED", 8)
+    monkeypatch.setattr(packing, "choose", lambda *_: [0, 60, 120, 130, 200])
     base, tuned = window("BF16", 700, 0.2, 9, 4)
     return base, tuned, encoded("BF16", base, tuned)[0]
 
@@ -112,10 +112,10 @@ def test_a_wrong_base_does_no_harm(dtype: str, data: st.DataObject) -> None:
     lanes = data.draw(st.integers(1, 1000))
     seed = data.draw(st.integers(0, 1000))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "_SAMPLED", 8)
+        patch.setattr(packing, "_SAMPLED", 8)
         bins = FORMS[dtype].bins
         firsts = sorted(data.draw(st.sets(st.integers(1, max(1, bins - 1)), max_size=7)))
-        patch.setattr(packed, "choose", lambda *_: [0, *firsts])
+        patch.setattr(packing, "choose", lambda *_: [0, *firsts])
         base, tuned = window(dtype, lanes, 0.3, 5, seed)
         frame = encoded(dtype, base, tuned)[0]
     other = window(dtype, lanes, 0, 5, seed + 1)[0]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ckdiff.deltas.classes import MOST_CLASSES, choose
-from ckdiff.deltas.packed import FORMS
+from ckdiff.deltas.form import FORMS
 from ckdiff.kernels.abi import (
     CLASS_AT,
     CLASS_BITS,

@@ -134,7 +134,9 @@ LAYERS = """
     ckdiff.grafts
     ckdiff.deltas.varints
     ckdiff.deltas.classes
-    ckdiff.deltas.packed
+    ckdiff.deltas.form
+    ckdiff.deltas.packing
+    ckdiff.deltas.unpacking
     ckdiff.deltas.blueprint
     ckdiff.deltas.container
     ckdiff.deltas.change
@@ -233,7 +235,7 @@ RAISED = {
     ("ckdiff.workdir", "OSError"): "the system's own error, reported with its path",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.varints", "Damaged"): "caught by applying, which knows the delta's name",
-    ("ckdiff.deltas.packed", "Damaged"): "caught by applying, which knows the delta's name",
+    ("ckdiff.deltas.unpacking", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.frames", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.runners", "Stopped"): "ends a worker; never leaves the runner",
     ("ckdiff.cli.output", "OSError"): "standard output's own error, reported by exits",

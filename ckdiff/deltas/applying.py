@@ -18,8 +18,8 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.blueprint import Blueprint, bits_of
 from ckdiff.deltas.change import Bytes, Patcher
 from ckdiff.deltas.container import Delta, UInt64
+from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
-from ckdiff.deltas.packed import FRAME_BYTES
 from ckdiff.deltas.varints import Damaged
 from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard

@@ -15,7 +15,7 @@ import numpy as np
 from ckdiff.checkpoints.header import parse_header
 from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
-from ckdiff.deltas.packed import FORMS, FRAME_BYTES
+from ckdiff.deltas.form import FORMS, FRAME_BYTES
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, HeaderError, printable
 from ckdiff.rebuilt import FilePlan

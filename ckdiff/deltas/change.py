@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.deltas.container import Delta, Tensors
-from ckdiff.deltas.packed import FORMS
+from ckdiff.deltas.form import FORMS
 from ckdiff.dtypes import DTYPES
 
 Bytes = npt.NDArray[np.uint8]

@@ -33,10 +33,13 @@ def choose(counts: npt.NDArray[np.int64], elements: int) -> list[int]:
     if len(starts) == 1:
         return [0]
     # cost[i, j]: the positions of the candidates i <= . < j as one class
-    n_sums, k_sums = (np.concatenate(([0], np.cumsum(x))).astype(np.float64) for x in (n, k))
-    cost = _position_bits(n_sums[None, :] - n_sums[:, None], k_sums[None, :] - k_sums[:, None])
+    n_sums, k_sums = (np.concatenate(([0], np.cumsum(x))) for x in (n, k))
+    below = np.tri(len(n_sums), dtype=np.bool_)  # no such ranges
+    n_all, k_all = n_sums[None, :] - n_sums[:, None], k_sums[None, :] - k_sums[:, None]
+    n_all[below] = k_all[below] = 0
+    cost = _position_bits(n_all, k_all)
     cost += (_COST / max(elements, 1) + _TIME) * sampled
-    cost[np.tril_indices(len(n_sums))] = np.inf
+    cost[below] = np.inf
     best, origins = cost[0], list[npt.NDArray[np.intp]]()
     totals_by_classes = [best[-1]]
     for _ in range(1, min(MOST_CLASSES, len(starts))):
@@ -67,11 +70,22 @@ def _candidates(
 
 
 def _position_bits(
-    n: npt.NDArray[np.float64], k: npt.NDArray[np.float64]
+    n: npt.NDArray[np.int64], k: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """n * H(k / n), the bits that say which k of n elements changed."""
-    total = np.zeros_like(n)
-    for part in (k, n - k):
-        inside = part > 0
-        total[inside] -= part[inside] * np.log2(part[inside] / n[inside])
-    return total
+    table = _times_log(int(n.max()))
+    bits: npt.NDArray[np.float64] = table[n] - table[k] - table[n - k]
+    return bits
+
+
+_tables: list[npt.NDArray[np.float64]] = [np.zeros(1)]
+
+
+def _times_log(most: int) -> npt.NDArray[np.float64]:
+    """x * log2(x) for x up to ``most`` at least: a sample has few different counts."""
+    table = _tables[-1]
+    if len(table) <= most:
+        x = np.arange(1 << most.bit_length(), dtype=np.float64)
+        table = x * np.log2(np.maximum(x, 1))
+        _tables.append(table)
+    return table

@@ -12,7 +12,9 @@ import xxhash
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, bytes_at, changed_elements
 from ckdiff.deltas.container import DATA, Delta, DeltaWriter, Tensors
-from ckdiff.deltas.packed import FORMS, Form, FrameDecoder, FrameEncoder
+from ckdiff.deltas.form import FORMS, Form
+from ckdiff.deltas.packing import FrameEncoder
+from ckdiff.deltas.unpacking import FrameDecoder
 from ckdiff.deltas.varints import Damaged
 
 

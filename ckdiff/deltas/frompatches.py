@@ -19,8 +19,8 @@ from ckdiff.checkpoints import open_checkpoint
 from ckdiff.deltas.blueprint import bits_of
 from ckdiff.deltas.change import Bytes
 from ckdiff.deltas.creating import CheckpointPath, Encoding, Making
+from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import DeltaResult
-from ckdiff.deltas.packed import FRAME_BYTES
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
 from ckdiff.errors import Interrupted, UsageError, printable
 from ckdiff.objects import write_all

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ckdiff.blend import Blend
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.deltas.blueprint import Blueprint, bits_of
-from ckdiff.deltas.packed import FRAME_BYTES
+from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.errors import PairingError, printable
 from ckdiff.matching import match
 from ckdiff.rules import Rule

@@ -17,7 +17,7 @@ from ckdiff.deltas.applying import Links, patcher_of
 from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
 from ckdiff.deltas.container import FORMAT, Delta
 from ckdiff.deltas.creating import CheckpointPath
-from ckdiff.deltas.packed import FRAME_BYTES
+from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.streams import Bits, Bytes, Plan, Positions, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse

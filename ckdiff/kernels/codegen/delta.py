@@ -2,7 +2,7 @@
 
 Both walk 64 elements at a time. The classes are ranges of the base's magnitude, and each has a
 string of bits, one for each of its elements in order, set where the element changed, and a symbol
-for each set bit. :mod:`ckdiff.deltas.packed` says what becomes of the streams.
+for each set bit. :mod:`ckdiff.deltas.form` says what becomes of the streams.
 """
 
 from __future__ import annotations
