@@ -110,6 +110,17 @@ def reminis(python: str) -> Tool:
     )
 
 
+def copying() -> Tool:
+    """No delta at all: what reading both sides and writing one of them take here at least."""
+    return Tool(
+        "no delta: cat both; cp and sync",
+        lambda p: [
+            ["sh", "-c", f"cat {p.base}/* {p.tuned}/* > /dev/null && cp -rl {p.tuned} {p.delta}"]
+        ],
+        lambda p: [["sh", "-c", f"cp -r {p.tuned} {p.out} && sync {p.out}/*"]],
+    )
+
+
 def having(module: str, pythons: Sequence[str]) -> str | None:
     """The first interpreter that can import a module."""
     for python in pythons:
@@ -121,7 +132,7 @@ def having(module: str, pythons: Sequence[str]) -> str | None:
 
 def tools(only: Sequence[str], pythons: Sequence[str]) -> tuple[dict[str, Tool], list[str]]:
     """(the contestants that are here, a line for each that is not)."""
-    there = {encoding: ours(encoding) for encoding in OURS}
+    there = {encoding: ours(encoding) for encoding in OURS} | {"copy": copying()}
     missing = []
     for key, known in {"reminis": REMINIS, **RIVALS}.items():
         python = having(known.module, pythons) if known.module else pythons[0]

@@ -89,6 +89,21 @@ def test_an_image_computes_what_the_linked_code_computes() -> None:
     assert outcomes == [[4096, 4]] * 2
 
 
+#: a kind of each kernel that has kinds
+KINDS = {
+    "agree": "2", "blend": "16", "cells": "BF16", "combine": "at-least:2", "compare": "F32:rtol",
+    "gather": "4", "merge": "16f", "scatter": "4", "split": "16f portable", "statistics": "BF16",
+    "tally": "16f",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(SIGNATURES) - {"guard"}))
+def test_every_kernel_is_kept_as_an_image(name: str) -> None:
+    """One that can raise is not: every process that needs it would have to import numba."""
+    made = compile_kernel(name, KINDS.get(name, ""), SIGNATURES[name])
+    assert image.build(made.object_code, made.symbol)
+
+
 def test_code_that_refers_to_anything_outside_is_refused() -> None:
     divide = cfunc("int64(int64, int64)")(lambda a, b: a // b)  # can raise ZeroDivisionError
     made = Compiled(divide._library, divide.native_name)

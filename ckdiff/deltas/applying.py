@@ -110,8 +110,10 @@ def _rebuild(
     with files:
         guard.install()
         try:
-            task = _ApplyTask(base, chain, links, files, workers)
-            run_threads(range(len(groups)), task, workers=workers, done=finished, tick=report)
+            order = _in_turn(chain[-1])
+            coming = dict(zip(order, order[workers:], strict=False))
+            task = _ApplyTask(base, chain, links, files, coming)
+            run_threads(order, task, workers=workers, done=finished, tick=report)
         finally:
             guard.remove()
         report()
@@ -120,6 +122,18 @@ def _rebuild(
         for delta in chain:
             delta.check()
         files.commit()
+
+
+def _in_turn(delta: Delta) -> list[int]:
+    """The groups, those of different files in turn: two writers of one file wait for each other."""
+    windows = delta.windows
+    file = delta.blueprint.file[windows.tensor[[first for first, _ in windows.groups]]]
+    order = np.argsort(file, kind="stable")
+    starts = np.searchsorted(file[order], file[order])
+    turn = np.empty(len(file), np.int64)
+    turn[order] = np.arange(len(file)) - starts  # position among the groups of its file
+    found: list[int] = np.lexsort((file, turn)).tolist()
+    return found
 
 
 class Links:
@@ -203,7 +217,7 @@ class _ApplyTask:
     chain: list[Delta]
     links: Links
     files: Rebuilt
-    workers: int
+    coming: dict[int, int]  #: the group that whoever is done with one will most likely be at next
     _hasher: ContentHasher = field(default_factory=ContentHasher)
     _bits: IntArray = field(init=False)
     _local: threading.local = field(default_factory=threading.local)
@@ -216,9 +230,8 @@ class _ApplyTask:
         first, after = self.chain[-1].windows.groups[chunk]
         sums = np.zeros((after - first, 2, 2), np.uint64)
         with closing(self.base.reader()) as reader:
-            coming = chunk + self.workers
-            if coming < len(self.chain[-1].windows.groups):
-                reader.prefetch(*self._read(coming))
+            if chunk in self.coming:
+                reader.prefetch(*self._read(self.coming[chunk]))
             addresses = iter(reader.acquire(*self._read(chunk)).tolist())
             for window, row in zip(range(first, after), sums, strict=True):
                 if stop.is_set():

@@ -69,9 +69,7 @@ def _candidates(
     return starts, sums[:, 0], sums[:, 1]
 
 
-def _position_bits(
-    n: npt.NDArray[np.int64], k: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def _position_bits(n: npt.NDArray[np.int64], k: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """n * H(k / n), the bits that say which k of n elements changed."""
     table = _times_log(int(n.max()))
     bits: npt.NDArray[np.float64] = table[n] - table[k] - table[n - k]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
@@ -34,7 +32,6 @@ class SubnetworkCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         self._rule = rule
         self._missing: Missing = missing
         self._freeze: Freeze | None = None
-        self._hooks: list[Any] = []
 
     @property
     def freeze(self) -> Freeze | None:
@@ -57,30 +54,16 @@ class SubnetworkCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         )
         # A Trainer clips gradients before it calls on_pre_optimizer_step, and calls nothing between
         # the last backward pass and that.
-        self._hooks = [
-            item.parameter.register_post_accumulate_grad_hook(_masking(item))  # type: ignore[no-untyped-call]
-            for item in self._freeze._held
-        ]
+        self._freeze.mask_gradients_early()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer."""
         self._stop()
 
     def _stop(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
         if self._freeze is not None:
             self._freeze.remove()
-        self._freeze, self._hooks = None, []
-
-
-def _masking(item: Any) -> Callable[[torch.Tensor], None]:
-    @torch.no_grad()
-    def mask(_: torch.Tensor) -> None:
-        item.follow()
-        item.mask_gradient()
-
-    return mask
+        self._freeze = None
 
 
 def _inner(optimizer: Any) -> Optimizer:
@@ -92,5 +75,5 @@ def _inner(optimizer: Any) -> Optimizer:
     raise UsageError(
         "the Trainer has no torch optimizer when training begins, but"
         f" {'none' if optimizer is None else found}",
-        hint="DeepSpeed and XLA optimizers have no step hooks; use DDP or FSDP2",
+        hint="use DDP or FSDP2, or with DeepSpeed ckdiff.training.deepspeed.freeze_zero",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,9 @@ class Held:
         else:
             bits.masked_scatter_(self.frozen, kept)
 
+    @torch.no_grad()
     def mask_gradient(self) -> None:
+        self.follow()
         gradient = self.parameter.grad
         if gradient is None:
             return
@@ -142,8 +145,22 @@ class Freeze:
         ``clip_grad_norm_``.
         """
         for item in self._held:
-            item.follow()
             item.mask_gradient()
+
+    def mask_gradients_early(self) -> None:
+        """From now on set unmasked gradients to zero as soon as each backward pass gave them.
+
+        For loops that look at gradients where ``mask_gradients`` cannot be called, as trainers do
+        that clip. Ends with ``remove``.
+        """
+
+        def hook(item: Held) -> Callable[[torch.Tensor], None]:
+            return lambda _: item.mask_gradient()
+
+        self._hooks += [
+            item.parameter.register_post_accumulate_grad_hook(hook(item))  # type: ignore[no-untyped-call]
+            for item in self._held
+        ]
 
     def __repr__(self) -> str:
         return f"<Freeze: {self.frozen:,} of {self.elements:,} elements held still>"

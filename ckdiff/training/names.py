@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ckdiff.errors import PairingError, UsageError, printable
+from ckdiff.matching import several
 from ckdiff.rules import Rule
 from ckdiff.training import fused
 from ckdiff.training.sharding import Read, cut, full_shape, local
@@ -23,7 +24,6 @@ Missing = Literal["error", "train", "freeze"]
 _PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")
 #: parts that wrappers put anywhere in a name: compiled, checkpointed and sharded modules, LoRA
 _INSERTED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
-_SHOWN = 5  # names in a message
 Named = TypeVar("Named")
 #: what takes the mask of the part in this process from that of a parameter
 Part: TypeAlias = Callable[[Read, torch.Tensor], torch.Tensor]
@@ -98,9 +98,9 @@ def fit(
     ]
     problems += fused.untold([*map(plain_name, orphans)], [*map(plain_name, strays)])
     if strays:
-        problems.append(f"{_listed(strays)}: a mask without a parameter")
+        problems.append(f"{several(strays)}: a mask without a parameter")
     if orphans and missing == "error":
-        problems.append(f"{_listed(orphans)}: no mask")
+        problems.append(f"{several(orphans)}: no mask")
     if problems:
         raise PairingError(
             f"the masks do not fit the model: {'; '.join(problems)}",
@@ -176,7 +176,7 @@ def _assign(weights: list[Weight], stored: Iterable[str]) -> list[str]:
             claims[0][0].masks += masks
         elif masks:
             names = [name for _, name in claims]
-            problems.append(f"{_listed(names)}: could be any of the masks {_listed(masks)}")
+            problems.append(f"{several(names)}: could be any of the masks {several(masks)}")
     return problems
 
 
@@ -218,7 +218,7 @@ def _mismatches(weights: list[Weight], source: Source) -> list[str]:
         if not wrong and len(weight.masks) > 1:
             first, *others = (whole(source, name) for name in weight.masks)
             if not all(torch.equal(first, other.to(first.device)) for other in others):
-                problems.append(f"{_listed(weight.masks)}: tied weights with different masks")
+                problems.append(f"{several(weight.masks)}: tied weights with different masks")
     return problems
 
 
@@ -247,8 +247,3 @@ def _mask(weight: Weight, source: Source, missing: Missing, part: Part) -> torch
         return mask.to(device)
     every = torch.tensor(missing == "train", device=device)
     return part(lambda start, stop: every.expand(stop - start), weight.parameter)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"

@@ -46,7 +46,10 @@ def gaps_kernel() -> Callable[..., None]:
         for block in range(0, count, LANES * GAPS_WORDS):
             # the places of the ones of some words
             found = scratch
-            for i in range(block, min(count, block + LANES * GAPS_WORDS), LANES):
+            end = block + LANES * GAPS_WORDS
+            if end > count:
+                end = count
+            for i in range(block, end, LANES):
                 word = types.uint64(load_word(bits + (i >> 3))) ^ types.uint64(flip)
                 if count - i < LANES:
                     word &= (one << types.uint64(count - i)) - one
