@@ -393,7 +393,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, nargs="+", default=[0.1, 0.01])
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=1)
-    choices = [*OURS, "reminis", *RIVALS]
+    choices = [*OURS, "copy", "reminis", *RIVALS]
     parser.add_argument("--only", nargs="+", choices=choices, default=[])
     default = os.environ.get("CKDIFF_BENCH_PYTHON", "").split(os.pathsep)
     parser.add_argument(
