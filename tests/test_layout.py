@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ckdiff.layout import ALIGNMENT, CHUNK, Layout
@@ -28,6 +28,7 @@ def covered(layout: Layout, first: int, stop: int) -> list[tuple[int, int, int]]
     return list(zip(spans.tensors.tolist(), spans.starts.tolist(), ends.tolist(), strict=True))
 
 
+@settings(deadline=None)
 @given(st.lists(SIZES, max_size=12), st.sampled_from([1 << 19, 1 << 24, CHUNK]))
 @example([], CHUNK)
 @example([0], CHUNK)
@@ -61,6 +62,7 @@ def test_byte_ranges_follow_the_width_of_each_tensor() -> None:
     assert nbytes.tolist() == [256, 6, 8 * 512]
 
 
+@settings(deadline=None)
 @given(st.lists(SIZES, min_size=1, max_size=12))
 def test_tensors_lie_one_after_the_other(sizes: list[int]) -> None:
     layout = Layout(np.array(sizes, np.int64))
@@ -72,6 +74,7 @@ def test_tensors_lie_one_after_the_other(sizes: list[int]) -> None:
     assert layout.chunks == -(-end // CHUNK)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1500), max_size=30), st.data())
 def test_any_range(sizes: list[int], data: st.DataObject) -> None:
     layout = Layout(np.array(sizes, np.int64))

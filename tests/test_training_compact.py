@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training_sharded import alone, run_together
+from test_training_sharded import alone
 from torch import optim
+from training_processes import run_together
 from training_support import STEPS, Tiny, all_bits, one_thread, some_masks, train
 
 import ckdiff
@@ -208,11 +209,9 @@ def test_a_new_pool_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(taken(), expected)
 
 
-def test_sharded_by_fsdp2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_by_fsdp2(tmp_path: Path) -> None:
     """Two processes give what one does; each has the state of its own parts."""
-    worker = Path(__file__).with_name("compact_worker.py")
-    monkeypatch.setattr("test_training_sharded.WORKER", worker)
-    run_together("compact", 2, tmp_path)
+    run_together("compact_worker.py", "compact", 2, tmp_path)
     found, expected = torch.load(tmp_path / "compact.pt"), alone()
     differing = {
         name: int((bits != found[name].view(torch.int32)).sum()) for name, bits in expected.items()

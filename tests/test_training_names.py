@@ -80,7 +80,7 @@ def test_a_mask_that_does_not_fit_says_why() -> None:
     assert "stray: a mask without a parameter" in wrong({"stray": ones}, missing="train")
     text = wrong({"up.bias": None, "model.up.bias": masks["up.bias"], "module.up.bias": ones})
     assert "up.bias: could be any of the masks model.up.bias, module.up.bias" in text
-    assert "and 2 more: no mask" in wrong(dict.fromkeys(masks))
+    assert "and 4 more: no mask" in wrong(dict.fromkeys(masks))
     stranger = optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(ckdiff.PairingError, match="1 of 1 parameters of the optimizer"):
         freeze_unmasked(model, stranger, masks)

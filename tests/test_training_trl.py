@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_said_before_training(tmp_path: Path) -> None:
     ):
         with pytest.raises(ckdiff.UsageError, match=found) as caught:
             callback.on_train_begin(None, None, None, model=model, optimizer=optimizer)
-        assert "no step hooks" in caught.value.one_line()
+        assert "freeze_zero" in caught.value.one_line()
 
 
 @pytest.mark.parametrize("with_callback", [True, False])
