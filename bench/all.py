@@ -18,6 +18,8 @@ PROGRAMS = (
     "diff",
     "overlap",
     "delta",
+    "gpu",
+    "hub",
     "cluster",
     "out_of_core",
     "sparse_step",

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.weightpatch import WeightPatch
+    from ckdiff.diffing import diff
     from ckdiff.diffresult import DiffResult
-    from ckdiff.engine import diff
     from ckdiff.errors import (
         BudgetError,
         CheckpointError,
@@ -79,7 +79,7 @@ _HOMES = {
     "weight_patches": "ckdiff.deltas.patchstream",
     "WeightPatch": "ckdiff.deltas.weightpatch",
     "DeltaResult": "ckdiff.deltas.outcome",
-    "diff": "ckdiff.engine",
+    "diff": "ckdiff.diffing",
     "export_masks": "ckdiff.exports.exporting",
     "graft": "ckdiff.grafts",
     "import_masks": "ckdiff.imports.importing",

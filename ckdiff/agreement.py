@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff.budget import format_size
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_checkpoint, path_for_workers
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.counting import OverlapTask, Part
 from ckdiff.daskrun import TreeTask, client_for, run_cluster_tree, run_tree
@@ -109,6 +109,7 @@ def overlap(
         matched.left_out,
         matched.other_base,
         time.perf_counter() - began,
+        matched.unknown_base,
     )
 
 
@@ -203,12 +204,8 @@ def _run(
 def _recipe(task: OverlapTask, matched: Matched, by: By, base: BasePath | None) -> OverlapRecipe:
     path = None
     if task.base is not None:
-        if not isinstance(base, (str, os.PathLike)):
-            raise UsageError(
-                "on a cluster every worker opens the base checkpoint, and it was given open",
-                hint='give its path, or scheduler="threads"',
-            )
-        path = os.path.abspath(os.fspath(base))
+        assert base is not None
+        path = path_for_workers(base, task.base.checkpoint)
     stores = tuple((os.path.abspath(s.path), s.manifest_digest()) for s in matched.stores)
     return OverlapRecipe(stores, matched.rule, by, task.nulls, path)
 

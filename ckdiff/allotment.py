@@ -29,10 +29,12 @@ def allot(
     with_statistics: bool,
     asked: str | int | None,
     held: int,
+    staging: int = 0,
 ) -> Allotment:
     """Choose the window so that all workers fit into the memory allowed; BudgetError.
 
-    ``held`` are the bytes that the tables of both sides took.
+    ``held`` are the bytes that the tables of both sides took, ``staging`` those that each worker
+    needs for copies to and from a device.
     """
     workers = max(1, min(workers, layout.chunks))
     memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
@@ -44,7 +46,7 @@ def allot(
     window = LARGEST_WINDOW
     while True:
         each = working_memory(layout, rules, window, with_statistics=with_statistics)
-        needed = fixed + workers * each
+        needed = fixed + workers * (each + staging)
         if needed <= memory or window == SMALLEST_WINDOW:
             break
         window //= 2

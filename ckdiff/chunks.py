@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
-from ckdiff.kernels import BLOCK, HASH_COLUMNS, Kernels, Results, abi, statistics
+from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
 from ckdiff.maskcodec import MaskEncoder
@@ -77,13 +77,13 @@ class ChunkResult:
 
 
 @dataclass(slots=True)
-class _Window:
+class Window:
     """Some addresses of a chunk, and what has to be read for them."""
 
     first: int  #: element address
     stop: int
     spans: Spans
-    row: int  #: row of the first span in the chunk's results
+    rows: IntArray  #: of the spans in the chunk's results
     starts: IntArray  #: bytes inside the tensors
     nbytes: IntArray
 
@@ -101,8 +101,10 @@ class DiffTask:
     tuned_index: IntArray
     layout: Layout
     bits: IntArray  #: of one element, for each tensor
+    known: npt.NDArray[np.bool_]  #: for each tensor, whether its sides are equal and not read
     slots: IntArray  #: kernel slot of each tensor
     kernels: Kernels
+    comparing: Comparing  #: those kernels, or the same on a device
     masks: list[tuple[int, str]]  #: which rules' masks are stored: position and canonical text
     rules: int  #: how many rules are evaluated; the first is exact
     with_statistics: bool
@@ -130,10 +132,10 @@ class DiffTask:
                 writer = ObjectWriter(path, elsewhere=self.elsewhere)
                 stack.callback(writer.abandon)
                 writers.append(writer)
-            windows = self._windows(first, end, spans)
+            windows = self.windows(first, end, spans)
             ahead = deque(islice(windows, _AHEAD))
             for window in ahead:
-                self._prefetch(readers, window)
+                self.prefetch(readers, window)
             while ahead:
                 window = ahead.popleft()
                 if stop.is_set():
@@ -141,7 +143,7 @@ class DiffTask:
                 coming = next(windows, None)
                 if coming is not None:
                     ahead.append(coming)
-                    self._prefetch(readers, coming)
+                    self.prefetch(readers, coming)
                 self._compare(window, readers, results, writers)
             for (_, rule), writer in zip(self.masks, writers, strict=False):
                 objects[object_key(rule, chunk)] = writer.finish()
@@ -149,24 +151,42 @@ class DiffTask:
             spans.tensors, results.changed, results.hashes, results.statistics, objects
         )
 
-    def _windows(self, first: int, end: int, spans: Spans) -> Iterator[_Window]:
+    def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
+        """The windows of the addresses [first, end), whose spans are ``spans``."""
         for start in range(first, end, self.window):
             stop = min(start + self.window, end)
-            inside = self.layout.spans(start, stop)
-            row = int(np.searchsorted(spans.tensors, inside.tensors[0])) if len(inside) else 0
-            yield _Window(start, stop, inside, row, *inside.byte_ranges(self.bits))
+            inside = self.layout.spans(start, stop).without(self.known)
+            rows = np.searchsorted(spans.tensors, inside.tensors)
+            yield Window(start, stop, inside, rows, *inside.byte_ranges(self.bits))
 
-    def _prefetch(self, readers: list[SpanReader], window: _Window) -> None:
+    def prefetch(self, readers: Sequence[SpanReader], window: Window) -> None:
+        """Ask for a window's bytes before they are needed."""
         for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
             reader.prefetch(index[window.spans.tensors], window.starts, window.nbytes)
 
     def _compare(
         self,
-        window: _Window,
+        window: Window,
         readers: list[SpanReader],
         results: Results,
         writers: list[ObjectWriter],
     ) -> None:
+        segments = self.segments(window, readers)
+        masks = self._buffers()
+        for mask in masks:
+            mask.fill(0)  # the gaps between tensors are padding
+        self.comparing.run(segments, masks, results)
+        for reader in readers:
+            reader.release()
+        size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
+        for (position, _), writer in zip(self.masks, writers, strict=False):
+            encode = self._encoder().encode
+            mask = masks[position]
+            writer.add([encode(mask[at : at + INNER]) for at in range(0, size, INNER)])
+        self.on_bytes(2 * int(window.nbytes.sum()))
+
+    def segments(self, window: Window, readers: Sequence[SpanReader]) -> IntArray:
+        """Make a window's bytes addressable: what kernels take, until the readers release it."""
         spans = window.spans
         addresses = []
         for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
@@ -177,19 +197,8 @@ class DiffTask:
         segments[:, abi.SEG_POSITION] = spans.addresses - window.first
         segments[:, abi.SEG_SLOT] = self.slots[spans.tensors]
         segments[:, abi.SEG_UNIT] = spans.starts // UNIT
-        segments[:, abi.SEG_ROW] = np.arange(window.row, window.row + len(spans))
-        masks = self._buffers()
-        for mask in masks:
-            mask.fill(0)  # the gaps between tensors are padding
-        self.kernels.run(segments, masks, results)
-        for reader in readers:
-            reader.release()
-        size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
-        for (position, _), writer in zip(self.masks, writers, strict=False):
-            encode = self._encoder().encode
-            mask = masks[position]
-            writer.add([encode(mask[at : at + INNER]) for at in range(0, size, INNER)])
-        self.on_bytes(2 * int(window.nbytes.sum()))
+        segments[:, abi.SEG_ROW] = window.rows
+        return segments
 
     def _buffers(self) -> list[npt.NDArray[np.uint8]]:
         if not hasattr(self._local, "masks"):

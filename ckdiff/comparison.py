@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
-from ckdiff.layout import Layout
+from ckdiff.layout import Layout, Spans
 from ckdiff.pairing import pair
 from ckdiff.remote import SHARE
 from ckdiff.rules import Rule
@@ -41,10 +42,19 @@ class Selection:
 
 
 class Comparison:
-    """A base and a tuned checkpoint side by side. It does not own them."""
+    """A base and a tuned checkpoint side by side. It does not own them.
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, selection: Selection) -> None:
-        self.base, self.tuned, self.selection = base, tuned, selection
+    Tensors at one place of the files in ``same``, pairs of files, are not read.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        tuned: Checkpoint,
+        selection: Selection,
+        same: Sequence[FilePair] = (),
+    ) -> None:
+        self.base, self.tuned, self.selection, self.same = base, tuned, selection, tuple(same)
         self.pairing = pair(
             base.table,
             tuned.table,
@@ -59,11 +69,38 @@ class Comparison:
         bits_of = {name: dtype.bits for name, dtype in DTYPES.items()}
         self.bits = np.array([bits_of[name] for name in self.dtypes], np.int64)
         self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
+        indexes = index, self.pairing.tuned_index
+        self.known = same_tensors((base, tuned), indexes, self.same)  #: equal, and not read
+        self.bytes_known = 2 * int(self.nbytes[self.known].sum())  #: of both sides
+        self.bytes_to_read = 2 * int(self.nbytes.sum()) - self.bytes_known  #: of both sides
+
+    def to_read(self, first: int, stop: int) -> Spans:
+        """What of the addresses [first, stop) is read."""
+        return self.layout.spans(first, stop).without(self.known)
 
     def nbytes_of(self, chunk: int) -> int:
-        """Bytes of both sides that a chunk covers."""
-        _, nbytes = self.layout.spans(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
+        """Bytes of both sides that are read for a chunk."""
+        _, nbytes = self.to_read(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
         return 2 * int(nbytes.sum())
+
+    def known_by(self) -> dict[int, str]:
+        """For the tensors that are not read, what their content is known by; it may be empty."""
+        places = np.flatnonzero(self.known).tolist()
+        return {i: known_by(self.base, int(self.pairing.base_index[i])) for i in places}
+
+    def provenance(self, unpaired: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a store records about where it comes from."""
+        chosen = self.selection
+        return {
+            "base": _identity(self.base),
+            "tuned": _identity(self.tuned),
+            "unpaired": unpaired,
+            "selection": {
+                "include": list(chosen.include),
+                "exclude": list(chosen.exclude),
+                "rename": list(chosen.rename),
+            },
+        }
 
     def tensors_digest(self) -> str:
         """Which tensors are compared, under which names."""
@@ -104,8 +141,10 @@ class Comparison:
             tuned_index=self.pairing.tuned_index,
             layout=self.layout,
             bits=self.bits,
+            known=self.known,
             slots=np.array([kernels.slot_of[name] for name in self.dtypes], np.int64),
             kernels=kernels,
+            comparing=kernels,
             masks=[(order.index(rule), str(rule)) for rule in masks],
             rules=len(order),
             with_statistics=with_statistics,
@@ -115,6 +154,11 @@ class Comparison:
             on_bytes=on_bytes,
             elsewhere=elsewhere,
         )
+
+
+def _identity(side: Checkpoint) -> dict[str, Any]:
+    files = [file.to_dict() for file in side.files]
+    return {"label": side.label, **getattr(side, "origin", {}), "files": files}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +176,7 @@ class DiffRecipe:
     out: str | None  #: how errors of writing name the store
     work: str | None  #: the work directory
     plan: str  #: its plan's digest
+    same: tuple[FilePair, ...] = ()  #: files that are known to be equal
 
     def make(self, stack: ExitStack) -> RemoteDiff:
         """See Recipe."""
@@ -139,7 +184,7 @@ class DiffRecipe:
         stack.callback(base.close)
         tuned = open_checkpoint(self.tuned)
         stack.callback(tuned.close)
-        comparison = Comparison(base, tuned, self.selection)
+        comparison = Comparison(base, tuned, self.selection, self.same)
         if comparison.seen() != self.seen:
             raise ClusterError(
                 f"a worker sees other files at {printable(self.base)} or {printable(self.tuned)}",

@@ -26,7 +26,10 @@ class DiffResult:
     exact_only: dict[str, list[str]]  #: rule -> tensors on which it means ``exact``
     bytes_read: int  #: both sides, resumed bytes included
     bytes_resumed: int  #: of those, what an earlier run that was stopped had read
+    bytes_known_equal: int  #: both sides: not read, because they are known to be equal
     seconds: float  #: from opened sources to committed store
+    device: str  #: where windows were compared: ``cpu`` or ``cuda``
+    device_why: str | None  #: why there; None where nobody asked for another device
     store_path: Path | None = None  #: where the masks are, or None where nothing was stored
     _store: MaskStore | None = None
 
@@ -65,7 +68,10 @@ class DiffResult:
             "exact_only": self.exact_only,
             "bytes_read": self.bytes_read,
             "bytes_resumed": self.bytes_resumed,
+            "bytes_known_equal": self.bytes_known_equal,
             "seconds": self.seconds,
+            "device": self.device,
+            "device_why": self.device_why,
             "store": None if self.store_path is None else str(self.store_path),
         }
         if self.table.statistics is not None:

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff import budget, sharedwork
 from ckdiff._version import __version__
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import (
+    bytes_to_download,
+    open_checkpoint,
+    open_for_planning,
+    open_for_streaming,
+    path_for_workers,
+)
 from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.checkpoints.sameness import same_files
 from ckdiff.comparison import Comparison, DiffRecipe, Selection
 from ckdiff.daskrun import client_for, run_cluster, threads_of
 from ckdiff.diffresult import DiffResult, by_reason, details
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import ClusterError, Interrupted, SourceChanged, UsageError
+from ckdiff.errors import ClusterError, Interrupted, SourceChanged
 from ckdiff.options import (
     Estimate,
     Observer,
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ckdiff.chunks import ChunkResult
-    from ckdiff.daskrun import Scheduler
     from ckdiff.results import Collected
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
@@ -73,19 +79,24 @@ class Diff:
         self._stack = ExitStack()
         self._resident = budget.resident_anonymous()
         with ExitStack() as stack:
-            self.base = open_checkpoint(base)
+            open_side = open_for_streaming if options.stream else open_checkpoint
+            if options.dry_run:
+                open_side = open_for_planning
+            self.base = open_side(base)
             if self.base is not base:
                 stack.callback(self.base.close)
-            self.tuned = open_checkpoint(tuned)
+            self.tuned = open_side(tuned)
             if self.tuned is not tuned:
                 stack.callback(self.tuned.close)
             if self.out is not None:
                 check_place(self.out, (self.base, self.tuned))
             self._began = time.perf_counter()
             selection = Selection(*map(tuple, (options.include, options.exclude, options.rename)))
-            self.comparison = Comparison(self.base, self.tuned, selection)
+            read_all = options.verify or options.stats  # what statistics say of equal tensors too
+            same = () if read_all else same_files(self.base, self.tuned)
+            self.comparison = Comparison(self.base, self.tuned, selection, same)
             self.pairing, self.layout = self.comparison.pairing, self.comparison.layout
-            self.bytes_to_read = 2 * int(self.comparison.nbytes.sum())
+            self.bytes_to_read = self.comparison.bytes_to_read
             for warning in self.pairing.warnings:
                 self._observer.note(f"warning: {warning}")
             if self.pairing.hint:
@@ -94,7 +105,7 @@ class Diff:
             if self._client is None:
                 self._read_ahead(stack)
             else:
-                self._paths = _path_of(base), _path_of(tuned)
+                self._paths = path_for_workers(base, self.base), path_for_workers(tuned, self.tuned)
             self._allot()
             self._stack = stack.pop_all()
 
@@ -114,7 +125,7 @@ class Diff:
         def ask() -> None:
             for chunk in range(min(self._workers, self.layout.chunks)):
                 first, end = self.layout.chunk_range(chunk)
-                spans = self.layout.spans(first, min(end, first + _READ_AHEAD))
+                spans = self.comparison.to_read(first, min(end, first + _READ_AHEAD))
                 starts, nbytes = spans.byte_ranges(self.comparison.bits)
                 sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
                 for side, index in sides:
@@ -126,17 +137,29 @@ class Diff:
 
     def _allot(self) -> None:
         from ckdiff.allotment import allot
+        from ckdiff.devices import Devices
 
+        on_cluster = self._client is not None
+        self._devices = Devices(self.options, self.bytes_to_read, on_cluster=on_cluster)
         found = allot(
             self.layout,
             workers=self._workers if self._client is None else threads_of(self._client),
             rules=len(self.rules),
             with_statistics=self.options.stats,
             asked=self.options.memory,
-            held=max(0, budget.resident_anonymous() - self._resident),
+            held=max(0, budget.resident_anonymous() - self._resident - self._devices.resident),
+            staging=self._devices.staging(len(self.rules)),
         )
         self.workers, self.window = found.workers, found.window
+        self._devices.check(self.comparison.dtypes, self._order, self.window, self.workers)
         self.memory, self.memory_needed = found.memory, found.needed
+        if self.options.stream and not self.options.dry_run:
+            from ckdiff.checkpoints.hub.streamed import share_disk
+
+            sides = self.base, self.tuned
+            widest = int(self.comparison.bits.max(initial=8))
+            window = self.window * widest // 8
+            share_disk(sides, self.options.disk, self.workers, window, on_cluster=on_cluster)
 
     def estimate(self) -> Estimate:
         """What running will read, write and need."""
@@ -146,6 +169,8 @@ class Diff:
             elements=int(self.layout.elements.sum()),
             chunks=self.layout.chunks,
             bytes_to_read=self.bytes_to_read,
+            bytes_known_equal=self.comparison.bytes_known,
+            bytes_to_download=sum(bytes_to_download(side) for side in (self.base, self.tuned)),
             disk_at_most=most,
             memory=self.memory,
             memory_needed=self.memory_needed,
@@ -226,6 +251,7 @@ class Diff:
         began = time.perf_counter()
 
         def report() -> None:
+            self._devices.report(self._observer.note)
             self._observer.progress(
                 Progress(done.value, self.bytes_to_read, time.perf_counter() - began, resumed)
             )
@@ -265,6 +291,7 @@ class Diff:
         )
         guard.install()
         try:
+            task = self._devices.task(task, self._order, todo, self.workers)
             run_threads(todo, task, workers=self.workers, done=finished, tick=report)
         finally:
             guard.remove()
@@ -288,6 +315,7 @@ class Diff:
             with_statistics=self.options.stats,
             window=self.window,
             seen=self.comparison.seen(),
+            same=self.comparison.same,
             out=None if work is None else str(work.out),
             work=None if work is None else str(work.path),
             plan="" if work is None else sharedwork.prepare(work, masks),
@@ -315,6 +343,7 @@ class Diff:
             "tensors": self.comparison.tensors_digest(),
             "base": self.base.fingerprint(),
             "tuned": self.tuned.fingerprint(),
+            "same": self.comparison.same,
         }
 
     # results
@@ -336,16 +365,7 @@ class Diff:
             masks=[str(rule) for rule in self.mask_rules],
             rules=[str(rule) for rule in self.rules],
             objects=collected.objects,
-            provenance={
-                "base": _identity(self.base),
-                "tuned": _identity(self.tuned),
-                "unpaired": details(self.pairing.unpaired),
-                "selection": {
-                    "include": list(self.options.include),
-                    "exclude": list(self.options.exclude),
-                    "rename": list(self.options.rename),
-                },
-            },
+            provenance=self.comparison.provenance(details(self.pairing.unpaired)),
         )
 
     def _result(self, collected: Collected, resumed: int = 0) -> DiffResult:
@@ -370,60 +390,9 @@ class Diff:
             exact_only=exact_only,
             bytes_read=self.bytes_to_read,
             bytes_resumed=resumed,
+            bytes_known_equal=self.comparison.bytes_known,
             seconds=seconds,
+            device=self._devices.taken.device,
+            device_why=self._devices.taken.why,
             store_path=self.out,
         )
-
-
-def diff(
-    base: CheckpointPath,
-    tuned: CheckpointPath,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    rules: Sequence[str | Rule] = ("exact",),
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    rename: Sequence[str] = (),
-    stats: bool = False,
-    workers: int | None = None,
-    memory: str | int | None = None,
-    overwrite: bool = False,
-    scheduler: Scheduler = None,
-    observer: Observer | None = None,
-) -> DiffResult:
-    """Compare two checkpoints exactly, element by element, in bounded memory.
-
-    ``base`` and ``tuned`` are safetensors files, directories, or open checkpoints. With ``out``
-    a mask store is written there and opened as ``result.store``; a run that was stopped is
-    resumed by the same call. Runs on the cluster of ``scheduler`` (an address or a Dask client),
-    else of a Dask client that is active here, else on our own threads, as it does with
-    ``scheduler="threads"``. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError,
-    BudgetError, StoreExists, StoreLocked, ClusterError and others of :mod:`ckdiff.errors`.
-    """
-    options = Options(
-        rules=rules,
-        include=include,
-        exclude=exclude,
-        rename=rename,
-        stats=stats,
-        workers=workers,
-        memory=memory,
-        overwrite=overwrite,
-        scheduler=scheduler,
-    )
-    with Diff(base, tuned, out, options, observer) as planned:
-        return planned.run()
-
-
-def _path_of(side: CheckpointPath) -> str:
-    if not isinstance(side, (str, os.PathLike)):
-        raise UsageError(
-            "on a cluster every worker opens both checkpoints, and one was given open",
-            hint='give its path, or scheduler="threads"',
-        )
-    return os.path.abspath(os.fspath(side))
-
-
-def _identity(side: Checkpoint) -> dict[str, Any]:
-    files = [{"name": file.name, "size": file.size} for file in side.files]
-    return {"label": side.label, "files": files}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_for_planning
 from ckdiff.checkpoints.local import file_metadata
 from ckdiff.deltas.blueprint import bits_of
 from ckdiff.deltas.container import FORMAT, Delta
@@ -74,7 +74,7 @@ def _store(path: str) -> dict[str, Any]:
 
 
 def _checkpoint(path: str) -> dict[str, Any]:
-    with closing(open_checkpoint(path)) as checkpoint:
+    with closing(open_for_planning(path)) as checkpoint:
         table = checkpoint.table
         counts = table.nbytes * 8 // bits_of(table.dtypes)
         dtypes = dict[str, int]()

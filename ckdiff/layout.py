@@ -29,6 +29,14 @@ class Spans:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def without(self, tensors: npt.NDArray[np.bool_]) -> Spans:
+        """The pieces but for those of some tensors; there is a flag for each of the layout."""
+        leave_out = tensors[self.tensors]
+        if not leave_out.any():
+            return self
+        columns = self.tensors, self.starts, self.elements, self.addresses
+        return Spans(*(column[~leave_out] for column in columns))
+
     def byte_ranges(self, bits: IntArray) -> tuple[IntArray, IntArray]:
         """(first byte inside the tensor, bytes) of each piece, for readers.
 

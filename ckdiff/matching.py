@@ -16,7 +16,7 @@ from ckdiff.maskstream import MaskSource
 from ckdiff.naming import natural_key
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
-from ckdiff.table import UNKNOWN
+from ckdiff.table import UNKNOWN, is_content_hash
 
 IntArray = npt.NDArray[np.int64]
 StorePath = str | os.PathLike[str] | MaskStore
@@ -40,6 +40,10 @@ class Matched:
     left_out: list[dict[str, Any]] = field(default_factory=list)
     #: shared tensors whose base content is not known to be the same in all stores
     other_base: list[str] = field(default_factory=list)
+    #: of those, how many there is no evidence against: a store did not read them
+    unknown_base: int = 0
+    #: (stores, tensors): content hashes of the base as the stores recorded them
+    recorded: list[list[str]] = field(default_factory=list)
 
     def notes(self) -> Iterator[str]:
         """What a user should know about stores that differ."""
@@ -50,11 +54,25 @@ class Matched:
                 f"warning: {len(left_out):,} {tensors} {are} not in all stores with one shape and "
                 f"{are} left out: {several(left_out)}"
             )
-        if self.other_base:
+        different = len(self.other_base) - self.unknown_base
+        if different:
             yield (
-                f"warning: the stores have different bases: {len(self.other_base):,} of "
+                f"warning: the stores have different bases: {different:,} of "
                 f"{len(self.names):,} shared tensors differ in content"
             )
+        if self.unknown_base:
+            yield (
+                f"warning: whether the stores have one base is not known for "
+                f"{self.unknown_base:,} of {len(self.names):,} shared tensors, which not every run "
+                "read (diff --verify does)"
+            )
+
+    def base_hash(self, tensor: int) -> str:
+        """The content hash of a shared tensor's base, from the stores that have it; UNKNOWN where
+        none has, or where they disagree.
+        """
+        found = {hashes[tensor] for hashes in self.recorded if is_content_hash(hashes[tensor])}
+        return found.pop() if len(found) == 1 else UNKNOWN
 
     def sources(self) -> list[MaskSource]:
         """The masks, as another process can be told of them."""
@@ -119,18 +137,40 @@ def match(
         np.stack([table.starts[index] // 8 for table, index in columns]),
         left_out,
     )
-    bases = [[table.base_hashes[i] for i in index] for table, index in columns]
-    matched.other_base = [
-        name
-        for name, *hashes in zip(shared, *bases, strict=True)
-        if len(set(hashes)) > 1 or hashes[0] == UNKNOWN
-    ]
+    _compare_bases(matched)
     if matched.other_base and require_same_base:
         raise PairingError(
             f"the stores have different bases: {several(matched.other_base)}",
             hint="leave out --require-same-base to compare them all the same",
         )
     return matched
+
+
+def _compare_bases(matched: Matched) -> None:
+    columns = zip(matched.stores, matched.positions, strict=True)
+    matched.recorded = [[s.table.base_hashes[i] for i in index] for s, index in columns]
+    whole = {_content_of_base(store) for store in matched.stores}
+    one_base = len(whole) == 1 and None not in whole
+    for name, *hashes in zip(matched.names, *matched.recorded, strict=True):
+        different = len(set(filter(is_content_hash, hashes))) > 1
+        same = one_base or (len(set(hashes)) == 1 and hashes[0] != UNKNOWN)
+        if different or not same:
+            matched.other_base.append(name)
+            matched.unknown_base += not different
+
+
+def _content_of_base(store: MaskStore) -> tuple[tuple[str, str], ...] | None:
+    """The base's files by name and content hash, or None where one has no hash."""
+    side = store.manifest.get("base")
+    listed = side.get("files") if isinstance(side, dict) else None
+    if not isinstance(listed, list) or not listed:
+        return None
+    found = []
+    for file in listed:
+        if not isinstance(file, dict) or not file.get("content"):
+            return None
+        found.append((str(file.get("name")), str(file["content"])))
+    return tuple(sorted(found))
 
 
 def _common_rule(stores: list[MaskStore], rule: str | Rule | None) -> str:

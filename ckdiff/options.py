@@ -16,6 +16,10 @@ from typing import Any
 from ckdiff.errors import UsageError, printable
 from ckdiff.rules import Rule
 
+#: where windows can be compared; the same as in ckdiff.cli.options
+DEVICES = ("cpu", "cuda", "auto")
+_FOR_TESTS = "torch-cpu"  # the way of a GPU, on torch's CPU device
+
 
 @dataclass(slots=True)
 class Options:
@@ -32,8 +36,13 @@ class Options:
     workers: int | None = None  #: threads; the usable cores by default
     memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
     overwrite: bool = False
+    verify: bool = False  #: read what is known to be equal as well
     dry_run: bool = False
+    stream: bool = False  #: fetch what is compared of hub checkpoints, and download nothing whole
+    disk: str | int = "1GiB"  #: bound on the disk that streaming uses
     scheduler: Any = None  #: a Dask scheduler's address, a Dask client, or "threads"
+    device: str = "cpu"  #: where windows are compared: one of DEVICES
+    device_memory: str | int = "1GiB"  #: bound on what is used of a GPU's memory
 
     def __post_init__(self) -> None:
         self.rules = _several("rules", self.rules, Rule)
@@ -43,7 +52,9 @@ class Options:
             self.workers = checked_int("workers", self.workers)
             if self.workers < 1:
                 raise UsageError(f"workers must be at least 1, not {self.workers}")
-        for name in ("stats", "overwrite", "dry_run"):
+        if self.device not in (*DEVICES, _FOR_TESTS):
+            raise UsageError(f"device must be cpu, cuda or auto, not {_shown(self.device)}")
+        for name in ("stats", "overwrite", "verify", "dry_run", "stream"):
             if getattr(self, name) not in (True, False):  # "no" would count as yes
                 raise UsageError(f"{name} must be True or False, not {_shown(getattr(self, name))}")
 
@@ -78,6 +89,8 @@ class Estimate:
     elements: int
     chunks: int
     bytes_to_read: int  #: both sides
+    bytes_known_equal: int  #: both sides: not read, because they are known to be equal
+    bytes_to_download: int  #: from the hub, because they are not in its cache
     disk_at_most: int  #: masks that do not compress, tables, journal
     memory: int  #: the bound on anonymous memory
     memory_needed: int  #: of which the run expects to use

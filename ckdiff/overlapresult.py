@@ -43,6 +43,8 @@ class Overlap:
     #: tensors whose base content is not the same in all stores
     other_base: list[str] = field(default_factory=list, repr=False)
     seconds: float = 0.0
+    #: how many of ``other_base`` are there only because not every run read them
+    unknown_base: int = field(default=0, repr=False)
 
     @property
     def counts(self) -> IntArray:

@@ -16,7 +16,7 @@ from ckdiff.evidence import Base
 from ckdiff.matching import Matched, match
 from ckdiff.remote import SHARE
 from ckdiff.summaries import By, group_index
-from ckdiff.table import IntArray
+from ckdiff.table import IntArray, is_content_hash
 
 
 def plan(
@@ -39,12 +39,7 @@ def plan(
 
 
 def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
-    if matched.other_base:
-        raise PairingError(
-            "the null magnitude needs stores with one base, and these differ in "
-            f"{printable(matched.other_base[0])}",
-            hint="leave out the stores that started from another checkpoint",
-        )
+    _check_one_base(matched)
     table = checkpoint.table
     place = {name: i for i, name in enumerate(table.names)}
     index = []
@@ -57,10 +52,33 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
                 hint="give the checkpoint that the runs started from to --base",
             )
         index.append(i)
-    first = matched.stores[0].table
-    hashes = [first.base_hashes[i] for i in matched.positions[0]]
+    hashes = [matched.base_hash(i) for i in range(len(matched.names))]
     bits = np.array([DTYPES[dtype].bits for dtype in matched.dtypes], np.int64)
     return Base(checkpoint, np.array(index, np.int64), bits, hashes, matched.names)
+
+
+def _check_one_base(matched: Matched) -> None:
+    """Raise PairingError where values of different bases would be mixed.
+
+    What a store did not read for being equal on both sides has no changed element in it, and chance
+    gives none either, whatever the values are.
+    """
+    disputed = set(matched.other_base)
+    for i, name in enumerate(matched.names):
+        if name not in disputed:
+            continue
+        found = [hashes[i] for hashes in matched.recorded]
+        read = {text for text in found if is_content_hash(text)}
+        vague = any(
+            changed and not is_content_hash(text)
+            for changed, text in zip(matched.changed[:, i].tolist(), found, strict=True)
+        )
+        if vague or len(read) > 1:
+            raise PairingError(
+                f"the null magnitude needs stores with one base, and these differ in "
+                f"{printable(name)}",
+                hint="leave out the stores that started from another checkpoint",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ def table_of(
         ]
         for side in range(2)
     ]
+    for i, text in comparison.known_by().items():
+        hashes[0][i] = hashes[1][i] = text
     numeric = np.array([DTYPES[name].numeric for name in comparison.dtypes], bool)
     return MaskTable(
         comparison.pairing.names,

@@ -161,10 +161,11 @@ class Combination(Maker):
 
 def _base_hashes(matched: Matched) -> list[str]:
     """What each shared tensor started from where all stores agree about it, else UNKNOWN."""
-    columns = [
-        [store.table.base_hashes[i] for i in index]
-        for store, index in zip(matched.stores, matched.positions, strict=True)
-    ]
-    return [
-        hashes[0] if len(set(hashes)) == 1 else UNKNOWN for hashes in zip(*columns, strict=True)
-    ]
+    found, disputed = [], set(matched.other_base)
+    columns = zip(*matched.recorded, strict=True)
+    for i, (name, hashes) in enumerate(zip(matched.names, columns, strict=True)):
+        if len(set(hashes)) == 1:
+            found.append(hashes[0])
+        else:
+            found.append(UNKNOWN if name in disputed else matched.base_hash(i))
+    return found

@@ -20,6 +20,14 @@ FloatArray = npt.NDArray[np.float64]
 UNKNOWN = ""
 
 
+def is_content_hash(text: str) -> bool:
+    """Whether a recorded hash is one of the bytes themselves.
+
+    That of a tensor which was not read says where its bytes are: ``sha256:HEX@OFFSET``.
+    """
+    return len(text) == 32
+
+
 class ByRule(dict[str, Any]):
     """A dict keyed by canonical rule text that any spelling of a rule finds."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import Kernels, Results, abi, hashing
+from ckdiff.kernels import Comparing, Kernels, Results, abi, hashing
 from ckdiff.rules import Rule
 
 
@@ -44,11 +44,13 @@ def run(
     offset: int = 0,
     cuts: Sequence[int] = (),
     stats: bool = False,
+    using: Comparing | None = None,
 ) -> Outcome:
     """Run the kernels on one tensor whose bytes start ``offset`` bytes past an aligned address.
 
     What lies around the tensors differs between the sides. ``cuts`` are elements, multiples of
-    512, at which the tensor is handed over in several segments.
+    512, at which the tensor is handed over in several segments. ``using`` is what runs instead; it
+    must be for that dtype, ``exact`` and the rules.
     """
     bits = DTYPES[dtype].bits
     count = len(base) * 8 // bits
@@ -77,7 +79,7 @@ def run(
     ]
     into = Results(1, len(every), with_statistics=stats)
     table = np.array(segments, np.int64).reshape(-1, abi.SEG_COLUMNS)
-    kernels((dtype,), every, stats).run(table, masks, into)
+    (using or kernels((dtype,), every, stats)).run(table, masks, into)
     for m in masks:
         assert (m[padded // 8 :] == 0xEE).all(), "written past the end"
         flags = np.unpackbits(m[: padded // 8], bitorder="little")

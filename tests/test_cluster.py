@@ -426,7 +426,7 @@ def test_open_checkpoints_do_not_travel(model: Model, cluster: Cluster) -> None:
     with ckdiff.open_checkpoint(model.base) as base:
         with pytest.raises(UsageError, match="one was given open"):
             ckdiff.diff(base, model.tuned[0], scheduler=cluster.address)
-        with pytest.raises(UsageError, match="it was given open"):
+        with pytest.raises(UsageError, match="one was given open"):
             ckdiff.overlap(model.stores, nulls=["magnitude"], base=base, scheduler=cluster.address)
 
 
@@ -434,7 +434,7 @@ def test_another_version_and_no_ckdiff_at_all(
     model: Model, cluster: Cluster, tmp_path: Path
 ) -> None:
     old: remote.Remote[Any] = remote.Remote(
-        DiffRecipe("a", "b", Selection(), ("exact",), (), False, 1, "", None, None, ""),
+        DiffRecipe("a", "b", Selection(), (), ("exact",), (), False, 1, "", None, None, ""),
         version="0.0.1",
     )
     with (

@@ -333,7 +333,7 @@ def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
 
 
 def test_every_disagreement_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.checkpoints.local.PROBLEM_LIMIT", 5)
+    monkeypatch.setattr("ckdiff.checkpoints.joined.PROBLEM_LIMIT", 5)
     shards(tmp_path, "a twice extra", "b twice moved")
     one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
     weight_map = {
@@ -531,13 +531,6 @@ def test_open_checkpoint(tmp_path: Path) -> None:
         checkpoint = open_checkpoint(way)
         assert open_checkpoint(checkpoint) is checkpoint
         checkpoint.close()
-
-
-def test_hub_paths_say_what_to_do() -> None:
-    for path in ("hf://org/name", "hf://org/name@main", Path("hf://org/name")):
-        with pytest.raises(CheckpointError, match="not supported by this version") as caught:
-            open_checkpoint(path)
-        assert "hf download" in caught.value.one_line()
 
 
 @pytest.mark.parametrize("value", [None, 3, b"path", ["a"]])

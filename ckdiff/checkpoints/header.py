@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -94,7 +95,16 @@ def read_header(fd: int, size: int, file: str) -> Header:
     ``file`` is how messages name it. Raises HeaderError for anything the format does not allow,
     and OSError when reading fails. The file position is neither used nor moved.
     """
-    head = _pread(fd, 16, 0)
+    return header_from(lambda offset, nbytes: _pread(fd, nbytes, offset), size, file)
+
+
+def header_from(read: Callable[[int, int], bytes], size: int, file: str) -> Header:
+    """``read_header`` of a file of ``size`` bytes that is wherever ``read`` finds it.
+
+    ``read(offset, nbytes)`` gives the bytes at an offset, fewer only at the end of the file. It is
+    called twice, and asked for nothing beyond the header but what the first 16 bytes hold.
+    """
+    head = read(0, 16)
     if size < 8 or len(head) < 8:
         raise _foreign(
             file, head, f"{min(size, len(head))} bytes, too short for a safetensors file"
@@ -113,7 +123,7 @@ def read_header(fd: int, size: int, file: str) -> Header:
     if head[8:9] != b"{":
         what = "begins with a byte order mark" if head[8:11] == b"\xef\xbb\xbf" else "is not JSON"
         raise _foreign(file, head, f"the header {what}: it must begin with '{{'")
-    raw = _pread(fd, length, 8)
+    raw = read(8, length)
     if len(raw) < length:
         raise HeaderError(f"{file}: the file ended inside its header: it was cut while it was read")
     return parse_header(raw, size - 8 - length, file)

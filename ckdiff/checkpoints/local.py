@@ -16,32 +16,31 @@ import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.header import Header, read_header
+from ckdiff.checkpoints.joined import Joining
 from ckdiff.checkpoints.openfile import OpenFile, make_room
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader, TensorTable
-from ckdiff.checkpoints.shards import Shards, digest, find_shards, read_index
-from ckdiff.checkpoints.strictjson import shown
-from ckdiff.errors import CheckpointError, HeaderError, SourceChanged
+from ckdiff.checkpoints.shards import digest, find_shards, read_index
+from ckdiff.errors import CheckpointError, SourceChanged
 
 if TYPE_CHECKING:
     from ckdiff.checkpoints.mapped import Mappings
 
 __all__ = ["LocalCheckpoint", "OpenFile", "file_metadata", "open_local"]
 
-#: problems that one message lists; the rest are counted
-PROBLEM_LIMIT = 3
-
 
 @dataclass(slots=True, eq=False, repr=False)
 class LocalCheckpoint:
     """An open checkpoint. The files stay open until ``close``; it is a context manager too."""
 
-    label: str  #: how messages name it: the last part of the path it was opened by
+    label: str  #: how messages name it: the last part of the path it was opened by, or its address
     table: TensorTable
     files: Sequence[SourceFile]  #: in natural order of their names
     open_files: list[OpenFile]  #: one for each of ``files``
     file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
     offset: IntArray  #: for each tensor, its first byte counted from the start of that file
     head_sizes: list[int]  #: for each of ``files``, the first byte after its header
+    path: str = ""  #: what it was opened by, absolute
+    origin: dict[str, str] = field(default_factory=dict)  #: provenance: where the files come from
     folder: str | None = None  #: the directory that all of it is, unless it was given as one file
     index_name: str | None = None  #: of the index that was followed, in ``folder``
     _index_digest: bytes = b""
@@ -50,6 +49,11 @@ class LocalCheckpoint:
 
     def __repr__(self) -> str:
         return f"<LocalCheckpoint {self.label}: {len(self.table):,} tensors>"
+
+    @property
+    def directory(self) -> bool:
+        """Whether it is a directory of files, and not one file."""
+        return self.folder is not None
 
     def fingerprint(self) -> list[Any]:
         """For each file its name, device, inode, size and times (nanoseconds)."""
@@ -170,27 +174,31 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
     path = os.fspath(path)
     shards = find_shards(path)
     make_room(len(shards.names))
-    problems = _Problems()
+    joining = Joining(shards)
     opened: list[OpenFile] = []
-    sources: list[SourceFile] = []
-    headers: list[Header] = []
     with ExitStack() as cleanup:
-        unread: set[str] = set()
         for name in shards.names:
             try:
                 file = OpenFile.open(os.path.join(shards.root, name))
                 cleanup.callback(file.close)
                 header = _read(file)
             except CheckpointError as error:
-                problems.add_error(error)
-                unread.add(name)
+                joining.failed(name, error)
                 continue
             opened.append(file)
-            sources.append(SourceFile(name, file.size))
-            headers.append(header)
-        _check_names(shards, sources, headers, unread, problems)
-        problems.raise_any(shards.index or path)
-        checkpoint = _assemble(os.path.basename(os.path.abspath(path)), opened, sources, headers)
+            joining.add(SourceFile(name, file.size), header)
+        joined = joining.finish(shards.index or path)
+        where = os.path.abspath(path)
+        checkpoint = LocalCheckpoint(
+            label=os.path.basename(where),
+            table=joined.table,
+            files=joined.files,
+            open_files=opened,
+            file_index=joined.file_index,
+            offset=joined.offset,
+            head_sizes=joined.head_sizes,
+            path=where,
+        )
         if shards.index is not None or os.path.isdir(path):
             checkpoint.folder = shards.root
         if shards.index is not None:
@@ -208,98 +216,6 @@ def _read(file: OpenFile) -> Header:
     # A header is only worth something if it is the header of the file as it was identified.
     file.check()
     return header
-
-
-def _check_names(
-    shards: Shards,
-    sources: list[SourceFile],
-    headers: list[Header],
-    unread: set[str],
-    problems: _Problems,
-) -> None:
-    """Note every tensor that is in two shards, or not where the index says."""
-    if shards.weight_map is None and len(sources) < 2:
-        return
-    owner: dict[str, str] = {}
-    repeated: set[str] = set()
-    for source, header in zip(sources, headers, strict=True):
-        for name in header.names:
-            first = owner.setdefault(name, source.name)
-            if first != source.name:
-                repeated.add(name)
-                problems.add(f"tensor {shown(name)} is in both {first} and {source.name}")
-    if shards.weight_map is None:
-        return
-    for name, promised in shards.weight_map.items():
-        actual = owner.get(name)
-        if actual == promised or name in repeated:
-            continue
-        if actual is not None:
-            problems.add(f"tensor {shown(name)} is in {actual} but the index says {promised}")
-        elif promised not in unread:
-            problems.add(f"{promised} has no tensor {shown(name)} but the index says so")
-    for name, actual in owner.items():
-        if name not in shards.weight_map:
-            problems.add(f"tensor {shown(name)} of {actual} is not in the index")
-
-
-def _assemble(
-    label: str, opened: list[OpenFile], sources: list[SourceFile], headers: list[Header]
-) -> LocalCheckpoint:
-    names: list[str] = []
-    dtypes: list[str] = []
-    shapes: list[tuple[int, ...]] = []
-    for header in headers:
-        names += header.names
-        dtypes += header.dtypes
-        shapes += header.shapes
-    counts = [len(header.names) for header in headers]
-    return LocalCheckpoint(
-        label=label,
-        table=TensorTable(
-            names, dtypes, shapes, np.concatenate([header.nbytes for header in headers])
-        ),
-        files=sources,
-        open_files=opened,
-        file_index=np.repeat(np.arange(len(headers), dtype=np.int32), counts),
-        offset=np.concatenate([header.begins for header in headers]),
-        head_sizes=[header.data_start for header in headers],
-    )
-
-
-class _Problems:
-    """What is wrong with a checkpoint: the first few problems, and how many there are."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.errors: list[CheckpointError] = []
-        self.count = 0
-
-    def add(self, text: str) -> None:
-        self.count += 1
-        if len(self.texts) < PROBLEM_LIMIT:
-            self.texts.append(text)
-
-    def add_error(self, error: CheckpointError) -> None:
-        self.errors.append(error)
-        self.add(str(error))
-
-    def raise_any(self, where: str) -> None:
-        """Raise one error for all of it; the error itself where it is the only problem."""
-        if not self.count:
-            return
-        if self.count == len(self.errors) == 1:
-            raise self.errors[0]
-        headers = [error for error in self.errors if isinstance(error, HeaderError)]
-        kind = HeaderError if len(headers) == self.count else CheckpointError
-        listed = "; ".join(self.texts)
-        if self.count == 1:
-            message = f"{where}: {listed}"
-        else:
-            message = f"{where}: {self.count:,} problems: {listed}"
-        if self.count > len(self.texts):
-            message += f"; and {self.count - len(self.texts):,} more"
-        raise kind(message, hint="fetch or save the checkpoint again, all of it")
 
 
 def file_metadata(path: str) -> dict[str, str]:

@@ -40,6 +40,13 @@ class SourceFile:
 
     name: str  #: relative to the checkpoint
     size: int  #: bytes
+    #: ``sha256:HEX``, or ``git:HEX`` (a git blob's id), where whoever keeps the file says so
+    content: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stores record it."""
+        known = {"content": self.content} if self.content else {}
+        return {"name": self.name, "size": self.size, **known}
 
 
 class SpanReader(Protocol):

@@ -42,15 +42,24 @@ def find_shards(path: str) -> Shards:
     if not os.path.isdir(path):
         root, name = os.path.split(os.path.abspath(path))
         if name.endswith(INDEX_SUFFIX):
-            return _indexed(root, name)
+            return indexed(root, name)
         return Shards(root, [name])
     try:
         names = sorted((n for n in os.listdir(path) if not n.startswith(".")), key=natural_key)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be listed: {error.strerror}") from None
     root = os.path.abspath(path)
+    index, shards = choose(path, names)
+    return Shards(root, shards) if index is None else indexed(root, index)
+
+
+def choose(path: str, names: list[str]) -> tuple[str | None, list[str]]:
+    """(the index, no shards) or (None, the shards) of a directory that holds ``names``.
+
+    ``path`` is how messages name the directory. Raises CheckpointError where it is no checkpoint.
+    """
     if INDEX_NAME in names:
-        return _indexed(root, INDEX_NAME)
+        return INDEX_NAME, []
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indexes) > 1:
         raise CheckpointError(
@@ -58,22 +67,29 @@ def find_shards(path: str) -> Shards:
             hint="give the path of the index that is meant",
         )
     if indexes:
-        return _indexed(root, indexes[0])
+        return indexes[0], []
     shards = [name for name in names if name.endswith(SUFFIX)]
     if not shards:
         raise _nothing_here(path, names)
-    return Shards(root, shards)
+    return None, shards
 
 
-def _indexed(root: str, name: str) -> Shards:
+def indexed(root: str, name: str) -> Shards:
+    """What the index ``name`` in ``root`` names. Raises CheckpointError."""
     path = os.path.join(root, name)
     try:
         raw = read_index(path)
+    except ValueError as error:
+        raise _no_index(path, error) from None
+    return parsed_index(raw, root, path)
+
+
+def parsed_index(raw: bytes, root: str, path: str) -> Shards:
+    """What the bytes of the index at ``path``, which lies in ``root``, name; CheckpointError."""
+    try:
         weight_map = _parse_index(raw)
     except ValueError as error:
-        raise CheckpointError(
-            f"{path}: {error}", hint="the index must map tensor names to file names"
-        ) from None
+        raise _no_index(path, error) from None
     files = sorted(set(weight_map.values()), key=natural_key)
     problems = [f"{shown(file)} {why}" for file in files if (why := file_name_fault(file))]
     if problems:
@@ -84,6 +100,10 @@ def _indexed(root: str, name: str) -> Shards:
     if not files:
         raise CheckpointError(f"{path}: names no tensors", hint="fetch the index again")
     return Shards(root, files, path, weight_map, digest(raw))
+
+
+def _no_index(path: str, error: ValueError) -> CheckpointError:
+    return CheckpointError(f"{path}: {error}", hint="the index must map tensor names to file names")
 
 
 def digest(raw: bytes) -> bytes:

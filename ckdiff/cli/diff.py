@@ -22,9 +22,22 @@ from ckdiff.cli import options
 @click.option("--stats", is_flag=True, help="Also measure how far elements moved, per tensor.")
 @options.workers
 @options.memory
+@options.device
+@options.device_memory
 @options.scheduler
+@click.option(
+    "--stream", is_flag=True, help="Fetch only what is compared of hub checkpoints, piece by piece."
+)
+@click.option(
+    "--disk",
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="--stream: bound on the disk that is used meanwhile.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
 @options.overwrite
+@click.option("--verify", is_flag=True, help="Also read what is known to be equal.")
 @click.option(
     "--fail-above",
     type=float,
@@ -44,7 +57,8 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> int:
-    """Compare the checkpoints BASE and TUNED: safetensors files, or directories of them.
+    """Compare the checkpoints BASE and TUNED: safetensors files, directories of them, or
+    hf://org/name[@revision] on the Hugging Face hub.
 
     Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
     stopped is resumed by the same command.

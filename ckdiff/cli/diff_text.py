@@ -50,7 +50,12 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     read = f"read {format_size(fresh)} in {formats.duration(result.seconds)}, {speed}"
     if result.bytes_resumed:
         read += f"; {format_size(result.bytes_resumed)} were read by the run that was stopped"
+    if result.bytes_known_equal:
+        read += f"; {format_size(result.bytes_known_equal)} known to be equal were not read"
     found += ["", read]
+    if result.device_why is not None:
+        place = "the CPU" if result.device == "cpu" else "the GPU"
+        found.append(f"compared on {place}: {printable(result.device_why)}")
     if result.store is not None and out is not None:
         found.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
     return found
@@ -67,6 +72,7 @@ def estimate_lines(estimate: Estimate, out: str | None) -> list[str]:
     """The plan of ``--dry-run``."""
     unpaired = ", ".join(f"{len(names):,} {kind}" for kind, names in estimate.unpaired.items())
     needed, allowed = format_size(estimate.memory_needed), format_size(estimate.memory)
+    fetch = estimate.bytes_to_download
     rows = [
         (
             "to compare",
@@ -74,12 +80,20 @@ def estimate_lines(estimate: Estimate, out: str | None) -> list[str]:
         ),
         ("unpaired", unpaired),
         ("rules", ", ".join(estimate.rules)),
-        ("to read", format_size(estimate.bytes_to_read)),
+        *([("to fetch", format_size(fetch))] if fetch else []),
+        ("to read", _to_read(estimate)),
         ("to write", f"at most {format_size(estimate.disk_at_most)}" if out else "nothing"),
         ("memory", f"about {needed} of {allowed} allowed"),
         ("workers", f"{estimate.workers}, for {estimate.chunks:,} chunks of work"),
     ]
     return [f"{what:<12}{text}" for what, text in rows]
+
+
+def _to_read(estimate: Estimate) -> str:
+    text = format_size(estimate.bytes_to_read)
+    if not estimate.bytes_known_equal:
+        return text
+    return f"{text}; {format_size(estimate.bytes_known_equal)} are known to be equal"
 
 
 def _model(result: DiffResult, terminal: Terminal) -> list[str]:

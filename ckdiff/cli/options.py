@@ -12,6 +12,8 @@ import click
 BY = ("tensor", "layer", "module", "dtype", "model")
 #: notions of chance; the same as the keys of ckdiff.nulls.NULLS, for the same reason
 NULLS = ("model", "tensor", "magnitude", "rowcol")
+#: where windows can be compared; the same as ckdiff.options.DEVICES, for the same reason
+DEVICES = ("cpu", "cuda", "auto")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -61,6 +63,22 @@ memory: Decorator = click.option(
     "--memory",
     metavar="SIZE",
     help="Bound on anonymous memory, such as 512MiB; refused before any work if it is too little.",
+)
+
+device: Decorator = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Where to compare. auto takes a GPU where a short measurement says that it is faster.",
+)
+
+device_memory: Decorator = click.option(
+    "--device-memory",
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="Bound on the memory used on a GPU.",
 )
 
 scheduler: Decorator = click.option(

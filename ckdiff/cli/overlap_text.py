@@ -341,8 +341,10 @@ def _notes(page: Page) -> list[str]:
             out.append(f"and {more:,} more ({len(found.left_out):,} in all)")
     if found.other_base:
         some = ", ".join(map(formats.name, found.other_base[:3]))
-        text = f"The runs have different bases: {some}"
+        known = len(found.other_base) > found.unknown_base
+        text = f"The runs {'have' if known else 'may have'} different bases: {some}"
         if len(found.other_base) > 3:
             text += f" and {len(found.other_base) - 3:,} more tensors"
-        out += [*([""] if out else []), *page.wrapped(f"{text} differ in content.")]
+        what = "differ in content" if known else "were not read by all of them"
+        out += [*([""] if out else []), *page.wrapped(f"{text} {what}.")]
     return out

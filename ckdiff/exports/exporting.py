@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from ckdiff.checkpoints import Checkpoint, open_checkpoint
+from ckdiff.checkpoints import Checkpoint, open_for_planning
 from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.shards import INDEX_NAME
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
@@ -73,10 +73,10 @@ def export_masks(
     with ExitStack() as stack:
         source = None
         if like is not None:
-            source = open_checkpoint(like)
+            source = open_for_planning(like)
             if source is not like:
                 stack.callback(source.close)
-        folder = getattr(source, "folder", None) is not None
+        folder = bool(getattr(source, "directory", False))
         place = Place(path, directory=folder, overwrite=overwrite, in_the_way=_foreign)
         place.keep_away_from([] if source is None else [source], [opened.path])
         groups, left_out = {"": everything(masks)}, list[str]()

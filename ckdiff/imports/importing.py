@@ -21,7 +21,7 @@ from ckdiff.budget import format_size
 from ckdiff.checkpoints import Checkpoint, open_checkpoint
 from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
-from ckdiff.engine import diff
+from ckdiff.diffing import diff
 from ckdiff.errors import (
     BudgetError,
     CheckpointError,
@@ -167,7 +167,7 @@ def _of_base(
             hint="is it the checkpoint that the masks were made for?",
         )
     # a diff with itself hashes each tensor as any diff does
-    table = diff(base, base, observer=observer).table
+    table = diff(base, base, verify=True, observer=observer).table
     known = {record.name: (record.dtype, record.shape) for record in table}
     return known, dict(zip(table.names, table.base_hashes, strict=True))
 

@@ -7,6 +7,7 @@ rules; :meth:`Kernels.run` compares the segments of one window with the GIL rele
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from ckdiff.kernels.binding import bind
 from ckdiff.kernels.compiled import c_function
 from ckdiff.rules import Rule
 
-__all__ = ["BLOCK", "HASH_COLUMNS", "Kernels", "Results"]
+__all__ = ["BLOCK", "HASH_COLUMNS", "Comparing", "Kernels", "Results"]
 
 BLOCK = abi.BLOCK
 HASH_COLUMNS = 4  #: base low, base high, tuned low, tuned high
@@ -36,6 +37,15 @@ class Results:
         self.statistics: npt.NDArray[np.float64] | None = (
             np.zeros((rows, statistics.COLUMNS), np.float64) if with_statistics else None
         )
+
+
+class Comparing(Protocol):
+    """What compares windows: :class:`Kernels`, or the same on a device."""
+
+    slot_of: dict[str, int]  #: dtype name -> what SEG_SLOT is for its tensors
+
+    def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
+        """See :meth:`Kernels.run`."""
 
 
 class Kernels:
@@ -68,6 +78,22 @@ class Kernels:
         ``masks`` holds one zeroed uint8 buffer per rule, into which a segment's bits go at byte
         SEG_POSITION / 8. Counts, hash sums and statistics are added to ``into``.
         """
+        self._run(self._rules, segments, masks, into)
+
+    def measure(self, segments: Int64, exact: npt.NDArray[np.uint8], into: Results) -> None:
+        """Add hash sums and statistics of segments that were compared elsewhere.
+
+        ``exact`` holds the bits of the rule ``exact``, as ``run`` puts them there.
+        """
+        self._run(0, segments, [exact], into)
+
+    def _run(
+        self,
+        rules: int,
+        segments: Int64,
+        masks: Sequence[npt.NDArray[np.uint8]],
+        into: Results,
+    ) -> None:
         assert segments.dtype == np.int64
         assert segments.flags.c_contiguous
         addresses = np.array([mask.ctypes.data for mask in masks] or [0], np.int64)
@@ -78,7 +104,7 @@ class Kernels:
             len(segments),
             self._slots.ctypes.data,
             self._columns,
-            self._rules,
+            rules,
             addresses.ctypes.data,
             into.changed.ctypes.data,
             into.hashes.ctypes.data if self._xxh3 else 0,

@@ -1,0 +1,42 @@
+"""Which hub, which cache, and whether it may be asked: the environment as it is now.
+
+``huggingface_hub`` reads these variables once, when it is imported. Here they are read whenever a
+checkpoint is opened, so that a program may change them between two calls.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+_YES = {"1", "on", "yes", "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the hub and its cache are."""
+
+    endpoint: str  #: such as ``https://host``, without a slash at its end
+    cache: str  #: the directory that holds ``models--*``
+    offline: bool  #: whether only the cache may be used
+
+    @classmethod
+    def of_environment(cls) -> Settings:
+        """``HF_ENDPOINT``, ``HF_HUB_CACHE`` or ``HF_HOME``, and ``HF_HUB_OFFLINE``."""
+        from huggingface_hub import constants
+
+        endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        offline = constants.is_offline_mode() or any(
+            os.environ.get(name, "").lower() in _YES
+            for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        )
+        return cls(endpoint.rstrip("/"), _cache(constants.HF_HUB_CACHE), offline)
+
+
+def _cache(default: str) -> str:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"):
+        found = os.environ.get(name)
+        if found:
+            folder = os.path.expandvars(os.path.expanduser(found))
+            return os.path.abspath(os.path.join(folder, "hub") if name == "HF_HOME" else folder)
+    return os.path.abspath(default)

@@ -1,0 +1,144 @@
+"""Where windows are compared: on the CPU, on a GPU, or wherever this source is faster.
+
+torch is imported by those who ask for a GPU, and for ``auto`` only where there is so much to
+compare that starting it could pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckdiff import budget
+from ckdiff.chunks import LARGEST_WINDOW, DiffTask
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import BudgetError, UsageError
+from ckdiff.options import Options
+from ckdiff.rules import Rule
+
+if TYPE_CHECKING:
+    from ckdiff.gpu.kernels import DeviceKernels
+    from ckdiff.gpu.staging import Device
+
+#: Bytes of both sides from which on ``auto`` looks for a GPU. Starting torch and CUDA takes some
+#: seconds, in which the CPU compares about as much.
+WORTH_STARTING = 32 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Where a diff was compared."""
+
+    device: str  #: ``cpu`` or ``cuda``
+    why: str | None  #: for people; None where no other was asked for
+
+
+class Devices:
+    """The device that was asked for, opened; then the one that is taken.
+
+    Raises UsageError where there is no GPU and one is asked for, and for a size that cannot be
+    read.
+    """
+
+    def __init__(self, options: Options, bytes_to_read: int, *, on_cluster: bool) -> None:
+        self._asked = asked = options.device
+        self._memory = budget.parse_size(options.device_memory)
+        self._device: Device | None = None
+        self._kernels: DeviceKernels | None = None
+        self.taken = Taken("cpu", None)
+        self.resident = 0  #: bytes of anonymous memory that torch itself took
+        if asked == "cpu":
+            return
+        if on_cluster:
+            if asked != "auto":
+                raise UsageError(
+                    f"a cluster's workers compare on their CPUs, not on {asked}",
+                    hint='leave out --device, or use scheduler="threads"',
+                )
+            self.taken = Taken("cpu", "a cluster's workers compare on their CPUs")
+        elif asked == "auto" and options.stream:  # nor can windows be tried out of order
+            self.taken = Taken("cpu", "what is streamed comes more slowly than the CPU compares")
+        elif asked == "auto" and bytes_to_read < WORTH_STARTING:
+            size = budget.format_size(bytes_to_read)
+            self.taken = Taken("cpu", f"{size} is too little for starting a GPU to pay")
+        else:
+            before = budget.resident_anonymous()
+            self._open(required=asked != "auto")
+            self.resident = budget.resident_anonymous() - before
+
+    def staging(self, rules: int) -> int:
+        """Bytes of host memory that each worker needs for copies to and from the device."""
+        if self._device is None:
+            return 0
+        from ckdiff.gpu.sizes import staging_memory
+
+        return staging_memory(LARGEST_WINDOW, rules)
+
+    def check(
+        self, dtypes: Iterable[str], order: Sequence[Rule], window: int, workers: int
+    ) -> None:
+        """Whether device memory suffices, before anything is done.
+
+        Raises BudgetError where it does not and a device was asked for; ``auto`` leaves it then.
+        """
+        if self._device is None:
+            return
+        from ckdiff.gpu.sizes import Sizes
+
+        present = [DTYPES[name] for name in dict.fromkeys(dtypes)]
+        try:
+            Sizes(present, order, window).side(workers, self._memory)
+        except BudgetError as error:
+            if self._asked != "auto":
+                raise
+            self._device, self.taken = None, Taken("cpu", str(error))
+
+    def task(
+        self, task: DiffTask, order: Sequence[Rule], chunks: Sequence[int], workers: int
+    ) -> DiffTask:
+        """The task, on the device that is taken for it; ``chunks`` are those it will do."""
+        if self._device is None or not chunks:
+            return task
+        from ckdiff.gpu.kernels import DeviceKernels
+
+        kernels = DeviceKernels(
+            task.kernels,
+            [DTYPES[name] for name in task.kernels.slot_of],
+            order,
+            self._device,
+            window=task.window,
+            workers=workers,
+            memory=self._memory,
+        )
+        there = replace(task, comparing=kernels)
+        if self._asked == "auto":
+            from ckdiff.gpu.trial import try_both
+
+            use, why = try_both(task, there, chunks[:workers], self._device.name)
+            if not use:
+                self.taken = Taken("cpu", why)
+                return task
+        else:
+            why = "it was asked for"
+        self._kernels = kernels
+        self.taken = Taken(self._device.device.type, f"{self._device.name}: {why}")
+        return there
+
+    def report(self, note: Callable[[str], None]) -> None:
+        """Hand on warnings of the workers; call it in the thread that may be told."""
+        kernels = self._kernels
+        while kernels is not None and kernels.messages:
+            note(kernels.messages.popleft())
+        if kernels is not None and kernels.gave_up:
+            self.taken = Taken("cpu", "the device ran out of memory")
+
+    def _open(self, *, required: bool) -> None:
+        from ckdiff.gpu import open_device
+
+        try:
+            self._device = open_device(self._asked)
+        except UsageError as error:
+            if required:
+                raise
+            self.taken = Taken("cpu", str(error))
