@@ -255,6 +255,9 @@ def only_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as hub:
         # what the client asks by itself goes there as well, and nowhere else
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        # other tests of this process may have imported the client with HF_HUB_OFFLINE set
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
