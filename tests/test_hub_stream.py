@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -159,6 +160,7 @@ def test_connections_that_break(stream: HubStream, hub: Hub, times: int) -> None
         return True
 
     hub.fault = fault
+    stream.repository.wait = lambda seconds: None
     columns = spans(stream, ("b", 0, 100_001))
     with closing(stream.reader()) as reader:
         if times == 2:
@@ -179,6 +181,24 @@ def test_a_file_that_is_replaced(stream: HubStream, hub: Hub) -> None:
         commit.files["x-1.safetensors"] = bytes(data)
         with pytest.raises(ckdiff.SourceChanged):
             reader.acquire(*spans(stream, ("b", 100, 100)))
+
+
+def test_closing_does_not_wait_for_a_slow_server(hub: Hub) -> None:
+    stream = open_stream("hf://me/model")
+    answer = threading.Event()
+
+    def fault(request: Request, handler: Handler) -> bool | None:
+        answer.wait(20)
+        return None
+
+    hub.fault = fault
+    reader = stream.reader()
+    reader.prefetch(*spans(stream, ("b", 0, 100_001)))
+    began = time.monotonic()
+    reader.close()
+    stream.close()
+    assert time.monotonic() - began < 10  # and not for 20
+    answer.set()
 
 
 # the whole diff

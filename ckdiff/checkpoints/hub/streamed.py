@@ -46,11 +46,14 @@ class HubStream(HubHeaders):
         made._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="ckdiff-fetch")
         made._fetched = 0
         made._lock = threading.Lock()
+        made._closed = threading.Event()
+        made.repository.wait = made._pause
         return made
 
     _pool: ThreadPoolExecutor
     _fetched: int
     _lock: threading.Lock
+    _closed: threading.Event
 
     @property
     def bytes_fetched(self) -> int:
@@ -62,8 +65,14 @@ class HubStream(HubHeaders):
         return StreamReader(self, self.spool)
 
     def close(self) -> None:
-        """See Checkpoint."""
-        self._pool.shutdown(cancel_futures=True)
+        """See Checkpoint. Does not wait for a server that is slow to answer."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before something is tried again, unless nobody wants it any more."""
+        if self._closed.wait(seconds):
+            raise CheckpointError(f"{self.label}: was closed")
 
     # for the readers
 
@@ -176,9 +185,11 @@ class StreamReader:
         """See SpanReader."""
         pieces, self._pieces, self._held = self._pieces, {}, []
         for piece in pieces.values():
-            piece.drop()
-        self._view.release()
-        with contextlib.suppress(BufferError):  # an address of it is still held: it goes with that
+            for future in piece.coming:
+                future.cancel()
+        # what is still arriving holds the spool, which goes with the last of it
+        with contextlib.suppress(BufferError):
+            self._view.release()
             self._map.close()
 
     # inside
