@@ -22,7 +22,7 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
-from ckdiff.layout import Layout, Spans
+from ckdiff.layout import Layout, Spans, bits_of
 from ckdiff.pairing import pair
 from ckdiff.remote import SHARE
 from ckdiff.rules import Rule
@@ -66,8 +66,7 @@ class Comparison:
         self.dtypes = [table.dtypes[i] for i in index]
         self.shapes = [table.shapes[i] for i in index]
         self.nbytes: IntArray = table.nbytes[index]
-        bits_of = {name: dtype.bits for name, dtype in DTYPES.items()}
-        self.bits = np.array([bits_of[name] for name in self.dtypes], np.int64)
+        self.bits = bits_of(self.dtypes)
         self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
         indexes = index, self.pairing.tuned_index
         self.known = same_tensors((base, tuned), indexes, self.same)  #: equal, and not read

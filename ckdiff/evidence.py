@@ -22,7 +22,7 @@ from ckdiff.kernels import hashing
 from ckdiff.kernels.abi import CELLS_SCRATCH
 from ckdiff.kernels.binades import WAYS, bins
 from ckdiff.kernels.compiled import c_function
-from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.contents import ContentHasher
 from ckdiff.maskwalk import MaskSpans
 from ckdiff.table import UNKNOWN
 
@@ -110,7 +110,7 @@ class BinadeCollector:
         self._cells: dict[str, IntArray] = {}
         self._reader = base.checkpoint.reader()
         self._scratch = np.zeros(CELLS_SCRATCH, np.uint8)
-        self._xxh3 = hashing.xxh3_128_address()
+        self._hasher = ContentHasher()
 
     def add(self, window: MaskSpans) -> None:
         """See Collector."""
@@ -119,19 +119,18 @@ class BinadeCollector:
         addresses = self._reader.acquire(self.base.index[spans.tensors], begins, nbytes)
         masks = np.ascontiguousarray(window.addresses.T)
         columns = zip(
-            spans.tensors.tolist(), spans.starts.tolist(), spans.elements.tolist(),
+            spans.tensors.tolist(), begins.tolist(), spans.elements.tolist(),
             addresses.tolist(), nbytes.tolist(), masks, strict=True,
         )  # fmt: skip
-        for tensor, start, elements, address, size, table in columns:
+        for tensor, begin, elements, address, size, table in columns:
             dtype = self.dtypes[tensor]
             cells = self._cells_of(dtype)
             sums = np.zeros(2, np.uint64)
             c_function("cells", dtype).ctypes(
-                address, elements, start // UNIT, table.ctypes.data, self.stores,
-                cells.ctypes.data, self._scratch.ctypes.data, sums.ctypes.data, self._xxh3,
+                address, elements, table.ctypes.data, self.stores, cells.ctypes.data,
+                self._scratch.ctypes.data,
             )  # fmt: skip
-            if not self._xxh3:
-                sums[:] = hashing.add_units_at(address, size, start // UNIT, DTYPES[dtype].bits)
+            self._hasher.add(sums, address, size, begin, DTYPES[dtype].bits)
             found = BinadeCounts(elements, cells.sum(1), sums)
             cells[:] = 0
             before = self._found.get(tensor)

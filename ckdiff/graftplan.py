@@ -8,10 +8,9 @@ import numpy as np
 
 from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
-from ckdiff.dtypes import DTYPES
 from ckdiff.errors import PairingError, StoreCorrupt, printable
-from ckdiff.layout import Layout
-from ckdiff.matching import Matched, several
+from ckdiff.layout import Layout, bits_of
+from ckdiff.matching import Matched, misfit, several
 from ckdiff.naming import natural_key
 
 
@@ -33,8 +32,7 @@ class Plan:
         #: positions of the blended tensors in the tables of both checkpoints
         self.base_index = np.array([in_base[name] for name in chosen], np.int64)
         self.tuned_index = np.array([in_tuned[name] for name in chosen], np.int64)
-        bits_of = {name: dtype.bits for name, dtype in DTYPES.items()}
-        self.all_bits = np.array([bits_of[name] for name in base.table.dtypes], np.int64)
+        self.all_bits = bits_of(base.table.dtypes)
         counts = base.table.nbytes * 8 // np.maximum(self.all_bits, 1)
         self.elements = int(counts.sum())
         copied = np.setdiff1d(np.arange(len(base.table)), self.base_index)
@@ -81,14 +79,10 @@ class Plan:
             name, shape = matched.names[row], matched.shapes[row]
             i, j = in_base.get(name), in_tuned.get(name)
             for side, position, table in (("base", i, base), ("tuned", j, tuned)):
-                if position is None:
-                    problems.append(f"{side} lacks {printable(name)}")
-                    break
-                if table.shapes[position] != shape:
-                    problems.append(
-                        f"{printable(name)} is {list(table.shapes[position])} in {side} and "
-                        f"{list(shape)} in the store"
-                    )
+                held = None if position is None else table.shapes[position]
+                problem = misfit(side, name, held, shape)
+                if problem is not None:
+                    problems.append(problem)
                     break
             else:
                 if i is not None and j is not None and base.dtypes[i] != tuned.dtypes[j]:

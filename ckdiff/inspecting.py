@@ -11,9 +11,9 @@ import numpy as np
 
 from ckdiff.checkpoints import open_for_planning
 from ckdiff.checkpoints.local import file_metadata
-from ckdiff.deltas.blueprint import bits_of
 from ckdiff.deltas.container import FORMAT, Delta
 from ckdiff.diffresult import unpaired_names
+from ckdiff.layout import bits_of
 from ckdiff.options import checked_path
 from ckdiff.store import open_store
 from ckdiff.summaries import rule_counts

@@ -6,15 +6,24 @@ mask is a whole-byte, 64-byte-aligned slice. The layout depends on names and siz
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.dtypes import DTYPES
+
 ALIGNMENT = 512  #: elements; each tensor starts at a multiple of it
 CHUNK = 1 << 26  #: elements of a chunk: 8 MiB of mask, one stored object
 
 IntArray = npt.NDArray[np.int64]
+
+
+def bits_of(dtypes: Sequence[str]) -> IntArray:
+    """Bits of an element of each dtype."""
+    widths = {name: dtype.bits for name, dtype in DTYPES.items()}
+    return np.array([widths[dtype] for dtype in dtypes], np.int64)
 
 
 @dataclass(frozen=True, slots=True)

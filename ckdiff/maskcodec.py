@@ -39,6 +39,25 @@ _FRAME = _MAGIC + bytes([0b01_1_0_0_1_00]) + (PIECE - 256).to_bytes(2, "little")
 _RAW, _COMPRESSED = 0, 2
 
 
+def skewed_compressor(*, window_log: int, checksum: bool) -> zstandard.ZstdCompressor:
+    """The library's compressor for skewed bytes in which nothing repeats.
+
+    A small match table and matches of at least 7 bytes keep it from finding "repeats" that cost
+    more than they save.
+    """
+    parameters = zstandard.ZstdCompressionParameters(
+        strategy=zstandard.STRATEGY_FAST,
+        hash_log=6,
+        chain_log=6,
+        min_match=7,
+        target_length=0,
+        window_log=window_log,
+        write_content_size=1,
+        write_checksum=int(checksum),
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
+
+
 class MaskEncoder:
     """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared."""
 
@@ -49,19 +68,8 @@ class MaskEncoder:
         self._out = np.empty(OUTPUT, np.uint8)
         self._sizes = self._out[:32].view(np.int64)
         self._view = self._out.data
-        # For what is left to it the library keeps a small match table and matches of at least 7
-        # bytes: on masks twice as fast as its level 1, and smaller.
-        parameters = zstandard.ZstdCompressionParameters(
-            strategy=zstandard.STRATEGY_FAST,
-            hash_log=6,
-            chain_log=6,
-            min_match=7,
-            target_length=0,
-            window_log=16,
-            write_content_size=1,
-            write_checksum=1,
-        )
-        self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
+        # what is left to it: on masks twice as fast as its level 1, and smaller
+        self._zstd = skewed_compressor(window_log=16, checksum=True)
         self._zero = self._zstd.compress(bytes(PIECE))
 
     def encode(self, piece: Bytes) -> bytes:

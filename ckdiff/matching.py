@@ -219,6 +219,17 @@ def _shared(stores: list[MaskStore]) -> tuple[list[str], list[dict[str, Any]]]:
     return shared, left_out
 
 
+def misfit(
+    side: str, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...]
+) -> str | None:
+    """Why a mask of shape ``wanted`` has no place in a tensor of shape ``found``, or None."""
+    if found is None:
+        return f"{side} lacks {printable(name)}"
+    if found != wanted:
+        return f"{printable(name)} is {list(found)} in {side} and {list(wanted)} in the store"
+    return None
+
+
 def several(names: list[str]) -> str:
     """The first few of some names, and how many there are besides."""
     shown = ", ".join(printable(name) for name in names[:3])

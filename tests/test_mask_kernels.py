@@ -17,6 +17,7 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi, hashing
 from ckdiff.kernels.binades import WAYS, bins
 from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.zstd import Decoder
 
 Masks = list[npt.NDArray[np.uint8]]
@@ -156,9 +157,10 @@ def test_cells(dtype: str, elements: int) -> None:
     table = np.array([mask.ctypes.data for mask in masks], np.int64)
     scratch, sums = np.zeros(abi.CELLS_SCRATCH, np.uint8), np.zeros(2, np.uint64)
     c_function("cells", dtype).ctypes(
-        base.ctypes.data, elements, 0, table.ctypes.data, stores, cells.ctypes.data,
-        scratch.ctypes.data, sums.ctypes.data, hashing.xxh3_128_address(),
+        base.ctypes.data, elements, table.ctypes.data, stores, cells.ctypes.data,
+        scratch.ctypes.data,
     )  # fmt: skip
+    ContentHasher().add(sums, base.ctypes.data, len(data), 0, form.bits)
     places = binade(dtype, naive.as_bits(dtype, bytes(data)))
     found = cells.sum(1)
     assert np.array_equal(found[0], np.bincount(places, minlength=width))

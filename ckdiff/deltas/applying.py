@@ -15,7 +15,7 @@ import numpy as np
 
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
-from ckdiff.deltas.blueprint import Blueprint, bits_of
+from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.change import Bytes, Patcher
 from ckdiff.deltas.container import Delta, UInt64
 from ckdiff.deltas.form import FRAME_BYTES
@@ -24,6 +24,7 @@ from ckdiff.deltas.varints import Damaged
 from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
 from ckdiff.rebuilt import Rebuilt
 from ckdiff.runners import Stopped, run_threads
@@ -182,18 +183,18 @@ class Links:
         former: Blueprint | None = self._chain[k - 1].blueprint if k else None
         table = self._base.table if former is None else former
         where = {name: i for i, name in enumerate(table.names)}
-        print_ = delta.blueprint
-        found = np.full(len(print_.names), -1, np.int64)
+        made = delta.blueprint
+        found = np.full(len(made.names), -1, np.int64)
         for i in np.flatnonzero(delta.tensors.based).tolist():
-            name = print_.names[i]
+            name = made.names[i]
             at = where.get(name, -1)
             same = at >= 0 and (table.dtypes[at], table.shapes[at]) == (
-                print_.dtypes[i],
-                print_.shapes[i],
+                made.dtypes[i],
+                made.shapes[i],
             )
             if same and former is not None:
-                made = self._chain[k - 1].tensors.tuned_hashes[at]
-                same = bool((made == delta.tensors.base_hashes[i]).all())
+                hashes = self._chain[k - 1].tensors.tuned_hashes[at]
+                same = bool((hashes == delta.tensors.base_hashes[i]).all())
             if not same and former is None:
                 raise self.other_base(name)
             if not same:

@@ -16,7 +16,6 @@ from ckdiff.checkpoints.header import parse_header
 from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.form import FORMS, FRAME_BYTES
-from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, HeaderError, printable
 from ckdiff.rebuilt import FilePlan
 
@@ -113,9 +112,3 @@ class Windows:
         if first < len(self):
             groups.append((first, len(self)))
         return groups
-
-
-def bits_of(dtypes: Sequence[str]) -> IntArray:
-    """Bits of an element of each dtype."""
-    widths = {name: dtype.bits for name, dtype in DTYPES.items()}
-    return np.array([widths[dtype] for dtype in dtypes], np.int64)

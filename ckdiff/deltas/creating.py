@@ -16,7 +16,7 @@ import numpy as np
 from ckdiff._version import __version__
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
-from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
+from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Merger, Recorder
 from ckdiff.deltas.container import Delta, Tensors, UInt64
 from ckdiff.deltas.masking import Masking
@@ -25,6 +25,7 @@ from ckdiff.diffresult import by_reason, details
 from ckdiff.errors import CkdiffError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path, checked_text
 from ckdiff.pairing import Pairing, pair
 from ckdiff.place import Place, write_errors

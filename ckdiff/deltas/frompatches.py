@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.deltas.blueprint import bits_of
 from ckdiff.deltas.change import Bytes
 from ckdiff.deltas.creating import CheckpointPath, Encoding, Making
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
 from ckdiff.errors import Interrupted, UsageError, printable
+from ckdiff.layout import bits_of
 from ckdiff.objects import write_all
 from ckdiff.options import Observer, Options, checked_observer, checked_path, checked_text
 from ckdiff.place import write_errors

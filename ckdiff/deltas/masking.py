@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from ckdiff.blend import Blend
 from ckdiff.checkpoints.protocol import TensorTable
-from ckdiff.deltas.blueprint import Blueprint, bits_of
+from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.form import FRAME_BYTES
-from ckdiff.errors import PairingError, printable
-from ckdiff.matching import match
+from ckdiff.errors import PairingError
+from ckdiff.layout import bits_of
+from ckdiff.matching import match, misfit
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
 
@@ -83,16 +84,9 @@ class Masking:
         for side, held, held_shapes in sides:
             shape_of = dict(zip(held, held_shapes, strict=True))
             for name, shape, count in zip(names, shapes, ones, strict=True):
-                found = shape_of.get(name)
-                if not count or found == shape:
-                    continue
-                shown = printable(name)
-                problem = (
-                    f"{side} lacks {shown}"
-                    if found is None
-                    else f"{shown} is {list(found)} in {side} and {list(shape)} in the store"
-                )
-                raise PairingError(
-                    f"the mask does not fit: {problem}",
-                    hint="use a mask of this model, or leave those tensors out of it",
-                )
+                problem = misfit(side, name, shape_of.get(name), shape) if count else None
+                if problem is not None:
+                    raise PairingError(
+                        f"the mask does not fit: {problem}",
+                        hint="use a mask of this model, or leave those tensors out of it",
+                    )

@@ -40,28 +40,12 @@ from ckdiff.kernels.abi import (
     LARGE_HALF,
 )
 from ckdiff.kernels.compiled import c_function
+from ckdiff.maskcodec import skewed_compressor
 
 #: where less than this of a class differs, or all but this, gaps are shorter than bits
 _SPARSE = 1 / 8
 _SAMPLED = 1024  # words looked at to choose classes
 _PAIRED_BELOW, _LOOKED_AT = 0.03, 4096  # share of large symbols, among the first ones
-
-
-def _compressor() -> zstandard.ZstdCompressor:
-    # What the streams have is skewed bytes and nothing that repeats: a small match table and long
-    # matches keep the library from finding "repeats" that cost more than they save.
-    return zstandard.ZstdCompressor(
-        compression_params=zstandard.ZstdCompressionParameters(
-            strategy=zstandard.STRATEGY_FAST,
-            hash_log=6,
-            chain_log=6,
-            min_match=7,
-            target_length=0,
-            window_log=17,
-            write_content_size=1,
-            write_checksum=0,
-        )
-    )
 
 
 class _Writer:
@@ -94,7 +78,7 @@ class FrameEncoder:
 
     def __init__(self, *, portable: bool = False) -> None:
         self._variant = " portable" if portable else ""
-        self._zstd = _compressor()
+        self._zstd = skewed_compressor(window_log=17, checksum=False)
         self._bits = np.empty((MOST_CLASSES, FRAME_LANES // 8 + SLACK), np.uint8)
         self._symbols = np.empty((MOST_CLASSES, FRAME_LANES + SLACK), np.uint8)
         self._gaps = np.empty(FRAME_LANES // 4 + SLACK, np.uint8)

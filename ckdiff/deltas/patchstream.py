@@ -14,7 +14,7 @@ from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
-from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
+from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.container import FORMAT, Delta
 from ckdiff.deltas.creating import CheckpointPath
 from ckdiff.deltas.form import FRAME_BYTES
@@ -25,6 +25,7 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.errors import UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.layout import bits_of
 from ckdiff.options import checked_int, checked_path
 from ckdiff.pairing import pair
 

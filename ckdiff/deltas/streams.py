@@ -21,9 +21,10 @@ import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.protocol import IntArray
-from ckdiff.deltas.blueprint import Blueprint, Windows, bits_of
+from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.container import FRAMES, HEADS, MANIFEST, PREFIX, TENSORS, Delta
 from ckdiff.errors import PairingError, printable
+from ckdiff.layout import bits_of
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int32] | npt.NDArray[np.int64]

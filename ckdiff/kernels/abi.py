@@ -8,9 +8,9 @@ SIGNATURES = {
     # base, tuned, mask, out, elements, counts (two int64, added to): takes tuned elements where the
     # mask has ones -> how many those are, and how many of them differ from the base
     "blend": "void(int64, int64, int64, int64, int64, int64)",
-    # base, elements, first unit, masks (addresses), stores, cells ((stores + 1) x WAYS x bins),
-    # scratch (CELLS_SCRATCH bytes), hash sums (low, high), XXH3 (its address, or 0)
-    "cells": f"void({', '.join(['int64'] * 9)})",
+    # base, elements, masks (addresses), stores, cells ((stores + 1) x WAYS x bins), scratch
+    # (CELLS_SCRATCH bytes)
+    "cells": "void(int64, int64, int64, int64, int64, int64)",
     # segments (as for agree), their number, stores, threshold, counts (one a row)
     "combine": "void(int64, int64, int64, int64, int64)",
     # base, tuned, words, parameter, mask -> changed

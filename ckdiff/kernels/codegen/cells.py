@@ -13,10 +13,8 @@ from ckdiff.dtypes import DTYPES, DType
 from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.binades import WAYS, bins
 from ckdiff.kernels.codegen import lanes
-from ckdiff.kernels.codegen.hashing import call_xxh3, weight
 from ckdiff.kernels.codegen.lanes import I1, I16, I64, Value, int_type, splat, vector
 from ckdiff.kernels.codegen.words import copy_byte, load_word, lowest_one, store_word
-from ckdiff.kernels.hashing import UNIT
 
 
 def _binade(b: Any, dtype: DType, bits: Value) -> Value:
@@ -68,15 +66,11 @@ def _load_bin(typing: Any, address: Any) -> Any:
 
 
 def cells_kernel(dtype_name: str) -> Callable[..., None]:
-    """Adds one span of a tensor to its cells and to its content hash; see the ABI."""
+    """Adds one span of a tensor to its cells; see the ABI."""
     dtype = DTYPES[dtype_name]
     stride, bits, width = lanes.word_bytes(dtype), dtype.bits, bins(dtype)
-    unit_bytes = UNIT * bits // 8
 
-    def cells(
-        base: int, elements: int, unit: int, table: int, stores: int, out: int, scratch: int,
-        sums: int, xxh3: int,
-    ) -> None:  # fmt: skip
+    def cells(base: int, elements: int, table: int, stores: int, out: int, scratch: int) -> None:
         # out: (stores + 1) x WAYS x width int64: first all elements, then each mask's
         places = scratch
         ragged = scratch + 2 * LANES
@@ -102,22 +96,5 @@ def cells_kernel(dtype_name: str) -> Callable[..., None]:
                     word &= word - types.uint64(1)
                     slot = mine + 8 * ((lane & (WAYS - 1)) * width + _load_bin(places + 2 * lane))
                     store_word(slot, load_word(slot) + 1)
-        if xxh3 != 0:
-            low, high = load_word(sums), load_word(sums + 8)
-            size = elements * bits // 8
-            done = 0
-            u = unit
-            while done < size:
-                step = size - done
-                if step > unit_bytes:
-                    step = unit_bytes
-                factor = weight(types.uint64(u))
-                digest = call_xxh3(xxh3, base + done, step)
-                low += types.int64(digest[0] * factor)
-                high += types.int64(digest[1] * factor)
-                done += step
-                u += 1
-            store_word(sums, low)
-            store_word(sums + 8, high)
 
     return cells
