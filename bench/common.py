@@ -109,11 +109,18 @@ class Watched:
     stdout: str
     rss_anon: int  #: MiB, peak seen
     rss: int  #: MiB, peak
+    probed: int  #: the largest that the caller's own probe gave
 
 
-def watch(command: Sequence[str], *, interval: float = 0.005) -> Watched:
-    """Run a command, sampling /proc/PID/status for peak RssAnon and RSS; it must succeed."""
+def watch(
+    command: Sequence[str], *, interval: float = 0.005, probe: Callable[[int], int] | None = None
+) -> Watched:
+    """Run a command, sampling /proc/PID/status for peak RssAnon and RSS; it must succeed.
+
+    ``probe`` is called with the process's id as often.
+    """
     peaks = {"RssAnon": 0, "VmHWM": 0}
+    probed = [0]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -127,6 +134,8 @@ def watch(command: Sequence[str], *, interval: float = 0.005) -> Watched:
                 key, _, value = line.partition(":")
                 if key in peaks and value:
                     peaks[key] = max(peaks[key], int(value.split()[0]))
+            if probe is not None:
+                probed.append(probe(process.pid))
             time.sleep(interval)
 
     sampler = threading.Thread(target=sample, daemon=True)
@@ -136,7 +145,8 @@ def watch(command: Sequence[str], *, interval: float = 0.005) -> Watched:
     sampler.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return Watched(seconds, out, peaks["RssAnon"] // 1024, peaks["VmHWM"] // 1024)
+    anon, most = peaks["RssAnon"] // 1024, peaks["VmHWM"] // 1024
+    return Watched(seconds, out, anon, most, max(probed))
 
 
 def ckdiff(*arguments: str | Path) -> list[str]:

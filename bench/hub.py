@@ -5,7 +5,7 @@
 A server on the loopback interface speaks the hub's API, in a process of its own; it is as fast as
 Python's http.server is. "download" fetches both checkpoints with huggingface_hub into an empty
 cache, one file after the other, and compares nothing. "download, then diff" is what `ckdiff diff`
-does without --stream.
+does without --stream. The disk is what downloads took of it: the cache, and unnamed files.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from common import ckdiff, make_pair, median, table, watch
@@ -76,9 +79,9 @@ def main() -> None:
     least = found["download"]["seconds"]
     table(
         f"**2 x {a.gib:g} GiB from a local hub, median of {a.rounds}**",
-        ["what", "s", "time / download", "peak RssAnon MiB"],
+        ["what", "s", "time / download", "peak RssAnon MiB", "peak disk MiB"],
         [
-            [name, got["seconds"], got["seconds"] / least, got["rss_anon"]]
+            [name, got["seconds"], got["seconds"] / least, got["rss_anon"], got["disk"]]
             for name, got in found.items()
         ],
     )
@@ -94,17 +97,37 @@ def measure(root: Path, a: argparse.Namespace) -> dict[str, dict[str, float]]:
         "stream": ckdiff("diff", *sides, "-o", out, "--overwrite", "--stream", "--disk", a.disk),
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    anon = dict.fromkeys(commands, 0)
+    anon, disk = dict.fromkeys(commands, 0), dict.fromkeys(commands, 0)
     for _ in range(a.rounds):
         for name, command in commands.items():
             with tempfile.TemporaryDirectory(dir=root) as cache:
                 os.environ["HF_HOME"] = cache
                 os.sync()
                 began = time.perf_counter()
-                ran = watch(list(map(str, command)))
+                ran = watch(list(map(str, command)), interval=0.02, probe=partial(on_disk, cache))
                 seconds[name].append(time.perf_counter() - began)
                 anon[name] = max(anon[name], ran.rss_anon)
-    return {n: {"seconds": median(seconds[n]), "rss_anon": anon[n]} for n in commands}
+                disk[name] = max(disk[name], ran.probed >> 20)
+    return {
+        n: {"seconds": median(seconds[n]), "rss_anon": anon[n], "disk": disk[n]} for n in commands
+    }
+
+
+def on_disk(cache: str, process: int) -> int:
+    """Bytes on the disk of a cache, and of the unnamed files that a process has open."""
+    blocks = 0
+    for folder, _, names in os.walk(cache):
+        for name in names:
+            with suppress(OSError):  # files come and go
+                blocks += os.lstat(os.path.join(folder, name)).st_blocks
+    unnamed: dict[tuple[int, int], int] = {}
+    with suppress(OSError):
+        for number in os.listdir(f"/proc/{process}/fd"):
+            with suppress(OSError):
+                found = os.stat(f"/proc/{process}/fd/{number}")
+                if stat.S_ISREG(found.st_mode) and not found.st_nlink:
+                    unnamed[found.st_dev, found.st_ino] = found.st_blocks
+    return 512 * (blocks + sum(unnamed.values()))
 
 
 if __name__ == "__main__":
