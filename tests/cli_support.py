@@ -92,6 +92,21 @@ def python(code: str, *args: str, **extra: Any) -> subprocess.CompletedProcess[s
     )
 
 
+#: begins a script: ``most()`` is the most anonymous memory that its process had so far, in bytes
+MOST_MEMORY = """
+import threading, time
+from ckdiff import budget
+seen = [0]
+def most():
+    seen[0] = max(seen[0], budget.resident_anonymous())
+    return seen[0]
+def watch():
+    while True:
+        most()
+        time.sleep(0.003)
+threading.Thread(target=watch, daemon=True).start()
+"""
+
 MAIN = "import sys; from ckdiff.cli import main; main(sys.argv[1:])"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_pairs import some_model, write_side
-from cli_support import MAIN, error, ok, python
+from cli_support import MAIN, MOST_MEMORY, error, ok, python
 from support import Tensor, write_index, write_safetensors, write_sparse
 
 import ckdiff
@@ -503,23 +503,14 @@ def test_info(tmp_path: Path, pair: Pair) -> None:
 
 
 WATCHED = """
-import json, sys, threading
+import json, sys
 import ckdiff
-from ckdiff import budget
 base, tuned, folder = sys.argv[1:]
-ended, most = threading.Event(), [0]
-def watch():
-    while not ended.wait(0.003):
-        most[0] = max(most[0], budget.resident_anonymous())
-thread = threading.Thread(target=watch)
-thread.start()
 found = []
 ckdiff.delta(base, tuned, folder + "/d", workers=2, memory="256MiB")
-found.append(most[0])
+found.append(most())
 ckdiff.apply(base, folder + "/d", folder + "/out.safetensors", workers=2, memory="256MiB")
-found.append(most[0])
-ended.set()
-thread.join()
+found.append(most())
 print(json.dumps(found))
 """
 
@@ -534,7 +525,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         edits = {name: dict.fromkeys(range(0, each, each // 5000), b"\x80?") for name in tensors}
         base = write_sparse(folder / "base.safetensors", tensors)
         tuned = write_sparse(folder / "tuned.safetensors", tensors, edits)
-        done = python(WATCHED, str(base), str(tuned), str(folder))
+        done = python(MOST_MEMORY + WATCHED, str(base), str(tuned), str(folder))
         assert done.returncode == 0, done.stderr
         used.append(json.loads(done.stdout))
         for path in folder.iterdir():

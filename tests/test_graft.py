@@ -14,7 +14,7 @@ import naive
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cli_support import MAIN, error, ok, python
+from cli_support import MAIN, MOST_MEMORY, error, ok, python
 from derived_stores import FirstBits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -506,20 +506,10 @@ def test_stopped_at_the_end(pair: Pair, tmp_path: Path, number: str) -> None:
 
 
 WATCHED = """
-import json, sys, threading
+import json, sys
 import ckdiff
-from ckdiff import budget
-arguments = json.loads(sys.argv[1])
-ended, most = threading.Event(), [0]
-def watch():
-    while not ended.wait(0.003):
-        most[0] = max(most[0], budget.resident_anonymous())
-thread = threading.Thread(target=watch)
-thread.start()
-made = ckdiff.graft(**arguments)
-ended.set()
-thread.join()
-print(json.dumps([made["grafted"], most[0]]))
+made = ckdiff.graft(**json.loads(sys.argv[1]))
+print(json.dumps([made["grafted"], most()]))
 """
 
 
@@ -540,7 +530,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             "memory": "160MiB",
         }
         ckdiff.diff(arguments["base"], arguments["tuned"], arguments["mask"])  # type: ignore[arg-type]
-        done = python(WATCHED, json.dumps(arguments))
+        done = python(MOST_MEMORY + WATCHED, json.dumps(arguments))
         assert done.returncode == 0, done.stderr
         grafted, most = json.loads(done.stdout)
         assert grafted > 0
