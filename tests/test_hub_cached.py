@@ -13,6 +13,7 @@ from cli_support import bf16, bump, error, ok, run
 from hub_server import Handler, Hub, Request, etag_of, only_hub, safetensors, sharded
 
 import ckdiff
+from ckdiff.checkpoints.hub import cached
 from ckdiff.errors import BudgetError, CheckpointError
 from ckdiff.store import open_store
 
@@ -482,3 +483,18 @@ def test_errors_are_those_of_checkpoints(hub: Hub) -> None:
     with pytest.raises(CheckpointError) as caught:
         ckdiff.open_checkpoint("hf://org/nothing")
     assert caught.value.__cause__ is None
+
+
+def test_a_long_download_is_told_in_a_log(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put("org/base", two_shards(BASE))
+    monkeypatch.setattr(cached, "_WORTH_SAYING", 4096)
+    monkeypatch.setattr(cached, "_EVERY", 0.0)
+    lines = ok("diff", "hf://org/base", "hf://org/tuned").stderr.splitlines()
+    assert lines[:3] == [
+        "ckdiff: downloading hf://org/base: 12.2 KiB, 2 files",
+        "ckdiff: downloaded 8.1 KiB of 12.2 KiB",
+        "ckdiff: downloading hf://org/tuned: 12.2 KiB",
+    ]
+    assert "download" not in ok("diff", "hf://org/base", "hf://org/tuned").stderr

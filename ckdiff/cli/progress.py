@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -35,11 +36,21 @@ class Reporter:
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Bar | None = None
         self._silent = False
+        self._said_below = _Lines()
 
     def __enter__(self) -> Reporter:
+        if not self._terminal:  # on a terminal downloads have bars of their own
+            logger = logging.getLogger("ckdiff")
+            logger.addHandler(self._said_below)
+            self._level, level = logger.level, logger.getEffectiveLevel()
+            logger.setLevel(min(level, logging.INFO))
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if not self._terminal:
+            logger = logging.getLogger("ckdiff")
+            logger.removeHandler(self._said_below)
+            logger.setLevel(self._level)
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
@@ -93,6 +104,13 @@ class Reporter:
             self._bar.add_task(self._verb, total=max(total, 1), **fields)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, refresh=True, **fields)
+
+
+class _Lines(logging.Handler):
+    """Hands on what modules say while there is nobody yet to report to."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _make_bar() -> Bar:

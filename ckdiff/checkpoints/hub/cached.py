@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -29,6 +30,9 @@ from ckdiff.checkpoints.local import LocalCheckpoint, open_local
 from ckdiff.checkpoints.shards import indexed
 from ckdiff.errors import BudgetError, CheckpointError, printable
 
+_log = logging.getLogger(__name__)
+_WORTH_SAYING = 256 << 20  # bytes to download that take long enough for a line in a log
+_EVERY = 30.0  # seconds between two lines, at least
 _ATTEMPTS = 3  # at one file; the client itself takes up a broken connection several times before
 
 
@@ -136,9 +140,20 @@ class _Online:
     def fetch(self, names: list[str]) -> None:
         """See _Snapshot. One file after the other, so that Ctrl-C is heard at once."""
         missing = [name for name in names if not (self._root / name).exists()]
-        self._check_disk(missing)
+        needed = bytes_to_download(self._repository, missing)
+        self._check_disk(needed)
+        told = needed >= _WORTH_SAYING
+        if told:
+            what = f"{self._repository.address}: {format_size(needed)}"
+            _log.info("downloading %s%s", what, f", {len(missing)} files" * (len(missing) > 1))
+        came, said = 0, time.monotonic()
         for name in missing:
+            size = bytes_to_download(self._repository, [name])
             self._download(name)
+            came += size
+            if told and came < needed and time.monotonic() - said >= _EVERY:
+                said = time.monotonic()
+                _log.info("downloaded %s of %s", format_size(came), format_size(needed))
         for name in names:
             self._check_size(name)
         if missing:
@@ -171,9 +186,8 @@ class _Online:
                     if not _may_pass(error) or not backoff.again():
                         raise
 
-    def _check_disk(self, names: list[str]) -> None:
-        """Raise BudgetError where what is to be downloaded does not fit."""
-        needed = bytes_to_download(self._repository, names)
+    def _check_disk(self, needed: int) -> None:
+        """Raise BudgetError where that many bytes do not fit."""
         place = Path(self._folder)
         while not place.is_dir() and place != place.parent:
             place = place.parent
