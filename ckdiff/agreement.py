@@ -34,7 +34,7 @@ from ckdiff.matching import Matched, StorePath, match
 from ckdiff.nulls import NULLS, Moments, of_tensors
 from ckdiff.options import Observer, Progress, checked_int, checked_observer, several_texts
 from ckdiff.overlapresult import Overlap, diagonal
-from ckdiff.overlaptask import OverlapRecipe, plan
+from ckdiff.overlaptask import OverlapRecipe, check_one_base, plan
 from ckdiff.remote import Remote
 from ckdiff.rules import Rule
 from ckdiff.summaries import By, checked_by, group_index, group_order
@@ -82,6 +82,8 @@ def overlap(
     _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
         checkpoint = _open_base(base, counted, stack)
+        if checkpoint is not None:
+            check_one_base(matched, checkpoint)
         task = plan(matched, index, counted, checkpoint)
         part = _run(task, matched, by, base, threads, scheduler, observer)
     part = _complete(part, task, len(groups))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckdiff import budget
@@ -29,12 +30,12 @@ def allot(
     with_statistics: bool,
     asked: str | int | None,
     held: int,
-    staging: int = 0,
+    staging: Callable[[int], int] = lambda window: 0,
 ) -> Allotment:
     """Choose the window so that all workers fit into the memory allowed; BudgetError.
 
-    ``held`` are the bytes that the tables of both sides took, ``staging`` those that each worker
-    needs for copies to and from a device.
+    ``held`` are the bytes that the tables of both sides took; ``staging`` gives those that each
+    worker needs for copies to and from a device, with windows of so many elements.
     """
     workers = max(1, min(workers, layout.chunks))
     memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
@@ -46,7 +47,7 @@ def allot(
     window = LARGEST_WINDOW
     while True:
         each = working_memory(layout, rules, window, with_statistics=with_statistics)
-        needed = fixed + workers * (each + staging)
+        needed = fixed + workers * (each + staging(window))
         if needed <= memory or window == SMALLEST_WINDOW:
             break
         window //= 2

@@ -29,7 +29,7 @@ from ckdiff.workdir import store_errors
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
-_AHEAD = 3  # windows asked of the disk before they are needed
+AHEAD = 3  #: windows asked of the source before they are needed
 
 assert SMALLEST_WINDOW % BLOCK == 0
 
@@ -133,7 +133,7 @@ class DiffTask:
                 stack.callback(writer.abandon)
                 writers.append(writer)
             windows = self.windows(first, end, spans)
-            ahead = deque(islice(windows, _AHEAD))
+            ahead = deque(islice(windows, AHEAD))
             for window in ahead:
                 self.prefetch(readers, window)
             while ahead:

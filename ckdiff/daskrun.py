@@ -78,7 +78,7 @@ def _connected(address: str) -> Client:
         from distributed import Client
     except ImportError:
         raise ClusterError(
-            "a scheduler needs the package distributed", hint="pip install 'ckdiff[cluster]'"
+            "a scheduler needs the package distributed", hint="pip install distributed"
         ) from None
     try:
         _knock(address)

@@ -6,20 +6,27 @@ compare that starting it could pay.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from ckdiff import budget
-from ckdiff.chunks import LARGEST_WINDOW, DiffTask
+from ckdiff.chunks import DiffTask
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import BudgetError, UsageError
+from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.options import Options
 from ckdiff.rules import Rule
 
 if TYPE_CHECKING:
     from ckdiff.gpu.kernels import DeviceKernels
     from ckdiff.gpu.staging import Device
+
+Allotted = TypeVar("Allotted")
 
 #: Bytes of both sides from which on ``auto`` looks for a GPU. Starting torch and CUDA takes some
 #: seconds, in which the CPU compares about as much.
@@ -46,6 +53,7 @@ class Devices:
         self._memory = budget.parse_size(options.device_memory)
         self._device: Device | None = None
         self._kernels: DeviceKernels | None = None
+        self._messages: deque[str] = deque()
         self.taken = Taken("cpu", None)
         self.resident = 0  #: bytes of anonymous memory that torch itself took
         if asked == "cpu":
@@ -67,13 +75,26 @@ class Devices:
             self._open(required=asked != "auto")
             self.resident = budget.resident_anonymous() - before
 
-    def staging(self, rules: int) -> int:
-        """Bytes of host memory that each worker needs for copies to and from the device."""
+    def allot(
+        self, planned: Callable[..., Allotted], rules: int, bits: npt.NDArray[np.int64]
+    ) -> Allotted:
+        """What is ``planned``, with host memory for copies to and from the device.
+
+        ``planned`` takes ``staging`` as :func:`ckdiff.allotment.allot` does; ``bits`` are those of
+        the elements of each tensor. Where memory is too little only for the copies, ``auto`` leaves
+        the device. Raises BudgetError.
+        """
         if self._device is None:
-            return 0
+            return planned()
         from ckdiff.gpu.sizes import staging_memory
 
-        return staging_memory(LARGEST_WINDOW, rules)
+        widest = int(bits.max(initial=8))
+        try:
+            return planned(staging=partial(staging_memory, rules=rules, bits=widest))
+        except BudgetError as error:
+            if not self._leave(error):
+                raise
+        return planned()
 
     def check(
         self, dtypes: Iterable[str], order: Sequence[Rule], window: int, workers: int
@@ -87,12 +108,12 @@ class Devices:
         from ckdiff.gpu.sizes import Sizes
 
         present = [DTYPES[name] for name in dict.fromkeys(dtypes)]
+        eager = () if self._device.fused else present
         try:
-            Sizes(present, order, window).side(workers, self._memory)
+            Sizes(present, order, window, eager).side(workers, self._memory)
         except BudgetError as error:
-            if self._asked != "auto":
+            if not self._leave(error):
                 raise
-            self._device, self.taken = None, Taken("cpu", str(error))
 
     def task(
         self, task: DiffTask, order: Sequence[Rule], chunks: Sequence[int], workers: int
@@ -100,38 +121,80 @@ class Devices:
         """The task, on the device that is taken for it; ``chunks`` are those it will do."""
         if self._device is None or not chunks:
             return task
-        from ckdiff.gpu.kernels import DeviceKernels
-
-        kernels = DeviceKernels(
-            task.kernels,
-            [DTYPES[name] for name in task.kernels.slot_of],
-            order,
-            self._device,
-            window=task.window,
-            workers=workers,
-            memory=self._memory,
-        )
+        device = self._device
+        try:
+            kernels = self._prepared(device, task, order, workers)
+        except CkdiffError as error:
+            if not self._leave(error):
+                raise
+            return task
+        if kernels is None:
+            return task
         there = replace(task, comparing=kernels)
         if self._asked == "auto":
             from ckdiff.gpu.trial import try_both
 
-            use, why = try_both(task, there, chunks[:workers], self._device.name)
+            use, why = try_both(task, there, chunks[:workers], device.name)
             if not use:
-                self.taken = Taken("cpu", why)
+                del kernels, there
+                self._drop(why)
                 return task
         else:
             why = "it was asked for"
         self._kernels = kernels
-        self.taken = Taken(self._device.device.type, f"{self._device.name}: {why}")
+        self._messages.extend(device.notes)
+        self.taken = Taken(device.device.type, f"{device.name}: {why}")
         return there
 
     def report(self, note: Callable[[str], None]) -> None:
         """Hand on warnings of the workers; call it in the thread that may be told."""
         kernels = self._kernels
-        while kernels is not None and kernels.messages:
-            note(kernels.messages.popleft())
+        for messages in (self._messages, kernels.messages if kernels is not None else deque()):
+            while messages:
+                note(messages.popleft())
         if kernels is not None and kernels.gave_up:
             self.taken = Taken("cpu", "the device ran out of memory")
+
+    def _prepared(
+        self, device: Device, task: DiffTask, order: Sequence[Rule], workers: int
+    ) -> DeviceKernels | None:
+        """What compares on the device; None where its memory is in use. Raises CkdiffError."""
+        from ckdiff.gpu.kernels import DeviceKernels
+        from ckdiff.gpu.pool import out_of_memory
+
+        try:
+            return DeviceKernels(
+                task.kernels,
+                [DTYPES[name] for name in task.kernels.slot_of],
+                order,
+                device,
+                window=task.window,
+                workers=workers,
+                memory=self._memory,
+            )
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                reason = str(error).partition("\n")[0]
+                raise CkdiffError(
+                    f"{device.name} failed: {reason}", hint="run with --device cpu"
+                ) from error
+        if self._asked != "auto":
+            self._messages.append(f"warning: {device.name} is out of memory: comparing on the CPU")
+        self._drop("the device ran out of memory")
+        return None
+
+    def _leave(self, why: CkdiffError) -> bool:
+        """Go on without the device because of that, where none was asked for."""
+        if self._asked == "auto":
+            self._drop(str(why))
+        return self._asked == "auto"
+
+    def _drop(self, why: str) -> None:
+        """Compare on the CPU, and leave the device's memory to others."""
+        device, self._device = self._device, None
+        self.taken = Taken("cpu", why)
+        if device is not None:
+            device.drop_cache()
 
     def _open(self, *, required: bool) -> None:
         from ckdiff.gpu import open_device

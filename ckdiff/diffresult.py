@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.pairing import Unpaired
 from ckdiff.table import MaskTable
 
@@ -30,6 +31,8 @@ class DiffResult:
     seconds: float  #: from opened sources to committed store
     device: str  #: where windows were compared: ``cpu`` or ``cuda``
     device_why: str | None  #: why there; None where nobody asked for another device
+    #: of the sides that are on the hub, ``base`` and ``tuned``: the commit that was compared
+    commits: dict[str, str] = field(default_factory=dict)
     store_path: Path | None = None  #: where the masks are, or None where nothing was stored
     _store: MaskStore | None = None
 
@@ -74,6 +77,8 @@ class DiffResult:
             "device_why": self.device_why,
             "store": None if self.store_path is None else str(self.store_path),
         }
+        if self.commits:
+            out["commits"] = self.commits
         if self.table.statistics is not None:
             from ckdiff.summaries import summarise
 
@@ -82,6 +87,12 @@ class DiffResult:
                 for row in summarise(self.table, "tensor")
             ]
         return out
+
+
+def commits(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
+    """Of the sides that are on the hub the commit, 40 hex digits."""
+    origins = {side: getattr(c, "origin", {}) for side, c in (("base", base), ("tuned", tuned))}
+    return {side: origin["commit"] for side, origin in origins.items() if "commit" in origin}
 
 
 def by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:

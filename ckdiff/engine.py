@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,17 @@ from ckdiff import budget, sharedwork
 from ckdiff._version import __version__
 from ckdiff.checkpoints import (
     bytes_to_download,
-    open_checkpoint,
+    no_room,
     open_for_planning,
     open_for_streaming,
+    open_together,
     path_for_workers,
 )
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import same_files
 from ckdiff.comparison import Comparison, DiffRecipe, Selection
 from ckdiff.daskrun import client_for, run_cluster, threads_of
-from ckdiff.diffresult import DiffResult, by_reason, details
+from ckdiff.diffresult import DiffResult, by_reason, commits, details
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, Interrupted, SourceChanged
 from ckdiff.options import (
@@ -34,18 +36,19 @@ from ckdiff.options import (
     checked_observer,
     checked_path,
 )
-from ckdiff.outputs import check_disk, check_place, refusal
+from ckdiff.outputs import check_disk, check_place, refusal, starting_anew
 from ckdiff.remote import Remote
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.runners import Amount, run_threads
 from ckdiff.summaries import rule_counts
 from ckdiff.table import MaskTable
-from ckdiff.workdir import WorkDir, stopped_hint, store_errors
+from ckdiff.workdir import WorkDir, check_output, stopped_hint, store_errors
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from ckdiff.chunks import ChunkResult
+    from ckdiff.disksharing import Streaming
     from ckdiff.results import Collected
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
@@ -78,35 +81,24 @@ class Diff:
         self.out = None if out is None else Path(os.path.abspath(checked_path("the output", out)))
         self._stack = ExitStack()
         self._resident = budget.resident_anonymous()
+        self._connected = list["Client | None"]()
+        self._allotted_for = ""  # which tensors
+        self._streaming: Streaming | None = None
         with ExitStack() as stack:
-            open_side = open_for_streaming if options.stream else open_checkpoint
-            if options.dry_run:
-                open_side = open_for_planning
-            self.base = open_side(base)
-            if self.base is not base:
-                stack.callback(self.base.close)
-            self.tuned = open_side(tuned)
-            if self.tuned is not tuned:
-                stack.callback(self.tuned.close)
-            if self.out is not None:
-                check_place(self.out, (self.base, self.tuned))
+            self.base, self.tuned = self._open(stack, base, tuned)
             self._began = time.perf_counter()
-            selection = Selection(*map(tuple, (options.include, options.exclude, options.rename)))
-            read_all = options.verify or options.stats  # what statistics say of equal tensors too
-            same = () if read_all else same_files(self.base, self.tuned)
-            self.comparison = Comparison(self.base, self.tuned, selection, same)
-            self.pairing, self.layout = self.comparison.pairing, self.comparison.layout
-            self.bytes_to_read = self.comparison.bytes_to_read
+            self._compare(self.base, self.tuned)
+            self._client = self._connect(stack)
             for warning in self.pairing.warnings:
                 self._observer.note(f"warning: {warning}")
             if self.pairing.hint:
                 self._observer.note(f"hint: {self.pairing.hint}")
-            self._client = stack.enter_context(client_for(options.scheduler))
             if self._client is None:
                 self._read_ahead(stack)
             else:
                 self._paths = path_for_workers(base, self.base), path_for_workers(tuned, self.tuned)
-            self._allot()
+            if self._allotted_for != self.comparison.tensors_digest():
+                self._allot()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Diff:
@@ -116,6 +108,46 @@ class Diff:
         self._stack.close()
 
     # planning
+
+    def _open(
+        self, stack: ExitStack, base: CheckpointPath, tuned: CheckpointPath
+    ) -> tuple[Checkpoint, Checkpoint]:
+        if not (self.options.dry_run or self.options.stream):
+            first, second = open_together(stack, (base, tuned), partial(self._rehearse, stack))
+            return first, second
+        open_side = open_for_streaming if self.options.stream else open_for_planning
+        sides = []
+        for path in (base, tuned):
+            sides.append(open_side(path))
+            if sides[-1] is not path:
+                stack.callback(sides[-1].close)
+        return sides[0], sides[1]
+
+    def _rehearse(self, stack: ExitStack, sides: list[Checkpoint]) -> None:
+        """Raise what a run would raise before it compares anything."""
+        self._compare(sides[0], sides[1])
+        if self.out is not None:
+            with store_errors(self.out):
+                check_output(self.out, overwrite=self.options.overwrite)
+            check_disk(self.out, self._disk_at_most(), note=lambda message: None)
+        self._client = self._connect(stack)
+        self._allot()
+
+    def _connect(self, stack: ExitStack) -> Client | None:
+        if not self._connected:
+            self._connected.append(stack.enter_context(client_for(self.options.scheduler)))
+        return self._connected[0]
+
+    def _compare(self, base: Checkpoint, tuned: Checkpoint) -> None:
+        if self.out is not None:
+            check_place(self.out, (base, tuned))
+        chosen = self.options
+        selection = Selection(*map(tuple, (chosen.include, chosen.exclude, chosen.rename)))
+        read_all = chosen.verify or chosen.stats  # what statistics say of equal tensors too
+        same = () if read_all else same_files(base, tuned)
+        self.comparison = Comparison(base, tuned, selection, same)
+        self.pairing, self.layout = self.comparison.pairing, self.comparison.layout
+        self.bytes_to_read = self.comparison.bytes_to_read
 
     def _read_ahead(self, stack: ExitStack) -> None:
         """Let the disk start on what each worker will need first, while kernels are loaded."""
@@ -139,38 +171,46 @@ class Diff:
         from ckdiff.allotment import allot
         from ckdiff.devices import Devices
 
+        self._allotted_for = self.comparison.tensors_digest()
         on_cluster = self._client is not None
         self._devices = Devices(self.options, self.bytes_to_read, on_cluster=on_cluster)
-        found = allot(
+        planned = partial(
+            allot,
             self.layout,
             workers=self._workers if self._client is None else threads_of(self._client),
             rules=len(self.rules),
             with_statistics=self.options.stats,
             asked=self.options.memory,
             held=max(0, budget.resident_anonymous() - self._resident - self._devices.resident),
-            staging=self._devices.staging(len(self.rules)),
         )
+        found = self._devices.allot(planned, len(self.rules), self.comparison.bits)
+        if self.options.stream:
+            from ckdiff.disksharing import share_disk
+
+            note = self._observer.note
+            self._streaming = share_disk(
+                self.comparison, found, self.options, on_cluster=on_cluster, note=note
+            )
+            found = self._streaming.allotment
         self.workers, self.window = found.workers, found.window
         self._devices.check(self.comparison.dtypes, self._order, self.window, self.workers)
         self.memory, self.memory_needed = found.memory, found.needed
-        if self.options.stream and not self.options.dry_run:
-            from ckdiff.checkpoints.hub.streamed import share_disk
-
-            sides = self.base, self.tuned
-            widest = int(self.comparison.bits.max(initial=8))
-            window = self.window * widest // 8
-            share_disk(sides, self.options.disk, self.workers, window, on_cluster=on_cluster)
 
     def estimate(self) -> Estimate:
         """What running will read, write and need."""
         most, overwrite = self._disk_at_most(), self.options.overwrite
+        streaming, sides = self._streaming, (self.base, self.tuned)
+        fetch = bytes_to_download(sides) if streaming is None else streaming.nbytes
+        refused = no_room(sides) if streaming is None else streaming.refusal
+        if refused is None and self.out is not None:
+            refused = refusal(self.out, most, overwrite=overwrite)
         return Estimate(
             tensors=len(self.pairing),
             elements=int(self.layout.elements.sum()),
             chunks=self.layout.chunks,
             bytes_to_read=self.bytes_to_read,
             bytes_known_equal=self.comparison.bytes_known,
-            bytes_to_download=sum(bytes_to_download(side) for side in (self.base, self.tuned)),
+            bytes_to_download=fetch,
             disk_at_most=most,
             memory=self.memory,
             memory_needed=self.memory_needed,
@@ -178,7 +218,7 @@ class Diff:
             window=self.window,
             rules=[str(rule) for rule in self.rules],
             unpaired=by_reason(self.pairing.unpaired),
-            refusal=refusal(self.out, most, overwrite=overwrite) if self.out is not None else None,
+            refusal=refused,
         )
 
     def _disk_at_most(self) -> int:
@@ -207,10 +247,7 @@ class Diff:
             check_disk(self.out, self._disk_at_most(), self._observer.note)
             with WorkDir(self.out, self._plan(), overwrite=self.options.overwrite) as work:
                 if work.discarded:
-                    self._observer.note(
-                        "warning: an earlier run was stopped here, but its sources, rules or "
-                        "version differ: starting anew"
-                    )
+                    self._observer.note(starting_anew(work.discarded, self.base, self.tuned))
                 try:
                     resumed = self._run_chunks(collected, work)
                     with store_errors(self.out):
@@ -292,7 +329,10 @@ class Diff:
         guard.install()
         try:
             task = self._devices.task(task, self._order, todo, self.workers)
-            run_threads(todo, task, workers=self.workers, done=finished, tick=report)
+            stopping = self._streaming.hang_up if self._streaming else lambda: None
+            run_threads(
+                todo, task, workers=self.workers, done=finished, tick=report, stopping=stopping
+            )
         finally:
             guard.remove()
 
@@ -394,5 +434,6 @@ class Diff:
             seconds=seconds,
             device=self._devices.taken.device,
             device_why=self._devices.taken.why,
+            commits=commits(self.base, self.tuned),
             store_path=self.out,
         )

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ckdiff.checkpoints.local import LocalCheckpoint
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, Located
 from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.layout import Layout, bits_of
 from ckdiff.matching import Matched, misfit, several
@@ -17,7 +16,7 @@ from ckdiff.naming import natural_key
 class Plan:
     """Which tensors are blended and which copied, and where everything is."""
 
-    def __init__(self, base: LocalCheckpoint, tuned: Checkpoint, matched: Matched) -> None:
+    def __init__(self, base: Located, tuned: Checkpoint, matched: Matched) -> None:
         self.base, self.tuned, self.matched = base, tuned, matched
         in_base = {name: i for i, name in enumerate(base.table.names)}
         in_tuned = {name: i for i, name in enumerate(tuned.table.names)}

@@ -10,20 +10,20 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ckdiff import budget
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_together
 from ckdiff.checkpoints.local import LocalCheckpoint
-from ckdiff.checkpoints.protocol import IntArray
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, Located
 from ckdiff.errors import CheckpointError, Interrupted, StoreCorrupt, printable
 from ckdiff.graftplan import Plan
 from ckdiff.graftrun import GraftTask, working_memory
 from ckdiff.matching import match
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
-from ckdiff.rebuilt import FilePlan, Rebuilt
+from ckdiff.rebuilt import FilePlan, Rebuilt, refuse_early
 from ckdiff.rules import Rule
 from ckdiff.runners import Amount, run_threads
 from ckdiff.store import MaskStore, open_store
@@ -58,16 +58,24 @@ def graft(
     store = open_store(mask)
     digest = store.manifest_digest()
     with ExitStack() as stack:
-        sides = []
-        for given in (base, tuned):
-            side = open_checkpoint(given)
-            if side is not given:
-                stack.callback(side.close)
-            sides.append(side)
+
+        def rehearse(sides: list[Checkpoint]) -> None:
+            _threads(Plan(cast(Located, sides[0]), sides[1], matched), options)
+            refuse_early(
+                path,
+                size=sum(file.size for file in sides[0].files),
+                directory=getattr(sides[0], "folder", None) is not None,
+                overwrite=options.overwrite,
+                apart=sides,
+                stores=[store],
+            )
+
+        matched = match([store], rule, least=1)
+        sides = open_together(stack, (base, tuned), rehearse)
         source = sides[0]
         if not isinstance(source, LocalCheckpoint):
             raise CheckpointError(f"{printable(source.label)} has no files to be rebuilt")
-        plan = Plan(source, sides[1], match([store], rule, least=1))
+        plan = Plan(source, sides[1], matched)
         threads = _threads(plan, options)
         folder, raw = source.folder is not None, source.index()
         name = source.index_name

@@ -80,9 +80,11 @@ def _checkpoint(path: str) -> dict[str, Any]:
         dtypes = dict[str, int]()
         for dtype, count in zip(table.dtypes, counts.tolist(), strict=True):
             dtypes[dtype] = dtypes.get(dtype, 0) + count
+        commit = getattr(checkpoint, "origin", {}).get("commit")
         return {
             "kind": "checkpoint",
             "path": path,
+            **({"commit": commit} if commit else {}),
             "files": [file.name for file in checkpoint.files],
             "size": sum(file.size for file in checkpoint.files),
             "tensors": len(table),

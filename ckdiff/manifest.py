@@ -16,7 +16,8 @@ from typing import Any
 import xxhash
 
 from ckdiff.errors import StoreCorrupt, StoreIncomplete, printable
-from ckdiff.workdir import FORMAT, MANIFEST, SUFFIX
+from ckdiff.placing import MANIFEST
+from ckdiff.workdir import FORMAT, SUFFIX
 
 FORMAT_VERSION = 1
 TABLE = "tensors.json"
@@ -100,6 +101,11 @@ def _no_store(root: Path) -> StoreIncomplete:
         return StoreIncomplete(
             f"there is no store {shown} yet, a run that writes it was stopped or still runs",
             hint="the same command resumes it",
+        )
+    if shown.startswith("hf:/"):  # pathlib has taken the second slash
+        return StoreIncomplete(
+            f"hf://{shown[4:].lstrip('/')} is on the hub, and mask stores are on this machine",
+            hint="ckdiff diff -o makes one",
         )
     if not root.exists():
         return StoreIncomplete(f"there is no store {shown}", hint="ckdiff diff -o makes one")

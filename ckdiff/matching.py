@@ -38,10 +38,10 @@ class Matched:
     layout: Layout  #: of the shared tensors
     starts: IntArray  #: (stores, tensors): byte of each store's flat mask where the tensor begins
     left_out: list[dict[str, Any]] = field(default_factory=list)
-    #: shared tensors whose base content is not known to be the same in all stores
+    #: shared tensors whose base content is not the same in all stores
     other_base: list[str] = field(default_factory=list)
-    #: of those, how many there is no evidence against: a store did not read them
-    unknown_base: int = 0
+    #: those of which that is not known, because a store did not read them
+    unknown_base: list[str] = field(default_factory=list)
     #: (stores, tensors): content hashes of the base as the stores recorded them
     recorded: list[list[str]] = field(default_factory=list)
 
@@ -54,18 +54,29 @@ class Matched:
                 f"warning: {len(left_out):,} {tensors} {are} not in all stores with one shape and "
                 f"{are} left out: {several(left_out)}"
             )
-        different = len(self.other_base) - self.unknown_base
-        if different:
+        if self.other_base:
             yield (
-                f"warning: the stores have different bases: {different:,} of "
+                f"warning: the stores have different bases: {len(self.other_base):,} of "
                 f"{len(self.names):,} shared tensors differ in content"
             )
         if self.unknown_base:
-            yield (
-                f"warning: whether the stores have one base is not known for "
-                f"{self.unknown_base:,} of {len(self.names):,} shared tensors, which not every run "
-                "read (diff --verify does)"
+            yield f"warning: {self._unknown()} (diff --verify does)"
+
+    def require_one_base(self) -> None:
+        """Raise PairingError unless all stores are known to have one base."""
+        hint = "leave out --require-same-base to compare them all the same"
+        if self.other_base:
+            raise PairingError(
+                f"the stores have different bases: {several(self.other_base)}", hint=hint
             )
+        if self.unknown_base:
+            raise PairingError(self._unknown(), hint="make them with diff --verify, or " + hint)
+
+    def _unknown(self) -> str:
+        return (
+            f"whether the stores have one base is not known for {len(self.unknown_base):,} of "
+            f"{len(self.names):,} shared tensors, which not every run read"
+        )
 
     def base_hash(self, tensor: int) -> str:
         """The content hash of a shared tensor's base, from the stores that have it; UNKNOWN where
@@ -138,11 +149,8 @@ def match(
         left_out,
     )
     _compare_bases(matched)
-    if matched.other_base and require_same_base:
-        raise PairingError(
-            f"the stores have different bases: {several(matched.other_base)}",
-            hint="leave out --require-same-base to compare them all the same",
-        )
+    if require_same_base:
+        matched.require_one_base()
     return matched
 
 
@@ -154,9 +162,10 @@ def _compare_bases(matched: Matched) -> None:
     for name, *hashes in zip(matched.names, *matched.recorded, strict=True):
         different = len(set(filter(is_content_hash, hashes))) > 1
         same = one_base or (len(set(hashes)) == 1 and hashes[0] != UNKNOWN)
-        if different or not same:
+        if different:
             matched.other_base.append(name)
-            matched.unknown_base += not different
+        elif not same:
+            matched.unknown_base.append(name)
 
 
 def _content_of_base(store: MaskStore) -> tuple[tuple[str, str], ...] | None:

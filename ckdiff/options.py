@@ -165,6 +165,8 @@ def checked_path(name: str, value: Any) -> str:
         raise UsageError(f"{name} must be a path as text, not as bytes")
     if not text:
         raise UsageError(f"{name} has an empty name", hint="is a variable not set?")
+    if name == "the output" and text.startswith("hf://"):
+        raise UsageError(f"the output must be on this machine, and {printable(text)} is on the hub")
     if "\0" in text:
         raise UsageError(f"{name} must be a path, which {text!r} with its NUL is not")
     return text

@@ -82,3 +82,29 @@ def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:
             f"warning: {format_size(free)} free at {where}, and masks that do not compress would "
             f"need {format_size(most)}; if it runs out, the same command resumes"
         )
+
+
+#: for what the plan of a diff holds, how people call it
+_PARTS = {
+    "base": "base",
+    "tuned": "tuned checkpoint",
+    "same": "files known to be equal, or --verify,",
+    "tensors": "tensors",
+    "rules": "rules",
+    "masks": "rules",
+    "statistics": "--stats",
+    "ckdiff": "version of ckdiff",
+}
+
+
+def starting_anew(differing: Sequence[str], base: Checkpoint, tuned: Checkpoint) -> str:
+    """The warning that earlier work cannot be resumed, because of these parts of its plan."""
+    parts = list(dict.fromkeys(_PARTS.get(key, "plan") for key in differing))
+    text = f"its {' and '.join(parts)} {'were' if len(parts) > 1 else 'was'} not the same"
+    moved = [
+        f"{side.label} is at {origin['commit'][:7]} now"
+        for key, side in (("base", base), ("tuned", tuned))
+        if key in differing and "commit" in (origin := getattr(side, "origin", {}))
+    ]
+    where = f" ({', '.join(moved)}; @COMMIT names one for good)" if moved else ""
+    return f"warning: an earlier run was stopped here, but {text}: starting anew{where}"

@@ -43,8 +43,8 @@ class Overlap:
     #: tensors whose base content is not the same in all stores
     other_base: list[str] = field(default_factory=list, repr=False)
     seconds: float = 0.0
-    #: how many of ``other_base`` are there only because not every run read them
-    unknown_base: int = field(default=0, repr=False)
+    #: tensors of which that is not known, because not every run read them
+    unknown_base: list[str] = field(default_factory=list, repr=False)
 
     @property
     def counts(self) -> IntArray:
@@ -105,6 +105,7 @@ class Overlap:
             "nulls": list(self.null_names),
             "left_out": self.left_out,
             "other_base": self.other_base,
+            "unknown_base": self.unknown_base,
             "seconds": self.seconds,
         }
 

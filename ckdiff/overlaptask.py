@@ -9,6 +9,7 @@ import numpy as np
 
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.checkpoints.sameness import known_by
 from ckdiff.counting import OverlapTask
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, PairingError, printable
@@ -39,7 +40,6 @@ def plan(
 
 
 def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
-    _check_one_base(matched)
     table = checkpoint.table
     place = {name: i for i, name in enumerate(table.names)}
     index = []
@@ -57,27 +57,33 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
     return Base(checkpoint, np.array(index, np.int64), bits, hashes, matched.names)
 
 
-def _check_one_base(matched: Matched) -> None:
-    """Raise PairingError where values of different bases would be mixed.
+def check_one_base(matched: Matched, base: Checkpoint) -> None:
+    """Raise PairingError where values of another base than a store's would be counted.
 
-    What a store did not read for being equal on both sides has no changed element in it, and chance
-    gives none either, whatever the values are.
+    Content hashes are verified when the base is read. What a run did not read for being equal on
+    both sides has no changed element there, and chance gives none either, whatever the values are;
+    but a store derived from it may have some, and then only the hash of the base's file tells.
     """
-    disputed = set(matched.other_base)
+    place = {name: i for i, name in enumerate(base.table.names)}
     for i, name in enumerate(matched.names):
-        if name not in disputed:
-            continue
         found = [hashes[i] for hashes in matched.recorded]
-        read = {text for text in found if is_content_hash(text)}
-        vague = any(
-            changed and not is_content_hash(text)
-            for changed, text in zip(matched.changed[:, i].tolist(), found, strict=True)
-        )
-        if vague or len(read) > 1:
+        if len({text for text in found if is_content_hash(text)}) > 1:
             raise PairingError(
                 f"the null magnitude needs stores with one base, and these differ in "
                 f"{printable(name)}",
                 hint="leave out the stores that started from another checkpoint",
+            )
+        for store, text, changed in zip(
+            matched.stores, found, matched.changed[:, i].tolist(), strict=True
+        ):
+            if not changed or is_content_hash(text):
+                continue
+            if text and name in place and text == known_by(base, place[name]):
+                continue
+            raise PairingError(
+                f"{printable(str(store.path))} was made from a run that did not read "
+                f"{printable(name)}: whether {printable(base.label)} is its base is not known",
+                hint="make that run with diff --verify",
             )
 
 

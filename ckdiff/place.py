@@ -18,17 +18,8 @@ from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, OutputError, StoreLocked, printable
 from ckdiff.outputs import ELSEWHERE, check_place, free_space, relation
-from ckdiff.workdir import (
-    FORMER,
-    SUFFIX,
-    acquire,
-    give_back,
-    put_in_place,
-    remove,
-    sync_path,
-    sync_tree,
-    take_back,
-)
+from ckdiff.placing import FORMER, give_back, put_in_place, remove, sync_path, sync_tree, take_back
+from ckdiff.workdir import SUFFIX, acquire
 
 #: says what an existing output holds that must not be deleted, or None where it may be replaced
 Policy = Callable[[Path], str | None]
@@ -105,6 +96,11 @@ class Place:
                     f"{printable(str(path))}",
                     hint=ELSEWHERE,
                 )
+
+    def check(self) -> None:
+        """Raise OutputError where something is in the way, before anything is written."""
+        with write_errors(self.out):
+            self._check()
 
     def check_disk(self, size: int) -> None:
         """Raise BudgetError where ``size`` bytes do not fit."""

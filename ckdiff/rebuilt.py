@@ -70,8 +70,7 @@ class Rebuilt:
         self._index = index
         self._directory = directory
         self._check_plans()
-        self._place = Place(out, directory=directory, overwrite=overwrite, in_the_way=_foreign)
-        self._place.keep_away_from(apart, [*(store.path for store in stores), *inputs])
+        self._place = _place(out, directory, overwrite, apart, stores, inputs)
         self._missing = [plan.size for plan in self.files]
         self._fds: list[int] = []
         self._lock = threading.Lock()
@@ -197,6 +196,37 @@ class Rebuilt:
     def _shown(self, file: int) -> str:
         path = self.out / self.files[file].name if self._directory else self.out
         return f"{printable(str(path))} ({format_size(self.files[file].size)})"
+
+
+def refuse_early(
+    out: Path,
+    *,
+    size: int,
+    directory: bool,
+    overwrite: bool,
+    apart: Sequence[Checkpoint] = (),
+    stores: Sequence[MaskStore] = (),
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Raise what entering a Rebuilt of ``size`` bytes would raise as things stand, before what it
+    is made of was downloaded: OutputError and BudgetError.
+    """
+    place = _place(out, directory, overwrite, apart, stores, inputs)
+    place.check()
+    place.check_disk(size)
+
+
+def _place(
+    out: Path,
+    directory: bool,
+    overwrite: bool,
+    apart: Sequence[Checkpoint],
+    stores: Sequence[MaskStore],
+    inputs: Sequence[Path],
+) -> Place:
+    place = Place(out, directory=directory, overwrite=overwrite, in_the_way=_foreign)
+    place.keep_away_from(apart, [*(store.path for store in stores), *inputs])
+    return place
 
 
 def _name_fault(name: str) -> str | None:

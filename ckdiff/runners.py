@@ -76,12 +76,14 @@ def run_threads(
     workers: int,
     done: Callable[[int, T], None],
     tick: Callable[[], None] = lambda: None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the task for every chunk on ``workers`` threads.
 
     ``done(chunk, result)`` and ``tick()`` are called in this thread, ``tick`` about ten times a
     second. The first exception of a task, of ``done`` or of this thread (Ctrl-C) stops all
-    workers, waits for them, and is raised.
+    workers, waits for them, and is raised. ``stopping()`` is called before that waiting, for tasks
+    that may hang where they do not see that they are to stop.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     count = 0
@@ -124,6 +126,10 @@ def run_threads(
                 raise error
             done(chunk, result)  # type: ignore[arg-type]
             tick()
+    except BaseException:
+        stop.set()
+        stopping()
+        raise
     finally:
         stop.set()
         _wait([ended for thread, ended in threads if thread.ident is not None])

@@ -161,7 +161,7 @@ class Combination(Maker):
 
 def _base_hashes(matched: Matched) -> list[str]:
     """What each shared tensor started from where all stores agree about it, else UNKNOWN."""
-    found, disputed = [], set(matched.other_base)
+    found, disputed = [], {*matched.other_base, *matched.unknown_base}
     columns = zip(*matched.recorded, strict=True)
     for i, (name, hashes) in enumerate(zip(matched.names, columns, strict=True)):
         if len(set(hashes)) == 1:

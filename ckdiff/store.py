@@ -22,10 +22,10 @@ from ckdiff.layout import CHUNK, Layout
 from ckdiff.manifest import TABLE
 from ckdiff.objects import INNER, OBJECT, read_inners
 from ckdiff.options import checked_function, checked_int, checked_path, checked_text
+from ckdiff.placing import MANIFEST
 from ckdiff.rules import Rule
 from ckdiff.table import MaskTable, TensorRecord
 from ckdiff.verified import VerifiedObjects
-from ckdiff.workdir import MANIFEST
 
 if TYPE_CHECKING:
     import zarr

@@ -15,15 +15,12 @@ the new one and is deleted afterwards, as ``replaced`` in the work directory.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
 import os
 import shlex
-import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +30,18 @@ import xxhash
 
 from ckdiff.errors import StoreError, StoreExists, StoreLocked, printable
 from ckdiff.objects import start_writeback, write_all
+from ckdiff.placing import (
+    FORMER,
+    MANIFEST,
+    give_back,
+    put_in_place,
+    remove,
+    sync_path,
+    sync_tree,
+    take_back,
+)
 
 SUFFIX = ".ckdiff-partial"
-MANIFEST = "manifest.json"
-FORMER = "former"  #: in a work directory: an output, not a store, that is being replaced
 FORMAT = "ckdiff-mask-store"
 _ATTEMPTS = 100  # at locking a directory that others keep removing
 _README = """\
@@ -95,7 +100,8 @@ class WorkDir:
         self._overwrite = overwrite
         self._lock = -1
         self.resumed = False  #: whether earlier work was found
-        self.discarded = False  #: whether earlier work of another plan was thrown away
+        #: what of the plan was another one in earlier work that was thrown away, or nothing
+        self.discarded: list[str] = []
 
     def __enter__(self) -> WorkDir:
         with store_errors(self.path):
@@ -122,14 +128,15 @@ class WorkDir:
     def _open_plan(self) -> None:
         found = self.path / "plan.json"
         try:
-            same = found.read_text(encoding="utf-8") == self._plan
+            earlier = found.read_text(encoding="utf-8")
         except (OSError, ValueError):
-            same = False
-        if same:
+            earlier = ""
+        if earlier == self._plan:
             self.resumed = True
             (self.store / MANIFEST).unlink(missing_ok=True)  # it is not finished any more
         else:
-            self.discarded = any((self.path / "journal").glob("*"))
+            if any((self.path / "journal").glob("*")):
+                self.discarded = _differences(earlier, self._plan)
             for name in ("plan.json", "journal", "store"):
                 remove(self.path / name)
             write_file(self.path / "README.txt", _README.encode())
@@ -205,6 +212,15 @@ def is_store(path: Path) -> bool:
             if FORMAT.encode() in file.read(4096):
                 return (path / MANIFEST).is_file()
     return False
+
+
+def _differences(earlier: str, plan: str) -> list[str]:
+    """The keys of a plan whose values were others before; ``plan`` where it cannot be read."""
+    try:
+        before, now = json.loads(earlier), json.loads(plan)
+        return sorted(key for key in now if before.get(key) != now[key]) or ["plan"]
+    except (ValueError, AttributeError):
+        return ["plan"]
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -314,66 +330,6 @@ def _remove_temporaries(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync_tree(root: Path) -> None:
-    """fsync every file and directory below ``root``."""
-    for folder, _, names in os.walk(root):
-        for name in names:
-            sync_path(Path(folder) / name)
-        sync_path(Path(folder))
-
-
-def sync_path(path: Path) -> None:
-    """fsync a file, or a directory, so that the names in it survive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def put_in_place(new: Path, out: Path, replaced: Path | None) -> None:
-    """Move what is new into place, and what was there, if anything, to ``replaced``."""
-    if replaced is None:
-        os.rename(new, out)
-        return
-    remove(replaced)
-    os.rename(new, replaced)
-    if _exchange(replaced, out):
-        return
-    os.rename(replaced, new)
-    os.rename(out, replaced)  # nothing there for a moment; should we die now, ``_rescue`` knows
-    try:
-        os.rename(new, out)
-    except OSError:
-        os.rename(replaced, out)
-        raise
-
-
-def take_back(new: Path, out: Path, replaced: Path | None) -> None:
-    """Undo ``put_in_place``."""
-    if replaced is None:
-        os.rename(out, new)
-    elif _exchange(replaced, out):
-        os.rename(replaced, new)
-    else:
-        os.rename(out, new)
-        os.rename(replaced, out)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where the system or file system cannot."""
-    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if sys.platform != "linux" or swap is None:
-        return False
-    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if swap(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS):
-        return False
-    raise OSError(code, os.strerror(code), str(other))
-
-
 def _rescue(path: Path) -> None:
     """Finish what a run that was killed while replacing its output had begun."""
     replaced = path / "replaced"
@@ -385,31 +341,6 @@ def _rescue(path: Path) -> None:
         remove(replaced)
     else:
         os.rename(replaced, out)
-
-
-def give_back(former: Path, out: Path) -> None:
-    """Put what was about to be replaced back to its name, unless something is there by now.
-
-    Whatever has the name ``FORMER`` is whole: it loses that name before it is removed.
-    """
-    if not os.path.lexists(former):
-        return
-    if not os.path.lexists(out):
-        os.rename(former, out)
-        return
-    refuse = former.with_name("removed")
-    remove(refuse)
-    os.rename(former, refuse)
-    remove(refuse)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a tree; a tree loses its manifest first, so that it is no store any more."""
-    if path.is_dir() and not path.is_symlink():
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -104,6 +104,10 @@ class Hub:
         """The files that were asked for, in order."""
         return [r.file for r in self.requests if r.file and r.method == method]
 
+    def downloaded(self) -> list[str]:
+        """The files that were asked for as a whole, in order."""
+        return [r.file for r in self.requests if r.file and r.method == "GET" and r.range is None]
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers one request."""

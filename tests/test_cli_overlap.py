@@ -103,7 +103,7 @@ def tensor_expectation(masks: list[Flags]) -> float:
 def test_json_is_the_contract(runs: Runs, by: str) -> None:
     found = overlap_json(*runs.stores, "--by", by, "--null", "tensor", "--null", "model")
     assert found.keys() == {
-        "stores", "rule", "by", "nulls", "rows", "left_out", "other_base", "seconds"
+        "stores", "rule", "by", "nulls", "rows", "left_out", "other_base", "unknown_base", "seconds"
     }  # fmt: skip
     assert found["stores"] == runs.stores
     assert (found["rule"], found["by"], found["nulls"]) == ("exact", by, ["tensor", "model"])
@@ -446,7 +446,7 @@ def rebased(runs: Runs, tmp_path: Path) -> str:
 def test_other_bases_are_said_or_refused(runs: Runs, rebased: str) -> None:
     result = ok("overlap", runs.stores[0], rebased)
     assert "warning: the stores have different bases" in result.stderr
-    assert "The runs have different bases: model.embed.weight differ in content." in result.stdout
+    assert "The runs have different bases: model.embed.weight differs in content." in result.stdout
     assert overlap_json(runs.stores[0], rebased)["other_base"] == ["model.embed.weight"]
     said = error("overlap", runs.stores[0], rebased, "--require-same-base")
     assert "different bases: model.embed.weight" in said

@@ -84,7 +84,11 @@ LAYERS = """
     ckdiff.gpu.bits
     ckdiff.gpu.changes
     ckdiff.gpu.sizes
+    ckdiff.gpu.fusedcode
+    ckdiff.gpu.fused
     ckdiff.gpu.staging
+    ckdiff.gpu.pool
+    ckdiff.gpu.preparing
     ckdiff.gpu.kernels
     ckdiff.gpu
 
@@ -103,8 +107,12 @@ LAYERS = """
     ckdiff.checkpoints.hub.settings
     ckdiff.checkpoints.hub.retries
     ckdiff.checkpoints.hub.failures
+    ckdiff.checkpoints.hub.exchange
+    ckdiff.checkpoints.hub.fetching
+    ckdiff.checkpoints.hub.spool
     ckdiff.checkpoints.hub.client
     ckdiff.checkpoints.hub.listing
+    ckdiff.checkpoints.hub.cache
     ckdiff.checkpoints.hub.cached
     ckdiff.checkpoints.hub.headers
     ckdiff.checkpoints.hub.streamed
@@ -116,6 +124,7 @@ LAYERS = """
 
     ckdiff.maskcodec
     ckdiff.objects
+    ckdiff.placing
     ckdiff.workdir
     ckdiff.sharedwork
     ckdiff.manifest
@@ -143,6 +152,7 @@ LAYERS = """
     ckdiff.gpu.trial
     ckdiff.devices
     ckdiff.allotment
+    ckdiff.disksharing
     ckdiff.results
     ckdiff.diffresult
     ckdiff.engine
@@ -253,7 +263,7 @@ RAISED = {
     ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.manifest", "OSError"): "caught there, and becomes a StoreError",
     ("ckdiff.imports.npz", "ValueError"): "caught there, and becomes a CheckpointError",
-    ("ckdiff.workdir", "OSError"): "the system's own error, reported with its path",
+    ("ckdiff.placing", "OSError"): "the system's own error, reported with its path",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.varints", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.unpacking", "Damaged"): "caught by applying, which knows the delta's name",

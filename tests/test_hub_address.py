@@ -61,5 +61,16 @@ def test_what_is_no_address(text: str) -> None:
 
 
 def test_other_paths_are_local() -> None:
-    for path in ("hf", "hf:", "./hf://org/name", "/hf:/x", "HF://org/name"):
+    for path in ("hf", "hf:", "./hf://org/name", "/hf:/x", "org/name"):
         assert not is_hub_address(path)
+    with pytest.raises(CheckpointError, match="is not hf://"):
+        HubAddress.parse("HF://org/name")
+    with pytest.raises(CheckpointError, match=r"does not exist") as caught:
+        ckdiff.open_checkpoint("org/name")
+    assert "write hf://org/name" in caught.value.one_line()
+
+
+def test_a_token_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        HubAddress.parse("hf://me:hf_abcdefghijklmnopqrstuv@org/name")
+    assert "abcdef" not in caught.value.one_line()

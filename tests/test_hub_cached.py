@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from cli_support import bf16, bump, error, ok, run
+from cli_support import MAIN, bf16, bump, error, ok, python, run
 from hub_server import Handler, Hub, Request, etag_of, only_hub, safetensors, sharded
+from support import write_safetensors
 
 import ckdiff
 from ckdiff.checkpoints.hub import cached
@@ -76,7 +79,7 @@ def test_a_diff_of_two_repositories(hub: Hub, tmp_path: Path) -> None:
 
 def test_what_is_cached_is_not_downloaded_again(hub: Hub) -> None:
     ckdiff.diff("hf://org/base", "hf://org/tuned")
-    assert len(hub.fetched()) == 2
+    assert len(hub.downloaded()) == 2
     hub.requests.clear()
     again = ckdiff.diff("hf://org/base", "hf://org/tuned")
     assert again.rules["exact"]["changed"] == 70
@@ -106,7 +109,7 @@ def test_the_index_decides_which_files_are_fetched(hub: Hub, tmp_path: Path) -> 
     found = ckdiff.diff("hf://org/base", "hf://org/tuned/step-5", tmp_path / "x.zarr")
     assert found.rules["exact"]["changed"] == 70
     names = ["model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"]
-    assert sorted(hub.fetched()) == sorted([*names, *(f"step-5/{name}" for name in names)])
+    assert sorted(hub.downloaded()) == sorted([*names, *(f"step-5/{name}" for name in names)])
     assert found.store is not None
     side = found.store.manifest["tuned"]
     assert side["path"] == "step-5"
@@ -149,7 +152,7 @@ def test_every_command_that_takes_a_checkpoint(hub: Hub, tmp_path: Path) -> None
     ok("graft", base, tuned, "--mask", store, "-o", str(tmp_path / "grafted"))
     assert (tmp_path / "grafted" / "model.safetensors").read_bytes() == safetensors(TUNED)
     ok("overlap", store, other, "--null", "magnitude", "--base", base)
-    assert len(hub.fetched()) == 2
+    assert len(hub.downloaded()) == 2
 
 
 def test_exporting_like_a_checkpoint_reads_its_headers_only(hub: Hub, tmp_path: Path) -> None:
@@ -240,7 +243,7 @@ def test_offline_with_a_part_of_a_checkpoint(
     link.resolve().unlink()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     line = error("info", "hf://org/base")
-    assert "1 of the 2 files that the index names are not there, such as model-2." in line
+    assert "hf://org/base: model-2.safetensors is not in the cache" in line
 
 
 def test_the_cache_is_where_the_environment_says(
@@ -319,7 +322,8 @@ def test_a_token_that_is_refused(hub: Hub) -> None:
             {"unet/m.safetensors": b"x", "vae/m.safetensors": b"x"},
             "only in unet, vae (name the",
         ),
-        ({}, "is an empty directory"),
+        ({}, "holds no file"),
+        ({".gitattributes": b""}, "holds only .gitattributes"),
     ],
 )
 def test_a_repository_without_safetensors(hub: Hub, files: dict[str, bytes], words: str) -> None:
@@ -422,7 +426,7 @@ def test_what_is_no_hub(hub: Hub) -> None:
         return True
 
     hub.fault = page
-    assert "cannot be fetched from" in error("info", "hf://org/base")
+    assert "answers is no answer of a hub" in error("info", "hf://org/base")
 
     def no_commit(request: Request, handler: Handler) -> bool:
         handler.say(200, {"id": "org/base", "siblings": []})
@@ -435,7 +439,7 @@ def test_what_is_no_hub(hub: Hub) -> None:
 @pytest.mark.parametrize("length", [100, 5000])
 def test_a_file_of_another_length_than_the_hub_says(hub: Hub, length: int) -> None:
     def other(request: Request, handler: Handler) -> bool | None:
-        if request.file and request.method == "GET":
+        if request.file and request.method == "GET" and request.range is None:
             handler.say(200, b"x" * length, ETag='"x"', X_Repo_Commit="0" * 40)
             return True
         return None
@@ -498,3 +502,183 @@ def test_a_long_download_is_told_in_a_log(
         "ckdiff: downloading hf://org/tuned: 12.2 KiB",
     ]
     assert "download" not in ok("diff", "hf://org/base", "hf://org/tuned").stderr
+
+
+# -- before anything is downloaded -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["diff", "hf://org/base", "hf://org/nope"], "no such model"),
+        (["diff", "hf://org/base", "{tmp}/missing"], "does not exist"),
+        (["diff", "hf://org/base", "hf://org/tuned", "-o", "{tmp}/there"], "is not a mask store"),
+        (["diff", "hf://org/base", "hf://org/tuned", "-o", "{tmp}/no/x"], "no directory"),
+        (["diff", "hf://org/base", "hf://org/tuned", "--rename", "(=x"], "regular expression"),
+        (["diff", "hf://org/base", "hf://org/tuned", "--include", "zzz"], "nothing to compare"),
+        (["diff", "hf://org/base", "hf://org/tuned", "--memory", "1MiB"], "too little"),
+        (["delta", "hf://org/base", "hf://org/tuned", "-o", "{tmp}/there"], "exists"),
+        (["apply", "hf://org/base", "{tmp}/none", "-o", "{tmp}/x"], "does not exist"),
+        (["apply", "hf://org/other", "{tmp}/d", "-o", "{tmp}/x"], "was not made for"),
+        (["apply", "hf://org/base", "{tmp}/d", "-o", "{tmp}/there"], "exists"),
+        (["graft", "hf://org/base", "hf://org/tuned", "--mask", "{tmp}/m", "-o", "{tmp}/there"],
+         "exists"),
+        (["import", "{tmp}/masks.npz", "--base", "hf://org/other", "-o", "{tmp}/x"], "lacks 1"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_costs_no_download(
+    hub: Hub, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    base = write_safetensors(tmp_path / "base.safetensors", BASE)
+    tuned = write_safetensors(tmp_path / "tuned.safetensors", TUNED)
+    ckdiff.delta(base, tuned, tmp_path / "d")
+    ckdiff.diff(base, tuned, tmp_path / "m")
+    np.savez(tmp_path / "masks.npz", b=np.ones(8, bool))
+    hub.put("org/other", {"model.safetensors": safetensors({"other": BIG})})
+    assert words in error(*(text.format(tmp=tmp_path) for text in arguments))
+    assert hub.downloaded() == []
+    assert blobs(tmp_path) == []
+
+
+def test_room_for_both_sides_together(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [len(hub.repositories[r]["main"].files["model.safetensors"])
+             for r in ("org/base", "org/tuned")]  # fmt: skip
+    usage = shutil.disk_usage(tmp_path)._replace(free=sum(sizes) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(BudgetError, match="hf://org/base and hf://org/tuned: "):
+        ckdiff.diff("hf://org/base", "hf://org/tuned")
+    assert hub.downloaded() == []
+
+
+def test_two_revisions_share_what_is_fetched(hub: Hub) -> None:
+    hub.put("org/base", two_shards(BASE), "v1")
+    hub.put("org/base", two_shards(TUNED), "v2")
+    sides = "hf://org/base@v1", "hf://org/base@v2"
+    planned = json.loads(ok("diff", *sides, "--dry-run", "--json").stdout)
+    assert hub.downloaded() == []
+    ok("diff", *sides)
+    files = hub.repositories["org/base"]["v2"].files
+    names = [name for name in hub.downloaded() if name.endswith(".safetensors")]
+    assert planned["bytes_to_download"] == sum(len(files[name]) for name in names)
+
+
+def test_a_server_that_is_busy_for_a_moment(hub: Hub) -> None:
+    def busy(request: Request, handler: Handler) -> bool | None:
+        if request.file and request.method == "GET" and request.number == 1:
+            handler.say(503, b"", Retry_After="0")
+            return True
+        return None
+
+    hub.fault = busy
+    assert ckdiff.diff("hf://org/base", "hf://org/tuned").rules["exact"]["changed"] == 70
+
+
+# -- what the cache knows --------------------------------------------------------------------------
+
+
+def test_a_part_of_a_repository_is_not_taken_for_it_offline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for repo, tensors in (("org/base", BASE), ("org/tuned", TUNED)):
+        files = {"a.safetensors": safetensors({"a.0.w": tensors["a.0.w"]}),
+                 "b.safetensors": safetensors({"a.1.w": tensors["a.1.w"]})}  # fmt: skip
+        hub.put(repo, files)
+        hub.put(f"{repo}-index", two_shards(tensors))
+    for tail, one in (("", "a"), ("-index", "model-1")):
+        ok("diff", f"hf://org/base{tail}/{one}.safetensors",
+           f"hf://org/tuned{tail}/{one}.safetensors")  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    line = error("diff", "hf://org/base", "hf://org/tuned")
+    assert "b.safetensors is not in the cache" in line
+    line = error("diff", "hf://org/base-index", "hf://org/tuned-index")
+    assert "model.safetensors.index.json is not in the cache" in line
+    ok("diff", "hf://org/base/a.safetensors", "hf://org/tuned/a.safetensors")
+
+
+def test_a_cache_that_others_filled(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    hub.put("org/shards", {"a.safetensors": safetensors(BASE), "b.safetensors": b"x"})
+    cache = tmp_path / "home" / "hub"
+    for repo, name in (("org/base", "model.safetensors"), ("org/shards", "a.safetensors")):
+        hf_hub_download(repo, name, cache_dir=cache, endpoint=hub.endpoint)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ok("info", "hf://org/base")  # what every tool calls a model that is one file
+    ok("info", "hf://org/shards/a.safetensors")
+    assert "nothing says whether all of its files" in error("info", "hf://org/shards")
+
+
+def test_offline_a_revision_is_what_it_was_last(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = hub.repositories["org/base"]["main"].sha
+    ok("info", "hf://org/tuned")
+    ckdiff.diff("hf://org/base", "hf://org/tuned")
+    second = hub.put("org/base", {"model.safetensors": safetensors(TUNED)}, "next")
+    ckdiff.diff(f"hf://org/base@{second}", "hf://org/tuned@main")  # both are cached now
+    hub.put("org/base", {"model.safetensors": safetensors(TUNED)})  # main leads there now
+    online = ckdiff.diff("hf://org/base", f"hf://org/base@{first}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = ckdiff.diff("hf://org/base", f"hf://org/base@{first}")
+    assert online.commits == offline.commits == {"base": second, "tuned": first}
+    assert online.rules == offline.rules
+
+
+def test_a_file_that_somebody_put_into_the_cache(hub: Hub, tmp_path: Path) -> None:
+    hub.put("org/other", {"model.safetensors": safetensors(BASE)})
+    assert ckdiff.diff("hf://org/base", "hf://org/other").bytes_known_equal > 0
+    folder = tmp_path / "home" / "hub" / "models--org--other" / "snapshots"
+    (link,) = folder.rglob("model.safetensors")
+    link.unlink()
+    link.write_bytes(safetensors(TUNED))
+    found = ckdiff.diff("hf://org/base", "hf://org/other")
+    assert found.bytes_known_equal == 0
+    assert found.rules["exact"]["changed"] == 70
+
+
+# -- what people see -------------------------------------------------------------------------------
+
+
+def test_the_commits_are_shown(hub: Hub, tmp_path: Path) -> None:
+    short = hub.repositories["org/tuned"]["main"].sha[:7]
+    store = str(tmp_path / "run.zarr")
+    title = f"hf://org/tuned ({short})"
+    assert title in ok("diff", "hf://org/base", "hf://org/tuned", "-o", store).stdout
+    assert title in ok("show", store).stdout
+    assert title in ok("info", "hf://org/tuned").stdout
+    found = json.loads(ok("diff", "hf://org/base", "hf://org/tuned", "--json").stdout)
+    assert found["commits"]["tuned"].startswith(short)
+
+
+def test_what_is_not_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    assert "must be on this machine" in error("diff", "hf://org/base", "hf://org/tuned", "-o",
+                                              "hf://org/x.zarr")  # fmt: skip
+    assert error("show", "hf://org/base").startswith("hf://org/base is on the hub, and mask stores")
+    assert "--stream" in run("diff", "hf://org/base", "hf://org/tuned", "--disk", "1GB").stderr
+
+
+@pytest.mark.parametrize("endpoint", ["notaurl", "http://[::1", "ftp://host", "http://host:99999"])
+def test_what_is_no_endpoint(hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert "HF_ENDPOINT is not the address of a hub" in error("info", "hf://org/base")
+
+
+def test_a_variable_that_the_client_cannot_read() -> None:
+    done = python(MAIN, "info", "hf://org/base", env={"HF_HUB_DOWNLOAD_TIMEOUT": "abc"})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "cannot read one of its variables" in line
+
+
+def test_a_dry_run_says_that_the_cache_has_no_room(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    planned = ok("diff", "hf://org/base", "hf://org/tuned", "--dry-run")
+    assert "a run would be refused: hf://org/base and hf://org/tuned: " in planned.stderr
+    assert hub.downloaded() == []

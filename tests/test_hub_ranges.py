@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,6 +81,53 @@ def whenever(hub: Hub, wanted: int, answer: str, *more: object) -> None:
     hub.fault = fault
 
 
+@pytest.mark.parametrize("status", [500, 404, 302])
+def test_long_bodies_of_what_is_no_answer_are_not_read(
+    repository: HubRepository, hub: Hub, status: int
+) -> None:
+    most = 64 << 20
+    sent: list[int] = []
+
+    def fault(request: Request, handler: Handler) -> bool | None:
+        if request.file != NAME:
+            return None
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(most))
+        if status == 302:
+            handler.send_header("Location", f"/stored/org/name/resolve/{repository.commit}/{NAME}")
+        sent.append(0)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(most >> 20):
+                handler.wfile.write(bytes(1 << 20))
+                sent[-1] += 1 << 20
+        handler.close_connection = True
+        return True
+
+    hub.fault = fault if status != 302 else once(fault)
+    if status == 302:
+        assert repository.read(NAME, 100, 50) == DATA[100:150]
+    else:
+        with pytest.raises(CheckpointError):
+            repository.read(NAME, 100, 50)
+    assert len(sent) == {500: retries.ATTEMPTS, 404: 1, 302: 1}[status]
+    assert max(sent) < most // 2  # what sockets hold by themselves
+
+
+def once(
+    fault: Callable[[Request, Handler], bool | None],
+) -> Callable[[Request, Handler], bool | None]:
+    left = [1]
+
+    def first(request: Request, handler: Handler) -> bool | None:
+        if request.file != NAME or not left:
+            return None
+        left.clear()
+        return fault(request, handler)
+
+    return first
+
+
 def test_what_a_repository_says(repository: HubRepository, hub: Hub) -> None:
     assert repository.commit == hub.repositories["org/name"]["main"].sha
     assert sorted(repository.names) == ["empty", "small.safetensors", NAME]
@@ -152,7 +200,7 @@ def test_a_broken_answer_is_taken_up_where_it_broke(repository: HubRepository, h
     assert ranges(hub) == [(0, 1 << 20), (1 << 19, 1 << 20)]
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520, 524])
 def test_statuses_that_pass(repository: HubRepository, hub: Hub, status: int) -> None:
     whenever(hub, 3, "status", status)
     assert repository.read(NAME, 100, 50) == DATA[100:150]
@@ -176,6 +224,36 @@ def test_other_ranges_than_asked_for(
     whenever(hub, 99, "headers", headers)
     with pytest.raises(CheckpointError, match=r"sub/model.safetensors: (the server|it arrives)"):
         repository.read(NAME, 100, 50)
+
+
+def test_whole_files_that_arrive_compressed(repository: HubRepository, hub: Hub) -> None:
+    left = [2]
+
+    def compressed(request: Request, handler: Handler) -> bool | None:
+        if request.file != "small.safetensors" or not left[0]:
+            return None
+        left[0] -= 1
+        etag = f'"{etag_of(b"tiny")}"'
+        handler.say(200, b"\x1f\x8b", Content_Encoding="gzip", ETag=etag)
+        return True
+
+    hub.fault = compressed
+    assert repository.read("small.safetensors", 0, 4) == b"tiny"
+    assert left == [0]
+
+
+def test_whoever_asked_may_give_up(repository: HubRepository, hub: Hub) -> None:
+    whenever(hub, 99, "cut")
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            raise CheckpointError("nobody wants it")
+
+    with pytest.raises(CheckpointError, match="nobody wants it"):
+        repository.read(NAME, 0, 1 << 20, check)
+    assert len(ranges(hub)) == 1  # while it arrived, and not after the last attempt
 
 
 def test_a_slow_server(repository: HubRepository, hub: Hub) -> None:
@@ -330,6 +408,74 @@ def test_a_repository_that_was_renamed(hub: Hub, monkeypatch: pytest.MonkeyPatch
     assert len(hub.fetched()) == 6
 
 
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://host/x", "data:,x", "http://[::bad", "{self}"]
+)
+def test_redirects_that_lead_nowhere(repository: HubRepository, hub: Hub, target: str) -> None:
+    def astray(request: Request, handler: Handler) -> bool | None:
+        if request.file == NAME:
+            handler.say(302, b"", Location=target.replace("{self}", handler.path))
+        return request.file == NAME
+
+    hub.fault = astray
+    with pytest.raises(CheckpointError, match="redirects"):
+        repository.read(NAME, 100, 50)
+    assert len(hub.fetched()) == (11 if target == "{self}" else 1)  # and nothing is tried again
+
+
+def tagged(hub: Hub, etags: list[str], *, linked: bool = True) -> None:
+    """A storage whose answers have these etags, one after the other."""
+    hub.storage = hub.endpoint.replace("127.0.0.1", "localhost")
+
+    def fault(request: Request, handler: Handler) -> bool | None:
+        if request.file != NAME or request.range is None:
+            return None
+        first, stop = request.range
+        if request.path.startswith("/stored/"):
+            span = f"bytes {first}-{stop - 1}/{len(DATA)}"
+            handler.say(206, DATA[first:stop], Content_Range=span, ETag=f'"{etags.pop(0)}"')
+        else:
+            target = f"{hub.storage}/stored{request.path}?signature={len(hub.requests)}"
+            said = {"X_Linked_Etag": f'"{etag_of(DATA)}"'} if linked else {}
+            handler.say(302, b"", Location=target, **said)
+        return True
+
+    hub.fault = fault
+
+
+def test_storages_with_several_etags_for_one_file(repository: HubRepository, hub: Hub) -> None:
+    tagged(hub, ["one", "two", "two", "two", "one", "one"])
+    for start in (0, 1000, 2000, 3000):
+        assert repository.read(NAME, start, 50) == DATA[start : start + 50]
+    # the hub says each time that it is the same file: at first, and where another etag came
+    assert len(hub.fetched()) - len(stored(hub)) == 3
+
+
+def test_a_storage_that_nobody_vouches_for(repository: HubRepository, hub: Hub) -> None:
+    tagged(hub, ["one", "one", "two", "two"], linked=False)
+    for start in (0, 1000):
+        assert repository.read(NAME, start, 50) == DATA[start : start + 50]
+    with pytest.raises(SourceChanged, match="was replaced at the hub"):
+        repository.read(NAME, 2000, 50)
+
+
+def test_a_file_whose_etag_at_the_hub_moves(repository: HubRepository, hub: Hub) -> None:
+    tagged(hub, ["one", "two", "two"])
+    assert repository.read(NAME, 0, 50) == DATA[:50]
+    redirect = hub.fault
+
+    def moved(request: Request, handler: Handler) -> bool | None:
+        if request.path.startswith("/stored/"):
+            return redirect(request, handler)
+        target = f"{hub.storage}/stored{request.path}"
+        handler.say(302, b"", Location=target, X_Linked_Etag=f'"{etag_of(DATA[::-1])}"')
+        return True
+
+    hub.fault = moved
+    with pytest.raises(SourceChanged, match="was replaced at the hub"):
+        repository.read(NAME, 1000, 50)
+
+
 def test_a_private_repository_with_a_bare_listing(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +506,19 @@ def test_listings_that_say_nothing_of_use(hub: Hub, said: dict[str, object]) -> 
     assert repository.read(NAME, 7, 9) == DATA[7:16]
 
 
+@pytest.mark.parametrize("name", [5, None, "\ud800.safetensors"])
+def test_names_that_are_none(hub: Hub, name: object) -> None:
+    listing(hub, {"rfilename": name})
+    assert HubRepository.open(HubAddress.parse("hf://org/name")).names == []
+
+
+def test_a_commit_that_leads_to_another(hub: Hub) -> None:
+    asked = "1" * 40
+    hub.repositories["org/name"][asked] = hub.repositories["org/name"]["main"]
+    with pytest.raises(CheckpointError, match="has another commit there"):
+        HubRepository.open(HubAddress.parse(f"hf://org/name@{asked}"))
+
+
 @pytest.mark.parametrize("said", [{"lfs": {"x": 1}}, {"lfs": 3}])
 def test_listings_that_make_no_sense(hub: Hub, said: dict[str, object]) -> None:
     listing(hub, said)
@@ -371,7 +530,7 @@ def test_a_stored_file_that_is_replaced(repository: HubRepository, hub: Hub) -> 
     hub.storage = hub.endpoint.replace("127.0.0.1", "localhost")
     repository.read(NAME, 0, 50)
     hub.repositories["org/name"][repository.commit].files[NAME] = DATA[::-1]
-    with pytest.raises(SourceChanged, match="was replaced at the hub"):
+    with pytest.raises(SourceChanged, match="comes from another commit"):  # says the hub
         repository.read(NAME, 100, 50)
 
 

@@ -186,14 +186,40 @@ def test_stores_of_which_one_did_not_read(
     result = ok("overlap", str(one), str(two))
     assert "whether the stores have one base is not known for 2 of 3" in result.stderr
     assert "different bases: 2" not in result.stderr
-    assert "differ in content" not in result.stdout
+    assert "in content" not in result.stdout
     assert not ckdiff.overlap([two, all_read]).other_base
     # a tensor that no element of changed has no place in any null; the others are verified
     nulls = ckdiff.overlap([one, two], nulls=["magnitude"], base=sides[0], by="tensor")
     wanted = ckdiff.overlap([all_read, two], nulls=["magnitude"], base=sides[0], by="tensor")
     assert nulls.to_dict()["rows"] == wanted.to_dict()["rows"]
-    with pytest.raises(PairingError, match="different bases"):
+    assert "may have different bases: a and b" in result.stdout.replace("a, b", "a and b")
+    found = ckdiff.overlap([one, two])
+    assert (found.other_base, found.unknown_base) == ([], ["a", "b"])
+    assert found.to_dict()["unknown_base"] == ["a", "b"]
+    with pytest.raises(PairingError, match="not known for 2 of 3") as refused:
         ckdiff.overlap([one, two], require_same_base=True)
+    assert "diff --verify" in str(refused.value.hint)
+    ckdiff.overlap([two, all_read], require_same_base=True)
+
+
+def test_chance_needs_the_base_of_what_was_not_read(hub: Hub, tmp_path: Path) -> None:
+    """Masks drawn from a run have elements where the run itself had none."""
+    hub.put("org/wrong", sharded(HUB_BASE | {"one.safetensors": SHARED | {"a": bump(A, 99)}}))
+    ckdiff.diff("hf://org/base", "hf://org/tuned", tmp_path / "run.zarr")
+    drawn = [tmp_path / f"{seed}.zarr" for seed in (1, 2)]
+    for seed, path in enumerate(drawn):
+        ckdiff.random_mask(tmp_path / "run.zarr", path, seed=seed, within="model")
+    right = ckdiff.overlap(drawn, nulls=["magnitude"], base="hf://org/base")
+    assert right.unknown_base == []
+    with pytest.raises(PairingError, match="whether hf://org/wrong is its base is not known"):
+        ckdiff.overlap(drawn, nulls=["magnitude"], base="hf://org/wrong")
+
+
+def test_an_empty_tensor_of_one_file_has_a_content_hash(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "m.safetensors", {"c": C, "none": ("BF16", (0, 4), b"")})
+    found = ckdiff.diff(path, path, tmp_path / "x.zarr")
+    assert found.bytes_read == 0
+    assert {r.name for r in found.table if len(r.base_hash) == 32} == {"none"}
 
 
 def test_a_wrong_base_is_still_noticed(sides: tuple[str, str], tmp_path: Path) -> None:
@@ -269,7 +295,7 @@ def test_two_revisions_of_one_repository(hub: Hub) -> None:
     hub.put("org/base", sharded(HUB_TUNED), "v2")
     found = ckdiff.diff("hf://org/base", "hf://org/base@v2")
     assert found.bytes_known_equal == BYTES
-    assert hub.fetched().count("one.safetensors") == 1
+    assert hub.downloaded().count("one.safetensors") == 1
 
 
 def test_stores_of_one_base_at_the_hub_know_it(hub: Hub, tmp_path: Path) -> None:
@@ -279,12 +305,12 @@ def test_stores_of_one_base_at_the_hub_know_it(hub: Hub, tmp_path: Path) -> None
     ckdiff.diff("hf://org/base", "hf://org/tuned", one)
     ckdiff.diff("hf://org/base", "hf://org/other", two)
     found = ckdiff.overlap([one, two], nulls=["magnitude"], base="hf://org/base")
-    assert found.other_base == []
+    assert found.other_base == found.unknown_base == []
     made = ckdiff.combine("union", [one, two], tmp_path / "both.zarr")
     assert all(len(record.base_hash) == 32 for record in made.tensors)
     hub.put("org/base", sharded(HUB_TUNED))
     ckdiff.diff("hf://org/base", "hf://org/other", tmp_path / "three.zarr")
-    assert "c" in ckdiff.overlap([two, tmp_path / "three.zarr"]).other_base
+    assert "c" in ckdiff.overlap([two, tmp_path / "three.zarr"]).unknown_base
 
 
 def test_a_local_copy_is_not_known_to_be_the_hubs(hub: Hub, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cli_support import python
 from support import write_index, write_safetensors
 from test_faults_store import tiny_disk
 
-from ckdiff import workdir
+from ckdiff import placing, workdir
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.errors import BudgetError, CkdiffError, OutputError, SourceChanged
@@ -380,7 +380,7 @@ def test_every_call_fails(
     options["index"] = b'{"i": 1}' if directory else None
     new, old = plans(100, 3000)[: 1 + directory], plans(7)
     if not exchange:
-        monkeypatch.setattr(workdir, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(placing, "_exchange", lambda one, other: False)
     result = whole(new) if directory else whole(new)["0.safetensors"]
     failed = 0
     for at in range(1, 100):
@@ -417,7 +417,7 @@ def test_every_call_fails(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ckdiff import workdir
+from ckdiff import placing, workdir
 from ckdiff.rebuilt import FilePlan, Rebuilt
 at, out, exchange, directory = int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 count = 0
@@ -433,7 +433,7 @@ def write():
     for name in ("open", "ftruncate", "pwrite", "fsync", "mkdir", "rename", "replace", "unlink",
                  "rmdir"):
         setattr(os, name, shim(getattr(os, name)))
-    workdir._exchange = shim(workdir._exchange if exchange else lambda one, other: False)
+    placing._exchange = shim(placing._exchange if exchange else lambda one, other: False)
     files = [FilePlan(f"{i}.safetensors", bytes(16), 116) for i in range(1 + directory)]
     with Rebuilt(out, files, index=None, directory=bool(directory), overwrite=True) as rebuilt:
         for i in range(len(files)):

@@ -295,7 +295,8 @@ def test_other_bases_are_said_and_not_recorded(tmp_path: Path) -> None:
     ]
     assert [t.base_hash for t in made.tensors] == [one.tensors[0].base_hash, ""]
     made.check()
-    assert ckdiff.overlap([made, one]).other_base == ["b"]
+    found = ckdiff.overlap([made, one])
+    assert (found.other_base, found.unknown_base) == ([], ["b"])
     # what is unknown on both sides is not known to be the same
     again = ckdiff.combine("union", [made, made], tmp_path / "again.zarr",
                            observer=Observer(note=notes.append))  # fmt: skip

@@ -15,7 +15,7 @@ import ckdiff.training
 @pytest.mark.parametrize(
     ("package", "name", "expected"),
     [
-        ("torch", "freeze_unmasked", "ckdiff.training needs torch (pip install 'ckdiff[train]')"),
+        ("torch", "freeze_unmasked", "ckdiff.training needs torch (pip install torch)"),
         (
             "transformers",
             "SubnetworkCallback",

@@ -255,9 +255,9 @@ def _run(case: Case, counter: _Counter) -> dict[str, Any]:
     if case.user is not None:
         os.seteuid(case.user)
     if case.no_exchange:
-        from ckdiff import workdir
+        from ckdiff import placing
 
-        workdir._exchange = lambda one, other: False
+        placing._exchange = lambda one, other: False
     if case.no_populate:
         from ckdiff.checkpoints import mapped
 
@@ -296,13 +296,13 @@ class _Counter:
 
 
 def _put_shims(shim: Shim, counter: _Counter) -> None:
-    from ckdiff import workdir
+    from ckdiff import placing
 
     for name in CALLS:
         if name in shim.calls:
             setattr(os, name, _shimmed(name, getattr(os, name), shim, counter))
     if EXCHANGE in shim.calls:
-        workdir._exchange = _shimmed(EXCHANGE, workdir._exchange, shim, counter)
+        placing._exchange = _shimmed(EXCHANGE, placing._exchange, shim, counter)
 
 
 def _shimmed(

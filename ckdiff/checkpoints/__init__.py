@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 from ckdiff.checkpoints.hub.address import is_hub_address
 from ckdiff.checkpoints.local import open_local
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.errors import UsageError
+from ckdiff.errors import BudgetError, UsageError
 
 __all__ = [
     "Checkpoint",
     "bytes_to_download",
+    "no_room",
     "open_checkpoint",
     "open_for_planning",
     "open_for_streaming",
+    "open_together",
     "path_for_workers",
 ]
 
@@ -65,10 +69,67 @@ def open_for_streaming(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     return open_checkpoint(path)
 
 
-def bytes_to_download(checkpoint: Checkpoint) -> int:
-    """Bytes that have to be downloaded before a checkpoint opened for planning can be read."""
-    ask = getattr(checkpoint, "to_download", None)
-    return 0 if ask is None else int(ask())
+def open_together(
+    stack: ExitStack,
+    given: Sequence[str | os.PathLike[str] | Checkpoint],
+    rehearse: Callable[[list[Checkpoint]], None],
+) -> list[Checkpoint]:
+    """``open_checkpoint`` for several; ``stack`` closes those that were not open before.
+
+    Where something has to be downloaded, ``rehearse`` is called first with checkpoints of which
+    only the tensors are known: what it refuses, and a download that does not fit the disk, costs
+    no time. Raises what ``open_checkpoint`` and ``rehearse`` raise.
+    """
+    sides = []
+    for path in given:
+        sides.append(open_for_planning(path))
+        if sides[-1] is not path:
+            stack.callback(sides[-1].close)
+    headers = [i for i, path in enumerate(given) if sides[i] is not path and _is_partial(sides[i])]
+    if not headers:
+        return sides
+    rehearse(sides)
+    _check_room(sides)
+    for i in headers:
+        sides[i] = sides[i].download()  # type: ignore[attr-defined]
+        stack.callback(sides[i].close)
+    return sides
+
+
+def no_room(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Why downloading checkpoints opened for planning would be refused as things stand, or None."""
+    try:
+        _check_room(checkpoints)
+    except BudgetError as error:
+        return error.one_line()
+    return None
+
+
+def _check_room(checkpoints: Sequence[Checkpoint]) -> None:
+    partial = [checkpoint.label for checkpoint in checkpoints if _is_partial(checkpoint)]
+    if not partial:
+        return
+    from ckdiff.checkpoints.hub.cache import check_room
+    from ckdiff.checkpoints.hub.settings import Settings
+
+    needed = bytes_to_download(checkpoints)
+    check_room(Settings.of_environment().cache, needed, " and ".join(partial))
+
+
+def _is_partial(checkpoint: Checkpoint) -> bool:
+    """Whether only its headers were fetched."""
+    return hasattr(checkpoint, "download")
+
+
+def bytes_to_download(checkpoints: Iterable[Checkpoint]) -> int:
+    """Bytes that have to be downloaded before checkpoints opened for planning can be read; what
+    two of them share counts once.
+    """
+    missing: dict[tuple[str, ...], int] = {}
+    for checkpoint in checkpoints:
+        ask = getattr(checkpoint, "missing", None)
+        missing |= {} if ask is None else ask()
+    return sum(missing.values())
 
 
 def path_for_workers(given: str | os.PathLike[str] | Checkpoint, opened: Checkpoint) -> str:

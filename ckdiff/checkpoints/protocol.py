@@ -99,3 +99,10 @@ class Checkpoint(Protocol):
 
     def close(self) -> None:
         """Close files and mappings."""
+
+
+class Located(Checkpoint, Protocol):
+    """A checkpoint that says where in its files the tensors lie."""
+
+    file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file in ``files``
+    offset: IntArray  #: for each tensor, its first byte counted from the start of that file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_NAME = "model" + INDEX_SUFFIX
 #: bytes of the longest index that is read: what a header may have
 INDEX_LIMIT = 100_000_000
-_WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHT_SUFFIXES = (*_PICKLED, ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
+#: what people write who mean a repository of the hub, by its name or the address of its page
+_ON_THE_HUB = re.compile(r"(?:https?://[^/]+/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -35,9 +39,11 @@ class Shards:
 def find_shards(path: str) -> Shards:
     """What ``path`` means. Raises CheckpointError; opens nothing but an index."""
     if not os.path.lexists(path):
+        hub = _ON_THE_HUB.fullmatch(path)
         raise CheckpointError(
             f"{path or repr(path)}: does not exist",
-            hint="give a safetensors file or a directory of them",
+            hint="give a safetensors file or a directory of them"
+            + (f"; for a model of the hub write hf://{hub[1]}" if hub else ""),
         )
     if not os.path.isdir(path):
         root, name = os.path.split(os.path.abspath(path))
@@ -184,9 +190,10 @@ def _nothing_here(path: str, names: list[str]) -> CheckpointError:
     others = Counter(os.path.splitext(name)[1] for name in names)
     weights = [f"{others[suffix]} {suffix}" for suffix in _WEIGHT_SUFFIXES if others[suffix]]
     if weights:
+        pickles = "ckdiff never unpickles: " if any(others[s] for s in _PICKLED) else ""
         return CheckpointError(
             f"{path}: holds no .safetensors file, only {', '.join(weights)}",
-            hint="ckdiff never unpickles: save the model as safetensors first",
+            hint=f"{pickles}save the model as safetensors first",
         )
     return CheckpointError(
         f"{path}: holds no .safetensors file, only {_some(names, 5)}",

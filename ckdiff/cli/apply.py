@@ -25,7 +25,8 @@ def command(
     memory: str | None,
     as_json: bool,
 ) -> None:
-    """Rebuild a checkpoint from BASE and a delta, or several that follow each other.
+    """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
+    several that follow each other.
 
     The files are the ones that the delta was made of, to the last byte: both what BASE holds and
     what comes out are verified, and nothing is left where either is wrong.

@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Write everything that is needed to rebuild TUNED from BASE, bit for bit.
 
-    `ckdiff apply BASE DELTA -o OUT` rebuilds it. The delta is of safetensors files and their index;
-    configs and tokenizers are not part of it.
+    Both may be on the hub, hf://org/name. `ckdiff apply BASE DELTA -o OUT` rebuilds TUNED. The
+    delta is of safetensors files and their index; configs and tokenizers are not part of it.
     """
     from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted

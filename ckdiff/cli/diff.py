@@ -68,6 +68,9 @@ def command(
     from ckdiff.engine import Diff
     from ckdiff.options import Options
 
+    given = click.get_current_context().get_parameter_source("disk")
+    if given == click.core.ParameterSource.COMMANDLINE and not asked["stream"]:
+        raise click.UsageError("--disk bounds what --stream uses; without it there is no bound")
     if dry_run and (exit_code or fail_above is not None):
         raise click.UsageError("--dry-run compares nothing, so it cannot fail on a difference")
     with (

@@ -27,7 +27,9 @@ _HISTOGRAM_BAR = 24
 def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[str]:
     """The summary of a finished diff."""
     terminal = Terminal()
-    title = f"{printable(base)} {terminal.glyphs.arrow} {printable(tuned)}"
+    sides = {"base": base, "tuned": tuned}.items()
+    first, second = (formats.at_commit(text, result.commits.get(side)) for side, text in sides)
+    title = f"{first} {terminal.glyphs.arrow} {second}"
     found = [
         terminal.paint(title, "bold"),
         formats.extent(result.elements, len(result.table))
@@ -47,7 +49,8 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
             found += ["", *part]
     fresh = result.bytes_read - result.bytes_resumed
     speed = formats.rate(fresh, result.seconds)
-    read = f"read {format_size(fresh)} in {formats.duration(result.seconds)}, {speed}"
+    took = formats.duration(result.seconds)
+    read = f"read {format_size(fresh)} in {took}, {speed}" if fresh else f"read nothing, in {took}"
     if result.bytes_resumed:
         read += f"; {format_size(result.bytes_resumed)} were read by the run that was stopped"
     if result.bytes_known_equal:
@@ -84,7 +87,7 @@ def estimate_lines(estimate: Estimate, out: str | None) -> list[str]:
         ("to read", _to_read(estimate)),
         ("to write", f"at most {format_size(estimate.disk_at_most)}" if out else "nothing"),
         ("memory", f"about {needed} of {allowed} allowed"),
-        ("workers", f"{estimate.workers}, for {estimate.chunks:,} chunks of work"),
+        ("workers", f"{estimate.workers}, for {formats.counted(estimate.chunks, 'chunk')} of work"),
     ]
     return [f"{what:<12}{text}" for what, text in rows]
 

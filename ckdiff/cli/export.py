@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--like",
     metavar="CHECKPOINT",
-    help="Write a directory with the shards of this checkpoint, or its single file.",
+    help="Write a directory with the shards of this checkpoint or hf://org/name, or one file.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output, once the new one is whole.")
 @options.as_json

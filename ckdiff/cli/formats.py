@@ -11,6 +11,11 @@ from ckdiff.errors import printable
 LONGEST = 200
 
 
+def at_commit(label: str, commit: str | None) -> str:
+    """A checkpoint, with the commit where it has one: ``hf://org/name (1a2b3c4)``."""
+    return printable(label) + (f" ({commit[:7]})" if commit else "")
+
+
 def percent(part: int, whole: int) -> str:
     """A share: ``36.04 %``. Only nothing is ``0 %``, and only everything is ``100 %``."""
     if part == 0 or whole == 0:

@@ -32,8 +32,9 @@ def command(
 ) -> None:
     """Write BASE with the elements of TUNED wherever a mask has ones.
 
-    Does the subnetwork alone carry the change? The mask may be any store of the model: of this
-    pair, of another run, combined or random. The output has BASE's files, names and headers.
+    Does the subnetwork alone carry the change? Both may be on the hub, hf://org/name. The mask may
+    be any store of the model: of this pair, of another run, combined or random. The output has
+    BASE's files, names and headers.
     """
     from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted

@@ -20,7 +20,7 @@ from ckdiff.cli.made import output
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="The checkpoint that the masks are for: its dtypes, shapes and content hashes are kept.",
+    help="The checkpoint, or hf://org/name, that they are for: dtypes, shapes and hashes are kept.",
 )
 @options.overwrite
 @options.as_json

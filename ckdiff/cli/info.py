@@ -14,7 +14,9 @@ from ckdiff.cli.output import write_json, write_lines
 @click.argument("path")
 @options.as_json
 def command(path: str, as_json: bool) -> None:
-    """Say what a file or directory is: a delta, a mask store or a checkpoint, and what it holds."""
+    """Say what a file, a directory or hf://org/name is: a delta, a mask store or a checkpoint, and
+    what it holds.
+    """
     from ckdiff.inspecting import info
 
     found = info(path)
@@ -60,10 +62,9 @@ def _store(found: dict[str, Any]) -> list[str]:
 def _checkpoint(found: dict[str, Any]) -> list[str]:
     from ckdiff.budget import format_size
     from ckdiff.cli import formats
-    from ckdiff.errors import printable
 
     return [
-        f"{printable(found['path'])}: a checkpoint, "
+        f"{formats.at_commit(found['path'], found.get('commit'))}: a checkpoint, "
         f"{formats.counted(len(found['files']), 'file')}, {format_size(found['size'])}",
         f"{formats.extent(found['elements'], found['tensors'])}: "
         + ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items()),

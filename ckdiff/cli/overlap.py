@@ -25,7 +25,7 @@ from ckdiff.cli import options
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="The checkpoint that all runs started from; --null magnitude reads it.",
+    help="The checkpoint, or hf://org/name, that all runs started from; --null magnitude reads it.",
 )
 @click.option(
     "--require-same-base", is_flag=True, help="Refuse stores that were made from different bases."

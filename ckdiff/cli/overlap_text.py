@@ -339,12 +339,15 @@ def _notes(page: Page) -> list[str]:
         if len(found.left_out) > _LEFT_OUT:
             more = len(found.left_out) - _LEFT_OUT
             out.append(f"and {more:,} more ({len(found.left_out):,} in all)")
-    if found.other_base:
-        some = ", ".join(map(formats.name, found.other_base[:3]))
-        known = len(found.other_base) > found.unknown_base
-        text = f"The runs {'have' if known else 'may have'} different bases: {some}"
-        if len(found.other_base) > 3:
-            text += f" and {len(found.other_base) - 3:,} more tensors"
-        what = "differ in content" if known else "were not read by all of them"
-        out += [*([""] if out else []), *page.wrapped(f"{text} {what}.")]
+    for names, have, one, many in (
+        (found.other_base, "have", "differs in content", "differ in content"),
+        (found.unknown_base, "may have", "was not read by all", "were not read by all"),
+    ):
+        if names:
+            some = ", ".join(map(formats.name, names[:3]))
+            if len(names) > 3:
+                some += f" and {len(names) - 3:,} more tensors"
+            what = one if len(names) == 1 else many
+            text = f"The runs {have} different bases: {some} {what}."
+            out += [*([""] if out else []), *page.wrapped(text)]
     return out

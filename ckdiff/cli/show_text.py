@@ -58,8 +58,14 @@ def _title(manifest: dict[str, Any], terminal: Terminal) -> str:
     """What the masks are of."""
     if "made_by" in manifest:
         return made.title(manifest["made_by"])
-    base, tuned = (manifest.get(side, {}).get("label", "?") for side in ("base", "tuned"))
+    sides = [manifest.get(side, {}) for side in ("base", "tuned")]
+    base, tuned = (_side(side) for side in sides)
     return f"{base} {terminal.glyphs.arrow} {tuned}"
+
+
+def _side(side: dict[str, Any]) -> str:
+    commit = side.get("commit")
+    return str(side.get("label", "?")) + (f" ({str(commit)[:7]})" if commit else "")
 
 
 def row_table(

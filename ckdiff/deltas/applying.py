@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_together
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.change import Bytes, Patcher
@@ -26,7 +26,7 @@ from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
-from ckdiff.rebuilt import Rebuilt
+from ckdiff.rebuilt import Rebuilt, refuse_early
 from ckdiff.runners import Stopped, run_threads
 
 DeltaPath = str | os.PathLike[str]
@@ -57,10 +57,21 @@ def apply(
         raise UsageError("there is no delta to apply", hint="give one or more, in their order")
     path = Path(os.path.abspath(checked_path("the output", out)))
     with ExitStack() as stack:
-        opened = open_checkpoint(base)
-        if opened is not base:
-            stack.callback(opened.close)
         chain = [stack.enter_context(Delta(checked_path("a delta", item))) for item in listed]
+
+        def rehearse(sides: list[Checkpoint]) -> None:
+            Links(sides[0], chain)
+            blueprint = chain[-1].blueprint
+            refuse_early(
+                path,
+                size=sum(plan.size for plan in blueprint.files),
+                directory=blueprint.directory,
+                overwrite=options.overwrite,
+                apart=sides,
+                inputs=[Path(delta.path) for delta in chain],
+            )
+
+        (opened,) = open_together(stack, [base], rehearse)
         began = time.perf_counter()
         try:
             _rebuild(opened, chain, path, options, observer)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ckdiff._version import __version__
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_together
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Merger, Recorder
@@ -31,7 +31,7 @@ from ckdiff.pairing import Pairing, pair
 from ckdiff.place import Place, write_errors
 from ckdiff.rules import Rule
 from ckdiff.runners import InOrder, Stopped, run_threads
-from ckdiff.store import MaskStore
+from ckdiff.store import MaskStore, open_store
 
 Encoding = Literal["packed", "indices"]
 CheckpointPath = str | os.PathLike[str] | Checkpoint
@@ -70,11 +70,13 @@ def delta(
     observer = checked_observer(observer)
     path = Path(os.path.abspath(checked_path("the output", out)))
     with ExitStack() as stack:
-        sides = []
-        for side in (base, tuned):
-            sides.append(open_checkpoint(side))
-            if sides[-1] is not side:
-                stack.callback(sides[-1].close)
+        inputs = [] if mask is None else [open_store(mask).path]
+
+        def rehearse(sides: list[Checkpoint]) -> None:
+            _pair(sides[0], sides[1])
+            _place(path, options, sides, inputs).check()
+
+        sides = open_together(stack, (base, tuned), rehearse)
         work = Making(sides[0], sides[1], path, encoding, options, observer)
         if mask is not None:
             work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
@@ -110,11 +112,8 @@ class Making:
         self._windows = self.blueprint.windows()
 
     def run(self) -> DeltaResult:
-        overwrite = self._options.overwrite
-        place = Place(self._out, directory=False, overwrite=overwrite, in_the_way=_foreign)
-        place.keep_away_from(
-            [self._base, self._tuned], [] if self.merger is None else self.merger.inputs
-        )
+        inputs = [] if self.merger is None else self.merger.inputs
+        place = _place(self._out, self._options, [self._base, self._tuned], inputs)
         with place, write_errors(self._out):
             recorder = _recorder(self._encoding, place.path, self.blueprint, self._windows)
             with closing(recorder):
@@ -195,6 +194,14 @@ class Making:
             lossy=None if self.merger is None else self.merger.to_dict(self._left_out),
             seconds=time.perf_counter() - self._began,
         )
+
+
+def _place(
+    out: Path, options: Options, sides: Sequence[Checkpoint], inputs: Sequence[Path]
+) -> Place:
+    place = Place(out, directory=False, overwrite=options.overwrite, in_the_way=_foreign)
+    place.keep_away_from(sides, inputs)
+    return place
 
 
 def _foreign(out: Path) -> str | None:

@@ -29,7 +29,7 @@ def load_torch() -> Any:
     except ImportError:
         raise UsageError(
             "this format needs torch, which is not installed",
-            hint="pip install 'ckdiff[torch]', or use another format",
+            hint="pip install torch, or use another format",
         ) from None
     return torch
 

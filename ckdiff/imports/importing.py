@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints import Checkpoint, open_checkpoint
+from ckdiff.checkpoints import Checkpoint, open_together
 from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.diffing import diff
@@ -79,9 +79,11 @@ def import_masks(
             raise CheckpointError(f"{printable(source)} has two masks for one tensor")
         known, hashes = dict(found.tensors), dict[str, str]()
         if base is not None:
-            checkpoint = open_checkpoint(base)
-            if checkpoint is not base:
-                stack.callback(checkpoint.close)
+
+            def rehearse(sides: list[Checkpoint]) -> None:
+                _check_names(sides[0], names)
+
+            (checkpoint,) = open_together(stack, [base], rehearse)
             check_place(target.out, [checkpoint])
             known, hashes = _of_base(checkpoint, names, target.observer)
         kinds = [_kind(item, known.get(item.name)) for item in found.items]
@@ -158,6 +160,14 @@ def _of_base(
     base: Checkpoint, names: list[str], observer: Observer
 ) -> tuple[dict[str, tuple[str, Shape]], dict[str, str]]:
     """Dtypes and shapes, and content hashes, of the base's tensors."""
+    _check_names(base, names)
+    # a diff with itself hashes each tensor as any diff does
+    table = diff(base, base, verify=True, observer=observer).table
+    known = {record.name: (record.dtype, record.shape) for record in table}
+    return known, dict(zip(table.names, table.base_hashes, strict=True))
+
+
+def _check_names(base: Checkpoint, names: list[str]) -> None:
     missing = set(names) - set(base.table.names)
     if missing:
         first = min(missing, key=natural_key)
@@ -166,10 +176,6 @@ def _of_base(
             f"{printable(first)}",
             hint="is it the checkpoint that the masks were made for?",
         )
-    # a diff with itself hashes each tensor as any diff does
-    table = diff(base, base, verify=True, observer=observer).table
-    known = {record.name: (record.dtype, record.shape) for record in table}
-    return known, dict(zip(table.names, table.base_hashes, strict=True))
 
 
 def _kind(item: Item, known: tuple[str, Shape] | None) -> tuple[str, Shape]:

@@ -38,7 +38,7 @@ _HOMES = {
 }
 #: what is imported from elsewhere -> how to get it
 _INSTALL = {
-    "torch": "pip install 'ckdiff[train]'",
+    "torch": "pip install torch",
     "transformers": "pip install transformers accelerate",
     "peft": "pip install peft",
 }

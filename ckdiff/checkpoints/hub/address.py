@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -23,7 +24,7 @@ _OTHER_KINDS = {"datasets": "a dataset", "spaces": "a space", "buckets": "a buck
 
 def is_hub_address(path: str) -> bool:
     """Whether a path is meant for the hub, well formed or not."""
-    return path.startswith("hf:/")
+    return path[:4].lower() == "hf:/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,9 @@ class HubAddress:
 
 
 def _wrong(text: str, what: str) -> CheckpointError:
+    local = ", and a path of this machine as ./hf:/" if os.path.lexists(text) else ""
+    text = re.sub(r"hf_\w{16,}", "***", text)  # a token that somebody put there
     return CheckpointError(
         f"{printable(text)} {what}",
-        hint=f"write {FORM}, and a slash in the name of a revision as %2F",
+        hint=f"write {FORM}, and a slash in the name of a revision as %2F{local}",
     )

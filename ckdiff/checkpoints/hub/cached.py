@@ -8,32 +8,31 @@ files that count, and their index, is fetched.
 from __future__ import annotations
 
 import logging
-import os
 import posixpath
-import re
-import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
+from ckdiff._version import __version__
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.hub.address import HubAddress
-from ckdiff.checkpoints.hub.client import HubRepository, content_of
-from ckdiff.checkpoints.hub.failures import hub_errors, is_transport
+from ckdiff.checkpoints.hub.cache import CachedRepository, check_room
+from ckdiff.checkpoints.hub.client import HubRepository
+from ckdiff.checkpoints.hub.failures import OFFLINE, asked, hub_errors, may_pass
 from ckdiff.checkpoints.hub.listing import meant_by, shards_in
 from ckdiff.checkpoints.hub.retries import Backoff
 from ckdiff.checkpoints.hub.settings import Settings
 from ckdiff.checkpoints.local import LocalCheckpoint, open_local
 from ckdiff.checkpoints.shards import indexed
-from ckdiff.errors import BudgetError, CheckpointError, printable
+from ckdiff.errors import CheckpointError, Interrupted, printable
 
 _log = logging.getLogger(__name__)
 _WORTH_SAYING = 256 << 20  # bytes to download that take long enough for a line in a log
 _EVERY = 30.0  # seconds between two lines, at least
 _ATTEMPTS = 3  # at one file; the client itself takes up a broken connection several times before
+_ALONE = "model.safetensors"  # what every tool calls a model that is one file
 
 
 class _Snapshot(Protocol):
@@ -57,22 +56,31 @@ def open_cached(text: str) -> LocalCheckpoint:
     """
     address = HubAddress.parse(text)
     settings = Settings.of_environment()
-    folder = _folder(address, settings)
-    snapshot: _Snapshot
-    if settings.offline:
-        snapshot = _Offline(address, folder)
-    else:
-        snapshot = _Online(HubRepository.open(address, settings), folder)
-    root = os.path.join(folder, "snapshots", snapshot.commit)
+    if not settings.offline:
+        return open_repository(HubRepository.open(address, settings))
+    cache = CachedRepository(address, settings)
+    return _open(address, cache, _Offline(address, cache))
+
+
+def open_repository(repository: HubRepository) -> LocalCheckpoint:
+    """``open_cached`` of a repository that was opened already, at that commit."""
+    cache = CachedRepository(repository.address, repository.settings)
+    opened = _open(repository.address, cache, _Online(repository, cache))
+    cache.remember(repository.address.revision, repository.commit, repository.names)
+    return opened
+
+
+def _open(address: HubAddress, cache: CachedRepository, snapshot: _Snapshot) -> LocalCheckpoint:
+    root = cache.snapshot(snapshot.commit)
     meant = meant_by(address, snapshot.names)
-    path = os.path.join(root, meant.index or address.path)
+    path = root / (meant.index or address.path)
     names = meant.shards
     if meant.index is not None:
         snapshot.fetch([meant.index])
-        listed = indexed(os.path.dirname(path), os.path.basename(path)).names
+        listed = indexed(str(path.parent), path.name).names
         names = shards_in(address, meant, listed, snapshot.names)
     snapshot.fetch(list(names))
-    checkpoint = open_local(path)
+    checkpoint = open_local(str(path))
     checkpoint.label = str(address)
     checkpoint.origin = address.origin(snapshot.commit)
     checkpoint.files = [
@@ -82,73 +90,78 @@ def open_cached(text: str) -> LocalCheckpoint:
     return checkpoint
 
 
-def bytes_to_download(repository: HubRepository, names: Iterable[str]) -> int:
-    """How many bytes of some files are not in the cache. Raises CheckpointError."""
-    folder, needed = _folder(repository.address, repository.settings), 0
-    for name in names:
-        file = repository.file(name)
-        blob = Path(folder, "blobs", file.content.partition(":")[2] or "-")
-        there = Path(folder, "snapshots", repository.commit, name).exists() or blob.is_file()
-        needed += 0 if there else file.size
-    return needed
-
-
-def _folder(address: HubAddress, settings: Settings) -> str:
-    """Where the cache has a repository."""
-    return os.path.join(settings.cache, "models--" + address.repo.replace("/", "--"))
-
-
 class _Offline:
     """What the cache has of a repository, without asking anybody."""
 
-    def __init__(self, address: HubAddress, folder: str) -> None:
-        commit = address.revision or "main"
-        with suppress(OSError, ValueError):
-            commit = Path(folder, "refs", commit).read_text("ascii").strip()
-        self._root = Path(folder, "snapshots", commit)
-        if re.fullmatch(r"[0-9a-f]{40}", commit) is None or not self._root.is_dir():
+    def __init__(self, address: HubAddress, cache: CachedRepository) -> None:
+        commit = cache.commit_of(address.revision)
+        if commit is None:
             raise CheckpointError(
-                f"{address}: is not in the cache, and HF_HUB_OFFLINE is set",
-                hint="unset HF_HUB_OFFLINE, or fetch it first with `hf download`",
+                f"{address}: is not in the cache, and HF_HUB_OFFLINE is set", hint=OFFLINE
             )
         self.commit = commit
-        self.names = [
-            Path(top, name).relative_to(self._root).as_posix()
-            for top, _, names in os.walk(self._root)
-            for name in names
-            if os.path.exists(os.path.join(top, name))  # a link to a blob that was removed
-        ]
+        self._address, self._cache = address, cache
+        self._there = set(cache.names_in(commit))
+        names = cache.names_of(commit)
+        self.names = sorted(self._there) if names is None else names
+        if names is None:
+            self._check_whole()
 
     def fetch(self, names: list[str]) -> None:
-        """See _Snapshot: they are listed only where they are there."""
+        """See _Snapshot: they have to be there."""
+        missing = [name for name in names if name not in self._there]
+        if missing:
+            what = printable(missing[0])
+            if len(missing) > 1:
+                what = f"{len(missing):,} of its files, such as {what},"
+            raise CheckpointError(
+                f"{self._address}: {what} {'are' if len(missing) > 1 else 'is'} not in the cache, "
+                "and HF_HUB_OFFLINE is set",
+                hint=OFFLINE,
+            )
 
     def content(self, name: str) -> str:
         """See _Snapshot."""
-        return _content_of_link(self._root / name)
+        return self._cache.content(self.commit, name)
+
+    def _check_whole(self) -> None:
+        """Raise CheckpointError where what others cached may be a part of the checkpoint.
+
+        An index says which files there are, and a file that is asked for by name is all of it.
+        """
+        meant = meant_by(self._address, self.names)
+        if meant.index is not None or self._address.names_file:
+            return
+        if [posixpath.basename(name) for name in meant.shards] == [_ALONE]:
+            return
+        raise CheckpointError(
+            f"{self._address}: nothing says whether all of its files are in the cache, and "
+            "HF_HUB_OFFLINE is set",
+            hint="open it once online, with `ckdiff info`, or name its file",
+        )
 
 
 class _Online:
     """A repository that is asked for what the cache does not have."""
 
-    def __init__(self, repository: HubRepository, folder: str) -> None:
+    def __init__(self, repository: HubRepository, cache: CachedRepository) -> None:
         self._repository = repository
-        self._folder = folder
-        self._root = Path(folder, "snapshots", repository.commit)
+        self._cache = cache
+        self._root = cache.snapshot(repository.commit)
         self.commit = repository.commit
         self.names = repository.names
 
     def fetch(self, names: list[str]) -> None:
         """See _Snapshot. One file after the other, so that Ctrl-C is heard at once."""
         missing = [name for name in names if not (self._root / name).exists()]
-        needed = bytes_to_download(self._repository, missing)
-        self._check_disk(needed)
+        sizes = [sum(self._cache.missing(self._repository, [name]).values()) for name in missing]
+        needed, came, said = sum(sizes), 0, time.monotonic()
+        check_room(self._repository.settings.cache, needed, str(self._repository.address))
         told = needed >= _WORTH_SAYING
         if told:
             what = f"{self._repository.address}: {format_size(needed)}"
             _log.info("downloading %s%s", what, f", {len(missing)} files" * (len(missing) > 1))
-        came, said = 0, time.monotonic()
-        for name in missing:
-            size = bytes_to_download(self._repository, [name])
+        for name, size in zip(missing, sizes, strict=True):
             self._download(name)
             came += size
             if told and came < needed and time.monotonic() - said >= _EVERY:
@@ -156,17 +169,16 @@ class _Online:
                 _log.info("downloaded %s of %s", format_size(came), format_size(needed))
         for name in names:
             self._check_size(name)
-        if missing:
-            self._remember()
 
     def content(self, name: str) -> str:
         """See _Snapshot."""
-        cached, listed = _content_of_link(self._root / name), self._repository.file(name).content
+        cached, listed = self._cache.content(self.commit, name), self._repository.file(name).content
         # somebody put another file there: of its content nothing is known
-        return "" if cached and listed and cached != listed else cached or listed
+        return "" if cached != listed else cached
 
     def _download(self, name: str) -> None:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         address, settings = self._repository.address, self._repository.settings
         backoff = Backoff(attempts=_ATTEMPTS, wait=self._repository.wait)
@@ -180,27 +192,20 @@ class _Online:
                         cache_dir=settings.cache,
                         endpoint=settings.endpoint,
                         library_name="ckdiff",
+                        library_version=__version__,
                     )
                     return
+                except KeyboardInterrupt:
+                    raise Interrupted(
+                        "interrupted while downloading",
+                        hint="the same command goes on: files that are complete stay in the cache",
+                    ) from None
                 except Exception as error:
-                    if not _may_pass(error) or not backoff.again():
+                    # where it looks into the cache then, what went wrong first is the cause
+                    looked = isinstance(error, LocalEntryNotFoundError)
+                    first = error.__cause__ if looked and error.__cause__ else error
+                    if not _worth_another(first) or not backoff.again(asked(first)):
                         raise
-
-    def _check_disk(self, needed: int) -> None:
-        """Raise BudgetError where that many bytes do not fit."""
-        place = Path(self._folder)
-        while not place.is_dir() and place != place.parent:
-            place = place.parent
-        try:
-            free = shutil.disk_usage(place).free
-        except OSError:
-            return  # the download will say what is wrong there
-        if needed > free:
-            raise BudgetError(
-                f"{self._repository.address}: {format_size(needed)} have to be downloaded, and "
-                f"{printable(str(place))} has {format_size(free)} free",
-                hint="free some space, or set HF_HOME to a place with more",
-            )
 
     def _check_size(self, name: str) -> None:
         """Raise CheckpointError for a cached file that is not as long as the hub's."""
@@ -217,32 +222,10 @@ class _Online:
                 hint="remove the file that it links to from the cache, and run it again",
             )
 
-    def _remember(self) -> None:
-        """Note in the cache what the revision led to, for runs without a network."""
-        from huggingface_hub import HfApi
 
-        address, settings = self._repository.address, self._repository.settings
-        if address.revision == self.commit:
-            return
-        with suppress(Exception), _quiet():  # it is only a convenience
-            HfApi(endpoint=settings.endpoint, library_name="ckdiff").resolve_revision(
-                address.repo, revision=address.revision, cache_dir=settings.cache
-            )
-
-
-def _content_of_link(path: Path) -> str:
-    """What the name of a cached file's blob says: it is the etag under which it was downloaded."""
-    try:
-        target = os.readlink(path)  # one step: what a blob may link to in turn has other names
-    except OSError:
-        return ""  # a cache on a file system without links
-    folder, name = os.path.split(target)
-    return content_of(name) if os.path.basename(folder) == "blobs" else ""
-
-
-def _may_pass(error: Exception) -> bool:
+def _worth_another(error: BaseException) -> bool:
     """Whether a download may succeed the next time."""
-    if isinstance(error, ConnectionError) or is_transport(error):
+    if isinstance(error, ConnectionError) or may_pass(error):
         return True
     return isinstance(error, OSError) and "Consistency check failed" in str(error)
 

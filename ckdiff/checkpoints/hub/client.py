@@ -6,23 +6,33 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from ckdiff._version import __version__
 from ckdiff.checkpoints.hub.address import HubAddress
-from ckdiff.checkpoints.hub.failures import host_of, hub_errors, is_transport
-from ckdiff.checkpoints.hub.retries import TRANSIENT, Backoff
+from ckdiff.checkpoints.hub.exchange import Answer, asking
+from ckdiff.checkpoints.hub.failures import asked, host_of, hub_errors, may_pass, status_of
+from ckdiff.checkpoints.hub.retries import Backoff
 from ckdiff.checkpoints.hub.settings import Settings
 from ckdiff.errors import CheckpointError, SourceChanged, printable
 
 if TYPE_CHECKING:
     from httpx2 import Response
 
+_HUB = ""  # where the hub itself is, among the places that have an etag
+#: what is wrong with an answer from where the hub sent us before
+_ELSEWHERE = "its storage has something else now"
 _HEX = re.compile(r"[0-9a-f]+")
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: statuses by which a storage server says that a signed URL has run out
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
 _WORTH = 1 << 20  # bytes that have to arrive before earlier failures are forgotten
+
+
+def _always() -> None:
+    """Whoever asked still wants it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,7 @@ class HubRepository:
         self.timeout: float | None = None  #: seconds without any byte; None: the client's own
         self._listed = listed
         self._files: dict[str, HubFile] = {}
-        self._etags: dict[tuple[str, bool], str] = {}
+        self._etags: dict[tuple[str, str], str] = {}  #: of a file at a place, as last seen
         self._routes: dict[str, str] = {}  #: where the last range of a file was redirected to
         self._lock = threading.Lock()
 
@@ -69,7 +79,9 @@ class HubRepository:
 
         settings = settings or Settings.of_environment()
         with hub_errors(address, settings.endpoint):
-            api = HfApi(endpoint=settings.endpoint, library_name="ckdiff")
+            api = HfApi(
+                endpoint=settings.endpoint, library_name="ckdiff", library_version=__version__
+            )
 
             def ask() -> Any:
                 return api.model_info(
@@ -80,10 +92,17 @@ class HubRepository:
                 )
 
             info = _patiently(ask, Backoff(wait=wait))
-            listed = {item.rfilename: item for item in info.siblings or ()}
+            siblings = [item for item in info.siblings or () if _is_name(item.rfilename)]
+            listed = {item.rfilename: item for item in siblings}
         if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None:
             raise CheckpointError(
                 f"{address}: {host_of(settings.endpoint)} does not say which commit it is at",
+                hint="is HF_ENDPOINT a hub?",
+            )
+        asked = (address.revision or "").lower()
+        if _COMMIT.fullmatch(asked) and asked != info.sha:
+            raise CheckpointError(
+                f"{address}: {host_of(settings.endpoint)} has another commit there, {info.sha}",
                 hint="is HF_ENDPOINT a hub?",
             )
         found = cls(address, settings, info.sha, listed)
@@ -111,20 +130,22 @@ class HubRepository:
                 self._files[name] = found
         return found
 
-    def read(self, name: str, start: int, size: int) -> bytes:
+    def read(self, name: str, start: int, size: int, check: Callable[[], None] = _always) -> bytes:
         """``size`` bytes of a file from byte ``start`` on: exactly these, or an error.
 
-        Raises SourceChanged where the hub has another file by now, and CheckpointError.
+        ``check`` is as in ``read_into``. Raises SourceChanged where the hub has another file by
+        now, and CheckpointError.
         """
-        buffer = bytearray(size)
-        self.read_into(name, start, memoryview(buffer))
-        return bytes(buffer)
+        return filled(size, lambda view: self.read_into(name, start, view, check))
 
-    def read_into(self, name: str, start: int, view: memoryview) -> None:
+    def read_into(
+        self, name: str, start: int, view: memoryview, check: Callable[[], None] = _always
+    ) -> None:
         """``read`` of ``len(view)`` bytes into a writable view of bytes.
 
-        A connection that breaks is taken up where it broke. Raises what ``read`` raises; the view
-        holds nothing of use then.
+        A connection that breaks is taken up where it broke. ``check`` is called before each request
+        and whenever something arrived; it raises where nobody wants it any more. Raises what
+        ``read`` and ``check`` raise; the view holds nothing of use then.
         """
         file = self.file(name)
         if start < 0 or start + len(view) > file.size:
@@ -133,63 +154,81 @@ class HubRepository:
             )
         filling = _Filling(view)
         backoff = Backoff(wait=self.wait)
+        route = self._routes.get(name)
         with hub_errors(self.address, self.settings.endpoint):
             while filling.have < len(view):
+                check()
                 before = filling.have
-                route = self._routes.get(name)
                 failure: Exception
                 try:
-                    unfit = self._fetch(file, start, filling, route)
+                    unfit = self._fetch(file, start, filling, route, check)
                     if unfit is None:
                         return
                     failure = CheckpointError(f"{self._where(name)}: {unfit}", hint="run it again")
+                    stale = unfit == _ELSEWHERE
                 except Exception as error:
-                    if route is not None and _expired(error):
-                        self._routes.pop(name, None)
-                    elif not _may_pass(error):
+                    stale = _expired(error)
+                    if not (route is not None and stale) and not may_pass(error):
                         raise
                     failure = error
+                if route is not None and stale:
+                    self._forget(name, route)
+                    route = None  # the hub knows a new one, or why there is none
+                    continue
                 if filling.have - before >= _WORTH:
                     backoff.progress()
-                if not backoff.again(_asked(failure)):
+                if not backoff.again(asked(failure)):
                     raise failure
+                route = self._routes.get(name)
 
     # one request
 
-    def _fetch(self, file: HubFile, start: int, filling: _Filling, route: str | None) -> str | None:
+    def _fetch(
+        self,
+        file: HubFile,
+        start: int,
+        filling: _Filling,
+        route: str | None,
+        check: Callable[[], None],
+    ) -> str | None:
         """Ask for what is missing, from the hub or from where it sent us before.
 
         Gives what is wrong with an answer where another try may bring the right one.
         """
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
-
         first, stop = start + filling.have, start + len(filling.view)
         headers = {"Range": f"bytes={first}-{stop - 1}", "Accept-Encoding": "identity"}
         if route is None:
             headers |= self._authorized()
         url = route or self.url(file.name)
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=self._patience()
-        ) as response:
-            hf_raise_for_status(response)
-            self._check_version(file, response, direct=route is not None)
+        with asking(url, headers, self._patience(), self._where(file.name)) as answer:
+            if not self._is_version(file, answer, direct=route is not None):
+                return _ELSEWHERE
+            response = answer.response
             unfit = self._misfit(file, first, stop, response)
             if unfit is not None:
                 return unfit
             for piece in response.iter_raw():
+                check()
                 if not filling.add(piece):
                     filling.have = first - start  # nothing of such an answer can be trusted
                     return "more bytes arrived than were asked for"
+            last = str(response.url)
         if filling.have < len(filling.view):
             return "only a part of a range of bytes arrived"
-        last = str(response.url)
         if host_of(last) != host_of(self.settings.endpoint):  # a storage, which needs no token
             self._routes[file.name] = last
         return None
 
+    def _forget(self, name: str, route: str) -> None:
+        """Ask the hub again where a file is, unless another thread did meanwhile."""
+        with self._lock:
+            if self._routes.get(name) == route:
+                del self._routes[name]
+
     def _misfit(self, file: HubFile, first: int, stop: int, response: Response) -> str | None:
         """Why an answer is not the bytes from ``first`` to ``stop``, or None where it is."""
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            return "it arrives compressed"
         if response.status_code != 206:
             if (first, stop) == (0, file.size):
                 return None
@@ -198,8 +237,6 @@ class HubRepository:
                 "bytes",
                 hint="fetch whole files instead, with `hf download`",
             )
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            return "it arrives compressed"
         span = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         found = tuple(map(int, span.groups())) if span else None
         if found is None or found[:2] != (first, stop - 1):
@@ -213,39 +250,43 @@ class HubRepository:
             return "the server announces another length than was asked for"
         return None
 
-    def _check_version(self, file: HubFile, response: Response, *, direct: bool) -> None:
-        """Raise SourceChanged unless the answer is of the pinned commit, and of the same file."""
-        commit = _header([*response.history, response], "X-Repo-Commit")
+    def _is_version(self, file: HubFile, answer: Answer, *, direct: bool) -> bool:
+        """Whether the answer is of the pinned commit, and of the same file.
+
+        A file has one etag at the hub, which vouches for wherever it sends us; and one at each
+        place where it is stored, by which later answers from there are known without the hub.
+        False where a later one has another, and the hub has to be asked again. Raises
+        SourceChanged.
+        """
+        commit = answer.header("X-Repo-Commit")
         if commit and commit != self.commit:
             raise SourceChanged(
                 f"{self._where(file.name)}: comes from another commit, {printable(commit)}",
                 hint="run it again",
             )
-        self._check_etag(file, response, direct=direct)
+        own = plain_etag(answer.response.headers.get("ETag", ""))
+        redirected = direct or bool(answer.redirects)
+        linked = plain_etag(answer.header("X-Linked-Etag")) or ("" if redirected else own)
+        with self._lock:
+            if linked and linked != self._etags.setdefault((file.name, _HUB), linked):
+                raise self._replaced(file)
+            if linked and _contradicts(linked, file.content):
+                raise self._replaced(file)
+            if not redirected:
+                return True
+            known = self._etags.get((file.name, answer.place))
+            if direct and known != own:
+                return False
+            if known not in (None, own) and not linked:
+                raise self._replaced(file)
+            self._etags[file.name, answer.place] = own
+            return True
 
-    def _check_etag(self, file: HubFile, response: Response, *, direct: bool) -> None:
-        """A file has one etag at the hub, and one where it is stored."""
-        seen = {}
-        linked = _header([*response.history, response], "X-Linked-Etag")
-        if not linked and not response.history and not direct:
-            linked = response.headers.get("ETag", "")
-        if linked:
-            seen[file.name, False] = plain_etag(linked)
-        if response.history or direct:
-            seen[file.name, True] = plain_etag(response.headers.get("ETag", ""))
-        kind, _, known = file.content.partition(":")
-        for key, etag in seen.items():
-            with self._lock:
-                first = self._etags.setdefault(key, etag)
-            stands = content_of(etag)
-            contradicts = (
-                not key[1] and stands.startswith(f"{kind}:") and stands != f"{kind}:{known}"
-            )
-            if etag != first or contradicts:
-                raise SourceChanged(
-                    f"{self._where(file.name)}: was replaced at the hub while it was being read",
-                    hint="run it again",
-                )
+    def _replaced(self, file: HubFile) -> SourceChanged:
+        return SourceChanged(
+            f"{self._where(file.name)}: was replaced at the hub while it was being read",
+            hint="run it again",
+        )
 
     def _describe(self, name: str) -> HubFile:
         """A file from the listing, or from a HEAD request."""
@@ -276,7 +317,8 @@ class HubRepository:
                 hint="is HF_ENDPOINT a hub?",
             )
         etag = plain_etag(found.etag or "")
-        self._etags.setdefault((name, False), etag)
+        if etag:
+            self._etags.setdefault((name, _HUB), etag)
         return HubFile(name, size, content or content_of(etag))
 
     def url(self, name: str) -> str:
@@ -295,7 +337,9 @@ class HubRepository:
     def _authorized(self) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        headers: dict[str, str] = build_hf_headers(library_name="ckdiff")
+        headers: dict[str, str] = build_hf_headers(
+            library_name="ckdiff", library_version=__version__
+        )
         return headers
 
     def _where(self, name: str) -> str:
@@ -319,6 +363,14 @@ class _Filling:
         return True
 
 
+def filled(size: int, fill: Callable[[memoryview], None]) -> bytes:
+    """``size`` bytes that ``fill`` writes. They are in memory once: a header may have 100 MB."""
+    whole = BytesIO(bytes(size))
+    with whole.getbuffer() as view:
+        fill(view)
+    return whole.getvalue()
+
+
 def content_of(etag: str) -> str:
     """What an etag of the hub says about a file's content, as in SourceFile; often nothing.
 
@@ -329,17 +381,21 @@ def content_of(etag: str) -> str:
     return {64: "sha256:", 40: "git:"}[len(etag)] + etag if len(etag) in (40, 64) else ""
 
 
+def _is_name(value: object) -> bool:
+    """Whether it can be the name of a file; some are texts that no URL can hold."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
+
+
 def plain_etag(text: str) -> str:
     """An etag without its quotes and the mark of a weak one."""
     return text.strip().removeprefix("W/").strip('"')
 
 
-def _header(responses: list[Response], name: str) -> str:
-    """The header of the first response that has it, or nothing."""
-    for response in responses:
-        if name in response.headers:
-            return str(response.headers[name])
-    return ""
+def _contradicts(etag: str, content: str) -> bool:
+    """Whether an etag of the hub is a content hash, and another one than a file has."""
+    kind, _, known = content.partition(":")
+    stands = content_of(etag)
+    return bool(kind) and stands.startswith(f"{kind}:") and stands != f"{kind}:{known}"
 
 
 def _patiently(ask: Callable[[], Any], backoff: Backoff) -> Any:
@@ -348,30 +404,9 @@ def _patiently(ask: Callable[[], Any], backoff: Backoff) -> Any:
         try:
             return ask()
         except Exception as error:
-            if not _may_pass(error) or not backoff.again(_asked(error)):
+            if not may_pass(error) or not backoff.again(asked(error)):
                 raise
 
 
-def _status(error: BaseException) -> int | None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another try may succeed."""
-    return is_transport(error) or _status(error) in TRANSIENT
-
-
 def _expired(error: BaseException) -> bool:
-    return _status(error) in _EXPIRED
-
-
-def _asked(error: BaseException) -> float | None:
-    """How many seconds the server asked us to wait."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not isinstance(error, HfHubHTTPError):
-        return None
-    text = error.response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else None
+    return status_of(error) in _EXPIRED

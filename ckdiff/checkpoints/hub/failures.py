@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from ckdiff.checkpoints.hub.address import HubAddress
+from ckdiff.checkpoints.hub.retries import TRANSIENT
 from ckdiff.errors import BudgetError, CheckpointError, CkdiffError, printable
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_LATER = "run it again: what has arrived is kept"
-_OFFLINE = "unset HF_HUB_OFFLINE, or fetch it first with `hf download`"
+_LATER = "run it again: downloaded files are kept, and with -o finished chunks"
+OFFLINE = "unset HF_HUB_OFFLINE, or fetch it first with `hf download`"
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def explained(error: Exception, address: HubAddress, endpoint: str) -> CkdiffErr
             f"{where}: {host} lists a file that it does not have", hint="run it again later"
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return CheckpointError(f"{where}: is not cached, and HF_HUB_OFFLINE is set", hint=_OFFLINE)
+        return CheckpointError(f"{where}: is not cached, and HF_HUB_OFFLINE is set", hint=OFFLINE)
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return explained(error.__cause__, address, endpoint)
     if isinstance(error, errors.HfHubHTTPError):
@@ -72,6 +74,18 @@ def explained(error: Exception, address: HubAddress, endpoint: str) -> CkdiffErr
             f"{where}: cannot be cached: {printable(str(error.filename))}: {error.strerror}",
             hint="set HF_HOME to a place that can be written to",
         )
+    if is_transport(error) and not may_pass(error):
+        return CheckpointError(
+            f"{where}: {host} cannot be asked: {brief(error)}",
+            hint="is HF_ENDPOINT the address of a hub, such as https://host, and HF_TOKEN a token?",
+        )
+    if isinstance(error, json.JSONDecodeError):
+        return CheckpointError(
+            f"{where}: what {host} answers is no answer of a hub",
+            hint="is HF_ENDPOINT a hub, and does the network ask for a login first?",
+        )
+    if isinstance(error, UnicodeEncodeError):  # headers are ASCII
+        return CheckpointError(f"{where}: HF_TOKEN is not a token", hint=_LOG_IN)
     if is_transport(error):
         return CheckpointError(
             f"{where}: the connection to {host} failed: {brief(error)}", hint=_LATER
@@ -96,6 +110,33 @@ def is_transport(error: BaseException) -> bool:
     import httpx2
 
     return isinstance(error, httpx2.TransportError)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another try may not fail."""
+    import httpx2
+
+    if status_of(error) in TRANSIENT:
+        return True
+    ours = httpx2.UnsupportedProtocol, httpx2.LocalProtocolError  # what we ask for is wrong
+    return is_transport(error) and not isinstance(error, ours)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of an answer that the client raised, or None."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def asked(error: BaseException) -> float | None:
+    """How many seconds the server asked us to wait."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    text = error.response.headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdigit() else None
 
 
 def host_of(endpoint: str) -> str:

@@ -58,6 +58,11 @@ def _inside(address: HubAddress, names: Sequence[str]) -> list[str]:
     """The names in the address's folder, relative to it; raises CheckpointError."""
     start = f"{address.path}/" if address.path else ""
     inside = [name.removeprefix(start) for name in names if name.startswith(start)]
+    if address.path in names:
+        raise CheckpointError(
+            f"{address}: is neither a safetensors file nor an index of some",
+            hint="name a folder, or a file that is called .safetensors",
+        )
     if address.path and not inside:
         raise _no_such(address, names)
     here = sorted((n for n in inside if "/" not in n and not n.startswith(".")), key=natural_key)
@@ -68,6 +73,11 @@ def _inside(address: HubAddress, names: Sequence[str]) -> list[str]:
                 f"{address}: holds .safetensors files only in {_some(deeper)}",
                 hint=f"name the folder, such as {address}/{printable(deeper[0])}",
             )
+    if not here:
+        raise CheckpointError(
+            f"{address}: holds {f'only {_some(sorted(inside))}' if inside else 'no file'}",
+            hint="is it the right repository and revision?",
+        )
     return here
 
 

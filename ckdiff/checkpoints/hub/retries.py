@@ -11,7 +11,7 @@ _FIRST, _LONGEST = 0.5, 8.0  # seconds
 _ASKED_LONGEST = 60.0  # seconds that a server may ask us to wait
 
 #: statuses that another try may change
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 525)})
 
 
 def _sleep(seconds: float) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ckdiff.errors import UsageError, printable
 
 _YES = {"1", "on", "yes", "true"}
 
@@ -22,15 +25,37 @@ class Settings:
 
     @classmethod
     def of_environment(cls) -> Settings:
-        """``HF_ENDPOINT``, ``HF_HUB_CACHE`` or ``HF_HOME``, and ``HF_HUB_OFFLINE``."""
-        from huggingface_hub import constants
+        """``HF_ENDPOINT``, ``HF_HUB_CACHE`` or ``HF_HOME``, and ``HF_HUB_OFFLINE``.
 
-        endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        Raises UsageError for what cannot be one.
+        """
+        asked = os.environ.get("HF_ENDPOINT")
+        if asked:
+            _check_endpoint(asked)
+        try:
+            from huggingface_hub import constants
+        except ValueError as error:  # it reads its variables when it is imported
+            raise UsageError(
+                f"the hub's client cannot read one of its variables: {printable(str(error))}",
+                hint="HF_HUB_DOWNLOAD_TIMEOUT and the like are numbers",
+            ) from None
+        endpoint = asked or constants.ENDPOINT
         offline = constants.is_offline_mode() or any(
             os.environ.get(name, "").lower() in _YES
             for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         )
         return cls(endpoint.rstrip("/"), _cache(constants.HF_HUB_CACHE), offline)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """Raise UsageError for what is no address of a server; it is not repeated, for its secrets."""
+    try:
+        parts = urlsplit(endpoint)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError("HF_ENDPOINT is not the address of a hub", hint="such as https://host")
 
 
 def _cache(default: str) -> str:

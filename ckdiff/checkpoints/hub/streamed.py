@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-import tempfile
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from ckdiff.budget import format_size, parse_size
-from ckdiff.checkpoints.hub.headers import HubHeaders
+from ckdiff.budget import format_size
+from ckdiff.checkpoints.hub.fetching import Batch, Check, Fetchers
+from ckdiff.checkpoints.hub.headers import HubHeaders, open_headers
+from ckdiff.checkpoints.hub.spool import ALIGNED, Range, ranges, unnamed_file
+from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import IntArray
-from ckdiff.errors import BudgetError, CheckpointError, UsageError
+from ckdiff.errors import BudgetError
 
-_CONNECTIONS = 8  # ranges that are fetched at a time, for all workers together
-_JOINED = 1 << 16  # bytes between two ranges that are rather fetched than asked for twice
-_ALIGNED = 64  # bytes; where each range begins in a spool
+CONNECTIONS = 8  #: ranges that are fetched at a time, for all workers together
 
 
 class HubStream(HubHeaders):
@@ -35,25 +31,21 @@ class HubStream(HubHeaders):
 
     #: bytes of each reader's spool; set before the first reader is made
     spool: int = 1 << 30
-    #: where the spools are; the system's directory for temporary files by default
-    folder: Path | None = None
 
     @classmethod
     def of(cls, headers: HubHeaders) -> HubStream:
         """The same checkpoint, to be read."""
         names = headers.__dataclass_fields__
         made = cls(**{name: getattr(headers, name) for name in names})
-        made._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="ckdiff-fetch")
+        made.fetchers = Fetchers(CONNECTIONS, made.label)
         made._fetched = 0
         made._lock = threading.Lock()
-        made._closed = threading.Event()
-        made.repository.wait = made._pause
+        made.repository.wait = made.fetchers.pause
         return made
 
-    _pool: ThreadPoolExecutor
+    fetchers: Fetchers
     _fetched: int
     _lock: threading.Lock
-    _closed: threading.Event
 
     @property
     def bytes_fetched(self) -> int:
@@ -61,56 +53,37 @@ class HubStream(HubHeaders):
         return self._fetched
 
     def reader(self) -> StreamReader:
-        """See Checkpoint. Raises BudgetError where the disk has no room for a spool."""
+        """See Checkpoint. Its spool is made when it is first needed."""
         return StreamReader(self, self.spool)
+
+    def hang_up(self) -> None:
+        """Whoever waits for bytes, on whatever thread, gets a CheckpointError at once; nothing can
+        be read after this.
+        """
+        self.fetchers.close()
 
     def close(self) -> None:
         """See Checkpoint. Does not wait for a server that is slow to answer."""
-        self._closed.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _pause(self, seconds: float) -> None:
-        """Wait before something is tried again, unless nobody wants it any more."""
-        if self._closed.wait(seconds):
-            raise CheckpointError(f"{self.label}: was closed")
+        self.hang_up()
 
     # for the readers
 
-    def ranges(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> list[_Range]:
-        """What to fetch for some spans: neighbours in a file together."""
-        files, begins = self.file_index[tensors], self.offset[tensors] + starts
-        order = np.lexsort((begins, files)).tolist()
-        found: list[_Range] = []
-        for i in order:
-            file, begin, size = int(files[i]), int(begins[i]), int(nbytes[i])
-            last = found[-1] if found else None
-            if last is not None and last.file == file and begin - last.stop <= _JOINED:
-                last.stop = max(last.stop, begin + size)
-            else:
-                last = _Range(file, begin, begin + size)
-                found.append(last)
-            last.spans.append((i, begin))
-        return found
+    def ranges(
+        self, tensors: IntArray, starts: IntArray, nbytes: IntArray, *, between: bool
+    ) -> list[Range]:
+        """What to fetch for some spans, with small gaps between them if ``between`` is set."""
+        return ranges(
+            self.file_index[tensors].astype(np.int64),
+            self.offset[tensors] + starts,
+            nbytes,
+            between=between,
+        )
 
-    def fetch(self, wanted: _Range, view: memoryview) -> None:
+    def fetch(self, wanted: Range, view: memoryview, check: Check) -> None:
         """Fill ``view`` with a range of a file."""
-        self.repository.read_into(self.names[wanted.file], wanted.begin, view)
+        self.repository.read_into(self.names[wanted.file], wanted.begin, view, check)
         with self._lock:
             self._fetched += len(view)
-
-    def start(self, wanted: _Range, view: memoryview) -> Future[None]:
-        """``fetch`` on another thread."""
-        return self._pool.submit(self.fetch, wanted, view)
-
-
-@dataclass(slots=True)
-class _Range:
-    """Bytes [begin, stop) of a file, and the spans in them: (position, first byte in the file)."""
-
-    file: int
-    begin: int
-    stop: int
-    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -120,98 +93,113 @@ class _Piece:
     begin: int  #: in the spool
     stop: int
     addresses: IntArray
-    coming: list[Future[None]]
+    batch: Batch
 
-    def wait(self) -> None:
-        """Until all of it is there; raises what fetching raised."""
-        for future in self.coming:
-            future.result()
 
-    def drop(self) -> None:
-        """Until nobody writes to it any more."""
-        for future in self.coming:
-            future.cancel()
-        for future in self.coming:
-            if not future.cancelled():
-                with contextlib.suppress(Exception):  # nobody wants it now
-                    future.result()
+_Columns = tuple[IntArray, IntArray, IntArray]
 
 
 class StreamReader:
-    """A SpanReader over a checkpoint of the hub; one for each worker."""
+    """A SpanReader over a checkpoint of the hub; one for each worker.
+
+    Windows get room in the order in which they are asked for: one that has to wait for room holds
+    up those after it, so that nothing is fetched early that would be in its way.
+    """
 
     def __init__(self, source: HubStream, size: int) -> None:
         self._source = source
         self._size = size
         self._pieces: dict[bytes, _Piece] = {}
+        self._waiting: dict[bytes, _Columns] = {}  # for room
         self._held: list[bytes] = []
-        self._map = _spool(size, source.folder)
-        self._view = memoryview(self._map)
-        self._address = np.frombuffer(self._view, np.uint8).ctypes.data
+        self._map: mmap.mmap | None = None
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader. Raises CheckpointError, SourceChanged, BudgetError."""
-        key = _key(tensors, starts, nbytes)
-        piece = self._pieces.get(key)
-        if piece is None:
-            piece = self._begin(key, tensors, starts, nbytes)
-        while piece is None:  # what was fetched too early is in the way
+        if not len(tensors):
+            return np.zeros(0, np.int64)
+        wanted = tensors, starts, nbytes
+        key = _key(wanted)
+        self._waiting.pop(key, None)
+        piece = self._pieces.get(key) or self._begin(key, wanted)
+        while piece is None:  # what was asked for before is in the way: this is out of turn
             early = next((k for k in reversed(self._pieces) if k not in self._held), None)
             if early is None:
-                raise BudgetError(
-                    f"a spool of {format_size(self._size)} is too small for a window of "
-                    f"{format_size(int(nbytes.sum()))}",
-                    hint="raise --disk, or lower --workers",
-                )
-            self._pieces.pop(early).drop()
-            piece = self._begin(key, tensors, starts, nbytes)
+                piece = self._begin(key, wanted, tight=True)
+                break
+            self._source.fetchers.drop(self._pieces.pop(early).batch)
+            piece = self._begin(key, wanted)
+        if piece is None:
+            raise BudgetError(
+                f"a spool of {format_size(self._size)} is too small for a window of "
+                f"{format_size(int(nbytes.sum()))}",
+                hint="raise --disk, or lower --workers",
+            )
         self._held.append(key)
-        piece.wait()
+        self._source.fetchers.wait(piece.batch)
         return piece.addresses
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
-        """See SpanReader; skipped where the spool is full."""
-        key = _key(tensors, starts, nbytes)
-        if key not in self._pieces:
-            self._begin(key, tensors, starts, nbytes)
+        """See SpanReader. Where the spool is full, it starts as soon as there is room."""
+        wanted = tensors, starts, nbytes
+        key = _key(wanted)
+        if len(tensors) and key not in self._pieces:
+            self._waiting.setdefault(key, wanted)
+            self._fill()
 
     def release(self) -> None:
         """See SpanReader. What was fetched was checked as it arrived."""
         held, self._held = self._held, []
         for key in held:
-            self._pieces.pop(key).drop()
+            piece = self._pieces.pop(key, None)
+            if piece is not None:
+                self._source.fetchers.drop(piece.batch)
+        self._fill()
 
     def close(self) -> None:
         """See SpanReader."""
         pieces, self._pieces, self._held = self._pieces, {}, []
+        self._waiting.clear()
         for piece in pieces.values():
-            for future in piece.coming:
-                future.cancel()
+            self._source.fetchers.abandon(piece.batch)
         # what is still arriving holds the spool, which goes with the last of it
         with contextlib.suppress(BufferError):
-            self._view.release()
-            self._map.close()
+            if self._map is not None:
+                self._map.close()
+        self._map = None
 
     # inside
 
-    def _begin(
-        self, key: bytes, tensors: IntArray, starts: IntArray, nbytes: IntArray
-    ) -> _Piece | None:
-        """Start fetching a window; None where there is no room."""
-        wanted = self._source.ranges(tensors, starts, nbytes)
-        sizes = [-(-(one.stop - one.begin) // _ALIGNED) * _ALIGNED for one in wanted]
+    def _fill(self) -> None:
+        """Start what waits, in order, while there is room."""
+        for key in list(self._waiting):
+            if self._begin(key, self._waiting[key]) is None:
+                return
+            del self._waiting[key]
+
+    def _begin(self, key: bytes, wanted: _Columns, *, tight: bool = False) -> _Piece | None:
+        """Start fetching a window; None where there is no room.
+
+        ``tight``: into the least room that is possible, by more requests.
+        """
+        listed = self._source.ranges(*wanted, between=not tight)
+        step = 1 if tight else ALIGNED
+        sizes = [-(-(one.stop - one.begin) // step) * step for one in listed]
         begin = self._room(sum(sizes))
         if begin is None:
             return None
-        addresses, coming, at = np.zeros(len(tensors), np.int64), list[Future[None]](), begin
-        for one, size in zip(wanted, sizes, strict=True):
+        if self._map is None:
+            self._map = unnamed_file(self._size)
+        view = memoryview(self._map)
+        start = np.frombuffer(view, np.uint8).ctypes.data
+        addresses, jobs, at = np.zeros(len(wanted[0]), np.int64), [], begin
+        for one, size in zip(listed, sizes, strict=True):
             for position, first in one.spans:
-                addresses[position] = self._address + at + first - one.begin
-            view = self._view[at : at + one.stop - one.begin]
-            coming.append(self._source.start(one, view))
+                addresses[position] = start + at + first - one.begin
+            part = view[at : at + one.stop - one.begin]
+            jobs.append(partial(self._source.fetch, one, part))
             at += size
-        piece = _Piece(begin, at, addresses, coming)
-        self._pieces[key] = piece
+        self._pieces[key] = piece = _Piece(begin, at, addresses, self._source.fetchers.start(jobs))
         return piece
 
     def _room(self, size: int) -> int | None:
@@ -224,70 +212,13 @@ class StreamReader:
         return at if self._size - at >= size else None
 
 
-def _key(*columns: IntArray) -> bytes:
+def _key(columns: _Columns) -> bytes:
     return b"".join(column.tobytes() for column in columns)
 
 
-def _spool(size: int, folder: Path | None) -> mmap.mmap:
-    """An unnamed file of ``size`` bytes, mapped: its pages are the system's to write out."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.ftruncate(file.fileno(), size)
-            # now, and not as a SIGBUS when the first byte is written
-            os.posix_fallocate(file.fileno(), 0, size)
-            return mmap.mmap(file.fileno(), size)
-    except OSError as error:
-        where = folder or tempfile.gettempdir()
-        raise BudgetError(
-            f"no room for {format_size(size)} in {where}: {error.strerror}",
-            hint="lower --disk, or set TMPDIR to a disk with more room",
-        ) from None
-
-
-def spool_size(disk: int, streams: int, workers: int, window: int) -> int:
-    """Bytes of each spool, so that all together keep to ``disk``. Raises BudgetError.
-
-    ``window`` is the largest number of bytes that one side of a window has.
+def open_stream(text: str) -> HubStream | LocalCheckpoint:
+    """Open the checkpoint at a hub address for streaming, or the cached one where all of it is in
+    the cache. Raises CheckpointError and HeaderError.
     """
-    each = disk // (streams * workers) // mmap.PAGESIZE * mmap.PAGESIZE
-    least = window + _JOINED + _ALIGNED
-    if each < least:
-        needed = least * streams * workers
-        raise BudgetError(
-            f"{format_size(disk)} of disk is too little for {workers} workers: this needs "
-            f"{format_size(needed)}",
-            hint="raise --disk or lower --workers",
-        )
-    return each
-
-
-def share_disk(
-    sides: Sequence[Any], disk: str | int, workers: int, window: int, *, on_cluster: bool
-) -> None:
-    """Give the readers of those checkpoints that are streamed their part of the disk.
-
-    Raises UsageError where none is streamed, and BudgetError.
-    """
-    streams = [side for side in sides if isinstance(side, HubStream)]
-    if not streams:
-        raise UsageError("neither checkpoint is on the hub", hint="leave out --stream")
-    if on_cluster:
-        raise UsageError(
-            "streaming is for this process, and not for the workers of a cluster",
-            hint="leave out --stream, or --scheduler",
-        )
-    for stream in streams:
-        stream.spool = spool_size(parse_size(disk), len(streams), workers, window)
-
-
-def open_stream(text: str) -> HubStream:
-    """Open the checkpoint at a hub address for streaming. Raises CheckpointError, HeaderError."""
-    from ckdiff.checkpoints.hub.headers import open_headers
-
     found = open_headers(text)
-    if not isinstance(found, HubHeaders):
-        raise CheckpointError(
-            f"{text}: cannot be streamed while HF_HUB_OFFLINE is set",
-            hint="leave out --stream: the cache is used",
-        )
-    return HubStream.of(found)
+    return HubStream.of(found) if isinstance(found, HubHeaders) else found

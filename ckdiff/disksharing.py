@@ -1,0 +1,163 @@
+"""How the readers of streamed checkpoints share the disk that they may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckdiff.allotment import Allotment
+from ckdiff.budget import format_size, parse_size
+from ckdiff.checkpoints.hub.spool import PAGE, room_for, temporary_folder
+from ckdiff.checkpoints.hub.streamed import CONNECTIONS, HubStream
+from ckdiff.chunks import AHEAD, SMALLEST_WINDOW
+from ckdiff.errors import BudgetError, UsageError
+from ckdiff.layout import IntArray
+from ckdiff.options import Options
+from ckdiff.outputs import free_space
+
+if TYPE_CHECKING:
+    from ckdiff.comparison import Comparison
+
+_NOTES = 256  # of which a file system may take one part to note where the others are
+_OVERLAP = 2  # windows that have to fit, for one to be fetched while one is compared
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """What streaming needs of a diff."""
+
+    allotment: Allotment  #: so that it fits the disk as well
+    streams: list[HubStream]
+    nbytes: int  #: fetched, but for headers and small gaps between tensors
+    refusal: str | None  #: of a rehearsal: why a run would be refused
+
+    def hang_up(self) -> None:
+        """Let nobody wait for a server any more."""
+        for stream in self.streams:
+            stream.hang_up()
+
+
+def share_disk(
+    comparison: Comparison,
+    found: Allotment,
+    options: Options,
+    *,
+    on_cluster: bool,
+    note: Callable[[str], None],
+) -> Streaming:
+    """Give each reader of a streamed side its part of ``options.disk``, and of what is free there.
+
+    What was ``found`` for the memory is kept where it fits. Else windows are smaller, and there are
+    fewer workers unless their number was asked for, which ``note`` is told. Raises UsageError where
+    nothing can be streamed, and BudgetError where it does not fit, unless it is a dry run.
+    """
+    sides = comparison.base, comparison.tuned
+    streams = [side for side in sides if isinstance(side, HubStream)]
+    if not any(isinstance(side, HubStream) or getattr(side, "origin", None) for side in sides):
+        raise UsageError("neither checkpoint is on the hub", hint="leave out --stream")
+    if on_cluster:
+        raise UsageError(
+            "streaming is for this process, and not for the workers of a cluster",
+            hint="leave out --stream, or --scheduler",
+        )
+    if not streams:  # all of it is in the cache
+        return Streaming(found, [], 0, None)
+    nbytes = len(streams) * comparison.bytes_to_read // 2
+    try:
+        fitting = _fitting(comparison, found, streams, options, note)
+    except BudgetError as error:
+        if not options.dry_run:
+            raise
+        return Streaming(found, streams, nbytes, error.one_line())
+    return Streaming(fitting, streams, nbytes, None)
+
+
+def _fitting(
+    comparison: Comparison,
+    found: Allotment,
+    streams: list[HubStream],
+    options: Options,
+    note: Callable[[str], None],
+) -> Allotment:
+    asked, workers = parse_size(options.disk), options.workers
+    folder = temporary_folder()
+    free = free_space(folder)
+    allowed = min(asked, free - free // 64)  # file systems need some for themselves
+
+    def each(count: int) -> int:
+        share = allowed // (len(streams) * count)
+        return (share - share // _NOTES) // PAGE * PAGE
+
+    count, need = found.workers, _Need.of(comparison, found.window)
+    if workers is None:  # those that are more than the connections would wait most of the time
+        while count > CONNECTIONS and each(count) < need.some:
+            count -= 1
+    while each(count) < need.some and need.window > SMALLEST_WINDOW:
+        need = _Need.of(comparison, need.window // 2)
+    if workers is None:
+        while count > 1 and each(count) < need.one:
+            count -= 1
+    if each(count) < need.one:
+        many = f"{count} workers" if count > 1 else "one worker"
+        least = format_size(-(-need.one // PAGE) * PAGE * len(streams) * count)
+        scarce = allowed < asked
+        raise BudgetError(
+            f"{format_size(allowed)} of disk is too little for {many}: this needs {least}"
+            + (f" free in {folder}" if scarce else ""),
+            hint=("set TMPDIR to a disk with more room" if scarce else "raise --disk")
+            + (" or lower --workers" if count > 1 else ""),
+        )
+    if count < found.workers:
+        note(
+            f"{count} worker{'s' * (count > 1)} instead of {found.workers}, to keep to "
+            f"{format_size(allowed)} of disk"
+        )
+    for stream in streams:
+        stream.spool = max(PAGE, min(each(count), -(-need.all // PAGE) * PAGE))
+    return replace(found, workers=count, window=need.window)
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Bytes of a spool, for windows of so many elements."""
+
+    window: int
+    one: int  #: for any window
+    some: int  #: for as many as are needed to fetch while comparing
+    all: int  #: for all that a worker ever asks for at a time
+
+    @classmethod
+    def of(cls, comparison: Comparison, window: int) -> _Need:
+        nbytes, spans = _windows(comparison, window)
+
+        def most(count: int) -> int:
+            """Of so many windows one after the other."""
+            count = min(count, len(nbytes))
+            if not count:
+                return 0
+            sums = np.convolve(nbytes, np.ones(count, np.int64), "valid")
+            return int(sums.max()) + count * (one - widest)
+
+        widest = int(nbytes.max(initial=0))
+        one = room_for(widest, int(spans.max(initial=0)))
+        return cls(window, one, most(_OVERLAP), most(1 + AHEAD))
+
+
+def _windows(comparison: Comparison, window: int) -> tuple[IntArray, IntArray]:
+    """For each window of the layout, the bytes of one side that are read, and at most how many
+    spans they are in.
+    """
+    layout = comparison.layout
+    if not layout.total:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    bits = comparison.bits * ~comparison.known
+    nbytes = layout.elements * bits // 8
+    edges = np.arange(0, layout.total + window, window)
+    # the last tensor that begins at or before each edge, and how much of it is before the edge
+    last = np.maximum(np.searchsorted(layout.starts, edges, side="right") - 1, 0)
+    inside = np.clip(edges - layout.starts[last], 0, layout.elements[last]) * bits[last] // 8
+    before = np.cumsum(nbytes)[last] - nbytes[last] + inside
+    return np.diff(before), np.diff(last) + 1
