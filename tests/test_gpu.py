@@ -5,10 +5,12 @@ There is no GPU here; ``torch-cpu`` goes the way of a GPU on torch's CPU device.
 
 from __future__ import annotations
 
+import importlib.abc
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,11 @@ from cli_support import error, ok
 
 import ckdiff
 from ckdiff import devices, gpu
+from ckdiff.chunks import SMALLEST_WINDOW
 from ckdiff.engine import Diff
-from ckdiff.errors import BudgetError, UsageError
+from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.gpu import kernels as device_kernels
-from ckdiff.gpu import staging, trial
+from ckdiff.gpu import sizes, staging, trial
 from ckdiff.options import DEVICES, Observer, Options
 
 BENCH = Path(__file__).parents[1] / "bench" / "gpu.py"
@@ -33,7 +36,6 @@ without_gpu = pytest.mark.skipif(not NO_GPU, reason="says what happens without a
 @pytest.fixture(autouse=True)
 def _nothing_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_kernels, "LEAST", 1)
-    monkeypatch.setattr(device_kernels, "LEAST_EACH", 1)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,90 @@ def test_a_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu.open_device("cuda")
 
 
+class Broken(importlib.abc.MetaPathFinder):
+    """torch is there, but a library that it needs is not."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "torch":
+            raise OSError("libcudart.so.13: cannot open shared object file\nmore")
+
+
+def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(UsageError) as caught:
+        gpu.open_device("cuda")
+    assert str(caught.value) == (
+        "a GPU is used through torch, which cannot be imported: "
+        "libcudart.so.13: cannot open shared object file"
+    )
+
+
+def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found before there is anything to clean up."""
+
+    def zeros(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "an old one")
+    monkeypatch.setattr(staging, "Device", lambda device, name: SimpleNamespace(device=device))
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(UsageError, match=r"^the GPU cannot be used: CUDA error: no kernel image"):
+        gpu.open_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("CUDA error: lost\nmore"), "torch's CPU failed: CUDA error: lost"),
+        (torch.cuda.OutOfMemoryError("no memory"), "the device ran out of memory"),
+    ],
+)
+def test_a_device_that_fails_before_the_first_window(
+    error: RuntimeError, why: str, sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    auto.setattr(device_kernels, "make_slots", fail)
+    notes: list[str] = []
+    assert diff(sides, device="auto", notes=notes).device_why == why
+    assert notes == []
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        assert diff(sides, notes=notes).device_why == why
+        assert notes == ["warning: torch's CPU is out of memory: comparing on the CPU"]
+    else:
+        with pytest.raises(CkdiffError, match=f"^{why}$"):
+            diff(sides)
+
+
+def test_host_memory_that_is_too_little_for_copies(
+    sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    auto.setattr(sizes, "staging_memory", lambda window, rules, bits: window << 20)
+    found = diff(sides, device="auto")
+    assert found.device == "cpu"
+    assert str(found.device_why).startswith("8.0 GiB of memory is too little")
+    with pytest.raises(BudgetError, match=r"8\.0 GiB of memory is too little"):
+        diff(sides)
+
+
+def test_windows_shrink_until_copies_fit(tmp_path: Path) -> None:
+    model = {"long": long_pair()}
+    pair = [write_side(tmp_path / side, model, side, 1) for side in ("base", "tuned")]
+
+    def planned(device: str, memory: int) -> tuple[int, int]:
+        with Diff(*pair, None, Options(memory=memory, workers=1, device=device)) as found:
+            return found.window, found.memory_needed
+
+    here, there = planned("cpu", 8 << 30), planned("torch-cpu", 8 << 30)
+    assert there[0] == here[0]
+    short = (here[1] + there[1]) // 2
+    assert SMALLEST_WINDOW <= planned("torch-cpu", short)[0] < planned("cpu", short)[0]
+
+
 def test_a_cluster_compares_on_cpus() -> None:
     with pytest.raises(UsageError, match="a cluster's workers compare on their CPUs, not on cuda"):
         devices.Devices(Options(device="cuda"), 1 << 40, on_cluster=True)
@@ -232,11 +318,14 @@ def test_auto_takes_what_is_faster(
         real(self, *arguments)
 
     auto.setattr(device_kernels.DeviceKernels, "run", run)
+    left: list[bool] = []
+    auto.setattr(staging.Device, "drop_cache", lambda self: left.append(True))
     found = diff(sides, tmp_path / "there", device="auto")
     assert [min(rates) > 0 for rates in measured] == [True]
     assert found.device_why == ("torch's CPU: we say so" if faster else "we say so")
     assert (1 in runs) == faster  # used after the trial
     assert 0 in runs  # and in it
+    assert left == ([] if faster else [True])  # memory is for those who use the device
     diff(sides, tmp_path / "here", device="cpu")
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
 

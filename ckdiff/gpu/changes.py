@@ -15,7 +15,15 @@ from ckdiff.dtypes import DType
 from ckdiff.gpu import bits
 from ckdiff.kernels.binding import Bound, parse_kind
 
-__all__ = ["PAIRS", "changed", "needs_table", "scratch_bytes", "write_bits"]
+__all__ = [
+    "PAIRS",
+    "changed",
+    "needs_table",
+    "number",
+    "rational",
+    "scratch_bytes",
+    "write_bits",
+]
 
 Tensor = torch.Tensor
 
@@ -75,7 +83,7 @@ def _far(rule: str, dtype: DType, x: Tensor, y: Tensor, parameter: int) -> Tenso
     if dtype.kind != "float":
         return _integer_rtol(dtype, x, y, parameter)
     # rounded to the compute type once; binding sees to it that it does not overflow
-    bound = _number(parameter, single=dtype.bits < 64)
+    bound = number(parameter, dtype)
     p, q = bits.to_float(dtype, x), bits.to_float(dtype, y)
     delta = (p - q).abs_()
     if rule == "atol":
@@ -87,15 +95,8 @@ def _far(rule: str, dtype: DType, x: Tensor, y: Tensor, parameter: int) -> Tenso
 
 
 def _integer_rtol(dtype: DType, x: Tensor, y: Tensor, parameter: int) -> Tensor:
-    """|x - y| > R * max(|x|, |y|), R taken as the exact rational that a float64 is.
-
-    R = m * 2**-s with m < 2**53 and R < 2, and for a whole left side the right side may be rounded
-    down.
-    """
-    exponent = parameter >> 52 & 0x7FF
-    mantissa = parameter & (1 << 52) - 1
-    m = mantissa | (1 << 52 if exponent else 0)
-    s = 1075 - max(exponent, 1)
+    """|x - y| > R * max(|x|, |y|); for a whole left side the right side may be rounded down."""
+    m, s = rational(parameter)
     if dtype.kind == "uint" and m >> s:  # R >= 1, and two unsigned numbers are no further apart
         return torch.zeros_like(x, dtype=torch.bool)
     apart = bits.distance(dtype, x, y).to(torch.int64)
@@ -117,11 +118,12 @@ def _differing_parts(dtype: DType, base: Tensor, tuned: Tensor) -> Tensor:
 def write_bits(flags: Tensor, out: Tensor, counts: Tensor) -> None:
     """Pack bools, a multiple of 512, and count them.
 
-    ``out`` is uint8 (flags / 8,), little-endian bit order. ``counts`` is int64 (flags / 512,): each
-    of its 8 bytes is a number of ones, and they add up to that of 512 elements.
+    ``out`` is uint8 (flags / 8,), little-endian bit order; ``counts`` is int32 (flags / 512,).
     """
     words = flags.view(torch.int64)
-    torch.sum(words.view(-1, 64), dim=1, out=counts)  # at most 64 in a byte: none overflows
+    # eight counts of at most 64 in the bytes of each sum
+    sums = torch.sum(words.view(-1, 64), dim=1).view(torch.uint8)
+    torch.sum(sums.view(-1, 8), dim=1, dtype=torch.int32, out=counts)
     out.copy_((words * _GATHER).view(torch.uint8)[7::8])
 
 
@@ -139,7 +141,14 @@ def scratch_bytes(bound: Bound, dtype: DType) -> int:
     return 26 if of.bits == 16 else 44
 
 
-def _number(parameter: int, *, single: bool) -> float:
-    """The float64 with these bits, rounded to float32 where that is asked for."""
+def number(parameter: int, dtype: DType) -> float:
+    """The float64 with these bits, rounded to the compute type of ``dtype``."""
     (value,) = struct.unpack("<d", parameter.to_bytes(8, "little"))
-    return float(np.float32(value)) if single else float(value)
+    return float(np.float32(value)) if dtype.bits < 64 else float(value)
+
+
+def rational(parameter: int) -> tuple[int, int]:
+    """(m, s) of the float64 with these bits, m * 2**-s; of R < 2, m < 2**53 and s >= 52."""
+    exponent = parameter >> 52 & 0x7FF
+    mantissa = parameter & (1 << 52) - 1
+    return mantissa | (1 << 52 if exponent else 0), 1075 - max(exponent, 1)

@@ -7,21 +7,19 @@ statistics where they are asked for, and compares what is too short to be worth 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ckdiff.dtypes import DType
 from ckdiff.errors import CkdiffError
-from ckdiff.gpu import changes
-from ckdiff.gpu.sizes import SMALLEST_SIDE, STAGES, Sizes
+from ckdiff.gpu.pool import Pool, out_of_memory
+from ckdiff.gpu.preparing import make_slots
+from ckdiff.gpu.sizes import STAGES, Sizes
 from ckdiff.gpu.staging import Device, Slot, Stage
 from ckdiff.kernels import BLOCK, Kernels, Results, abi
-from ckdiff.kernels.binding import bind
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
 
@@ -29,16 +27,17 @@ __all__ = ["DeviceKernels"]
 
 Int64 = npt.NDArray[np.int64]
 
-#: elements of one dtype in a row, in all and of a tensor on average; where there are fewer they are
-#: compared on the CPU, as launches and calls would take longer
-LEAST, LEAST_EACH = 1 << 15, 1 << 12
+#: elements of a tensor, on average in a row of one dtype; where there are fewer they are compared
+#: on the CPU, as launches, and calls for each tensor, would take longer
+LEAST = 1 << 16
 
 
 class DeviceKernels:
     """Runs windows on a device; shared by all workers.
 
     When memory runs out there, pieces get smaller, and in the end windows are compared on the CPU;
-    ``messages`` says so. Raises BudgetError where ``memory`` is too little from the start.
+    ``messages`` says so. Raises BudgetError where ``memory`` is too little from the start, and what
+    torch raises.
     """
 
     def __init__(
@@ -54,21 +53,23 @@ class DeviceKernels:
     ) -> None:
         self.slot_of = cpu.slot_of
         self.device = device
-        self.messages: deque[str] = deque()  #: warnings, to be taken out by whoever reports them
-        self.gave_up = False  #: whether windows are compared on the CPU from now on
         self._cpu = cpu
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._slots = [
-            Slot(dtype, [bind(rule, dtype) for rule in rules], [None] * len(rules))
-            for dtype in dtypes
-        ]
-        self._rules = len(rules)
-        self._sizes = Sizes(dtypes, rules, window)
-        self._side = self._sizes.side(workers, memory)
-        for i, slot in enumerate(self._slots):
-            if any(changes.needs_table(bound, slot.dtype) for bound in slot.bounds):
-                slot.tables = self._tables(i, slot)
+        self._slots, why = make_slots(cpu, dtypes, rules, device)
+        eager = [slot.dtype for slot in self._slots if slot.fused is None]
+        self._sizes = Sizes(dtypes, rules, window, eager)
+        self._pool = Pool(device, self._sizes, self._sizes.side(workers, memory))
+        if why is not None:
+            self.messages.append(f"note: without Triton, in more steps: {why}")
+
+    @property
+    def messages(self) -> deque[str]:
+        """For people, to be taken out by whoever reports them."""
+        return self._pool.messages
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether windows are compared on the CPU from now on."""
+        return self._pool.gave_up
 
     def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
         """See :meth:`ckdiff.kernels.Kernels.run`. Raises CkdiffError where the device fails."""
@@ -78,101 +79,65 @@ class DeviceKernels:
         todo: deque[Int64] = deque()
         short: list[Int64] = []
         for batch in _batches(segments):
-            long = int(batch[:, abi.SEG_ELEMENTS].sum()) >= max(LEAST, LEAST_EACH * len(batch))
+            long = int(batch[:, abi.SEG_ELEMENTS].sum()) >= LEAST * len(batch)
             (todo if long else short).append(batch)
         if short:
             self._cpu.run(np.concatenate(short), masks, into)
-        flying: deque[Stage] = deque()  # in the order of addresses, in which statistics are summed
         try:
-            self._fly(todo, flying, masks, into)
+            self._fly(todo, masks, into)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise CkdiffError(
                 f"{self.device.name} failed: {reason}", hint="run with --device cpu"
             ) from error
+
+    def _fly(
+        self, todo: deque[Int64], masks: Sequence[npt.NDArray[np.uint8]], into: Results
+    ) -> None:
+        """Send what there is to do through stages, piece by piece."""
+        flying: deque[Stage] = deque()  # in the order of addresses, in which statistics are summed
+        stages = self._pool.take() if todo else None
+        try:
+            while todo and stages is not None:
+                if len(flying) == STAGES:
+                    flying.popleft().finish(self._cpu, masks, into)
+                stage = next(stage for stage in stages.each if stage not in flying)
+                slot = self._slots[todo[0][0, abi.SEG_SLOT]]
+                elements = self._sizes.elements(slot.dtype, stages.side)
+                piece, rest = _cut(todo[0], elements, slot.dtype.bits)
+                if _started(stage, piece, slot):
+                    flying.append(stage)
+                    todo.popleft()
+                    if len(rest):
+                        todo.appendleft(rest)
+                    continue
+                while flying:
+                    flying.popleft().finish(self._cpu, masks, into)
+                del stage
+                small, stages = stages, None
+                self._pool.ran_out(small)
+                stages = self._pool.take()
+            while flying:
+                flying.popleft().finish(self._cpu, masks, into)
         finally:
             for stage in flying:
                 stage.abandon()
-
-    def _fly(
-        self,
-        todo: deque[Int64],
-        flying: deque[Stage],
-        masks: Sequence[npt.NDArray[np.uint8]],
-        into: Results,
-    ) -> None:
-        """Send what there is to do through the stages, piece by piece."""
-        while todo and not self.gave_up:
-            side = self._side
-            if len(flying) == STAGES:
-                flying.popleft().finish(self._cpu, masks, into)
-            stage: Stage | None = None
-            try:  # only what can be done again: a piece that does not come back is an error
-                stage = next(stage for stage in self._stages(side) if stage not in flying)
-                slot = self._slots[todo[0][0, abi.SEG_SLOT]]
-                piece, rest = _cut(todo[0], self._sizes.elements(slot.dtype, side), slot.dtype.bits)
-                stage.start(piece, slot)
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                stage = None
-            if stage is None:  # and the error is gone, with the tensors in its frames
-                while flying:
-                    flying.popleft().finish(self._cpu, masks, into)
-                self._local.stages = []
-                self.device.drop_cache()
-                self._shrink(side)
-                continue
-            flying.append(stage)
-            todo.popleft()
-            if len(rest):
-                todo.appendleft(rest)
-        while flying:
-            flying.popleft().finish(self._cpu, masks, into)
+            if stages is not None:
+                self._pool.give_back(stages)
         if todo:
             self._cpu.run(np.concatenate(todo), masks, into)
 
-    def _stages(self, side: int) -> list[Stage]:
-        """This thread's stages for pieces of that size."""
-        local = self._local
-        if getattr(local, "side", None) != side:
-            local.side, local.stages = side, []
-        stages: list[Stage] = local.stages
-        while len(stages) < STAGES:
-            stages.append(Stage(self.device, side, self._sizes.out(side)))
-        return stages
 
-    def _shrink(self, side: int) -> None:
-        """Memory ran out with pieces of that size."""
-        with self._lock:
-            if self._side != side or self.gave_up:
-                return  # another worker's memory ran out before, and it has seen to it
-            if side > SMALLEST_SIDE:
-                self._side = side // 2
-                then = "going on with smaller pieces"
-            else:
-                self.gave_up = True
-                then = "comparing on the CPU from here on"
-            self.messages.append(f"warning: {self.device.name} is out of memory: {then}")
-
-    def _tables(self, index: int, slot: Slot) -> list[torch.Tensor | None]:
-        """For 8-bit elements: which pairs are changed, as the CPU's kernels say."""
-        every = np.arange(changes.PAIRS, dtype=np.uint16)
-        base, tuned = (every >> 8).astype(np.uint8), every.astype(np.uint8)
-        segment = np.zeros((1, abi.SEG_COLUMNS), np.int64)
-        segment[0, abi.SEG_BASE], segment[0, abi.SEG_TUNED] = base.ctypes.data, tuned.ctypes.data
-        segment[0, abi.SEG_ELEMENTS], segment[0, abi.SEG_SLOT] = changes.PAIRS, index
-        masks = [np.zeros(changes.PAIRS // 8, np.uint8) for _ in slot.bounds]
-        self._cpu.run(segment, masks, Results(1, self._rules, with_statistics=False))
-        with self.device.lock, self.device.on(self.device.comparing):
-            return [
-                torch.from_numpy(np.unpackbits(mask, bitorder="little").view(np.bool_)).to(
-                    self.device.device
-                )
-                if changes.needs_table(bound, slot.dtype)
-                else None
-                for mask, bound in zip(masks, slot.bounds, strict=True)
-            ]
+def _started(stage: Stage, piece: Int64, slot: Slot) -> bool:
+    """False where memory does not suffice: only that can be done again, once it is on its way a
+    piece that does not come back is an error."""
+    try:
+        stage.start(piece, slot)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _batches(segments: Int64) -> Iterator[Int64]:
@@ -205,8 +170,3 @@ def _cut(batch: Int64, elements: int, bits: int) -> tuple[Int64, Int64]:
         rest[0, abi.SEG_UNIT] += done // UNIT
         rest[0, [abi.SEG_BASE, abi.SEG_TUNED]] += done * bits // 8
     return piece, rest
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Pinned memory that cannot be had is an ordinary RuntimeError of CUDA's."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)

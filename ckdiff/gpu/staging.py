@@ -11,8 +11,8 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,15 @@ import torch
 
 from ckdiff.dtypes import DType
 from ckdiff.gpu import changes
-from ckdiff.gpu.sizes import SUMS, out_bytes
+from ckdiff.gpu.sizes import STAGES, out_bytes
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.binding import Bound
 from ckdiff.kernels.hashing import UNIT
 
-__all__ = ["Device", "Slot", "Stage"]
+if TYPE_CHECKING:
+    from ckdiff.gpu.fused import Fused
+
+__all__ = ["Device", "Slot", "Stage", "Stages"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -36,7 +39,8 @@ class Slot:
 
     dtype: DType
     bounds: list[Bound]  #: one a rule; the first is exact
-    tables: list[torch.Tensor | None]  #: one a rule, on the device
+    tables: list[torch.Tensor | None]  #: one a rule, on the device; not needed where it is fused
+    fused: Fused | None = None  #: all rules at once, where that can be had
 
 
 class Device:
@@ -46,14 +50,18 @@ class Device:
         self.device = device
         self.name = name  #: for people, such as ``NVIDIA H100``
         self.cuda = device.type == "cuda"
+        self.fused = False  #: whether Triton is to be used
+        self.notes: list[str] = []  #: for people, on how the device is used
         self.lock = threading.Lock()  #: held while work is handed to ``comparing``
-        self.comparing: Any = self.new_stream()
+        # before copies where both are ready; and torch hands out its streams in turn, 32 of each
+        # priority, so that no worker's copies end up in this one
+        self.comparing: Any = self.new_stream(priority=-1)
 
-    def new_stream(self) -> Any:
+    def new_stream(self, priority: int = 0) -> Any:
         """A stream that first waits for what its memory may have been used for; None on a CPU."""
         if not self.cuda:
             return None
-        stream: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream: Any = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         return stream
 
@@ -67,15 +75,25 @@ class Device:
         """Work goes to this stream inside the ``with``."""
         return torch.cuda.stream(stream) if self.cuda else contextlib.nullcontext()
 
-    def buffers(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 (size,) twice: in pinned memory, and on the device."""
-        host = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.cuda)
-        return host, torch.empty(size, dtype=torch.uint8, device=self.device)
+    def pinned(self, size: int) -> torch.Tensor:
+        """uint8 (size,) of host memory that a GPU can copy by itself."""
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.cuda)
+
+    def memory(self, size: int) -> torch.Tensor:
+        """uint8 (size,) on the device."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def reserve(self, size: int) -> None:
+        """Have torch keep so much for intermediate results, which it cuts from one block then."""
+        if self.cuda and size:
+            with self.lock, self.on(self.comparing):
+                self.memory(size)
 
     def drop_cache(self) -> None:
-        """Give back device memory that torch keeps for later."""
+        """Give back memory that torch keeps for later, on the device and pinned."""
         if self.cuda:
             torch.cuda.empty_cache()
+            getattr(torch._C, "_host_emptyCache", lambda: None)()
 
 
 @dataclass(slots=True, eq=False)
@@ -90,25 +108,44 @@ class _Flight:
     bits: int  #: of an element
 
 
-@dataclass(slots=True, eq=False)
+class Stages:
+    """The stages of one worker, in one block of each kind of memory."""
+
+    def __init__(self, device: Device, side: int, out: int, generation: int) -> None:
+        """For pieces of ``side`` bytes a side, with ``out`` bytes of masks and counts."""
+        self.side = side
+        self.generation = generation  #: see :class:`ckdiff.gpu.pool.Pool`
+        into, total = 2 * side, 2 * side + out
+        there = device.memory(STAGES * total)
+        here, back = device.pinned(STAGES * into), device.pinned(STAGES * out)
+        self.each = [
+            Stage(
+                device,
+                (here[i * into :][:into], there[i * total :][:into]),
+                (back[i * out :][:out], there[i * total + into :][:out]),
+            )
+            for i in range(STAGES)
+        ]
+
+    def release(self) -> None:
+        """Let go of the memory; nothing may be on its way."""
+        self.each.clear()
+
+
 class Stage:
-    """Room for one piece on its way. Belongs to one thread."""
+    """Room for one piece on its way. Used by one thread at a time."""
 
-    device: Device
-    side: int  #: bytes of one side, at most
-    out: int  #: bytes of masks and sums, at most
-    _flight: _Flight | None = None
-    _in: tuple[torch.Tensor, torch.Tensor] = field(init=False)
-    _out: tuple[torch.Tensor, torch.Tensor] = field(init=False)
-    _copying: Any = field(init=False)
-    _copied: Any = field(init=False)
-    _done: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._in = self.device.buffers(2 * self.side)
-        self._out = self.device.buffers(self.out)
-        self._copying = self.device.new_stream()  # after the memory that it will write to
-        self._copied, self._done = self.device.new_event(), self.device.new_event()
+    def __init__(
+        self,
+        device: Device,
+        into: tuple[torch.Tensor, torch.Tensor],
+        out: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        self.device = device
+        self._in, self._out = into, out  # in pinned memory and on the device
+        self._flight: _Flight | None = None
+        self._copying = device.new_stream()  # after the memory that it will write to
+        self._copied, self._done = device.new_event(), device.new_event()
 
     def start(self, segments: Int64, slot: Slot) -> None:
         """Copy the segments, which lie next to each other, and have them compared.
@@ -158,11 +195,10 @@ class Stage:
         for mask, line in zip(masks, found[:cut].reshape(flight.rules, width), strict=True):
             mask[flight.first // 8 : flight.first // 8 + width] = line
         units = flight.elements // UNIT
-        sums = found[cut : out_bytes(flight.elements, flight.rules)]
-        ones = sums.reshape(flight.rules, units, SUMS).sum(axis=2, dtype=np.int64)
+        ones = found[cut : out_bytes(flight.elements, flight.rules)].view(np.int32)
         segments = flight.segments.copy()
         inside = segments[:, abi.SEG_POSITION] - flight.first
-        counts = np.add.reduceat(ones, inside // UNIT, axis=1)
+        counts = np.add.reduceat(ones.reshape(flight.rules, units), inside // UNIT, axis=1)
         np.add.at(into.changed, segments[:, abi.SEG_ROW], counts.T)
         # what was compared is what is hashed, and it may still be in the cache
         segments[:, abi.SEG_BASE] = self._in[0].data_ptr() + inside * flight.bits // 8
@@ -196,15 +232,18 @@ class Stage:
 
 
 def _compare(slot: Slot, base: torch.Tensor, tuned: torch.Tensor, out: torch.Tensor) -> None:
-    """Masks of all rules, then the sums of all rules."""
+    """Masks of all rules, then the counts of all rules."""
     elements = len(base) * 8 // slot.dtype.bits
     rules = len(slot.bounds)
     cut = rules * elements // 8
     masks = out[:cut].view(rules, -1)
-    sums = out[cut:].view(torch.int64).view(rules, -1)
+    counts = out[cut:].view(torch.int32).view(rules, -1)
+    if slot.fused is not None:
+        slot.fused(base, tuned, masks, counts)
+        return
     exact: torch.Tensor | None = None
     for r, (bound, table) in enumerate(zip(slot.bounds, slot.tables, strict=True)):
         flags = changes.changed(bound, slot.dtype, base, tuned, exact=exact, table=table)
-        changes.write_bits(flags, masks[r], sums[r])
+        changes.write_bits(flags, masks[r], counts[r])
         if exact is None:
             exact = flags
