@@ -13,8 +13,8 @@ import numpy as np
 import zstandard
 from common import median, table
 
-from ckdiff.maskcodec import MaskEncoder
-from ckdiff.objects import INNER
+from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.writing.objects import INNER
 
 
 def main() -> None:

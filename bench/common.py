@@ -109,7 +109,7 @@ class Watched:
     stdout: str
     rss_anon: int  #: MiB, peak seen
     rss: int  #: MiB, peak
-    probed: int  #: the largest that the caller's own probe gave
+    probed: int = 0  #: the largest that the caller's own probe gave
 
 
 def watch(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.weightpatch import WeightPatch
     from ckdiff.diffing import diff
-    from ckdiff.diffresult import DiffResult
+    from ckdiff.diffs.result import DiffResult
     from ckdiff.errors import (
         BudgetError,
         CheckpointError,
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
     from ckdiff.imports.importing import import_masks
     from ckdiff.inspecting import info
     from ckdiff.options import Observer, Progress
-    from ckdiff.overlapresult import Overlap
+    from ckdiff.overlaps.result import Overlap
     from ckdiff.randommask import random_mask
     from ckdiff.rules import Rule
     from ckdiff.setops import combine
     from ckdiff.store import MaskStore, check_store, open_store
-    from ckdiff.table import TensorRecord
+    from ckdiff.stores.table import TensorRecord
 
 _ERRORS = (
     "BudgetError", "CheckpointError", "CkdiffError", "ClusterError", "DeltaError", "HeaderError",
@@ -65,10 +65,10 @@ _ERRORS = (
     "StoreError", "StoreExists", "StoreIncomplete", "StoreLocked", "UsageError",
 )  # fmt: skip
 _HOMES = {
-    "Overlap": "ckdiff.overlapresult",
+    "Overlap": "ckdiff.overlaps.result",
     "overlap": "ckdiff.agreement",
     "open_checkpoint": "ckdiff.checkpoints",
-    "DiffResult": "ckdiff.diffresult",
+    "DiffResult": "ckdiff.diffs.result",
     "Observer": "ckdiff.options",
     "Progress": "ckdiff.options",
     "apply": "ckdiff.deltas.applying",
@@ -89,7 +89,7 @@ _HOMES = {
     "MaskStore": "ckdiff.store",
     "check_store": "ckdiff.store",
     "open_store": "ckdiff.store",
-    "TensorRecord": "ckdiff.table",
+    "TensorRecord": "ckdiff.stores.table",
     **dict.fromkeys(_ERRORS, "ckdiff.errors"),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff.budget import format_size
-from ckdiff.checkpoints import open_checkpoint, path_for_workers
+from ckdiff.checkpoints import open_together, path_for_workers
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.counting import OverlapTask, Part
-from ckdiff.daskrun import TreeTask, client_for, run_cluster_tree, run_tree
+from ckdiff.cluster.daskrun import TreeTask, client_for, run_cluster_tree, run_tree
+from ckdiff.cluster.remote import Remote
 from ckdiff.errors import (
     BudgetError,
     Interrupted,
@@ -29,18 +29,18 @@ from ckdiff.errors import (
     UsageError,
     printable,
 )
-from ckdiff.maskwalk import working_memory
-from ckdiff.matching import Matched, StorePath, match
-from ckdiff.nulls import NULLS, Moments, of_tensors
 from ckdiff.options import Observer, Progress, checked_int, checked_observer, several_texts
-from ckdiff.overlapresult import Overlap, diagonal
-from ckdiff.overlaptask import OverlapRecipe, check_one_base, plan
-from ckdiff.remote import Remote
+from ckdiff.overlaps.counting import OverlapTask, Part
+from ckdiff.overlaps.matching import Matched, StorePath, match
+from ckdiff.overlaps.nulls import NULLS, Moments, of_tensors
+from ckdiff.overlaps.result import Overlap, diagonal
+from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
 from ckdiff.rules import Rule
+from ckdiff.stores.maskwalk import working_memory
 from ckdiff.summaries import By, checked_by, group_index, group_order
 
 if TYPE_CHECKING:
-    from ckdiff.daskrun import Scheduler
+    from ckdiff.cluster.daskrun import Scheduler
 
 IntArray = npt.NDArray[np.int64]
 BasePath = str | os.PathLike[str] | Checkpoint
@@ -81,10 +81,13 @@ def overlap(
     counted = tuple(name for name in names if NULLS[name].reads_masks)
     _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
-        checkpoint = _open_base(base, counted, stack)
-        if checkpoint is not None:
-            check_one_base(matched, checkpoint)
-        task = plan(matched, index, counted, checkpoint)
+
+        def planned(sides: list[Checkpoint]) -> OverlapTask:
+            for side in sides:
+                check_one_base(matched, side)
+            return plan(matched, index, counted, *sides)
+
+        task = planned(_open_base(base, counted, planned, stack))
         part = _run(task, matched, by, base, threads, scheduler, observer)
     part = _complete(part, task, len(groups))
     _check_counts(matched, part, index)
@@ -156,19 +159,20 @@ def _check_memory(
 
 
 def _open_base(
-    base: BasePath | None, counted: tuple[str, ...], stack: ExitStack
-) -> Checkpoint | None:
+    base: BasePath | None,
+    counted: tuple[str, ...],
+    rehearse: Callable[[list[Checkpoint]], object],
+    stack: ExitStack,
+) -> list[Checkpoint]:
+    """The base, if there is a null that reads it."""
     needs = [name for name in counted if NULLS[name].reads_base]
     if not needs:
-        return None
+        return []
     if base is None:
         raise UsageError(
             f"the null {needs[0]} reads the base checkpoint", hint="give it with --base"
         )
-    checkpoint = open_checkpoint(base)
-    if checkpoint is not base:
-        stack.callback(checkpoint.close)
-    return checkpoint
+    return open_together(stack, [base], rehearse)
 
 
 # running

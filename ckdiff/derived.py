@@ -22,20 +22,20 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff._version import __version__
-from ckdiff.chunks import ChunkResult
+from ckdiff.diffs.chunks import ChunkResult
+from ckdiff.diffs.collecting import Collected, finished_before
 from ckdiff.errors import Interrupted, StoreError, printable
 from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.layout import Layout, Spans
-from ckdiff.maskcodec import MaskEncoder
-from ckdiff.objects import INNER, OBJECT, ObjectWriter
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
-from ckdiff.outputs import ELSEWHERE, check_disk, relation
-from ckdiff.results import Collected, finished_before
 from ckdiff.runners import Amount, Stopped, run_threads
 from ckdiff.store import MaskStore, open_store
-from ckdiff.storewriter import write_tables
-from ckdiff.table import UNKNOWN, IntArray, MaskTable
-from ckdiff.workdir import WorkDir, stopped_hint, store_errors
+from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable
+from ckdiff.stores.writer import write_tables
+from ckdiff.writing.objects import INNER, OBJECT, ObjectWriter
+from ckdiff.writing.outputs import ELSEWHERE, check_disk, relation
+from ckdiff.writing.workdir import WorkDir, stopped_hint, store_errors
 
 Bytes = npt.NDArray[np.uint8]
 OnBytes = Callable[[int], None]

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckdiff.diffresult import DiffResult
+from ckdiff.diffs.result import DiffResult
 from ckdiff.engine import CheckpointPath, Diff
 from ckdiff.options import Observer, Options
 from ckdiff.rules import Rule
 
 if TYPE_CHECKING:
-    from ckdiff.daskrun import Scheduler
+    from ckdiff.cluster.daskrun import Scheduler
 
 
 def diff(

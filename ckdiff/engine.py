@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckdiff import budget, sharedwork
+from ckdiff import budget
 from ckdiff._version import __version__
 from ckdiff.checkpoints import (
     bytes_to_download,
@@ -23,9 +23,10 @@ from ckdiff.checkpoints import (
 )
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import same_files
-from ckdiff.comparison import Comparison, DiffRecipe, Selection
-from ckdiff.daskrun import client_for, run_cluster, threads_of
-from ckdiff.diffresult import DiffResult, by_reason, commits, details
+from ckdiff.cluster.daskrun import client_for, run_cluster, threads_of
+from ckdiff.cluster.remote import Remote
+from ckdiff.diffs.comparison import Comparison, DiffRecipe, Selection
+from ckdiff.diffs.result import DiffResult, by_reason, commits, details
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, Interrupted, SourceChanged
 from ckdiff.options import (
@@ -36,24 +37,22 @@ from ckdiff.options import (
     checked_observer,
     checked_path,
 )
-from ckdiff.outputs import check_disk, check_place, refusal, starting_anew
-from ckdiff.remote import Remote
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.runners import Amount, run_threads
+from ckdiff.stores.table import MaskTable
 from ckdiff.summaries import rule_counts
-from ckdiff.table import MaskTable
-from ckdiff.workdir import WorkDir, check_output, stopped_hint, store_errors
+from ckdiff.writing import sharedwork
+from ckdiff.writing.outputs import check_disk, check_place, refusal, starting_anew
+from ckdiff.writing.workdir import WorkDir, check_output, stopped_hint, store_errors
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from ckdiff.chunks import ChunkResult
-    from ckdiff.disksharing import Streaming
-    from ckdiff.results import Collected
+    from ckdiff.diffs.chunks import ChunkResult
+    from ckdiff.diffs.collecting import Collected
+    from ckdiff.diffs.disksharing import Streaming
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
-
-_READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
 
 
 def plan_rules(asked: Sequence[str | Rule]) -> tuple[list[Rule], list[Rule]]:
@@ -83,16 +82,14 @@ class Diff:
         self._resident = budget.resident_anonymous()
         self._connected = list["Client | None"]()
         self._allotted_for = ""  # which tensors
+        self._said = False
         self._streaming: Streaming | None = None
         with ExitStack() as stack:
             self.base, self.tuned = self._open(stack, base, tuned)
             self._began = time.perf_counter()
             self._compare(self.base, self.tuned)
             self._client = self._connect(stack)
-            for warning in self.pairing.warnings:
-                self._observer.note(f"warning: {warning}")
-            if self.pairing.hint:
-                self._observer.note(f"hint: {self.pairing.hint}")
+            self._say_pairing()
             if self._client is None:
                 self._read_ahead(stack)
             else:
@@ -113,7 +110,9 @@ class Diff:
         self, stack: ExitStack, base: CheckpointPath, tuned: CheckpointPath
     ) -> tuple[Checkpoint, Checkpoint]:
         if not (self.options.dry_run or self.options.stream):
-            first, second = open_together(stack, (base, tuned), partial(self._rehearse, stack))
+            first, second = open_together(
+                stack, (base, tuned), partial(self._rehearse, stack, (base, tuned))
+            )
             return first, second
         open_side = open_for_streaming if self.options.stream else open_for_planning
         sides = []
@@ -123,7 +122,9 @@ class Diff:
                 stack.callback(sides[-1].close)
         return sides[0], sides[1]
 
-    def _rehearse(self, stack: ExitStack, sides: list[Checkpoint]) -> None:
+    def _rehearse(
+        self, stack: ExitStack, given: Sequence[CheckpointPath], sides: list[Checkpoint]
+    ) -> None:
         """Raise what a run would raise before it compares anything."""
         self._compare(sides[0], sides[1])
         if self.out is not None:
@@ -131,7 +132,20 @@ class Diff:
                 check_output(self.out, overwrite=self.options.overwrite)
             check_disk(self.out, self._disk_at_most(), note=lambda message: None)
         self._client = self._connect(stack)
+        if self._client is not None:
+            for path, side in zip(given, sides, strict=True):
+                path_for_workers(path, side)
         self._allot()
+        self._say_pairing()
+
+    def _say_pairing(self) -> None:
+        """Warnings and hints about what pairs, once."""
+        if not self._said:
+            for warning in self.pairing.warnings:
+                self._observer.note(f"warning: {warning}")
+            if self.pairing.hint:
+                self._observer.note(f"hint: {self.pairing.hint}")
+        self._said = True
 
     def _connect(self, stack: ExitStack) -> Client | None:
         if not self._connected:
@@ -154,22 +168,18 @@ class Diff:
         if self.options.dry_run:
             return
 
-        def ask() -> None:
-            for chunk in range(min(self._workers, self.layout.chunks)):
-                first, end = self.layout.chunk_range(chunk)
-                spans = self.comparison.to_read(first, min(end, first + _READ_AHEAD))
-                starts, nbytes = spans.byte_ranges(self.comparison.bits)
-                sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
-                for side, index in sides:
-                    side.read_ahead(index[spans.tensors], starts, nbytes)
-
-        thread = threading.Thread(target=ask, name="ckdiff-read-ahead", daemon=True)
+        thread = threading.Thread(
+            target=self.comparison.read_ahead,
+            args=(self._workers,),
+            name="ckdiff-read-ahead",
+            daemon=True,
+        )
         thread.start()
         stack.callback(thread.join)  # before the files are closed
 
     def _allot(self) -> None:
-        from ckdiff.allotment import allot
-        from ckdiff.devices import Devices
+        from ckdiff.diffs.allotment import allot
+        from ckdiff.diffs.devices import Devices
 
         self._allotted_for = self.comparison.tensors_digest()
         on_cluster = self._client is not None
@@ -185,7 +195,7 @@ class Diff:
         )
         found = self._devices.allot(planned, len(self.rules), self.comparison.bits)
         if self.options.stream:
-            from ckdiff.disksharing import share_disk
+            from ckdiff.diffs.disksharing import share_disk
 
             note = self._observer.note
             self._streaming = share_disk(
@@ -232,7 +242,7 @@ class Diff:
 
     def run(self) -> DiffResult:
         """Compare everything. Raises SourceChanged, StoreError, Interrupted and their kin."""
-        from ckdiff.results import Collected
+        from ckdiff.diffs.collecting import Collected
 
         collected = Collected(
             len(self.pairing), len(self.rules), self.layout, with_statistics=self.options.stats
@@ -268,7 +278,7 @@ class Diff:
 
     def _run_chunks(self, collected: Collected, work: WorkDir | None) -> int:
         """Gives how many bytes of both sides an earlier run had compared."""
-        from ckdiff.results import finished_before
+        from ckdiff.diffs.collecting import finished_before
 
         done = Amount()
         todo = []
@@ -389,13 +399,13 @@ class Diff:
     # results
 
     def _table(self, collected: Collected) -> MaskTable:
-        from ckdiff.results import table_of
+        from ckdiff.diffs.collecting import table_of
 
         return table_of(collected, self.comparison, self.rules, self._order)
 
     def _write_tables(self, collected: Collected, root: Path) -> bytes:
         """Write everything of the store but its masks; gives the manifest's bytes."""
-        from ckdiff.storewriter import write_tables
+        from ckdiff.stores.writer import write_tables
 
         collected.table = self._table(collected)
         return write_tables(

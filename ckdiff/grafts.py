@@ -10,23 +10,23 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ckdiff import budget
 from ckdiff.checkpoints import open_together
 from ckdiff.checkpoints.local import LocalCheckpoint
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, Located
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, is_located
 from ckdiff.errors import CheckpointError, Interrupted, StoreCorrupt, printable
-from ckdiff.graftplan import Plan
-from ckdiff.graftrun import GraftTask, working_memory
-from ckdiff.matching import match
+from ckdiff.grafting.plan import Plan
+from ckdiff.grafting.run import GraftTask, working_memory
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
-from ckdiff.rebuilt import FilePlan, Rebuilt, refuse_early
+from ckdiff.overlaps.matching import match
 from ckdiff.rules import Rule
 from ckdiff.runners import Amount, run_threads
 from ckdiff.store import MaskStore, open_store
+from ckdiff.writing.rebuilt import FilePlan, Rebuilt, refuse_early
 
 if TYPE_CHECKING:
     from ckdiff.engine import CheckpointPath
@@ -60,21 +60,26 @@ def graft(
     with ExitStack() as stack:
 
         def rehearse(sides: list[Checkpoint]) -> None:
-            _threads(Plan(cast(Located, sides[0]), sides[1], matched), options)
+            if not is_located(sides[0]):
+                raise no_files(sides[0])
+            _threads(Plan(sides[0], sides[1], matched), options)
             refuse_early(
                 path,
                 size=sum(file.size for file in sides[0].files),
-                directory=getattr(sides[0], "folder", None) is not None,
+                directory=getattr(sides[0], "directory", False),
                 overwrite=options.overwrite,
                 apart=sides,
                 stores=[store],
             )
 
+        def no_files(side: Checkpoint) -> CheckpointError:
+            return CheckpointError(f"{printable(side.label)} has no files to be rebuilt")
+
         matched = match([store], rule, least=1)
         sides = open_together(stack, (base, tuned), rehearse)
         source = sides[0]
         if not isinstance(source, LocalCheckpoint):
-            raise CheckpointError(f"{printable(source.label)} has no files to be rebuilt")
+            raise no_files(source)
         plan = Plan(source, sides[1], matched)
         threads = _threads(plan, options)
         folder, raw = source.folder is not None, source.index()

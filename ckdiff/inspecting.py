@@ -12,12 +12,12 @@ import numpy as np
 from ckdiff.checkpoints import open_for_planning
 from ckdiff.checkpoints.local import file_metadata
 from ckdiff.deltas.container import FORMAT, Delta
-from ckdiff.diffresult import unpaired_names
+from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_path
 from ckdiff.store import open_store
 from ckdiff.summaries import rule_counts
-from ckdiff.workdir import is_store
+from ckdiff.writing.workdir import is_store
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:

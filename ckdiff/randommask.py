@@ -26,12 +26,12 @@ from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.kernels.abi import DRAW_SCRATCH, LANES
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Layout, Spans
-from ckdiff.matching import StorePath
 from ckdiff.options import Observer, checked_int, checked_text
+from ckdiff.overlaps.matching import StorePath
 from ckdiff.rules import Rule
 from ckdiff.runners import Stopped, run_threads
 from ckdiff.store import MaskStore, open_store
-from ckdiff.table import IntArray
+from ckdiff.stores.table import IntArray
 
 Within = Literal["tensor", "model"]
 Keys = npt.NDArray[np.uint64]

@@ -16,13 +16,13 @@ from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.kernels.abi import SEG_TARGET
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Spans
-from ckdiff.maskstream import MaskSource
-from ckdiff.maskwalk import MaskSpans, walk
-from ckdiff.matching import Matched, StorePath, match
 from ckdiff.options import Observer, checked_text
+from ckdiff.overlaps.matching import Matched, StorePath, match
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
-from ckdiff.table import UNKNOWN, IntArray
+from ckdiff.stores.maskstream import MaskSource
+from ckdiff.stores.maskwalk import MaskSpans, walk
+from ckdiff.stores.table import UNKNOWN, IntArray
 
 OPERATIONS = ("intersection", "union", "difference", "symmetric-difference", "at-least=K")
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff import manifest as manifests
 from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.layout import CHUNK, Layout
-from ckdiff.manifest import TABLE
-from ckdiff.objects import INNER, OBJECT, read_inners
 from ckdiff.options import checked_function, checked_int, checked_path, checked_text
-from ckdiff.placing import MANIFEST
 from ckdiff.rules import Rule
-from ckdiff.table import MaskTable, TensorRecord
-from ckdiff.verified import VerifiedObjects
+from ckdiff.stores import manifest as manifests
+from ckdiff.stores.manifest import TABLE
+from ckdiff.stores.table import MaskTable, TensorRecord
+from ckdiff.stores.verified import VerifiedObjects
+from ckdiff.writing.objects import INNER, OBJECT, read_inners
+from ckdiff.writing.placing import MANIFEST
 
 if TYPE_CHECKING:
     import zarr
@@ -140,7 +140,7 @@ class MaskStore:
         """
         import zarr
 
-        from ckdiff.zarrview import VerifiedStore
+        from ckdiff.stores.zarrview import VerifiedStore
 
         view = VerifiedStore(self._verified)
         return zarr.open_array(store=view, path=f"masks/{self._rule(rule)}", mode="r")

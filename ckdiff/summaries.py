@@ -13,7 +13,7 @@ import numpy as np
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.naming import natural_key
 from ckdiff.rules import Rule
-from ckdiff.table import IntArray, MaskTable, Statistics, TensorRecord, number
+from ckdiff.stores.table import IntArray, MaskTable, Statistics, TensorRecord, number
 
 By = Literal["tensor", "layer", "module", "dtype", "model"]
 Row = dict[str, Any]

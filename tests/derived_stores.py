@@ -11,7 +11,7 @@ import numpy as np
 import ckdiff
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.layout import Layout, Spans
-from ckdiff.table import IntArray
+from ckdiff.stores.table import IntArray
 
 
 class FirstBits(Maker):
@@ -88,7 +88,7 @@ def fails_after(chunks: int, maker: type[Maker], error: BaseException) -> Callab
 #: a process that is killed right after its first chunk was recorded
 KILLED = """
 import os, signal, sys
-from ckdiff.workdir import WorkDir
+from ckdiff.writing.workdir import WorkDir
 from ckdiff.cli import main
 record = WorkDir.record
 def stop(self, chunk, payload):

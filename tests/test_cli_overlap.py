@@ -17,9 +17,9 @@ from cli_support import error, ok, python, run
 from mask_stores import Base, Flags, make_base, make_store, random_base
 
 import ckdiff
-from ckdiff import daskrun
 from ckdiff.cli import options, overlap_page
-from ckdiff.nulls import NULLS
+from ckdiff.cluster import daskrun
+from ckdiff.overlaps.nulls import NULLS
 from ckdiff.summaries import By, layer_of, module_of
 
 SHAPES = {
@@ -543,7 +543,7 @@ def test_a_scheduler_that_does_not_answer(runs: Runs, monkeypatch: pytest.Monkey
 _STOPPED = """
 import os, signal, sys
 from ckdiff.cli import main
-from ckdiff.counting import OverlapTask
+from ckdiff.overlaps.counting import OverlapTask
 def stop(self, chunk, stop):
     os.kill(os.getpid(), signal.SIGINT)
     stop.wait(30)

@@ -100,7 +100,7 @@ def test_the_speed_of_a_resumed_run_is_its_own(pair: Pair, tmp_path: Path) -> No
             assert found["bytes_read"] == found["bytes_resumed"] == 81_920
         else:
             assert re.search(
-                r"^read 0 B in .* s, 0 B/s; 80\.0 KiB were read by the run that was stopped$",
+                r"^read nothing, in .* s; 80\.0 KiB were read by the run that was stopped$",
                 ok("diff", *pair, "-o", str(out)).stdout,
                 re.M,
             )
@@ -112,7 +112,7 @@ def test_interrupted_when_the_store_is_in_place(pair: Pair, tmp_path: Path, clea
     code = f"""
 import os, signal, sys
 from ckdiff.cli import main
-from ckdiff.workdir import WorkDir
+from ckdiff.writing.workdir import WorkDir
 discard = WorkDir.discard
 def stop(self):
     if {cleaned}:

@@ -29,8 +29,9 @@ from cli_support import error, ok
 from distributed import Client, LocalCluster
 
 import ckdiff
-from ckdiff import daskrun, errors, remote
-from ckdiff.comparison import DiffRecipe, Selection
+from ckdiff import errors
+from ckdiff.cluster import daskrun, remote
+from ckdiff.diffs.comparison import DiffRecipe, Selection
 from ckdiff.errors import (
     CkdiffError,
     ClusterError,
@@ -40,8 +41,8 @@ from ckdiff.errors import (
     UsageError,
 )
 from ckdiff.layout import CHUNK
-from ckdiff.objects import INNER, ObjectWriter
 from ckdiff.options import Observer, Progress
+from ckdiff.writing.objects import INNER, ObjectWriter
 
 ROOT = Path(__file__).parents[1]
 TENSORS = {

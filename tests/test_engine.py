@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.chunks import SMALLEST_WINDOW
+from ckdiff.diffs.chunks import SMALLEST_WINDOW
 from ckdiff.engine import Diff, DiffResult, Options
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.layout import CHUNK

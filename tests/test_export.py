@@ -276,7 +276,7 @@ def test_what_fails_leaves_nothing(
 
 KILLED = """
 import os, signal
-from ckdiff.place import Place
+from ckdiff.writing.place import Place
 def commit(self):
     os.kill(os.getpid(), signal.SIGKILL)
 Place.commit = commit

@@ -22,14 +22,14 @@ from support import write_sparse
 from zarr.core.buffer import default_buffer_prototype
 
 import ckdiff
-from ckdiff import manifest as manifests
 from ckdiff.errors import CkdiffError, StoreCorrupt, StoreError, StoreIncomplete, UsageError
 from ckdiff.layout import CHUNK
-from ckdiff.objects import INNER, OBJECT, ObjectWriter, file_digest
 from ckdiff.store import MaskStore, open_store
-from ckdiff.verified import VerifiedObjects
-from ckdiff.workdir import SUFFIX
-from ckdiff.zarrview import VerifiedStore
+from ckdiff.stores import manifest as manifests
+from ckdiff.stores.verified import VerifiedObjects
+from ckdiff.stores.zarrview import VerifiedStore
+from ckdiff.writing.objects import INNER, OBJECT, ObjectWriter, file_digest
+from ckdiff.writing.workdir import SUFFIX
 
 FIRST, SECOND = "masks/exact/c/0", "masks/exact/c/1"
 TAIL = 100_000  #: elements of ``w`` in the second chunk
@@ -264,7 +264,7 @@ def test_an_object_is_verified_once_while_its_file_stays_the_same(
         return file_digest(path)
 
     store = open_store(root)
-    monkeypatch.setattr("ckdiff.verified.file_digest", digest)
+    monkeypatch.setattr("ckdiff.stores.verified.file_digest", digest)
     for _ in range(2):
         store.mask("w", "exact")
         store.array("exact")[:]  # shares what was found

@@ -23,7 +23,6 @@ from support import write_index, write_safetensors, write_sparse
 from victim import CALLS, EXCHANGE, Case, ForkServer, Meddling, Shim
 
 import ckdiff
-from ckdiff import workdir
 from ckdiff.errors import (
     StoreError,
     StoreExists,
@@ -31,7 +30,8 @@ from ckdiff.errors import (
     StoreLocked,
 )
 from ckdiff.layout import CHUNK
-from ckdiff.workdir import SUFFIX, WorkDir
+from ckdiff.writing import workdir
+from ckdiff.writing.workdir import SUFFIX, WorkDir
 
 Tree = dict[str, bytes]
 

@@ -19,8 +19,9 @@ from checkpoint_pairs import RULES, Pair, files_of, some_model, some_pair, write
 from cli_support import error, ok
 
 import ckdiff
-from ckdiff import devices, gpu
-from ckdiff.chunks import SMALLEST_WINDOW
+from ckdiff import gpu
+from ckdiff.diffs import devices
+from ckdiff.diffs.chunks import SMALLEST_WINDOW
 from ckdiff.engine import Diff
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.gpu import kernels as device_kernels

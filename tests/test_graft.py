@@ -24,7 +24,7 @@ import ckdiff
 from ckdiff.blend import Blend
 from ckdiff.derived import Derived, Target
 from ckdiff.layout import Layout
-from ckdiff.rebuilt import Rebuilt
+from ckdiff.writing.rebuilt import Rebuilt
 
 MIB = 1 << 20
 Bits = npt.NDArray[np.uint8]  #: 0 and 1
@@ -479,7 +479,7 @@ def test_what_fails_leaves_nothing(
 
 STOPPED = """
 import os, signal
-from ckdiff.rebuilt import Rebuilt
+from ckdiff.writing.rebuilt import Rebuilt
 def commit(self):
     os.kill(os.getpid(), signal.SIG{})
 Rebuilt.commit = commit

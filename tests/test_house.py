@@ -42,9 +42,11 @@ LAYERS = """
     ckdiff.budget
     ckdiff.layout
     ckdiff.runners
-    ckdiff.remote
-    ckdiff.daskrun
-    ckdiff.rowcol
+    ckdiff.cluster
+    ckdiff.cluster.remote
+    ckdiff.cluster.daskrun
+    ckdiff.overlaps
+    ckdiff.overlaps.rowcol
 
     ckdiff.kernels.abi
     ckdiff.kernels.binades
@@ -119,49 +121,53 @@ LAYERS = """
     ckdiff.checkpoints
 
     ckdiff.pairing
-    ckdiff.table
+    ckdiff.stores
+    ckdiff.stores.table
     ckdiff.summaries
 
-    ckdiff.maskcodec
-    ckdiff.objects
-    ckdiff.placing
-    ckdiff.workdir
-    ckdiff.sharedwork
-    ckdiff.manifest
-    ckdiff.storewriter
-    ckdiff.verified
-    ckdiff.zarrview
+    ckdiff.stores.maskcodec
+    ckdiff.writing
+    ckdiff.writing.objects
+    ckdiff.writing.placing
+    ckdiff.writing.workdir
+    ckdiff.writing.sharedwork
+    ckdiff.stores.manifest
+    ckdiff.stores.writer
+    ckdiff.stores.verified
+    ckdiff.stores.zarrview
     ckdiff.store
 
-    ckdiff.maskstream
-    ckdiff.maskwalk
-    ckdiff.matching
-    ckdiff.nulls
-    ckdiff.overlapresult
-    ckdiff.evidence
-    ckdiff.counting
-    ckdiff.overlaptask
+    ckdiff.stores.maskstream
+    ckdiff.stores.maskwalk
+    ckdiff.overlaps.matching
+    ckdiff.overlaps.nulls
+    ckdiff.overlaps.result
+    ckdiff.overlaps.evidence
+    ckdiff.overlaps.counting
+    ckdiff.overlaps.task
     ckdiff.agreement
 
     ckdiff.blend
-    ckdiff.outputs
-    ckdiff.place
-    ckdiff.rebuilt
-    ckdiff.chunks
-    ckdiff.comparison
+    ckdiff.writing.outputs
+    ckdiff.writing.place
+    ckdiff.writing.rebuilt
+    ckdiff.diffs
+    ckdiff.diffs.chunks
+    ckdiff.diffs.comparison
     ckdiff.gpu.trial
-    ckdiff.devices
-    ckdiff.allotment
-    ckdiff.disksharing
-    ckdiff.results
-    ckdiff.diffresult
+    ckdiff.diffs.devices
+    ckdiff.diffs.allotment
+    ckdiff.diffs.disksharing
+    ckdiff.diffs.collecting
+    ckdiff.diffs.result
     ckdiff.engine
     ckdiff.diffing
     ckdiff.derived
     ckdiff.setops
     ckdiff.randommask
-    ckdiff.graftplan
-    ckdiff.graftrun
+    ckdiff.grafting
+    ckdiff.grafting.plan
+    ckdiff.grafting.run
     ckdiff.grafts
     ckdiff.deltas.varints
     ckdiff.deltas.classes
@@ -251,8 +257,8 @@ HEAVY = {"numpy", "numba", "llvmlite", "zarr", "dask", "torch", "rich", "hugging
 RAISED = {
     ("ckdiff", "AttributeError"): "what a module's __getattr__ owes Python",
     ("ckdiff.training", "AttributeError"): "what a module's __getattr__ owes Python",
-    ("ckdiff.table", "KeyError"): "a mapping without the key",
-    ("ckdiff.table", "IndexError"): "a sequence without the index; it ends iteration",
+    ("ckdiff.stores.table", "KeyError"): "a mapping without the key",
+    ("ckdiff.stores.table", "IndexError"): "a sequence without the index; it ends iteration",
     ("ckdiff.pairing", "AssertionError"): "cannot be reached",
     ("ckdiff.kernels.guard", "OSError"): "a system without SIGBUS handlers, which Linux is not",
     ("ckdiff.kernels.image", "ValueError"): "caught by compiled: numba's own linker is used",
@@ -261,9 +267,9 @@ RAISED = {
     ("ckdiff.checkpoints.header", "ValueError"): "caught there, and becomes a HeaderError",
     ("ckdiff.checkpoints.strictjson", "ValueError"): "caught by header and shards, with the file",
     ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",
-    ("ckdiff.manifest", "OSError"): "caught there, and becomes a StoreError",
+    ("ckdiff.stores.manifest", "OSError"): "caught there, and becomes a StoreError",
     ("ckdiff.imports.npz", "ValueError"): "caught there, and becomes a CheckpointError",
-    ("ckdiff.placing", "OSError"): "the system's own error, reported with its path",
+    ("ckdiff.writing.placing", "OSError"): "the system's own error, reported with its path",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.varints", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.unpacking", "Damaged"): "caught by applying, which knows the delta's name",

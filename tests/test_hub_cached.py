@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +526,15 @@ def test_a_long_download_is_told_in_a_log(
         (["graft", "hf://org/base", "hf://org/tuned", "--mask", "{tmp}/m", "-o", "{tmp}/there"],
          "exists"),
         (["import", "{tmp}/masks.npz", "--base", "hf://org/other", "-o", "{tmp}/x"], "lacks 1"),
+        (["delta", "hf://org/base", "hf://org/tuned", "-o", "{tmp}/x", "--memory", "1KiB"],
+         "memory"),
+        (["delta", "hf://org/base", "hf://org/tuned", "-o", "{tmp}/x", "--mask", "{tmp}/m",
+          "--rule", "ulp=3"], "ulp=3"),
+        (["delta", "hf://org/base", "hf://org/less", "-o", "{tmp}/x", "--mask", "{tmp}/m"],
+         "does not fit"),
+        (["apply", "hf://org/base", "{tmp}/d", "-o", "{tmp}/x", "--memory", "1KiB"], "memory"),
+        (["overlap", "{tmp}/m", "{tmp}/m", "--null", "magnitude", "--base", "hf://org/other"],
+         "has no"),
     ],
 )  # fmt: skip
 def test_what_is_refused_costs_no_download(
@@ -537,6 +548,7 @@ def test_what_is_refused_costs_no_download(
     ckdiff.diff(base, tuned, tmp_path / "m")
     np.savez(tmp_path / "masks.npz", b=np.ones(8, bool))
     hub.put("org/other", {"model.safetensors": safetensors({"other": BIG})})
+    hub.put("org/less", {"model.safetensors": safetensors({"b": BASE["b"]})})
     assert words in error(*(text.format(tmp=tmp_path) for text in arguments))
     assert hub.downloaded() == []
     assert blobs(tmp_path) == []
@@ -575,6 +587,29 @@ def test_a_server_that_is_busy_for_a_moment(hub: Hub) -> None:
 
     hub.fault = busy
     assert ckdiff.diff("hf://org/base", "hf://org/tuned").rules["exact"]["changed"] == 70
+
+
+def test_grafting_over_a_directory(hub: Hub, tmp_path: Path) -> None:
+    for repo, tensors in (("org/base", BASE), ("org/tuned", TUNED)):
+        hub.put(repo, two_shards(tensors))
+    mask, out = str(tmp_path / "m.zarr"), tmp_path / "out"
+    for side, tensors in (("base", BASE), ("tuned", TUNED)):
+        write_safetensors(tmp_path / f"{side}.safetensors", tensors)
+    ckdiff.diff(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", mask)
+    out.mkdir()
+    sides = ["graft", "hf://org/base", "hf://org/tuned", "--mask", mask, "-o", str(out)]
+    ok(*sides)
+    for folder in (tmp_path / "home").rglob("hub/models--*"):
+        shutil.rmtree(folder)
+    assert "use --overwrite" in error(*sides)
+    ok(*sides, "--overwrite")
+    assert sorted(os.listdir(out)) == sorted(n for n in two_shards(BASE) if n.startswith("model"))
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "home").rglob("hub/models--*"):
+        shutil.rmtree(folder)
+    hub.requests.clear()
+    assert "is not a directory" in error(*sides[:-1], str(tmp_path / "file"))
+    assert hub.downloaded() == []
 
 
 # -- what the cache knows --------------------------------------------------------------------------
@@ -682,3 +717,51 @@ def test_a_dry_run_says_that_the_cache_has_no_room(
     planned = ok("diff", "hf://org/base", "hf://org/tuned", "--dry-run")
     assert "a run would be refused: hf://org/base and hf://org/tuned: " in planned.stderr
     assert hub.downloaded() == []
+
+
+def test_looking_changes_nothing_in_the_cache(hub: Hub, tmp_path: Path) -> None:
+    first = hub.put("org/base", {"model.safetensors": safetensors(BASE)})
+    ok("diff", "hf://org/base", "hf://org/tuned")
+    second = hub.put("org/base", {"model.safetensors": safetensors(BASE), "README.md": b"new"})
+    (folder,) = (tmp_path / "home").rglob("hub/models--org--base")
+    ok("info", "hf://org/base")
+    ok("diff", "hf://org/base", "hf://org/tuned", "--dry-run")
+    assert (folder / "refs" / "main").read_text() == first
+    assert not (folder / "snapshots" / second).exists()
+    hub.requests.clear()
+    ok("diff", "hf://org/base", "hf://org/tuned")
+    assert (folder / "refs" / "main").read_text() == second
+    assert hub.downloaded() == []  # it has the bytes, from another commit
+
+
+def test_what_is_noted_in_the_cache_is_not_trusted(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok("diff", "hf://org/base", "hf://org/tuned")
+    (note,) = (tmp_path / "home").rglob("models--org--base/.ckdiff/*")
+    (ref,) = (tmp_path / "home").rglob("models--org--base/refs/*")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for text in ("[" * 200_000, '["../x", 3]', '["' + "x" * (1 << 20) + '"]', "{}", ""):
+        note.write_text(text)
+        ok("info", "hf://org/base")  # by its name, a file that is all of it
+    note.unlink()
+    os.mkfifo(note)
+    ok("info", "hf://org/base")
+    note.unlink()
+    # another revision whose name is in the way of one that is known already
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.put("org/base", {"model.safetensors": safetensors(BASE)}, "main/x")
+    ok("diff", "hf://org/base@main%2Fx", "hf://org/tuned")
+    assert os.listdir(ref.parent) == ["main"]
+    assert all(len(name) == 40 for name in os.listdir(note.parent))
+
+
+def test_the_clients_logger_is_as_before(hub: Hub) -> None:
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    sides = [f"org/{i}" for i in range(4)]
+    for repo in sides:
+        hub.put(repo, {"model.safetensors": safetensors(BASE)})
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda repo: ckdiff.open_checkpoint(f"hf://{repo}").close(), sides))
+    assert logger.level == before

@@ -15,13 +15,13 @@ from hub_server import Hub, only_hub, safetensors
 from support import Tensor
 
 import ckdiff
-from ckdiff.allotment import Allotment
 from ckdiff.checkpoints.hub.spool import Range, ranges, room_for
 from ckdiff.checkpoints.hub.streamed import HubStream, open_stream
-from ckdiff.chunks import AHEAD, LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.cli import main
-from ckdiff.comparison import Comparison, Selection
-from ckdiff.disksharing import _windows, share_disk
+from ckdiff.diffs.allotment import Allotment
+from ckdiff.diffs.chunks import AHEAD, LARGEST_WINDOW, SMALLEST_WINDOW
+from ckdiff.diffs.comparison import Comparison, Selection
+from ckdiff.diffs.disksharing import _windows, share_disk
 from ckdiff.options import Options
 
 MIB = 1 << 20
@@ -176,10 +176,10 @@ def test_fewer_workers_where_nobody_asked_for_more(pair: Hub) -> None:
 
 
 def test_what_is_free_counts_as_well(pair: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.disksharing.free_space", lambda folder: 20 * MIB)
+    monkeypatch.setattr("ckdiff.diffs.disksharing.free_space", lambda folder: 20 * MIB)
     sides, _, _ = shared(pair, 1, disk="1GiB")
     assert 2 * sides[0].spool <= 20 * MIB
-    monkeypatch.setattr("ckdiff.disksharing.free_space", lambda folder: MIB)
+    monkeypatch.setattr("ckdiff.diffs.disksharing.free_space", lambda folder: MIB)
     with pytest.raises(ckdiff.BudgetError, match=r"this needs .* free in /") as raised:
         shared(pair, 1, disk="1GiB")
     assert "TMPDIR" in str(raised.value.hint)

@@ -336,7 +336,7 @@ def test_workers_use_the_cached_files_and_read_as_little(
     ):
         hub.requests.clear()
         read.clear()
-        monkeypatch.setattr("ckdiff.remote._KEEP", 0.0)
+        monkeypatch.setattr("ckdiff.cluster.remote._KEEP", 0.0)
         there = ckdiff.diff(
             "hf://org/base", "hf://org/tuned", tmp_path / "there.zarr", scheduler=client
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ckdiff.kernels.abi import LONGEST, PIECE
 from ckdiff.kernels.compiled import c_function
-from ckdiff.maskcodec import (
+from ckdiff.stores.maskcodec import (
     LEVELS,
     MaskEncoder,
     code_table,

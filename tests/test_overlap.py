@@ -13,9 +13,11 @@ import pytest
 from mask_stores import make_base, make_store, random_base
 
 import ckdiff
-from ckdiff import agreement, layout, maskstream, nulls
+from ckdiff import agreement, layout
 from ckdiff.errors import BudgetError, CheckpointError, PairingError, StoreCorrupt, UsageError
-from ckdiff.matching import match
+from ckdiff.overlaps import nulls
+from ckdiff.overlaps.matching import match
+from ckdiff.stores import maskstream
 from ckdiff.summaries import layer_of, module_of
 
 SHAPES = {

@@ -16,14 +16,14 @@ from cli_support import python
 from derived_stores import KILLED, fails_after, first_bits, tree
 
 import ckdiff
-from ckdiff import nulls
 from ckdiff.errors import StoreCorrupt, StoreError, StoreExists, StoreIncomplete, UsageError
 from ckdiff.kernels.abi import DRAW_SCRATCH
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Layout
 from ckdiff.options import Observer
+from ckdiff.overlaps import nulls
 from ckdiff.randommask import Population, RandomMask
-from ckdiff.table import MaskTable
+from ckdiff.stores.table import MaskTable
 
 Words = tuple[int, int, int, int]
 TENSORS = {"a": (1000, 100), "b": (7, 3), "c": (513, 0), "d": (70_001, 70_001), "e": (0, 0),

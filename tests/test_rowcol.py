@@ -13,9 +13,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ckdiff import rowcol
 from ckdiff.errors import UsageError
-from ckdiff.rowcol import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
+from ckdiff.overlaps import rowcol
+from ckdiff.overlaps.rowcol import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
 
 
 def margins(mask: BoolArray) -> Fit:

@@ -17,7 +17,6 @@ from derived_stores import KILLED, fails_after, first_bits, tree
 from mask_stores import Flags, make_store, random_base
 
 import ckdiff
-from ckdiff import objects
 from ckdiff.errors import (
     Interrupted,
     PairingError,
@@ -30,7 +29,8 @@ from ckdiff.errors import (
 from ckdiff.layout import CHUNK
 from ckdiff.options import Observer
 from ckdiff.setops import Combination
-from ckdiff.workdir import SUFFIX
+from ckdiff.writing import objects
+from ckdiff.writing.workdir import SUFFIX
 
 SHAPES = {
     "embed": ("BF16", (37, 41)),

@@ -255,7 +255,7 @@ def _run(case: Case, counter: _Counter) -> dict[str, Any]:
     if case.user is not None:
         os.seteuid(case.user)
     if case.no_exchange:
-        from ckdiff import placing
+        from ckdiff.writing import placing
 
         placing._exchange = lambda one, other: False
     if case.no_populate:
@@ -296,7 +296,7 @@ class _Counter:
 
 
 def _put_shims(shim: Shim, counter: _Counter) -> None:
-    from ckdiff import placing
+    from ckdiff.writing import placing
 
     for name in CALLS:
         if name in shim.calls:

@@ -72,7 +72,7 @@ def open_for_streaming(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
 def open_together(
     stack: ExitStack,
     given: Sequence[str | os.PathLike[str] | Checkpoint],
-    rehearse: Callable[[list[Checkpoint]], None],
+    rehearse: Callable[[list[Checkpoint]], object],
 ) -> list[Checkpoint]:
     """``open_checkpoint`` for several; ``stack`` closes those that were not open before.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -106,3 +106,8 @@ class Located(Checkpoint, Protocol):
 
     file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file in ``files``
     offset: IntArray  #: for each tensor, its first byte counted from the start of that file
+
+
+def is_located(checkpoint: Checkpoint) -> TypeGuard[Located]:
+    """Whether it says where in its files the tensors lie."""
+    return hasattr(checkpoint, "file_index")

@@ -7,12 +7,11 @@ the same bytes where whoever keeps them says that they have one content hash.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, Located
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, is_located
 
 #: positions of a base file and a tuned file
 FilePair = tuple[int, int]
@@ -20,7 +19,7 @@ FilePair = tuple[int, int]
 
 def same_files(base: Checkpoint, tuned: Checkpoint) -> tuple[FilePair, ...]:
     """The pairs of files that are known to be equal; a file of the tuned side is in one at most."""
-    if not (_is_located(base) and _is_located(tuned)):
+    if not (is_located(base) and is_located(tuned)):
         return ()  # of a source that does not say where its tensors lie, nothing is known
     known: dict[object, int] = {}
     for i, keys in enumerate(_keys(base)):
@@ -61,7 +60,7 @@ def same_tensors(
         partner[j] = i
     files, offsets = [], []
     for side, index in zip(sides, indexes, strict=True):
-        assert _is_located(side)  # or there would be no pairs
+        assert is_located(side)  # or there would be no pairs
         files.append(side.file_index[index])
         offsets.append(side.offset[index])
     same: npt.NDArray[np.bool_] = (partner[files[1]] == files[0]) & (offsets[0] == offsets[1])
@@ -72,11 +71,7 @@ def known_by(side: Checkpoint, tensor: int) -> str:
     """What a tensor is known by that was not read: ``CONTENT@OFFSET``, the hash of its file and the
     byte of the file at which it begins; empty where the file has no hash.
     """
-    if not _is_located(side):
+    if not is_located(side):
         return ""
     file = side.files[int(side.file_index[tensor])]
     return f"{file.content}@{int(side.offset[tensor])}" if file.content else ""
-
-
-def _is_located(side: Checkpoint) -> TypeGuard[Located]:
-    return hasattr(side, "file_index")

@@ -18,7 +18,7 @@ def command(directory: str) -> None:
     process still writes is left alone.
     """
     from ckdiff.errors import printable
-    from ckdiff.workdir import clean
+    from ckdiff.writing.workdir import clean
 
     removed, busy = clean(Path(directory))
     lines = [f"removed {printable(str(path))}" for path in removed]

@@ -11,11 +11,11 @@ from ckdiff.cli import formats
 from ckdiff.cli.show_text import row_table
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
-from ckdiff.diffresult import DiffResult
+from ckdiff.diffs.result import DiffResult
 from ckdiff.errors import printable
 from ckdiff.options import Estimate
+from ckdiff.stores.table import MaskTable
 from ckdiff.summaries import By, Row, relative_delta, summarise
-from ckdiff.table import MaskTable
 
 _SHORT = 16  #: rows of the short table
 _UNPAIRED = 20  #: unpaired tensors that are named

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
-from ckdiff.overlapresult import Overlap
+from ckdiff.overlaps.result import Overlap
 
 T = TypeVar("T")
 FloatArray = npt.NDArray[np.float64]

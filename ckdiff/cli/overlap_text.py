@@ -21,8 +21,8 @@ from ckdiff.cli.overlap_page import (
 )
 from ckdiff.cli.tables import Column, table, text_width
 from ckdiff.cli.terminal import Terminal
-from ckdiff.nulls import NULLS
-from ckdiff.overlapresult import Overlap
+from ckdiff.overlaps.nulls import NULLS
+from ckdiff.overlaps.result import Overlap
 
 _LABEL = 20  #: longest label of a store
 _EXPECTED = 10  #: shared elements that chance must give in every pair, for a group to be ranked

@@ -12,8 +12,8 @@ from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
+from ckdiff.stores.table import MaskTable
 from ckdiff.summaries import By, Row, columns, relative_delta, stacks, summarise
-from ckdiff.table import MaskTable
 
 if TYPE_CHECKING:
     from ckdiff.store import MaskStore

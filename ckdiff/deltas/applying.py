@@ -26,8 +26,8 @@ from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
-from ckdiff.rebuilt import Rebuilt, refuse_early
 from ckdiff.runners import Stopped, run_threads
+from ckdiff.writing.rebuilt import Rebuilt, refuse_early
 
 DeltaPath = str | os.PathLike[str]
 
@@ -61,6 +61,7 @@ def apply(
 
         def rehearse(sides: list[Checkpoint]) -> None:
             Links(sides[0], chain)
+            allowed_workers(options, 1)
             blueprint = chain[-1].blueprint
             refuse_early(
                 path,

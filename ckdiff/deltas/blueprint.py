@@ -17,7 +17,7 @@ from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.form import FORMS, FRAME_BYTES
 from ckdiff.errors import CheckpointError, HeaderError, printable
-from ckdiff.rebuilt import FilePlan
+from ckdiff.writing.rebuilt import FilePlan
 
 _MOST_WINDOWS = 256  # of a group: tensors may be tiny
 

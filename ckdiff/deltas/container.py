@@ -31,8 +31,8 @@ from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.errors import CkdiffError, DeltaError, printable
-from ckdiff.objects import write_all
-from ckdiff.rebuilt import FilePlan
+from ckdiff.writing.objects import write_all
+from ckdiff.writing.rebuilt import FilePlan
 
 FORMAT = "ckdiff-delta"
 VERSION = 1

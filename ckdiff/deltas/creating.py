@@ -21,17 +21,17 @@ from ckdiff.deltas.change import Change, Coder, Merger, Recorder
 from ckdiff.deltas.container import Delta, Tensors, UInt64
 from ckdiff.deltas.masking import Masking
 from ckdiff.deltas.outcome import DeltaResult, allowed_workers
-from ckdiff.diffresult import by_reason, details
+from ckdiff.diffs.result import by_reason, details
 from ckdiff.errors import CkdiffError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path, checked_text
 from ckdiff.pairing import Pairing, pair
-from ckdiff.place import Place, write_errors
 from ckdiff.rules import Rule
 from ckdiff.runners import InOrder, Stopped, run_threads
 from ckdiff.store import MaskStore, open_store
+from ckdiff.writing.place import Place, write_errors
 
 Encoding = Literal["packed", "indices"]
 CheckpointPath = str | os.PathLike[str] | Checkpoint
@@ -72,16 +72,20 @@ def delta(
     with ExitStack() as stack:
         inputs = [] if mask is None else [open_store(mask).path]
 
+        if mask is None and rule is not None:
+            raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
+
         def rehearse(sides: list[Checkpoint]) -> None:
             _pair(sides[0], sides[1])
             _place(path, options, sides, inputs).check()
+            if mask is not None:
+                Masking(mask, rule, sides[0].table, sides[1].table)
+            allowed_workers(options, 1)
 
         sides = open_together(stack, (base, tuned), rehearse)
         work = Making(sides[0], sides[1], path, encoding, options, observer)
         if mask is not None:
             work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
-        elif rule is not None:
-            raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
         try:
             return work.run()
         except KeyboardInterrupt:

@@ -23,9 +23,9 @@ from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
 from ckdiff.errors import Interrupted, UsageError, printable
 from ckdiff.layout import bits_of
-from ckdiff.objects import write_all
 from ckdiff.options import Observer, Options, checked_observer, checked_path, checked_text
-from ckdiff.place import write_errors
+from ckdiff.writing.objects import write_all
+from ckdiff.writing.place import write_errors
 
 _SLICE = 1 << 18  # elements that are put at a time
 

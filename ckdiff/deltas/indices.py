@@ -27,7 +27,7 @@ from ckdiff.deltas.container import Delta, DeltaWriter, Tensors
 from ckdiff.deltas.streams import Bits, Bytes, Plan, Stream, check_names, streams_of
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import OutputError
-from ckdiff.objects import write_all
+from ckdiff.writing.objects import write_all
 
 _SLICE = 1 << 18  # elements whose positions are in memory as machine words
 _SPARSE = 1 / 8  # where more differs than this, bits take less memory than positions

@@ -15,7 +15,7 @@ from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.errors import PairingError
 from ckdiff.layout import bits_of
-from ckdiff.matching import match, misfit
+from ckdiff.overlaps.matching import match, misfit
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
 
@@ -30,7 +30,7 @@ class Masking:
         mask: str | os.PathLike[str] | MaskStore,
         rule: str | Rule | None,
         base: TensorTable,
-        blueprint: Blueprint,
+        blueprint: Blueprint | TensorTable,
     ) -> None:
         self.store = open_store(mask)
         self.inputs = [self.store.path]
@@ -77,7 +77,7 @@ class Masking:
         shapes: list[tuple[int, ...]],
         ones: list[int],
         base: TensorTable,
-        blueprint: Blueprint,
+        blueprint: Blueprint | TensorTable,
     ) -> None:
         """Raise PairingError for a mask with ones that cannot be followed."""
         sides = [("base", base.names, base.shapes), ("tuned", blueprint.names, blueprint.shapes)]

@@ -40,7 +40,7 @@ from ckdiff.kernels.abi import (
     LARGE_HALF,
 )
 from ckdiff.kernels.compiled import c_function
-from ckdiff.maskcodec import skewed_compressor
+from ckdiff.stores.maskcodec import skewed_compressor
 
 #: where less than this of a class differs, or all but this, gaps are shorter than bits
 _SPARSE = 1 / 8

@@ -25,10 +25,10 @@ from ckdiff.options import (
     checked_path,
     checked_text,
 )
-from ckdiff.place import Place, write_errors
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
-from ckdiff.table import IntArray
+from ckdiff.stores.table import IntArray
+from ckdiff.writing.place import Place, write_errors
 
 Format = Literal["safetensors", "indices", "npz", "torch"]
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from ckdiff._version import __version__
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.layout import Layout
-from ckdiff.maskwalk import walk
-from ckdiff.matching import match
+from ckdiff.overlaps.matching import match
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
-from ckdiff.table import IntArray
+from ckdiff.stores.maskwalk import walk
+from ckdiff.stores.table import IntArray
 
 FORMAT = "ckdiff-masks"  #: ``format`` in the metadata of everything exported
 CHANGED, FROZEN = "1 = changed", "1 = frozen"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ckdiff.errors import UsageError, printable
 from ckdiff.exports.masks import Masks, compact, encoded
-from ckdiff.table import IntArray
+from ckdiff.stores.table import IntArray
 
 METADATA = "__metadata__"  #: an array of the UTF-8 bytes of a JSON object
 _LONGEST = 60_000  # bytes of a name; a zip's names end at 65,535

@@ -12,8 +12,8 @@ import numpy as np
 from ckdiff.checkpoints.header import HEADER_LIMIT
 from ckdiff.errors import StoreError, UsageError, printable
 from ckdiff.exports.masks import Masks, Piece, compact, encoded
-from ckdiff.objects import write_all
-from ckdiff.table import IntArray
+from ckdiff.stores.table import IntArray
+from ckdiff.writing.objects import write_all
 
 #: how the masks lie in the file
 ENCODINGS = ("bool", "packed", "indices")

@@ -16,8 +16,8 @@ import numpy as np
 
 from ckdiff.errors import StoreError, UsageError, printable
 from ckdiff.exports.masks import Masks
-from ckdiff.objects import write_all
-from ckdiff.table import IntArray
+from ckdiff.stores.table import IntArray
+from ckdiff.writing.objects import write_all
 
 _ENTRY = 512  # bytes that a tensor takes besides its elements, about
 

@@ -35,11 +35,11 @@ from ckdiff.imports.maskfile import Item, MaskFile, Shape
 from ckdiff.layout import CHUNK, Layout, Spans
 from ckdiff.naming import natural_key
 from ckdiff.options import Observer, checked_path
-from ckdiff.outputs import check_place, free_space
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
-from ckdiff.table import UNKNOWN, IntArray
-from ckdiff.workdir import check_output, store_errors
+from ckdiff.stores.table import UNKNOWN, IntArray
+from ckdiff.writing.outputs import check_place, free_space
+from ckdiff.writing.workdir import check_output, store_errors
 
 _MOST = 1 << 60  # elements in all
 _ZIP = b"PK\3\4"

@@ -27,7 +27,7 @@ from ckdiff.imports.maskfile import (
     is_shape,
     make_item,
 )
-from ckdiff.objects import file_digest
+from ckdiff.writing.objects import file_digest
 
 _SUFFIX = ".npy"
 #: what reading a zip of another's making can raise

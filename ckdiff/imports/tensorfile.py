@@ -15,8 +15,8 @@ from ckdiff.checkpoints.header import read_header
 from ckdiff.checkpoints.local import LocalCheckpoint, OpenFile, open_local
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.imports.maskfile import PIECE, MaskFile, Notes, make_item
-from ckdiff.objects import file_digest
-from ckdiff.outputs import check_place
+from ckdiff.writing.objects import file_digest
+from ckdiff.writing.outputs import check_place
 
 _DTYPES = {
     "BOOL": "u1", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2",

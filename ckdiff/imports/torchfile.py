@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.exports.torchfile import load_torch
 from ckdiff.imports.maskfile import PIECE, MaskFile, Notes, make_item
-from ckdiff.objects import file_digest
+from ckdiff.writing.objects import file_digest
 
 
 def read_torch(path: str) -> MaskFile:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ckdiff.errors import PairingError, UsageError, printable
-from ckdiff.matching import several
+from ckdiff.overlaps.matching import several
 from ckdiff.rules import Rule
 from ckdiff.training import fused
 from ckdiff.training.sharding import Read, cut, full_shape, local

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import PairingError, UsageError, printable
-from ckdiff.matching import several
 from ckdiff.options import checked_text
+from ckdiff.overlaps.matching import several
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
 

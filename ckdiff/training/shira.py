@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ckdiff.errors import CheckpointError, PairingError, UsageError, printable
-from ckdiff.matching import several
+from ckdiff.overlaps.matching import several
 from ckdiff.rules import Rule
 from ckdiff.training.names import Missing, fit
 from ckdiff.training.source import Masks

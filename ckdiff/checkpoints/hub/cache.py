@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from ckdiff.checkpoints.hub.settings import Settings
 from ckdiff.errors import BudgetError, printable
 
 _DEFAULT = "main"  # what the cache calls the default branch
+_LONGEST_NOTE = 1 << 20  # bytes: names of some ten thousand files
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 #: for each blob that is not in the cache, how many bytes it has
@@ -49,8 +51,11 @@ class CachedRepository:
 
     def names_of(self, commit: str) -> list[str] | None:
         """The names of all files of a commit, whether they are cached or not; None if unknown."""
-        with suppress(OSError, ValueError):
-            names = json.loads(self._note(commit).read_text("utf-8"))
+        with suppress(OSError, ValueError, RecursionError):
+            note = self._note(commit)
+            if not note.is_file() or note.stat().st_size > _LONGEST_NOTE:
+                return None  # not one of ours
+            names = json.loads(note.read_text("utf-8"))
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
                 return names
         return None
@@ -65,15 +70,19 @@ class CachedRepository:
             if os.path.exists(os.path.join(top, name))  # a link to a blob that was removed
         ]
 
+    def holds(self, commit: str, names: Iterable[str]) -> bool:
+        """Whether files of a commit are all where the cache has that commit."""
+        return all((self.snapshot(commit) / name).exists() for name in names)
+
     def remember(self, revision: str | None, commit: str, names: list[str]) -> None:
         """Note what a revision led to and which files that commit has, for runs without a network.
 
         Where that cannot be written, such runs are refused.
         """
         with suppress(OSError):
-            _write(self._note(commit), json.dumps(names))
+            self._write(self._note(commit), json.dumps(names))
             if revision != commit:
-                _write(self.folder / "refs" / (revision or _DEFAULT), commit)
+                self._write(self.folder / "refs" / (revision or _DEFAULT), commit)
 
     def content(self, commit: str, name: str) -> str:
         """The content hash of a cached file, as in SourceFile, by what its blob is called: that is
@@ -110,6 +119,25 @@ class CachedRepository:
     def _note(self, commit: str) -> Path:
         return self.folder / ".ckdiff" / commit
 
+    def _write(self, path: Path, text: str) -> None:
+        """Replace a small file at once, unless it says so already."""
+        data = text.encode("utf-8", "surrogatepass")
+        with suppress(OSError):
+            if path.read_bytes() == data:
+                return
+        for folder in (path.parent, self._note("").parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        # not beside it: everything in the folder of references is taken for one
+        number, mine = tempfile.mkstemp(dir=self._note("").parent)
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(data)
+            os.chmod(mine, 0o644)
+            os.replace(mine, path)
+        except BaseException:
+            os.unlink(mine)
+            raise
+
 
 def check_room(cache: str, needed: int, what: str) -> None:
     """Raise BudgetError where ``needed`` bytes do not fit on the cache's disk."""
@@ -126,15 +154,3 @@ def check_room(cache: str, needed: int, what: str) -> None:
             f"has {format_size(free)} free",
             hint="free some space, or set HF_HOME to a place with more; diff can --stream",
         )
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a small file at once, unless it says so already."""
-    data = text.encode("utf-8", "surrogatepass")
-    with suppress(OSError):
-        if path.read_bytes() == data:
-            return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    mine.write_bytes(data)
-    os.replace(mine, path)

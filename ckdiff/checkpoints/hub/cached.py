@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -182,7 +181,7 @@ class _Online:
 
         address, settings = self._repository.address, self._repository.settings
         backoff = Backoff(attempts=_ATTEMPTS, wait=self._repository.wait)
-        with hub_errors(address, settings.endpoint), _quiet():
+        with hub_errors(address, settings.endpoint), _quiet:
             while True:
                 try:
                     hf_hub_download(
@@ -230,13 +229,29 @@ def _worth_another(error: BaseException) -> bool:
     return isinstance(error, OSError) and "Consistency check failed" in str(error)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the client's log lines to errors: they hold signed URLs, and failures are said here."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+class _Quiet:
+    """Keeps the client's log lines to errors while any thread downloads: they hold signed URLs, and
+    failures are said here.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = logging.NOTSET
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                logger = logging.getLogger("huggingface_hub")
+                self._before = logger.level
+                logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                logging.getLogger("huggingface_hub").setLevel(self._before)
+
+
+_quiet = _Quiet()

@@ -52,8 +52,13 @@ class Fetchers:
             self._arrived.notify(len(listed))
             missing = min(len(self._waiting) - self._idle, self._most - self._threads)
             for _ in range(0 if self._closed.is_set() else missing):
+                try:
+                    threading.Thread(target=self._work, name="ckdiff-fetch", daemon=True).start()
+                except RuntimeError as error:  # no more threads: those that there are will do
+                    if self._threads:
+                        break
+                    raise CheckpointError(f"{self._label}: cannot be fetched: {error}") from None
                 self._threads += 1
-                threading.Thread(target=self._work, name="ckdiff-fetch", daemon=True).start()
         return batch
 
     def wait(self, batch: Batch) -> None:

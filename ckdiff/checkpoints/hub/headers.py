@@ -91,7 +91,8 @@ def open_headers(text: str) -> HubHeaders | LocalCheckpoint:
         return open_cached(text)
     repository = HubRepository.open(address, settings)
     shards, names, directory = _shards(repository)
-    if not CachedRepository(address, settings).missing(repository, names):
+    # what the cache has for another commit only is not linked to this one by those who just look
+    if CachedRepository(address, settings).holds(repository.commit, names):
         return open_repository(repository)
     return _headers(repository, shards, names, directory=directory)
 

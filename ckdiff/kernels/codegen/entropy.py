@@ -1,4 +1,4 @@
-"""Generating the native parts of the mask encoder (:mod:`ckdiff.maskcodec`)."""
+"""Generating the native parts of the mask encoder (:mod:`ckdiff.stores.maskcodec`)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff import budget
-from ckdiff.chunks import DiffTask
+from ckdiff.diffs.chunks import DiffTask
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.options import Options
@@ -80,9 +80,9 @@ class Devices:
     ) -> Allotted:
         """What is ``planned``, with host memory for copies to and from the device.
 
-        ``planned`` takes ``staging`` as :func:`ckdiff.allotment.allot` does; ``bits`` are those of
-        the elements of each tensor. Where memory is too little only for the copies, ``auto`` leaves
-        the device. Raises BudgetError.
+        ``planned`` takes ``staging`` as :func:`ckdiff.diffs.allotment.allot` does; ``bits`` are
+        those of the elements of each tensor. Where memory is too little only for the copies,
+        ``auto`` leaves the device. Raises BudgetError.
         """
         if self._device is None:
             return planned()

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from ckdiff.errors import PairingError, UsageError, printable
 from ckdiff.layout import Layout
-from ckdiff.maskstream import MaskSource
 from ckdiff.naming import natural_key
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
-from ckdiff.table import UNKNOWN, is_content_hash
+from ckdiff.stores.maskstream import MaskSource
+from ckdiff.stores.table import UNKNOWN, is_content_hash
 
 IntArray = npt.NDArray[np.int64]
 StorePath = str | os.PathLike[str] | MaskStore

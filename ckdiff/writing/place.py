@@ -17,9 +17,17 @@ from pathlib import Path
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, OutputError, StoreLocked, printable
-from ckdiff.outputs import ELSEWHERE, check_place, free_space, relation
-from ckdiff.placing import FORMER, give_back, put_in_place, remove, sync_path, sync_tree, take_back
-from ckdiff.workdir import SUFFIX, acquire
+from ckdiff.writing.outputs import ELSEWHERE, check_place, free_space, relation
+from ckdiff.writing.placing import (
+    FORMER,
+    give_back,
+    put_in_place,
+    remove,
+    sync_path,
+    sync_tree,
+    take_back,
+)
+from ckdiff.writing.workdir import SUFFIX, acquire
 
 #: says what an existing output holds that must not be deleted, or None where it may be replaced
 Policy = Callable[[Path], str | None]

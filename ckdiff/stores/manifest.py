@@ -16,8 +16,8 @@ from typing import Any
 import xxhash
 
 from ckdiff.errors import StoreCorrupt, StoreIncomplete, printable
-from ckdiff.placing import MANIFEST
-from ckdiff.workdir import FORMAT, SUFFIX
+from ckdiff.writing.placing import MANIFEST
+from ckdiff.writing.workdir import FORMAT, SUFFIX
 
 FORMAT_VERSION = 1
 TABLE = "tensors.json"

@@ -22,10 +22,10 @@ from ckdiff.checkpoints.openfile import make_room
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.shards import INDEX_SUFFIX, SUFFIX, file_name_fault
 from ckdiff.errors import OutputError, printable
-from ckdiff.objects import start_writeback
-from ckdiff.outputs import ELSEWHERE
-from ckdiff.place import Place, write_errors
 from ckdiff.store import MaskStore
+from ckdiff.writing.objects import start_writeback
+from ckdiff.writing.outputs import ELSEWHERE
+from ckdiff.writing.place import Place, write_errors
 
 _WORTHWHILE = 1 << 20  # bytes that the disk is told of at once
 _AT_ONCE = 1 << 30  # bytes that one call writes; Linux stops a little before 2 GiB

@@ -9,11 +9,11 @@ import xxhash
 
 from ckdiff._version import __version__
 from ckdiff.layout import ALIGNMENT, CHUNK, Layout
-from ckdiff.manifest import FORMAT_VERSION, TABLE, dump_json, seal
 from ckdiff.naming import natural_key
-from ckdiff.objects import array_metadata
-from ckdiff.table import MaskTable
-from ckdiff.workdir import FORMAT, write_file
+from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
+from ckdiff.stores.table import MaskTable
+from ckdiff.writing.objects import array_metadata
+from ckdiff.writing.workdir import FORMAT, write_file
 
 
 def write_tables(

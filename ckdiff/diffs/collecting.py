@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.chunks import ChunkResult
-from ckdiff.comparison import Comparison
+from ckdiff.diffs.chunks import ChunkResult
+from ckdiff.diffs.comparison import Comparison
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import HASH_COLUMNS, hashing
 from ckdiff.kernels import statistics as columns
 from ckdiff.layout import Layout
-from ckdiff.objects import file_digest
 from ckdiff.rules import Rule
-from ckdiff.table import MaskTable, Statistics
-from ckdiff.workdir import WorkDir
+from ckdiff.stores.table import MaskTable, Statistics
+from ckdiff.writing.objects import file_digest
+from ckdiff.writing.workdir import WorkDir
 
 
 class Collected:

@@ -17,8 +17,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
 
+from ckdiff.cluster.remote import Remote
 from ckdiff.errors import CkdiffError, ClusterError, UsageError, printable
-from ckdiff.remote import Remote
 from ckdiff.runners import ChunkTask
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Literal
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, CkdiffError, StoreError, printable
-from ckdiff.workdir import check_output, store_errors
+from ckdiff.writing.workdir import check_output, store_errors
 
 ELSEWHERE = "choose another place with -o"  #: a hint
 

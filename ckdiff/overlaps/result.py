@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.nulls import Moments, figures
+from ckdiff.overlaps.nulls import Moments, figures
 from ckdiff.summaries import By
 
 IntArray = npt.NDArray[np.int64]

@@ -10,18 +10,18 @@ import numpy as np
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import known_by
-from ckdiff.counting import OverlapTask
+from ckdiff.cluster.remote import SHARE
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, PairingError, printable
-from ckdiff.evidence import Base
-from ckdiff.matching import Matched, match
-from ckdiff.remote import SHARE
+from ckdiff.overlaps.counting import OverlapTask
+from ckdiff.overlaps.evidence import Base
+from ckdiff.overlaps.matching import Matched, match
+from ckdiff.stores.table import IntArray, is_content_hash
 from ckdiff.summaries import By, group_index
-from ckdiff.table import IntArray, is_content_hash
 
 
 def plan(
-    matched: Matched, groups: IntArray, counted: tuple[str, ...], base: Checkpoint | None
+    matched: Matched, groups: IntArray, counted: tuple[str, ...], base: Checkpoint | None = None
 ) -> OverlapTask:
     """The chunk task of an overlap; ``groups`` has the group of each tensor.
 

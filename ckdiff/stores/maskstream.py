@@ -23,8 +23,8 @@ from ckdiff.errors import StoreCorrupt
 from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
 from ckdiff.kernels.compiled import c_function
-from ckdiff.maskcodec import MaskEncoder
-from ckdiff.objects import ABSENT, INDEX_BYTES, INNER, INNERS, read_index
+from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.writing.objects import ABSENT, INDEX_BYTES, INNER, INNERS, read_index
 
 IntArray = npt.NDArray[np.int64]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff import maskwalk
 from ckdiff.blend import Blend
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.graftplan import Plan
+from ckdiff.grafting.plan import Plan
 from ckdiff.layout import ALIGNMENT, Layout, Spans
-from ckdiff.rebuilt import Rebuilt
 from ckdiff.runners import Amount, Stopped
+from ckdiff.stores import maskwalk
+from ckdiff.writing.rebuilt import Rebuilt
 
 _WINDOW = 1 << 22  # elements that are made addressable at a time, where nothing is blended
 _AHEAD = 3  # windows asked of the disk before they are needed

@@ -29,8 +29,8 @@ from typing import Any
 import xxhash
 
 from ckdiff.errors import StoreError, StoreExists, StoreLocked, printable
-from ckdiff.objects import start_writeback, write_all
-from ckdiff.placing import (
+from ckdiff.writing.objects import start_writeback, write_all
+from ckdiff.writing.placing import (
     FORMER,
     MANIFEST,
     give_back,

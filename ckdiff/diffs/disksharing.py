@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckdiff.allotment import Allotment
 from ckdiff.budget import format_size, parse_size
 from ckdiff.checkpoints.hub.spool import PAGE, room_for, temporary_folder
 from ckdiff.checkpoints.hub.streamed import CONNECTIONS, HubStream
-from ckdiff.chunks import AHEAD, SMALLEST_WINDOW
+from ckdiff.diffs.allotment import Allotment
+from ckdiff.diffs.chunks import AHEAD, SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, UsageError
 from ckdiff.layout import IntArray
 from ckdiff.options import Options
-from ckdiff.outputs import free_space
+from ckdiff.writing.outputs import free_space
 
 if TYPE_CHECKING:
-    from ckdiff.comparison import Comparison
+    from ckdiff.diffs.comparison import Comparison
 
 _NOTES = 256  # of which a file system may take one part to note where the others are
 _OVERLAP = 2  # windows that have to fit, for one to be fetched while one is compared

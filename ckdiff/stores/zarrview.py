@@ -14,7 +14,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from ckdiff.errors import StoreCorrupt, StoreError
-from ckdiff.verified import VerifiedObjects
+from ckdiff.stores.verified import VerifiedObjects
 
 
 class VerifiedStore(LocalStore):

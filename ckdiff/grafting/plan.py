@@ -9,8 +9,8 @@ import numpy as np
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, Located
 from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.layout import Layout, bits_of
-from ckdiff.matching import Matched, misfit, several
 from ckdiff.naming import natural_key
+from ckdiff.overlaps.matching import Matched, misfit, several
 
 
 class Plan:

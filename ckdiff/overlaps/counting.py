@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.evidence import (
+from ckdiff.kernels import guard
+from ckdiff.kernels.compiled import c_function
+from ckdiff.layout import Layout
+from ckdiff.overlaps.evidence import (
     Base,
     BinadeCollector,
     BinadeCounts,
@@ -22,13 +25,10 @@ from ckdiff.evidence import (
     Evidence,
     MarginCollector,
 )
-from ckdiff.kernels import guard
-from ckdiff.kernels.compiled import c_function
-from ckdiff.layout import Layout
-from ckdiff.maskstream import MaskSource
-from ckdiff.maskwalk import walk
-from ckdiff.nulls import Moments
+from ckdiff.overlaps.nulls import Moments
 from ckdiff.runners import Stopped
+from ckdiff.stores.maskstream import MaskSource
+from ckdiff.stores.maskwalk import walk
 
 IntArray = npt.NDArray[np.int64]
 

@@ -22,10 +22,10 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
-from ckdiff.maskcodec import MaskEncoder
-from ckdiff.objects import INNER, ObjectWriter
 from ckdiff.runners import Stopped
-from ckdiff.workdir import store_errors
+from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.writing.objects import INNER, ObjectWriter
+from ckdiff.writing.workdir import store_errors
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements

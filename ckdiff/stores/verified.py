@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckdiff.errors import StoreCorrupt, printable
-from ckdiff.objects import file_digest
+from ckdiff.writing.objects import file_digest
 
 
 class VerifiedObjects:

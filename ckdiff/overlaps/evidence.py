@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff import nulls, rowcol
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, printable
@@ -23,8 +22,9 @@ from ckdiff.kernels.abi import CELLS_SCRATCH
 from ckdiff.kernels.binades import WAYS, bins
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.contents import ContentHasher
-from ckdiff.maskwalk import MaskSpans
-from ckdiff.table import UNKNOWN
+from ckdiff.overlaps import nulls, rowcol
+from ckdiff.stores.maskwalk import MaskSpans
+from ckdiff.stores.table import UNKNOWN
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.pairing import Unpaired
-from ckdiff.table import MaskTable
+from ckdiff.stores.table import MaskTable
 
 if TYPE_CHECKING:
     from ckdiff.store import MaskStore

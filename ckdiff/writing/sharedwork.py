@@ -14,7 +14,7 @@ from pathlib import Path
 import xxhash
 
 from ckdiff.errors import ClusterError, printable
-from ckdiff.workdir import WorkDir, store_errors
+from ckdiff.writing.workdir import WorkDir, store_errors
 
 _HINT = "the output must be on a file system that all workers share"
 

@@ -20,16 +20,19 @@ import numpy as np
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
+from ckdiff.cluster.remote import SHARE
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
 from ckdiff.layout import Layout, Spans, bits_of
 from ckdiff.pairing import pair
-from ckdiff.remote import SHARE
 from ckdiff.rules import Rule
-from ckdiff.sharedwork import check_plan
+from ckdiff.writing.sharedwork import check_plan
 
 if TYPE_CHECKING:
-    from ckdiff.chunks import ChunkResult, DiffTask
+    from ckdiff.diffs.chunks import ChunkResult, DiffTask
+
+
+_READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ class Comparison:
     def to_read(self, first: int, stop: int) -> Spans:
         """What of the addresses [first, stop) is read."""
         return self.layout.spans(first, stop).without(self.known)
+
+    def read_ahead(self, workers: int) -> None:
+        """Ask the disk for what so many workers need first; blocks until it was asked."""
+        for chunk in range(min(workers, self.layout.chunks)):
+            first, end = self.layout.chunk_range(chunk)
+            spans = self.to_read(first, min(end, first + _READ_AHEAD))
+            starts, nbytes = spans.byte_ranges(self.bits)
+            sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
+            for side, index in sides:
+                side.read_ahead(index[spans.tensors], starts, nbytes)
 
     def nbytes_of(self, chunk: int) -> int:
         """Bytes of both sides that are read for a chunk."""
@@ -127,7 +140,7 @@ class Comparison:
         on_bytes: Callable[[int], None] = lambda size: None,
     ) -> DiffTask:
         """The chunk task. ``order`` are all rules, exact first; the others are as in DiffTask."""
-        from ckdiff.chunks import DiffTask
+        from ckdiff.diffs.chunks import DiffTask
         from ckdiff.kernels import Kernels
 
         present = list(dict.fromkeys(self.dtypes))

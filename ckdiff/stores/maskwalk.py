@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from ckdiff.kernels.abi import SEG_GROUP, SEG_SIZE, SEGMENT_COLUMNS
 from ckdiff.layout import ALIGNMENT, Layout, Spans
-from ckdiff.maskstream import MaskSource, MaskWindows
-from ckdiff.objects import INNER
+from ckdiff.stores.maskstream import MaskSource, MaskWindows
+from ckdiff.writing.objects import INNER
 
 IntArray = npt.NDArray[np.int64]
 

@@ -1,0 +1,1 @@
+"""The parts of a diff; :mod:`ckdiff.engine` puts them together."""

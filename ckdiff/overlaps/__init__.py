@@ -1,0 +1,1 @@
+"""Several stores side by side: counts, chance; :mod:`ckdiff.agreement` compares them."""

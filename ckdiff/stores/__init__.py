@@ -1,0 +1,1 @@
+"""What a mask store is made of; :mod:`ckdiff.store` opens one."""
