@@ -116,6 +116,7 @@ def _fitting(
             f"{format_size(allowed)} of disk"
         )
     for stream in streams:
+        stream.fetchers.most = CONNECTIONS // len(streams)
         stream.spool = max(PAGE, min(each(count), -(-need.all // PAGE) * PAGE))
     return replace(found, workers=count, window=need.window)
 

@@ -34,7 +34,8 @@ class Fetchers:
     """Runs jobs on a few threads of its own, in the order in which they come. ``close`` ends it."""
 
     def __init__(self, threads: int, label: str) -> None:
-        self._most, self._label = threads, label
+        self.most = threads  #: jobs that run at a time
+        self._label = label
         self._threads = 0
         self._idle = 0
         self._waiting: deque[tuple[Batch, Job]] = deque()
@@ -50,7 +51,7 @@ class Fetchers:
         with self._arrived:
             self._waiting.extend((batch, job) for job in listed)
             self._arrived.notify(len(listed))
-            missing = min(len(self._waiting) - self._idle, self._most - self._threads)
+            missing = min(len(self._waiting) - self._idle, self.most - self._threads)
             for _ in range(0 if self._closed.is_set() else missing):
                 try:
                     threading.Thread(target=self._work, name="ckdiff-fetch", daemon=True).start()

@@ -23,7 +23,7 @@ from ckdiff.checkpoints.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import BudgetError
 
-CONNECTIONS = 8  #: ranges that are fetched at a time, for all workers together
+CONNECTIONS = 8  #: ranges that are fetched at a time, for all workers and both sides together
 
 
 class HubStream(HubHeaders):
