@@ -69,7 +69,7 @@ def graft(
                 directory=getattr(sides[0], "directory", False),
                 overwrite=options.overwrite,
                 apart=sides,
-                stores=[store],
+                inputs=[store.path],
             )
 
         def no_files(side: Checkpoint) -> CheckpointError:
@@ -92,7 +92,7 @@ def graft(
             directory=folder,
             overwrite=options.overwrite,
             apart=sides,
-            stores=[store],
+            inputs=[store.path],
         )
         for note in plan.notes():
             observer.note(note)

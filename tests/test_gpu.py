@@ -20,12 +20,12 @@ from cli_support import error, ok
 
 import ckdiff
 from ckdiff import gpu
-from ckdiff.diffs import devices
+from ckdiff.diffs import devices, trial
 from ckdiff.diffs.chunks import SMALLEST_WINDOW
 from ckdiff.engine import Diff
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.gpu import kernels as device_kernels
-from ckdiff.gpu import sizes, staging, trial
+from ckdiff.gpu import sizes, staging
 from ckdiff.options import DEVICES, Observer, Options
 
 BENCH = Path(__file__).parents[1] / "bench" / "gpu.py"

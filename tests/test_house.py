@@ -154,7 +154,7 @@ LAYERS = """
     ckdiff.diffs
     ckdiff.diffs.chunks
     ckdiff.diffs.comparison
-    ckdiff.gpu.trial
+    ckdiff.diffs.trial
     ckdiff.diffs.devices
     ckdiff.diffs.allotment
     ckdiff.diffs.disksharing

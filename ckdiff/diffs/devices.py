@@ -132,7 +132,7 @@ class Devices:
             return task
         there = replace(task, comparing=kernels)
         if self._asked == "auto":
-            from ckdiff.gpu.trial import try_both
+            from ckdiff.diffs.trial import try_both
 
             use, why = try_both(task, there, chunks[:workers], device.name)
             if not use:

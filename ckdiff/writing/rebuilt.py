@@ -22,7 +22,6 @@ from ckdiff.checkpoints.openfile import make_room
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.shards import INDEX_SUFFIX, SUFFIX, file_name_fault
 from ckdiff.errors import OutputError, printable
-from ckdiff.store import MaskStore
 from ckdiff.writing.objects import start_writeback
 from ckdiff.writing.outputs import ELSEWHERE
 from ckdiff.writing.place import Place, write_errors
@@ -45,7 +44,7 @@ class Rebuilt:
 
     With ``directory`` false there is one file, which is ``out`` itself, and no ``index``; else
     ``index`` is a file's name and bytes, or None. ``overwrite`` replaces a directory that holds
-    nothing but safetensors files and indexes, and a safetensors file. ``apart``, ``stores`` and
+    nothing but safetensors files and indexes, and a safetensors file. ``apart`` and
     ``inputs`` are what is being read, and never overwritten.
 
     Making one raises OutputError for names that must not be written and for an output that is
@@ -62,7 +61,6 @@ class Rebuilt:
         directory: bool,
         overwrite: bool,
         apart: Sequence[Checkpoint] = (),
-        stores: Sequence[MaskStore] = (),
         inputs: Sequence[Path] = (),
     ) -> None:
         self.out = out
@@ -70,7 +68,7 @@ class Rebuilt:
         self._index = index
         self._directory = directory
         self._check_plans()
-        self._place = _place(out, directory, overwrite, apart, stores, inputs)
+        self._place = _place(out, directory, overwrite, apart, inputs)
         self._missing = [plan.size for plan in self.files]
         self._fds: list[int] = []
         self._lock = threading.Lock()
@@ -205,13 +203,12 @@ def refuse_early(
     directory: bool,
     overwrite: bool,
     apart: Sequence[Checkpoint] = (),
-    stores: Sequence[MaskStore] = (),
     inputs: Sequence[Path] = (),
 ) -> None:
     """Raise what entering a Rebuilt of ``size`` bytes would raise as things stand, before what it
     is made of was downloaded: OutputError and BudgetError.
     """
-    place = _place(out, directory, overwrite, apart, stores, inputs)
+    place = _place(out, directory, overwrite, apart, inputs)
     place.check()
     place.check_disk(size)
 
@@ -221,11 +218,10 @@ def _place(
     directory: bool,
     overwrite: bool,
     apart: Sequence[Checkpoint],
-    stores: Sequence[MaskStore],
     inputs: Sequence[Path],
 ) -> Place:
     place = Place(out, directory=directory, overwrite=overwrite, in_the_way=_foreign)
-    place.keep_away_from(apart, [*(store.path for store in stores), *inputs])
+    place.keep_away_from(apart, inputs)
     return place
 
 
