@@ -27,7 +27,7 @@ from ckdiff.diffs.collecting import Collected, finished_before
 from ckdiff.errors import Interrupted, StoreError, printable
 from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.layout import Layout, Spans
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
+from ckdiff.options import Observer, Options, Progress, checked_observer, checked_output
 from ckdiff.runners import Amount, Stopped, run_threads
 from ckdiff.store import MaskStore, open_store
 from ckdiff.stores.maskcodec import MaskEncoder
@@ -93,7 +93,7 @@ class Target:
         observer: Observer | None,
     ) -> None:
         options = Options(overwrite=overwrite, workers=workers)
-        self.out = Path(os.path.abspath(checked_path("the output", out)))
+        self.out = checked_output(out)
         self.overwrite = options.overwrite
         self.workers = options.workers or budget.usable_cores()
         self.observer = checked_observer(observer)

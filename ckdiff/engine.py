@@ -18,6 +18,7 @@ from ckdiff.checkpoints import (
     no_room,
     open_for_planning,
     open_for_streaming,
+    open_in,
     open_together,
     path_for_workers,
 )
@@ -35,7 +36,7 @@ from ckdiff.options import (
     Options,
     Progress,
     checked_observer,
-    checked_path,
+    checked_output,
 )
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.runners import Amount, run_threads
@@ -77,25 +78,21 @@ class Diff:
         self.mask_rules, self.rules = plan_rules(options.rules)
         self._order = sorted(self.rules, key=lambda rule: rule != EXACT)  # as kernels want them
         self._workers = options.workers or budget.usable_cores()
-        self.out = None if out is None else Path(os.path.abspath(checked_path("the output", out)))
+        self.out = None if out is None else checked_output(out)
         self._stack = ExitStack()
         self._resident = budget.resident_anonymous()
-        self._connected = list["Client | None"]()
-        self._allotted_for = ""  # which tensors
-        self._said = False
+        self._rehearsed: str | None = None  #: for which tensors, if it was
         self._streaming: Streaming | None = None
         with ExitStack() as stack:
             self.base, self.tuned = self._open(stack, base, tuned)
             self._began = time.perf_counter()
             self._compare(self.base, self.tuned)
-            self._client = self._connect(stack)
-            self._say_pairing()
+            self._meet(stack)
             if self._client is None:
                 self._read_ahead(stack)
             else:
                 self._paths = path_for_workers(base, self.base), path_for_workers(tuned, self.tuned)
-            if self._allotted_for != self.comparison.tensors_digest():
-                self._allot()
+            self._settle()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Diff:
@@ -115,12 +112,7 @@ class Diff:
             )
             return first, second
         open_side = open_for_streaming if self.options.stream else open_for_planning
-        sides = []
-        for path in (base, tuned):
-            sides.append(open_side(path))
-            if sides[-1] is not path:
-                stack.callback(sides[-1].close)
-        return sides[0], sides[1]
+        return open_in(stack, base, open_side), open_in(stack, tuned, open_side)
 
     def _rehearse(
         self, stack: ExitStack, given: Sequence[CheckpointPath], sides: list[Checkpoint]
@@ -131,26 +123,27 @@ class Diff:
             with store_errors(self.out):
                 check_output(self.out, overwrite=self.options.overwrite)
             check_disk(self.out, self._disk_at_most(), note=lambda message: None)
-        self._client = self._connect(stack)
+        self._meet(stack)
         if self._client is not None:
             for path, side in zip(given, sides, strict=True):
                 path_for_workers(path, side)
         self._allot()
-        self._say_pairing()
+        self._rehearsed = self.comparison.tensors_digest()
 
-    def _say_pairing(self) -> None:
-        """Warnings and hints about what pairs, once."""
-        if not self._said:
-            for warning in self.pairing.warnings:
-                self._observer.note(f"warning: {warning}")
-            if self.pairing.hint:
-                self._observer.note(f"hint: {self.pairing.hint}")
-        self._said = True
+    def _meet(self, stack: ExitStack) -> None:
+        """Find the cluster, and say what is odd about the pair; once."""
+        if self._rehearsed is not None:
+            return
+        self._client: Client | None = stack.enter_context(client_for(self.options.scheduler))
+        for warning in self.pairing.warnings:
+            self._observer.note(f"warning: {warning}")
+        if self.pairing.hint:
+            self._observer.note(f"hint: {self.pairing.hint}")
 
-    def _connect(self, stack: ExitStack) -> Client | None:
-        if not self._connected:
-            self._connected.append(stack.enter_context(client_for(self.options.scheduler)))
-        return self._connected[0]
+    def _settle(self) -> None:
+        """How much memory there is for what, unless a rehearsal of the same tensors said so."""
+        if self._rehearsed is None or self._rehearsed != self.comparison.tensors_digest():
+            self._allot()
 
     def _compare(self, base: Checkpoint, tuned: Checkpoint) -> None:
         if self.out is not None:
@@ -181,7 +174,6 @@ class Diff:
         from ckdiff.diffs.allotment import allot
         from ckdiff.diffs.devices import Devices
 
-        self._allotted_for = self.comparison.tensors_digest()
         on_cluster = self._client is not None
         self._devices = Devices(self.options, self.bytes_to_read, on_cluster=on_cluster)
         planned = partial(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, is_located
 from ckdiff.errors import CheckpointError, Interrupted, StoreCorrupt, printable
 from ckdiff.grafting.plan import Plan
 from ckdiff.grafting.run import GraftTask, working_memory
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
+from ckdiff.options import Observer, Options, Progress, checked_observer, checked_output
 from ckdiff.overlaps.matching import match
 from ckdiff.rules import Rule
 from ckdiff.runners import Amount, run_threads
@@ -54,7 +53,7 @@ def graft(
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer = checked_observer(observer)
-    path = Path(os.path.abspath(checked_path("the output", out)))
+    path = checked_output(out)
     store = open_store(mask)
     digest = store.manifest_digest()
     with ExitStack() as stack:

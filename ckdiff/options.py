@@ -11,6 +11,7 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ckdiff.errors import UsageError, printable
@@ -165,8 +166,14 @@ def checked_path(name: str, value: Any) -> str:
         raise UsageError(f"{name} must be a path as text, not as bytes")
     if not text:
         raise UsageError(f"{name} has an empty name", hint="is a variable not set?")
-    if name == "the output" and text.startswith("hf://"):
-        raise UsageError(f"the output must be on this machine, and {printable(text)} is on the hub")
     if "\0" in text:
         raise UsageError(f"{name} must be a path, which {text!r} with its NUL is not")
     return text
+
+
+def checked_output(value: Any) -> Path:
+    """The absolute path of an output; raises UsageError."""
+    text = checked_path("the output", value)
+    if text.startswith("hf://"):
+        raise UsageError(f"the output must be on this machine, and {printable(text)} is on the hub")
+    return Path(os.path.abspath(text))

@@ -18,6 +18,7 @@ __all__ = [
     "open_checkpoint",
     "open_for_planning",
     "open_for_streaming",
+    "open_in",
     "open_together",
     "path_for_workers",
 ]
@@ -69,6 +70,18 @@ def open_for_streaming(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     return open_checkpoint(path)
 
 
+def open_in(
+    stack: ExitStack,
+    given: str | os.PathLike[str] | Checkpoint,
+    opening: Callable[[str | os.PathLike[str] | Checkpoint], Checkpoint] = open_checkpoint,
+) -> Checkpoint:
+    """``opening`` a checkpoint, which ``stack`` closes unless it was open before."""
+    opened = opening(given)
+    if opened is not given:
+        stack.callback(opened.close)
+    return opened
+
+
 def open_together(
     stack: ExitStack,
     given: Sequence[str | os.PathLike[str] | Checkpoint],
@@ -80,11 +93,7 @@ def open_together(
     only the tensors are known: what it refuses, and a download that does not fit the disk, costs
     no time. Raises what ``open_checkpoint`` and ``rehearse`` raise.
     """
-    sides = []
-    for path in given:
-        sides.append(open_for_planning(path))
-        if sides[-1] is not path:
-            stack.callback(sides[-1].close)
+    sides = [open_in(stack, path, open_for_planning) for path in given]
     headers = [i for i, path in enumerate(given) if sides[i] is not path and _is_partial(sides[i])]
     if not headers:
         return sides

@@ -11,9 +11,9 @@ from ckdiff.errors import printable
 LONGEST = 200
 
 
-def at_commit(label: str, commit: str | None) -> str:
+def at_commit(label: object, commit: object) -> str:
     """A checkpoint, with the commit where it has one: ``hf://org/name (1a2b3c4)``."""
-    return printable(label) + (f" ({commit[:7]})" if commit else "")
+    return printable(str(label)) + (f" ({printable(str(commit)[:7])})" if commit else "")
 
 
 def percent(part: int, whole: int) -> str:

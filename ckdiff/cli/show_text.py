@@ -59,13 +59,8 @@ def _title(manifest: dict[str, Any], terminal: Terminal) -> str:
     if "made_by" in manifest:
         return made.title(manifest["made_by"])
     sides = [manifest.get(side, {}) for side in ("base", "tuned")]
-    base, tuned = (_side(side) for side in sides)
+    base, tuned = (formats.at_commit(s.get("label", "?"), s.get("commit")) for s in sides)
     return f"{base} {terminal.glyphs.arrow} {tuned}"
-
-
-def _side(side: dict[str, Any]) -> str:
-    commit = side.get("commit")
-    return str(side.get("label", "?")) + (f" ({str(commit)[:7]})" if commit else "")
 
 
 def row_table(

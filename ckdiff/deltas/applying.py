@@ -25,7 +25,14 @@ from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
+from ckdiff.options import (
+    Observer,
+    Options,
+    Progress,
+    checked_observer,
+    checked_output,
+    checked_path,
+)
 from ckdiff.runners import Stopped, run_threads
 from ckdiff.writing.rebuilt import Rebuilt, refuse_early
 
@@ -55,7 +62,7 @@ def apply(
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     if not listed:
         raise UsageError("there is no delta to apply", hint="give one or more, in their order")
-    path = Path(os.path.abspath(checked_path("the output", out)))
+    path = checked_output(out)
     with ExitStack() as stack:
         chain = [stack.enter_context(Delta(checked_path("a delta", item))) for item in listed]
 

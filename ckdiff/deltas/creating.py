@@ -26,11 +26,18 @@ from ckdiff.errors import CkdiffError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path, checked_text
+from ckdiff.options import (
+    Observer,
+    Options,
+    Progress,
+    checked_observer,
+    checked_output,
+    checked_text,
+)
 from ckdiff.pairing import Pairing, pair
 from ckdiff.rules import Rule
 from ckdiff.runners import InOrder, Stopped, run_threads
-from ckdiff.store import MaskStore, open_store
+from ckdiff.store import MaskStore
 from ckdiff.writing.place import Place, write_errors
 
 Encoding = Literal["packed", "indices"]
@@ -68,18 +75,17 @@ def delta(
         )
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer = checked_observer(observer)
-    path = Path(os.path.abspath(checked_path("the output", out)))
+    path = checked_output(out)
     with ExitStack() as stack:
-        inputs = [] if mask is None else [open_store(mask).path]
-
         if mask is None and rule is not None:
             raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
 
         def rehearse(sides: list[Checkpoint]) -> None:
             _pair(sides[0], sides[1])
-            _place(path, options, sides, inputs).check()
+            inputs: list[Path] = []
             if mask is not None:
-                Masking(mask, rule, sides[0].table, sides[1].table)
+                inputs = Masking(mask, rule, sides[0].table, sides[1].table).inputs
+            _place(path, options, sides, inputs).check()
             allowed_workers(options, 1)
 
         sides = open_together(stack, (base, tuned), rehearse)

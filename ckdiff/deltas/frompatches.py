@@ -15,7 +15,7 @@ from typing import IO, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_in
 from ckdiff.deltas.change import Bytes
 from ckdiff.deltas.creating import CheckpointPath, Encoding, Making
 from ckdiff.deltas.form import FRAME_BYTES
@@ -23,7 +23,7 @@ from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
 from ckdiff.errors import Interrupted, UsageError, printable
 from ckdiff.layout import bits_of
-from ckdiff.options import Observer, Options, checked_observer, checked_path, checked_text
+from ckdiff.options import Observer, Options, checked_observer, checked_output, checked_text
 from ckdiff.writing.objects import write_all
 from ckdiff.writing.place import write_errors
 
@@ -59,15 +59,13 @@ def delta_from_patches(
         )
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer = checked_observer(observer)
-    path = Path(os.path.abspath(checked_path("the output", out)))
+    path = checked_output(out)
     try:
         listed = iter(patches)
     except TypeError:
         raise UsageError("patches must be a list of them, or something like one") from None
     with ExitStack() as stack:
-        opened = open_checkpoint(base)
-        if opened is not base:
-            stack.callback(opened.close)
+        opened = open_in(stack, base)
         work = Making(opened, opened, path, encoding, options, observer)
         with write_errors(path):
             spool = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115

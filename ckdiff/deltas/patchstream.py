@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
@@ -67,11 +67,7 @@ def _stream(
     given: str | Checkpoint, base: CheckpointPath | None, most: int, as_torch: bool
 ) -> Iterator[WeightPatch]:
     with ExitStack() as stack:
-        below = None
-        if base is not None:
-            below = open_checkpoint(base)
-            if below is not base:
-                stack.callback(below.close)
+        below = None if base is None else open_in(stack, base)
         source: _Source
         if isinstance(given, str) and file_metadata(given).get("format") == FORMAT:
             source = _DeltaSource(stack.enter_context(Delta(given)), below, stack)
@@ -81,10 +77,7 @@ def _stream(
                 hint="of a checkpoint, records can be made with base=",
             )
         else:
-            above = open_checkpoint(given)
-            if above is not given:
-                stack.callback(above.close)
-            source = _PairSource(below, above, stack)
+            source = _PairSource(below, open_in(stack, given), stack)
         for tensor in range(len(source.blueprint.names)):
             yield from _records(source, tensor, most, as_torch)
         source.verify()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.cluster.remote import SHARE
@@ -193,10 +193,7 @@ class DiffRecipe:
 
     def make(self, stack: ExitStack) -> RemoteDiff:
         """See Recipe."""
-        base = open_checkpoint(self.base)
-        stack.callback(base.close)
-        tuned = open_checkpoint(self.tuned)
-        stack.callback(tuned.close)
+        base, tuned = open_in(stack, self.base), open_in(stack, self.tuned)
         comparison = Comparison(base, tuned, self.selection, self.same)
         if comparison.seen() != self.seen:
             raise ClusterError(

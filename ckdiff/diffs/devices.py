@@ -160,7 +160,7 @@ class Devices:
     ) -> DeviceKernels | None:
         """What compares on the device; None where its memory is in use. Raises CkdiffError."""
         from ckdiff.gpu.kernels import DeviceKernels
-        from ckdiff.gpu.pool import out_of_memory
+        from ckdiff.gpu.pool import failed, out_of_memory
 
         try:
             return DeviceKernels(
@@ -174,10 +174,7 @@ class Devices:
             )
         except RuntimeError as error:
             if not out_of_memory(error):
-                reason = str(error).partition("\n")[0]
-                raise CkdiffError(
-                    f"{device.name} failed: {reason}", hint="run with --device cpu"
-                ) from error
+                raise failed(device, error) from error
         if self._asked != "auto":
             self._messages.append(f"warning: {device.name} is out of memory: comparing on the CPU")
         self._drop("the device ran out of memory")

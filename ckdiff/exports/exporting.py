@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from ckdiff.checkpoints import Checkpoint, open_for_planning
+from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
 from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.shards import INDEX_NAME
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
@@ -22,7 +22,7 @@ from ckdiff.options import (
     Options,
     Progress,
     checked_observer,
-    checked_path,
+    checked_output,
     checked_text,
 )
 from ckdiff.rules import Rule
@@ -67,15 +67,13 @@ def export_masks(
             raise UsageError(f"{name} must be True or False, not {value!r}")
     overwrite = Options(overwrite=overwrite).overwrite
     observer = checked_observer(observer)
-    path = Path(os.path.abspath(checked_path("the output", out)))
+    path = checked_output(out)
     opened = open_store(store)
     masks = Masks(opened, rule, invert=invert)
     with ExitStack() as stack:
         source = None
         if like is not None:
-            source = open_for_planning(like)
-            if source is not like:
-                stack.callback(source.close)
+            source = open_in(stack, like, open_for_planning)
         folder = bool(getattr(source, "directory", False))
         place = Place(path, directory=folder, overwrite=overwrite, in_the_way=_foreign)
         place.keep_away_from([] if source is None else [source], [opened.path])

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DType
-from ckdiff.errors import CkdiffError
-from ckdiff.gpu.pool import Pool, out_of_memory
+from ckdiff.gpu.pool import Pool, failed, out_of_memory
 from ckdiff.gpu.preparing import make_slots
 from ckdiff.gpu.sizes import STAGES, Sizes
 from ckdiff.gpu.staging import Device, Slot, Stage
@@ -86,10 +85,7 @@ class DeviceKernels:
         try:
             self._fly(todo, masks, into)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise CkdiffError(
-                f"{self.device.name} failed: {reason}", hint="run with --device cpu"
-            ) from error
+            raise failed(self.device, error) from error
 
     def _fly(
         self, todo: deque[Int64], masks: Sequence[npt.NDArray[np.uint8]], into: Results

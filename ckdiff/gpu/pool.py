@@ -7,10 +7,11 @@ from collections import Counter, deque
 
 import torch
 
+from ckdiff.errors import CkdiffError
 from ckdiff.gpu.sizes import SMALLEST_SIDE, Sizes
 from ckdiff.gpu.staging import Device, Stages
 
-__all__ = ["Pool", "out_of_memory"]
+__all__ = ["Pool", "failed", "out_of_memory"]
 
 
 class Pool:
@@ -106,6 +107,12 @@ class Pool:
         with self._changed:
             self._lent[generation] -= 1
             self._changed.notify_all()
+
+
+def failed(device: Device, error: RuntimeError) -> CkdiffError:
+    """The error to raise for what a device's own says."""
+    reason = str(error).partition("\n")[0]
+    return CkdiffError(f"{device.name} failed: {reason}", hint="run with --device cpu")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import known_by
 from ckdiff.cluster.remote import SHARE
@@ -65,8 +65,11 @@ def check_one_base(matched: Matched, base: Checkpoint) -> None:
     but a store derived from it may have some, and then only the hash of the base's file tells.
     """
     place = {name: i for i, name in enumerate(base.table.names)}
-    for i, name in enumerate(matched.names):
-        found = [hashes[i] for hashes in matched.recorded]
+    for i, (name, found) in enumerate(
+        zip(matched.names, zip(*matched.recorded, strict=True), strict=True)
+    ):
+        if len(set(found)) == 1 and is_content_hash(found[0]):
+            continue
         if len({text for text in found if is_content_hash(text)}) > 1:
             raise PairingError(
                 f"the null magnitude needs stores with one base, and these differ in "
@@ -106,9 +109,6 @@ class OverlapRecipe:
                     f"{printable(str(store.path))} is another store on a worker than here",
                     hint=SHARE,
                 )
-        base = None
-        if self.base is not None:
-            base = open_checkpoint(self.base)
-            stack.callback(base.close)
+        base = None if self.base is None else open_in(stack, self.base)
         _, groups = group_index(matched.names, matched.dtypes, self.by)
         return plan(matched, groups, self.counted, base)
