@@ -129,6 +129,8 @@ LAYERS = """
     ckdiff.writing
     ckdiff.writing.objects
     ckdiff.writing.placing
+    ckdiff.stores.schema
+    ckdiff.stores.sealed
     ckdiff.writing.workdir
     ckdiff.writing.sharedwork
     ckdiff.stores.manifest
@@ -267,7 +269,8 @@ RAISED = {
     ("ckdiff.checkpoints.header", "ValueError"): "caught there, and becomes a HeaderError",
     ("ckdiff.checkpoints.strictjson", "ValueError"): "caught by header and shards, with the file",
     ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",
-    ("ckdiff.stores.manifest", "OSError"): "caught there, and becomes a StoreError",
+    ("ckdiff.stores.schema", "ValueError"): "caught by sealed and store, with the store's name",
+    ("ckdiff.stores.sealed", "OSError"): "caught by manifest, and becomes a StoreError",
     ("ckdiff.imports.npz", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.writing.placing", "OSError"): "the system's own error, reported with its path",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
