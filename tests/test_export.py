@@ -214,8 +214,12 @@ def test_an_output_is_replaced_only_when_asked(
     path = str(store.path)
     out = tmp_path / "out.safetensors"
     out.write_text("mine")
+    for overwrite in ([], ["--overwrite"]):
+        assert "is no file of exported masks" in error("export", path, "-o", str(out), *overwrite)
+        assert out.read_text() == "mine"
+    out.unlink()
+    ok("export", path, "-o", str(out), "--invert")
     assert "use --overwrite" in error("export", path, "-o", str(out))
-    assert out.read_text() == "mine"
     ok("export", path, "-o", str(out), "--overwrite")
     same(safetensors_numpy.load_file(out), masks)
     link = tmp_path / "link"
@@ -233,7 +237,8 @@ def test_an_output_is_replaced_only_when_asked(
     found = safetensors_numpy.load_file(folder / "model-2.safetensors")
     assert np.array_equal(found["large"], ~masks["large"])
     (folder / "notes.txt").write_text("mine")
-    assert "something else" in error("export", path, "-o", str(folder), *like, "--overwrite")
+    words = "holds notes.txt, which is no file of exported masks"
+    assert words in error("export", path, "-o", str(folder), *like, "--overwrite")
     assert (folder / "notes.txt").exists()
     assert not list(tmp_path.glob("*.ckdiff-partial"))
 

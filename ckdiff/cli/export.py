@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     type=click.Choice(["safetensors", "indices", "npz", "torch"]),
-    default="safetensors",
-    show_default=True,
-    help="The format; indices are a safetensors file with the positions of ones.",
+    help="The format; indices are a safetensors file with the positions of ones. By default what "
+    "the name says: .npz, .pt and .pth (torch); else safetensors.",
 )
 @click.option("-o", "out", required=True, metavar="PATH", help="Write the masks there.")
 @click.option("--packed", is_flag=True, help="safetensors: eight elements in a byte.")
@@ -32,11 +31,13 @@ if TYPE_CHECKING:
     metavar="CHECKPOINT",
     help="Write a directory with the shards of this checkpoint or hf://org/name, or one file.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the output, once the new one is whole.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace masks exported earlier, once these are whole."
+)
 @options.as_json
 def command(
     store: str,
-    to: Format,
+    to: Format | None,
     out: str,
     packed: bool,
     invert: bool,

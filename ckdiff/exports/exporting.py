@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 
 from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
-from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.shards import INDEX_NAME
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
-from ckdiff.exports.masks import FORMAT, Masks, compact, encoded, everything
+from ckdiff.exports.masks import Masks, compact, encoded, everything
+from ckdiff.exports.recognising import foreign
 from ckdiff.exports.tensorfile import TensorFile
 from ckdiff.options import (
     Observer,
@@ -32,6 +32,16 @@ from ckdiff.writing.place import Place, write_errors
 
 Format = Literal["safetensors", "indices", "npz", "torch"]
 
+#: what a name says that only some formats have; the first is meant where none is asked for
+_SAID: dict[str, tuple[Format, ...]] = {
+    ".npz": ("npz",),
+    ".pt": ("torch",),
+    ".pth": ("torch",),
+    ".safetensors": ("safetensors", "indices"),
+}
+#: what is meant by names that others use as well
+_USUAL: dict[str, Format] = {".bin": "torch", ".ckpt": "torch"}
+
 
 class Output(Protocol):
     """A file to be written, whatever its format."""
@@ -47,7 +57,7 @@ def export_masks(
     store: str | os.PathLike[str] | MaskStore,
     out: str | os.PathLike[str],
     *,
-    to: Format = "safetensors",
+    to: Format | None = None,
     packed: bool = False,
     invert: bool = False,
     rule: str | Rule | None = None,
@@ -57,17 +67,19 @@ def export_masks(
 ) -> dict[str, Any]:
     """Write the masks of a store to ``out`` in another format, in bounded memory.
 
-    With ``like``, a checkpoint, ``out`` has its tensors and its shards. ``invert`` writes ones for
-    elements that did not change. The output is there whole or not at all. Gives what
-    ``ckdiff export --json`` prints. Raises a CkdiffError.
+    Without ``to`` the name of ``out`` says the format: ``.npz``, or ``.pt`` and the like for torch;
+    all other names are safetensors. With ``like``, a checkpoint, ``out`` has its tensors and its
+    shards. ``invert`` writes ones for elements that did not change. The output is there whole or
+    not at all, and ``overwrite`` replaces only masks that were exported. Gives what ``ckdiff
+    export --json`` prints. Raises a CkdiffError.
     """
-    _check_format(to, packed=packed, like=like)
+    path = checked_output(out)
+    to = _checked_format(to, path.name, packed=packed, like=like)
     for name, value in (("packed", packed), ("invert", invert)):
         if value not in (True, False):
             raise UsageError(f"{name} must be True or False, not {value!r}")
     overwrite = Options(overwrite=overwrite).overwrite
     observer = checked_observer(observer)
-    path = checked_output(out)
     opened = open_store(store)
     masks = Masks(opened, rule, invert=invert)
     with ExitStack() as stack:
@@ -75,7 +87,7 @@ def export_masks(
         if like is not None:
             source = open_in(stack, like, open_for_planning)
         folder = bool(getattr(source, "directory", False))
-        place = Place(path, directory=folder, overwrite=overwrite, in_the_way=_foreign)
+        place = Place(path, directory=folder, overwrite=overwrite, in_the_way=foreign)
         place.keep_away_from([] if source is None else [source], [opened.path])
         groups, left_out = {"": everything(masks)}, list[str]()
         if source is not None:
@@ -112,18 +124,34 @@ def export_masks(
     }
 
 
-def _check_format(to: str, *, packed: bool, like: object) -> None:
-    if checked_text("to", to) not in get_args(Format):
+def _checked_format(to: str | None, name: str, *, packed: bool, like: object) -> Format:
+    """The format that is meant; UsageError where the arguments contradict each other."""
+    if to is not None and checked_text("to", to) not in get_args(Format):
         raise UsageError(
             f"there is no format {printable(to)!r}", hint=f"one of {', '.join(get_args(Format))}"
         )
-    if packed and to != "safetensors":
-        raise UsageError(f"packed masks go to safetensors, not to {to}", hint="leave out --packed")
-    if like is not None and to in ("npz", "torch"):
+    suffix = os.path.splitext(name)[1].lower()
+    said, meant = _SAID.get(suffix), cast("Format | None", to)
+    if meant is None:
+        found = said[0] if said else _USUAL.get(suffix, "safetensors")
+    elif said and meant not in said:
+        # readers go by the name: numpy and torch would refuse the file, or look for a pickle in it
         raise UsageError(
-            f"--like gives the shards of safetensors files; {to} has none",
-            hint="use --to safetensors or --to indices",
+            f"{printable(name)} is named like {said[0]}, and {meant} was asked for",
+            hint=f"leave out --to {meant}, or choose another name",
         )
+    else:
+        found = meant
+    if packed and found != "safetensors":
+        raise UsageError(
+            f"packed masks go to safetensors, not to {found}", hint="leave out --packed"
+        )
+    if like is not None and found in ("npz", "torch"):
+        raise UsageError(
+            f"--like gives the shards of safetensors files; {found} has none",
+            hint="use --to safetensors or --to indices, and a name that fits",
+        )
+    return found
 
 
 def _output(masks: Masks, chosen: IntArray, to: Format, *, packed: bool) -> Output:
@@ -189,15 +217,3 @@ def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder
         }
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (root / INDEX_NAME).write_bytes(encoded(compact(index)) + b"\n")
-
-
-def _foreign(out: Path) -> str | None:
-    """What an export must not replace: a directory with anything but masks exported to it."""
-    if not out.is_dir():
-        return None
-    for root, _, names in os.walk(out):
-        for name in names:
-            path = os.path.join(root, name)
-            if name != INDEX_NAME and file_metadata(path).get("format") != FORMAT:
-                return "holds something else than exported masks"
-    return None

@@ -1,15 +1,13 @@
 """A mask file -> a mask store: masks made elsewhere enter overlaps, set algebra and training.
 
-The bits are first gathered, one tensor after the other, in a nameless file beside the output, and
-encoded from there: an archive can only be read in order, and positions may come in any.
+The bits are first gathered, one tensor after the other, and encoded from there: see staging. What
+the file says about sizes is believed only as far as its bytes go.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,32 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.budget import format_size
 from ckdiff.checkpoints import Checkpoint, open_together
 from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.diffing import diff
-from ckdiff.errors import (
-    BudgetError,
-    CheckpointError,
-    Interrupted,
-    PairingError,
-    UsageError,
-    printable,
-)
+from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
 from ckdiff.exports.masks import CHANGED, FROZEN
-from ckdiff.imports.maskfile import Item, MaskFile, Shape
+from ckdiff.imports.maskfile import Item, Notes, Shape, digest_of
+from ckdiff.imports.opening import open_mask_file
+from ckdiff.imports.staging import Staging
 from ckdiff.layout import CHUNK, Layout, Spans
 from ckdiff.naming import natural_key
 from ckdiff.options import Observer, checked_path
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
 from ckdiff.stores.table import UNKNOWN, IntArray
-from ckdiff.writing.outputs import check_place, free_space
+from ckdiff.writing.outputs import check_disk, check_place
 from ckdiff.writing.workdir import check_output, store_errors
 
-_MOST = 1 << 60  # elements in all
-_ZIP = b"PK\3\4"
+_MOST_DECLARED = 1 << 36  # elements of a tensor of which only positions are there
+_MOST = 1 << 42  # elements in all
 
 
 def import_masks(
@@ -68,11 +60,13 @@ def import_masks(
     with store_errors(target.out):
         check_output(target.out, overwrite=target.overwrite)
     with ExitStack() as stack:
-        found = _open(source, target.out, stack)
+        found = open_mask_file(source, stack)
+        if found.checkpoint is not None:
+            check_place(target.out, [found.checkpoint])
         if not found.items:
             raise PairingError(f"{printable(source)} holds no masks")
-        polarity = _polarity(found, invert)
-        text = str(Rule.parse(rule or found.rule or "exact"))
+        polarity = _polarity(found.notes, invert)
+        text = str(Rule.parse(rule or found.notes.rule or "exact"))
         found.items.sort(key=lambda item: natural_key(item.name))
         names = [item.name for item in found.items]
         if len(set(names)) < len(names):
@@ -87,8 +81,7 @@ def import_masks(
             check_place(target.out, [checkpoint])
             known, hashes = _of_base(checkpoint, names, target.observer)
         kinds = [_kind(item, known.get(item.name)) for item in found.items]
-        if sum(math.prod(shape) for _, shape in kinds) > _MOST:
-            raise CheckpointError(f"{printable(source)} speaks of more elements than can be")
+        _check_extent(source, found.items, kinds, declared=base is None)
         shapes = [shape for _, shape in kinds]
         layout = Layout(np.array([math.prod(s) for s in shapes], np.int64))
         made_by: dict[str, Any] = {
@@ -96,7 +89,7 @@ def import_masks(
             "rule": text,
             "format": found.format,
             "polarity": polarity,
-            "files": found.files,
+            "files": [{"label": _label(f), "digest": digest_of(f)} for f in found.files],
         }
         derived = Derived(
             names,
@@ -107,48 +100,52 @@ def import_masks(
             text,
             made_by,
         )
+        # nothing is gathered for a store that could not be written; the store itself says more
+        check_disk(target.out, layout.total // 8, note=lambda message: None)
         try:
+            found.prove()
             staged = _stage(found.items, layout, target.out, stack)
+            found.check()
         except KeyboardInterrupt:
             raise Interrupted("interrupted", hint="nothing was written") from None
         return target.write(derived, Staged(staged, layout, invert=polarity == FROZEN))
 
 
-def _open(path: str, out: Path, stack: ExitStack) -> MaskFile:
-    """Tell the format by content, and open it."""
-    if not os.path.isdir(path):
-        file = OpenFile.open(path)
-        try:
-            begin = os.pread(file.fd, len(_ZIP), 0)
-        except OSError as error:
-            raise CheckpointError(f"{printable(path)}: cannot be read: {error.strerror}") from None
-        finally:
-            file.close()
-        if begin == _ZIP:
-            if _is_torch(path):
-                from ckdiff.imports.torchfile import read_torch
-
-                return read_torch(path)
-            from ckdiff.imports.npz import read_npz
-
-            return read_npz(path, stack)
-    from ckdiff.imports.tensorfile import read_tensor_file
-
-    return read_tensor_file(path, out, stack)
+def _label(file: OpenFile) -> str:
+    """What a store says that a file was called: a name that is no text gets escapes."""
+    return os.path.basename(file.path).encode("utf-8", "backslashreplace").decode()
 
 
-def _is_torch(path: str) -> bool:
-    import zipfile
+def _check_extent(
+    source: str, items: list[Item], kinds: list[tuple[str, Shape]], *, declared: bool
+) -> None:
+    """Refuse elements that no model has, before anything is made for them.
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
-        return False  # the reader of npz says what is wrong
-    return any(name.endswith("/data.pkl") for name in names)
+    A byte of flags or of bits proves elements by being there. Positions do not: their file says in
+    a few bytes how many elements there are, and a model with few ones is rightly a small file. So
+    what is only declared is believed up to 2**36 elements for a tensor, four times those of the
+    largest known ones, and all are up to 2**42, several times the largest known models. In a store
+    2**36 elements without ones take about 2.5 MB, and 2**42 take 150 MB: that is the most that a
+    file can ask for without filling it.
+    """
+    total = 0
+    for item, (_, shape) in zip(items, kinds, strict=True):
+        elements = math.prod(shape)
+        if declared and item.kind == "indices" and elements > _MOST_DECLARED:
+            raise CheckpointError(
+                f"{printable(source)} declares {elements:,} elements of {printable(item.name)} "
+                "and only a few bytes say so",
+                hint="give the model with --base",
+            )
+        total += elements
+    if total > _MOST:
+        raise CheckpointError(
+            f"{printable(source)} speaks of {total:,} elements, more than any model has",
+            hint="is the file whole? make it again",
+        )
 
 
-def _polarity(found: MaskFile, invert: bool) -> str:
+def _polarity(found: Notes, invert: bool) -> str:
     if invert and found.polarity == CHANGED:
         raise UsageError(
             "the file says that its ones mean changed", hint="leave out --invert; see combine"
@@ -202,72 +199,21 @@ def _kind(item: Item, known: tuple[str, Shape] | None) -> tuple[str, Shape]:
     return dtype, shape
 
 
-def _stage(items: list[Item], layout: Layout, out: Path, stack: ExitStack) -> Bytes:
-    """Gather the bits of all tensors, at their addresses, in memory that is a file."""
-    size = layout.total // 8
-    if not size:
-        return np.empty(0, np.uint8)
-    with store_errors(out):
-        if free_space(out.parent) < size:
-            raise BudgetError(
-                f"{format_size(size)} are needed at {printable(str(out.parent))} meanwhile",
-                hint="free some space or choose another place with -o",
-            )
-        file = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))  # noqa: SIM115
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is said now, and not by a signal
-        bits = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+def _stage(items: list[Item], layout: Layout, out: Path, stack: ExitStack) -> Staging:
+    """Gather the bits of all tensors, and prove them: nothing of the store is begun before."""
+    staging = Staging(layout, out, stack)
     for item, start, elements in zip(
         items, layout.starts.tolist(), layout.elements.tolist(), strict=True
     ):
-        room = bits[start // 8 : start // 8 - (-elements // 8)]
-        {"flags": _put_flags, "packed": _put_packed, "indices": _put_indices}[item.kind](
-            item, room, elements
-        )
-    return bits
-
-
-def _put_flags(item: Item, room: Bytes, elements: int) -> None:
-    at = 0
-    for piece in item.read():  # all pieces but the last are whole bytes
-        flags = piece.view(np.uint8)
-        if flags.max() > 1:
-            raise _bad(item, "has something else than 0 and 1")
-        packed = np.packbits(flags, bitorder="little")
-        room[at : at + len(packed)] = packed
-        at += len(packed)
-
-
-def _put_packed(item: Item, room: Bytes, elements: int) -> None:
-    at = 0
-    for piece in item.read():
-        room[at : at + len(piece)] = piece.view(np.uint8)
-        at += len(piece)
-    if elements % 8 and room[-1] >> elements % 8:
-        raise _bad(item, "has padding bits that are set")
-
-
-def _put_indices(item: Item, room: Bytes, elements: int) -> None:
-    for piece in item.read():
-        if piece.min() < 0 or piece.max() >= elements:
-            raise _bad(item, f"has a position outside its {elements:,} elements")
-        places = piece.astype(np.int64)
-        np.bitwise_or.at(room, places >> 3, (1 << (places & 7)).astype(np.uint8))
-    ones = sum(
-        int(np.bitwise_count(room[at : at + (1 << 20)]).sum(dtype=np.int64))
-        for at in range(0, len(room), 1 << 20)
-    )
-    if ones != item.length:
-        raise _bad(item, "names a position twice")
-
-
-def _bad(item: Item, what: str) -> CheckpointError:
-    return CheckpointError(f"the mask of {printable(item.name)} {what}")
+        staging.add(item, start, elements)
+    staging.finish()
+    return staging
 
 
 class Staged(Maker):
     """Bits that lie ready at their addresses."""
 
-    def __init__(self, bits: Bytes, layout: Layout, *, invert: bool) -> None:
+    def __init__(self, bits: Staging, layout: Layout, *, invert: bool) -> None:
         self._bits = bits
         self._layout = layout
         self._invert = invert
@@ -278,7 +224,7 @@ class Staged(Maker):
     ) -> Iterator[int]:
         """See Maker."""
         size = (min(first + CHUNK, self._layout.total) - first) // 8
-        mask[:size] = self._bits[first // 8 : first // 8 + size]
+        self._bits.read(first, mask[:size])
         places = (spans.addresses - first) // 8
         for row, (at, elements) in enumerate(
             zip(places.tolist(), spans.elements.tolist(), strict=True)

@@ -1,0 +1,300 @@
+"""What a torch file says about its tensors, read from its pickle without an unpickler.
+
+A pickle is a program. ``weights_only`` keeps it from calling what it likes, and still lets it ask
+for as much memory as it likes. Here the few instructions that ``torch.save`` writes move words
+around: nothing is looked up, nothing is called, and there is a bound on everything it can make.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ckdiff.imports.maskfile import METADATA_LIMIT
+
+#: what may be pushed: three times what the most tensors of any model need
+_MOST_STEPS = 1 << 22
+_MOST_CONTAINERS = 1 << 20
+_LONGEST_NUMBER = 16  # bytes; torch needs 9
+
+#: storage classes of old -> dtype names as numpy has them; what no mask can be is in it for sizes
+STORAGES = {
+    "BoolStorage": "bool", "ByteStorage": "uint8", "CharStorage": "int8",
+    "ShortStorage": "int16", "IntStorage": "int32", "LongStorage": "int64",
+    "HalfStorage": "float16", "BFloat16Storage": "bfloat16", "FloatStorage": "float32",
+    "DoubleStorage": "float64", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}  # fmt: skip
+_DTYPES = {"bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"}
+
+
+@dataclass(slots=True, frozen=True)
+class Word:
+    """A class or function that the pickle names; it is never looked up."""
+
+    name: str  #: with its module
+
+
+@dataclass(slots=True, frozen=True)
+class Storage:
+    """Bytes of the archive."""
+
+    key: str
+    dtype: str | None  #: None where the tensors say it
+    size: int  #: in elements, of bytes where there is no dtype
+
+
+@dataclass(slots=True, frozen=True)
+class Tensor:
+    """A view of a storage; the numbers are as the file has them."""
+
+    storage: Storage
+    dtype: str
+    offset: int  #: in elements
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_pickle(raw: bytes) -> Any:
+    """What the pickle of a torch file holds: dicts, texts, numbers, tensors.
+
+    Raises ValueError, with a phrase that says why, for whatever tensors and texts do not need.
+    """
+    if len(raw) > METADATA_LIMIT:
+        _refuse(f"{len(raw):,} bytes of names are too many")
+    try:
+        return _Machine(raw).run()
+    except (IndexError, struct.error):  # takes what is not on the stack, or ends early
+        raise ValueError("it is damaged") from None
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ValueError(what)
+
+
+class _Machine:
+    """The stack, the memo, and what each instruction does."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._at = 0
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # stacks that a mark put aside
+        self._memo: dict[int, Any] = {}
+        self._containers = 0
+
+    def run(self) -> Any:
+        for _ in range(_MOST_STEPS):
+            code = self._take(1)
+            if code == b".":
+                if self._below or len(self._stack) != 1 or self._at != len(self._raw):
+                    _refuse("it is damaged")
+                return self._stack.pop()
+            step = _STEPS.get(code)
+            if step is None:
+                _refuse(f"the instruction {code!r} is none that tensors need")
+            step(self)
+        _refuse("it takes more steps than any model needs")
+
+    # what instructions are made of
+
+    def _take(self, size: int) -> bytes:
+        data = self._raw[self._at : self._at + size]
+        if len(data) < size or not size:
+            _refuse("it is damaged")
+        self._at += size
+        return data
+
+    def _line(self) -> str:
+        end = self._raw.find(b"\n", self._at, self._at + 200)
+        if end < 0:
+            _refuse("it is damaged")
+        text = self._raw[self._at : end].decode("ascii", "backslashreplace")
+        self._at = end + 1
+        return text
+
+    def _container(self, what: Any) -> None:
+        self._containers += 1
+        if self._containers > _MOST_CONTAINERS:
+            _refuse("it takes more memory than any model needs")
+        self._stack.append(what)
+
+    def _to_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    # instructions
+
+    def mark(self) -> None:
+        self._container(None)
+        self._stack.pop()
+        self._below.append(self._stack)
+        self._stack = []
+
+    def protocol(self) -> None:
+        self._take(1)
+
+    def global_name(self) -> None:
+        module = self._line()
+        self._stack.append(Word(f"{module}.{self._line()}"))
+
+    def number(self, form: str) -> None:
+        (value,) = struct.unpack(form, self._take(struct.calcsize(form)))
+        self._stack.append(value)
+
+    def long(self) -> None:
+        size = self._take(1)[0]
+        if size > _LONGEST_NUMBER:
+            _refuse("it has an impossible number")
+        data = self._take(size) if size else b""
+        self._stack.append(int.from_bytes(data, "little", signed=True))
+
+    def text(self) -> None:
+        (size,) = struct.unpack("<L", self._take(4))
+        data = self._take(size) if size else b""
+        try:
+            self._stack.append(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            _refuse("it has a name that is not valid text")
+
+    def put(self, form: str) -> None:
+        (place,) = struct.unpack(form, self._take(struct.calcsize(form)))
+        self._memo[place] = self._stack[-1]
+
+    def get(self, form: str) -> None:
+        (place,) = struct.unpack(form, self._take(struct.calcsize(form)))
+        if place not in self._memo:
+            _refuse("it is damaged")
+        self._stack.append(self._memo[place])
+
+    def tuple_of(self, count: int) -> None:
+        items = [self._stack.pop() for _ in range(count)]
+        self._stack.append(tuple(items[::-1]))
+
+    def marked_tuple(self) -> None:
+        items = self._to_mark()
+        self._stack.append(tuple(items))
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            _refuse("it is damaged")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # hashing a deep tuple overflows the stack, and numbers can be chosen to collide
+            if type(key) is not str:
+                _refuse("it has a name that is no text")
+            if key in target:
+                _refuse("it has two values for one name")
+            target[key] = value
+
+    def set_item(self) -> None:
+        value = self._stack.pop()
+        self.set_items([self._stack.pop(), value])
+
+    def append(self) -> None:
+        self.extend([self._stack.pop()])
+
+    def extend(self, items: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            _refuse("it is damaged")
+        self._stack[-1].extend(items)
+
+    def storage(self) -> None:
+        match self._stack.pop():
+            case ("storage", Word(name=kind), str(key), str(), int(size)):
+                dtype = STORAGES.get(kind.removeprefix("torch."))
+                if dtype is None and kind != "torch.storage.UntypedStorage":
+                    _refuse(f"it has elements of a type that is not known: {kind}")
+                self._stack.append(Storage(key, dtype, size))
+            case _:
+                _refuse("it names bytes in a way that is not known")
+
+    def call(self) -> None:
+        arguments, what = self._stack.pop(), self._stack.pop()
+        if type(what) is not Word or type(arguments) is not tuple:
+            _refuse("it is damaged")
+        if what.name == "collections.OrderedDict" and not arguments:
+            self._container({})
+        else:
+            self._stack.append(_called(what.name, arguments))
+
+    def build(self) -> None:
+        self._stack.pop()  # the attributes of a dict, such as versions; not ours to look at
+        if type(self._stack[-1]) is not dict:
+            _refuse("it sets what no tensor has")
+
+
+def _called(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What a call means, for the few that make tensors."""
+    match name, arguments:
+        case "torch._utils._rebuild_tensor_v2", (
+            Storage(dtype=str(dtype)) as storage, offset, shape, strides, bool(), {}, *rest,
+        ) if not any(rest):  # fmt: skip
+            return _tensor(storage, dtype, offset, shape, strides)
+        case "torch._utils._rebuild_tensor_v3", (
+            Storage() as storage, offset, shape, strides, bool(), {}, Word(name=dtype), *rest,
+        ) if not any(rest) and dtype.removeprefix("torch.") in _DTYPES:  # fmt: skip
+            return _tensor(storage, dtype.removeprefix("torch."), offset, shape, strides)
+        case "torch._utils._rebuild_tensor", (
+            Storage(dtype=str(dtype)) as storage, offset, shape, strides,
+        ):  # fmt: skip
+            return _tensor(storage, dtype, offset, shape, strides)
+        case "torch._utils._rebuild_parameter", (Tensor() as tensor, bool(), {}):
+            return tensor
+        case "torch._utils._rebuild_parameter_with_state", (Tensor() as tensor, bool(), {}, _):
+            return tensor
+        case "torch._tensor._rebuild_from_type_v2", (
+            Word(name=function), Word(name="torch.Tensor" | "torch.nn.parameter.Parameter"),
+            tuple(inner), _,
+        ) if function.startswith("torch._utils."):  # fmt: skip
+            return _called(function, inner)
+        case "torch.Size", (tuple(dims),):
+            return dims
+    return _refuse(f"it holds something else than tensors: {name}")
+
+
+def _tensor(storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any) -> Tensor:
+    numbers = (offset, *shape, *strides) if type(shape) is type(strides) is tuple else (None,)
+    if not all(type(number) is int for number in numbers) or len(shape) != len(strides):
+        _refuse("it has a tensor without a shape")
+    return Tensor(storage, dtype, offset, shape, strides)
+
+
+def _pushed(value: Any) -> Callable[[_Machine], None]:
+    return lambda machine: machine._stack.append(value)
+
+
+_STEPS: dict[bytes, Callable[[_Machine], None]] = {
+    b"\x80": _Machine.protocol,
+    b"(": _Machine.mark,
+    b"}": lambda machine: machine._container({}),
+    b"]": lambda machine: machine._container([]),
+    b")": _pushed(()),
+    b"N": _pushed(None),
+    b"\x88": _pushed(True),
+    b"\x89": _pushed(False),
+    b"c": _Machine.global_name,
+    b"X": _Machine.text,
+    b"K": lambda machine: machine.number("<B"),
+    b"M": lambda machine: machine.number("<H"),
+    b"J": lambda machine: machine.number("<l"),
+    b"G": lambda machine: machine.number(">d"),
+    b"\x8a": _Machine.long,
+    b"q": lambda machine: machine.put("<B"),
+    b"r": lambda machine: machine.put("<L"),
+    b"h": lambda machine: machine.get("<B"),
+    b"j": lambda machine: machine.get("<L"),
+    b"\x85": lambda machine: machine.tuple_of(1),
+    b"\x86": lambda machine: machine.tuple_of(2),
+    b"\x87": lambda machine: machine.tuple_of(3),
+    b"t": _Machine.marked_tuple,
+    b"u": lambda machine: machine.set_items(machine._to_mark()),
+    b"s": _Machine.set_item,
+    b"a": _Machine.append,
+    b"e": lambda machine: machine.extend(machine._to_mark()),
+    b"Q": _Machine.storage,
+    b"R": _Machine.call,
+    b"b": _Machine.build,
+}
