@@ -6,9 +6,9 @@ Knows the store format and nothing of where the masks came from. Format: docs/st
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,29 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, UsageError, printable
-from ckdiff.layout import CHUNK, Layout
+from ckdiff.layout import CHUNK
 from ckdiff.options import checked_function, checked_int, checked_path, checked_text
 from ckdiff.rules import Rule
 from ckdiff.stores import manifest as manifests
 from ckdiff.stores.manifest import TABLE
+from ckdiff.stores.metadata import documents
+from ckdiff.stores.reading import read_table
+from ckdiff.stores.recount import MaskBits
 from ckdiff.stores.table import MaskTable, TensorRecord
 from ckdiff.stores.verified import VerifiedObjects
-from ckdiff.writing.objects import INNER, OBJECT, read_inners
+from ckdiff.writing.objects import OBJECT
 from ckdiff.writing.placing import MANIFEST
 
 if TYPE_CHECKING:
     import zarr
 
+    from ckdiff.stores.zarrview import VerifiedStore
     from ckdiff.summaries import By
 
 Progress = Callable[[int, int], None]
-#: what walking JSON of another shape than ours raises
-_NONSENSE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
-    """Open a mask store: verifies the manifest, the tensor table, and that every object is there
-    with its size. Raises StoreIncomplete or StoreCorrupt.
+    """Open a mask store: verifies the manifest, the tensor table, the Zarr metadata, every value in
+    them, and that every object is there with its size. Raises StoreIncomplete or StoreCorrupt.
     """
     if isinstance(path, MaskStore):
         return path
@@ -53,23 +55,22 @@ class MaskStore:
         self.path = path  #: the directory
         self.manifest: dict[str, Any] = manifests.read_manifest(path)
         self._shown = printable(str(path))
-        try:
-            objects = {
-                key: (int(size), str(digest))
-                for key, (size, digest) in self.manifest["objects"].items()
-            }
-            #: rules that were counted; the first are those that were asked for
-            self.rules: tuple[str, ...] = tuple(self.manifest["rules"])
-            #: rules whose masks are stored
-            self.masks: tuple[str, ...] = tuple(self.manifest["masks"])
-            self._length = int(self.manifest["layout"]["addresses"]) // 8
-        except _NONSENSE as error:
-            raise StoreCorrupt(f"the manifest of {self._shown} makes no sense: {error}") from None
+        objects: dict[str, tuple[int, str]] = {
+            key: (size, digest) for key, (size, digest) in self.manifest["objects"].items()
+        }
+        #: rules that were counted; the first are those that were asked for
+        self.rules: tuple[str, ...] = tuple(self.manifest["rules"])
+        #: rules whose masks are stored
+        self.masks: tuple[str, ...] = tuple(self.manifest["masks"])
         self._verified = VerifiedObjects(path, objects)
         #: every file of the store but the manifest: key -> (size in bytes, digest); read-only
         self.objects: Mapping[str, tuple[int, str]] = MappingProxyType(objects)
-        self._check_objects()
+        for key in objects:
+            self._verified.check_size(key)
         self.tensors: Sequence[TensorRecord] = self._read_table()
+        length = self.manifest["layout"]["addresses"] // 8
+        self._bits = MaskBits(self._verified, self.table, length, documents(self.masks, length))
+        self._check_metadata()
 
     @property
     def table(self) -> MaskTable:
@@ -88,15 +89,15 @@ class MaskStore:
         """The mask of a tensor: bool, with the tensor's shape.
 
         With ``start`` or ``stop`` only that range of its flattened elements, one-dimensional.
-        ``rule`` may be left out where the store has ``exact`` or a single mask. Raises
-        CkdiffError for an unknown name or rule, StoreCorrupt for damaged bytes.
+        ``rule`` may be left out where the store has ``exact`` or a single mask. A whole mask is
+        held against its count. Raises CkdiffError for an unknown name or rule, StoreCorrupt for
+        damaged bytes.
         """
-        record = self._record(name)
+        position, record = self._record(name)
         first, last = self._range(record, start, stop)
-        low = first // 8
-        packed = self._read(self._rule(rule), record.start // 8 + low, -(-last // 8) - low)
-        bits = np.unpackbits(packed, bitorder="little")[first - 8 * low : last - 8 * low]
-        flat = bits.view(np.bool_)
+        packed = self._bits.tensor(self._rule(rule), position, first, last)
+        low = 8 * (first // 8)
+        flat = np.unpackbits(packed, bitorder="little")[first - low : last - low].view(np.bool_)
         return flat.reshape(record.shape) if start is None and stop is None else flat
 
     def packed(
@@ -110,16 +111,14 @@ class MaskStore:
         """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0.
 
         With ``start``, a multiple of 8, or ``stop`` only that range of its flattened elements; bits
-        past the range are 0. Raises CkdiffError for an unknown name or rule and for a start inside
-        a byte, StoreCorrupt for damaged bytes.
+        past the range are 0. A whole mask is held against its count. Raises CkdiffError for an
+        unknown name or rule and for a start inside a byte, StoreCorrupt for damaged bytes.
         """
-        record = self._record(name)
+        position, record = self._record(name)
         first, last = self._range(record, start, stop)
         if first % 8:
             raise UsageError(f"start must be a multiple of 8, not {first}")
-        packed = self._read(
-            self._rule(rule), record.start // 8 + first // 8, -(-last // 8) - first // 8
-        )
+        packed = self._bits.tensor(self._rule(rule), position, first, last)
         if last % 8 and last > first:
             packed[-1] &= (1 << last % 8) - 1
         return packed
@@ -136,14 +135,13 @@ class MaskStore:
     def array(self, rule: str | Rule | None = None) -> zarr.Array[Any]:
         """The flat mask of all tensors: a read-only zarr.Array of packed bytes (uint8).
 
-        A chunk that is missing or damaged raises StoreCorrupt; it never reads as zeros.
+        A chunk that is missing or damaged, or has other bits than the table counts, raises
+        StoreCorrupt; it never reads as zeros.
         """
         import zarr
 
-        from ckdiff.stores.zarrview import VerifiedStore
-
-        view = VerifiedStore(self._verified)
-        return zarr.open_array(store=view, path=f"masks/{self._rule(rule)}", mode="r")
+        path = f"masks/{self._rule(rule)}"
+        return zarr.open_array(store=self._view(), path=path, mode="r", zarr_format=3)
 
     def dask(self, rule: str | Rule | None = None) -> Any:
         """``array(rule)`` as a dask array of uint8, one block for each stored object."""
@@ -212,8 +210,14 @@ class MaskStore:
         for key in self.objects:
             self._verified.verify(key)
             advance(key)
+        for key in self._bits.documents:
+            self._bits.metadata(key)
         for rule in self.masks:
-            self._recount(rule, advance)
+            counts = np.zeros(len(self.table), np.int64)
+            for chunk in range(self._bits.chunks):
+                counts += self._bits.count(rule, chunk)
+                advance(f"masks/{rule}/c/{chunk}")
+            self._bits.check(rule, counts)
         return total
 
     def __repr__(self) -> str:
@@ -221,8 +225,9 @@ class MaskStore:
 
     # inside
 
-    def _record(self, name: str) -> TensorRecord:
-        return self.tensors[self.table.find(checked_text("a tensor's name", name))]
+    def _record(self, name: str) -> tuple[int, TensorRecord]:
+        position = self.table.find(checked_text("a tensor's name", name))
+        return position, self.tensors[position]
 
     def _rule(self, rule: str | Rule | None) -> str:
         """Canonical text of a rule whose mask is stored."""
@@ -242,87 +247,47 @@ class MaskStore:
             )
         return text
 
-    def _read(self, rule: str, first: int, count: int) -> npt.NDArray[np.uint8]:
-        """``count`` bytes of the flat mask from byte ``first``, verified."""
-        out = np.empty(count, np.uint8)
-        at = 0
-        while at < count:
-            chunk, inside = divmod(first + at, OBJECT)
-            size = min(count - at, OBJECT - inside)
-            low, high = inside // INNER, -(-(inside + size) // INNER)
-            key = f"masks/{rule}/c/{chunk}"
-            self._verified.verify(key)
-            part = self._inners(key, low, high)
-            out[at : at + size] = part[inside - low * INNER :][:size]
-            at += size
-        return out
+    def _view(self) -> VerifiedStore:
+        from ckdiff.stores.zarrview import VerifiedStore
 
-    def _inners(self, key: str, first: int, stop: int) -> npt.NDArray[np.uint8]:
-        where = self._verified.shown(key)
-        try:
-            return read_inners(self.path / key, where, first, stop)
-        except OSError as error:
-            raise StoreCorrupt(f"cannot read {where}: {error.strerror}") from error
-
-    def _check_objects(self) -> None:
-        for key in self.objects:
-            if any(part in ("", ".", "..") for part in key.split("/")):
-                raise StoreCorrupt(f"the manifest of {self._shown} names {printable(key)!r}")
-            self._verified.check_size(key)
-        chunks = -(-self._length // OBJECT)
-        for rule in self.masks:
-            for chunk in range(chunks):
-                if f"masks/{rule}/c/{chunk}" not in self.objects:
-                    raise StoreCorrupt(f"the manifest of {self._shown} lacks chunk {chunk}")
+        # what was verified here says nothing about the files that another process sees
+        again = partial(_view_again, os.path.abspath(self.path), self.manifest_digest())
+        return VerifiedStore(self._bits, again)
 
     def _read_table(self) -> MaskTable:
-        if TABLE not in self.objects:
-            raise StoreCorrupt(f"the manifest of {self._shown} names no tensor table")
-        self._verified.verify(TABLE)
         try:
-            table = MaskTable.from_json(json.loads((self.path / TABLE).read_bytes()))
-            layout = Layout(table.elements)
-            sound = (
-                set(table.changed) == set(self.rules) >= set(self.masks)
-                and layout.total == 8 * self._length
-                and np.array_equal(layout.starts, table.starts)
-                and all(min(shape, default=0) >= 0 for shape in table.shapes)
-                and [math.prod(shape) for shape in table.shapes] == table.elements.tolist()
-            )
-        except (OSError, *_NONSENSE) as error:
-            raise StoreCorrupt(f"cannot read {self._shown}/{TABLE}: {error}") from None
-        if not sound:
-            raise StoreCorrupt(f"{self._shown}/{TABLE} contradicts itself or the manifest")
-        return table
-
-    def _recount(self, rule: str, done: Callable[[str], None]) -> None:
-        """Hold the counts of the table against the bits; padding must be zero."""
-        table = self.table
-        counts = np.zeros(len(table), np.int64)
-        total = 0
-        for chunk in range(-(-self._length // OBJECT)):
-            key = f"masks/{rule}/c/{chunk}"
-            size = min(OBJECT, self._length - chunk * OBJECT)
-            inners = -(-size // INNER)
-            bits = np.zeros(inners * INNER, np.uint8)
-            for i in range(inners):  # small pieces: a chunk decodes to 8 MiB
-                part = self._inners(key, i, i + 1)
-                bits[i * INNER : (i + 1) * INNER] = np.bitwise_count(part)
-            sums = np.concatenate(([0], np.cumsum(bits, dtype=np.int64)))
-            total += int(sums[-1])
-            first = chunk * OBJECT
-            starts = np.clip(table.starts // 8 - first, 0, size)
-            stops = np.clip(-(-(table.starts + table.elements) // 8) - first, 0, size)
-            counts += sums[stops] - sums[starts]
-            done(key)
-        wrong = np.flatnonzero(counts != table.changed[rule])
-        if wrong.size:
-            name = printable(table.names[int(wrong[0])])
+            return read_table(self._verified.read(TABLE), self.manifest)
+        except ValueError as error:
             raise StoreCorrupt(
-                f"the {rule} mask of {name} in {self._shown} disagrees with its count"
-            )
-        if total != int(counts.sum()):
-            raise StoreCorrupt(f"the {rule} mask of {self._shown} has padding bits that are set")
+                f"{self._shown}/{TABLE} makes no sense: {error}",
+                hint="it was not written by ckdiff: make the store again",
+            ) from None
+
+    def _check_metadata(self) -> None:
+        """Raise StoreCorrupt where a Zarr reader would be told of another array than ours.
+
+        Damage is another matter: masks can be read without these files, and who needs them says so.
+        """
+        for key in self._bits.documents:
+            try:
+                self._verified.read(key)
+            except StoreCorrupt:
+                continue
+            self._bits.metadata(key)
+
+
+def _view_again(path: str, digest: str) -> VerifiedStore:
+    """The Zarr view of a store in another process, which opens the store itself."""
+    return _opened_again(path, digest)._view()
+
+
+@lru_cache(maxsize=2)
+def _opened_again(path: str, digest: str) -> MaskStore:
+    # kept: every task of a Dask graph brings the view along
+    store = MaskStore(Path(path))
+    if store.manifest_digest() != digest:
+        raise StoreCorrupt(f"{printable(path)} is another store here than where it was opened")
+    return store
 
 
 def check_store(

@@ -11,6 +11,7 @@ import numpy as np
 import ckdiff
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.layout import Layout, Spans
+from ckdiff.naming import natural_key
 from ckdiff.stores.table import IntArray
 
 
@@ -49,6 +50,7 @@ def first_bits(
     padding: bool = False,
 ) -> ckdiff.MaskStore:
     """A store of one-dimensional tensors: name -> (elements, how many of the first are changed)."""
+    tensors = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
     elements = [n for n, _ in tensors.values()]
     derived = Derived(
         list(tensors),

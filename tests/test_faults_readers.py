@@ -29,7 +29,7 @@ from ckdiff.stores import manifest as manifests
 from ckdiff.stores.verified import VerifiedObjects
 from ckdiff.stores.zarrview import VerifiedStore
 from ckdiff.writing.objects import INNER, OBJECT, ObjectWriter, file_digest
-from ckdiff.writing.workdir import SUFFIX
+from ckdiff.writing.ownership import SUFFIX
 
 FIRST, SECOND = "masks/exact/c/0", "masks/exact/c/1"
 TAIL = 100_000  #: elements of ``w`` in the second chunk
@@ -472,7 +472,11 @@ def test_table_that_is_no_table(root: Path) -> None:
 
 
 def test_count_that_disagrees_with_the_mask(root: Path) -> None:
+    """With everything else made to fit, so that nothing but the bits can tell."""
     change_table(root, lambda table: table["changed"].update(exact=[2, 4]))
+    with pytest.raises(StoreCorrupt, match="does not add up"):
+        open_store(root)
+    change_manifest(root, lambda manifest: manifest["changed"].update(exact=6))
     store = open_store(root)
     with pytest.raises(StoreCorrupt, match=r"exact mask of w .* disagrees"):
         store.check()

@@ -24,11 +24,17 @@ from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
 from ckdiff.kernels.compiled import c_function
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.writing.objects import ABSENT, INDEX_BYTES, INNER, INNERS, read_index
+from ckdiff.writing.objects import (
+    ABSENT,
+    INDEX_BYTES,
+    INNER,
+    INNERS,
+    LARGEST_FRAME,
+    read_index,
+)
 
 IntArray = npt.NDArray[np.int64]
 
-_LARGEST = 2 * INNER  # bytes of a frame; a sound one is never much larger than its content
 _HAS_CHECKSUM = 4  # in the descriptor, the fifth byte of a zstd frame
 
 
@@ -150,7 +156,7 @@ class _Stream:
         self._fd = -1
         self._index: IntArray = np.empty((0, 2), np.int64)
         self._present = 0  # frames of the object
-        self._buffer = np.empty(room * _LARGEST, np.uint8)  # costs nothing until it is used
+        self._buffer = np.empty(room * LARGEST_FRAME, np.uint8)  # costs nothing until it is used
         self._digest: Any = None  # of the object's bytes up to frame _next, while read in order
         self._next = 0
 
@@ -215,7 +221,7 @@ class _Stream:
         except OSError as error:
             raise StoreCorrupt(f"cannot read {where}: {error.strerror}") from error
         offset, length = raw[:, 0], raw[:, 1]
-        sound = (length > 4) & (length <= _LARGEST) & (offset <= size - INDEX_BYTES - length)
+        sound = (length > 4) & (length <= LARGEST_FRAME) & (offset <= size - INDEX_BYTES - length)
         self._index = np.where(sound[:, None], raw.astype(np.int64), -1)
         self._present = int((offset != ABSENT).sum())
         self._chunk, self._next, self._digest = chunk, 0, xxhash.xxh3_128()

@@ -26,7 +26,7 @@ MOST_ELEMENTS = 1 << 60  #: of all tensors together; no sum of them leaves an in
 
 _LARGEST_OBJECT = 2 * OBJECT + INDEX_BYTES  # a sound one is never much larger than its content
 _MOST_RULES = 1 << 10  # far more than one pass can count
-_MOST_DIMENSIONS = 64
+MOST_DIMENSIONS = 64  #: of a tensor
 _LONGEST_LABEL = 1 << 12  # of what a path or an address can be
 _NATURAL = 1 << 63
 
@@ -277,7 +277,7 @@ def _label(what: str, value: Any) -> None:
 
 def _shape(what: str, value: Any) -> None:
     list_of(natural)(what, value)
-    if len(value) > _MOST_DIMENSIONS:
+    if len(value) > MOST_DIMENSIONS:
         raise ValueError(f"{what} has far too many dimensions")
 
 

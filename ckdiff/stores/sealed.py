@@ -42,6 +42,14 @@ def weight(raw: bytes) -> int:
     return 2 * len(raw) + 40 * (raw.count(b",") + raw.count(b'"')) + 120 * containers
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: an object in which no key is there twice. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it has one key twice")
+    return found
+
+
 def read_sealed(root: Path) -> dict[str, Any]:
     """The manifest of the store at ``root``, its digest and every value of it checked.
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.errors import CkdiffError, StoreCorrupt
+from ckdiff.errors import CkdiffError, printable
 from ckdiff.rules import Rule
 
 IntArray = npt.NDArray[np.int64]
@@ -18,6 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 
 #: content hash of a side that a derived store does not have, or that its sources dispute
 UNKNOWN = ""
+_COMPARED = 256  # characters of a name that is looked for among others like it
 
 
 def is_content_hash(text: str) -> bool:
@@ -94,26 +95,13 @@ class Statistics:
             "ulp_histogram": self.ulp_histogram[i],
         }
 
-    _FLOATS = ("sum_abs_delta", "l2_delta", "max_abs_delta", "l2_base", "l2_tuned", "dot")
-    _INTS = ("sign_flips", "nonfinite")
+    FLOATS = ("sum_abs_delta", "l2_delta", "max_abs_delta", "l2_base", "l2_tuned", "dot")
+    INTS = ("sign_flips", "nonfinite")
 
     def to_json(self) -> dict[str, Any]:
-        out: dict[str, Any] = {k: [number(x) for x in getattr(self, k)] for k in self._FLOATS}
-        out.update({k: getattr(self, k).tolist() for k in self._INTS})
+        out: dict[str, Any] = {k: [number(x) for x in getattr(self, k)] for k in self.FLOATS}
+        out.update({k: getattr(self, k).tolist() for k in self.INTS})
         return out | {"ulp_histogram": self.ulp_histogram, "defined": self.defined.tolist()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Statistics:
-        floats = {
-            k: np.array([np.inf if x is None else x for x in data[k]], float) for k in cls._FLOATS
-        }
-        ints = {k: np.array(data[k], np.int64) for k in cls._INTS}
-        columns: dict[str, Any] = {**floats, **ints}
-        return cls(
-            **columns,
-            ulp_histogram=data["ulp_histogram"],
-            defined=np.array(data["defined"], bool),
-        )
 
 
 def number(value: float | np.floating[Any]) -> float | None:
@@ -184,8 +172,11 @@ class MaskTable(Sequence[TensorRecord]):
         if found is None:
             import difflib
 
-            near = difflib.get_close_matches(name, self.names[:20_000], 3, 0.6)
-            hint = f"did you mean {', '.join(near)}?" if near else "see ckdiff show --by tensor"
+            # comparing takes the square of a name's length, and a store may have names of any
+            names = [known for known in self.names[:20_000] if len(known) <= _COMPARED]
+            near = difflib.get_close_matches(name[:_COMPARED], names, 3, 0.6)
+            meant = ", ".join(map(printable, near))
+            hint = f"did you mean {meant}?" if near else "see ckdiff show --by tensor"
             raise CkdiffError(f"no tensor called {name!r} in the store", hint=hint)
         return found
 
@@ -207,26 +198,3 @@ class MaskTable(Sequence[TensorRecord]):
             "tuned_hash": self.tuned_hashes,
             "statistics": None if self.statistics is None else self.statistics.to_json(),
         }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MaskTable:
-        """Read ``tensors.json``; raises StoreCorrupt where it contradicts itself."""
-        try:
-            table = cls(
-                data["name"],
-                data["dtype"],
-                [tuple(shape) for shape in data["shape"]],
-                np.array(data["elements"], np.int64),
-                np.array(data["start"], np.int64),
-                {rule: np.array(c, np.int64) for rule, c in data["changed"].items()},
-                data["base_hash"],
-                data["tuned_hash"],
-                None if data["statistics"] is None else Statistics.from_json(data["statistics"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreCorrupt(f"the tensor table cannot be read: {error}") from None
-        columns: list[Any] = [table.dtypes, table.shapes, table.elements, table.starts]
-        columns += [table.base_hashes, table.tuned_hashes, *table.changed.values()]
-        if any(len(column) != len(table.names) for column in columns):
-            raise StoreCorrupt("the columns of the tensor table differ in length")
-        return table

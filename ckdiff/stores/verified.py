@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import xxhash
 
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.writing.objects import file_digest
+
+Identity = tuple[int, ...]
+_PIECE = 1 << 20
 
 
 class VerifiedObjects:
@@ -18,7 +24,7 @@ class VerifiedObjects:
         self.root = root  #: the directory of the store
         self.objects = objects  #: key -> (size in bytes, digest)
         # No lock: when two threads verify the same object, both write the same entry.
-        self._verified: dict[str, tuple[int, ...]] = {}
+        self._verified: dict[str, Identity] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         # What was verified here says nothing about the files that another machine sees.
@@ -35,12 +41,63 @@ class VerifiedObjects:
         try:
             found = file_digest(self.root / key)
         except OSError as error:
-            raise StoreCorrupt(f"cannot read {self.shown(key)}: {error.strerror}") from error
+            raise self._unreadable(key, error) from error
         if found != self.objects[key][1]:
             raise StoreCorrupt(f"{self.shown(key)} is damaged: its digest differs")
+        if self.check_size(key) != identity:
+            raise self._changed(key)
         self._verified[key] = identity
 
-    def check_size(self, key: str) -> tuple[int, ...]:
+    @contextmanager
+    def opened(self, key: str) -> Iterator[int]:
+        """The file of an object that was verified, open for reading.
+
+        What is read is what was verified: the file must be the same one before and afterwards.
+        Raises StoreCorrupt.
+        """
+        self.verify(key)
+        identity = self._verified.get(key)
+        fd = self._open(key)
+        try:
+            if identity is None or _identity(os.fstat(fd)) != identity:
+                raise self._changed(key)
+            yield fd
+            if _identity(os.fstat(fd)) != identity:
+                raise self._changed(key)
+        except OSError as error:
+            raise self._unreadable(key, error) from error
+        finally:
+            os.close(fd)
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one of the store's JSON files, verified as they are read, once.
+
+        A NUL is in none of them: a file that is only declared to be large is not read to its end.
+        Raises StoreCorrupt.
+        """
+        self.check_size(key)
+        size, wanted = self.objects[key]
+        pieces, digest = list[bytes](), xxhash.xxh3_128()
+        fd = self._open(key)
+        try:
+            identity = _identity(os.fstat(fd))
+            while size > 0 and (piece := os.read(fd, min(size, _PIECE))):
+                if b"\0" in piece:
+                    raise StoreCorrupt(f"{self.shown(key)} is damaged: it is no text")
+                digest.update(piece)
+                pieces.append(piece)
+                size -= len(piece)
+            if size or digest.hexdigest() != wanted:
+                raise StoreCorrupt(f"{self.shown(key)} is damaged: its digest differs")
+            if identity == self.check_size(key):
+                self._verified[key] = identity
+        except OSError as error:
+            raise self._unreadable(key, error) from error
+        finally:
+            os.close(fd)
+        return b"".join(pieces)
+
+    def check_size(self, key: str) -> Identity:
         """Raise StoreCorrupt unless the object is a file of its size; gives the file's identity."""
         if key not in self.objects:
             raise StoreCorrupt(f"{self.shown(key)} is not an object of this store")
@@ -55,8 +112,27 @@ class VerifiedObjects:
         size, _ = self.objects[key]
         if found.st_size != size:
             raise StoreCorrupt(f"{self.shown(key)} has {found.st_size} bytes instead of {size}")
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return _identity(found)
 
     def shown(self, key: str) -> str:
         """How messages name an object."""
         return printable(f"{self.root}/{key}")
+
+    def _open(self, key: str) -> int:
+        # O_NONBLOCK: what was a file may be a named pipe by now, which must not make us wait
+        try:
+            return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise self._unreadable(key, error) from error
+
+    def _unreadable(self, key: str, error: OSError) -> StoreCorrupt:
+        return StoreCorrupt(f"cannot read {self.shown(key)}: {error.strerror}")
+
+    def _changed(self, key: str) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"{self.shown(key)} was changed or replaced while it was read", hint="run it again"
+        )
+
+
+def _identity(found: os.stat_result) -> Identity:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

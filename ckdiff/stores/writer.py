@@ -11,9 +11,10 @@ from ckdiff._version import __version__
 from ckdiff.layout import ALIGNMENT, CHUNK, Layout
 from ckdiff.naming import natural_key
 from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
+from ckdiff.stores.metadata import documents
+from ckdiff.stores.schema import FORMAT
 from ckdiff.stores.table import MaskTable
-from ckdiff.writing.objects import array_metadata
-from ckdiff.writing.workdir import FORMAT, write_file
+from ckdiff.writing.placing import write_file
 
 
 def write_tables(
@@ -30,11 +31,7 @@ def write_tables(
 
     ``objects`` are the mask objects already there, key -> (size, digest). OSError passes through.
     """
-    group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    top = group | {"attributes": {"ckdiff": {"format": FORMAT, "format_version": FORMAT_VERSION}}}
-    files = {"zarr.json": top, "masks/zarr.json": group, TABLE: table.to_json()}
-    for rule in masks:
-        files[f"masks/{rule}/zarr.json"] = array_metadata(layout.total // 8)
+    files: dict[str, Any] = {**documents(masks, layout.total // 8), TABLE: table.to_json()}
     everything = dict(objects)
     for key, content in files.items():
         data = dump_json(content)

@@ -27,6 +27,7 @@ OBJECT = CHUNK // 8  #: mask bytes of one stored object
 INNER = 1 << 16  #: mask bytes of one inner chunk
 INNERS = OBJECT // INNER
 INDEX_BYTES = INNERS * 16 + 4
+LARGEST_FRAME = 2 * INNER  #: bytes of a frame; a sound one is never much larger than its content
 ABSENT = 2**64 - 1  #: Zarr's mark for an inner chunk that is not there: beyond the array's end
 
 Bytes = npt.NDArray[np.uint8]
@@ -141,17 +142,22 @@ def file_digest(path: Path) -> str:
     """XXH3-128 of a file's bytes, as 32 hex digits."""
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
         while size := file.readinto(buffer):
             digest.update(buffer[:size])
     return digest.hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # something else of that name, such as a named pipe, must not make us wait
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def read_index(fd: int, size: int, where: str) -> npt.NDArray[np.uint64]:
     """The (offset, length) pairs of an object's inner chunks; raises StoreCorrupt."""
     if size < INDEX_BYTES:
         raise StoreCorrupt(f"{where} is too short to be a mask object")
-    raw = _pread(fd, INDEX_BYTES, size - INDEX_BYTES)
+    raw = read_bytes(fd, INDEX_BYTES, size - INDEX_BYTES)
     if len(raw) != INDEX_BYTES or google_crc32c.value(raw[:-4]) != int.from_bytes(
         raw[-4:], "little"
     ):
@@ -159,7 +165,7 @@ def read_index(fd: int, size: int, where: str) -> npt.NDArray[np.uint64]:
     return np.frombuffer(raw[:-4], "<u8").reshape(INNERS, 2)
 
 
-def _pread(fd: int, size: int, offset: int) -> bytes:
+def read_bytes(fd: int, size: int, offset: int) -> bytes:
     """``size`` bytes from ``offset``, fewer only at the end of the file."""
     data = os.pread(fd, size, offset)
     while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
@@ -167,24 +173,40 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
-def read_inners(path: Path, where: str, first: int, stop: int) -> Bytes:
-    """The mask bytes of inner chunks [first, stop) of an object, decoded and checked."""
+def read_inners(fd: int, size: int, where: str, first: int, stop: int) -> Bytes:
+    """The mask bytes of inner chunks [first, stop) of an open object of ``size`` bytes, decoded and
+    checked. Raises StoreCorrupt; OSError passes through.
+    """
     decoder = zstandard.ZstdDecompressor()
     out = np.empty((stop - first) * INNER, np.uint8)
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        index = read_index(file.fileno(), size, where)
-        for i in range(first, stop):
-            offset, length = (int(x) for x in index[i])
-            if offset == ABSENT or offset + length > size:
-                raise StoreCorrupt(f"inner chunk {i} of {where} is missing")
-            frame = _pread(file.fileno(), length, offset)
-            try:
-                data = decoder.decompress(frame, max_output_size=INNER)
-            except zstandard.ZstdError as error:
-                raise StoreCorrupt(f"inner chunk {i} of {where} is damaged: {error}") from None
-            if len(data) != INNER:
-                raise StoreCorrupt(f"inner chunk {i} of {where} has {len(data)} bytes")
-            at = (i - first) * INNER
-            out[at : at + INNER] = np.frombuffer(data, np.uint8)
+    for i, (offset, length) in enumerate(read_index(fd, size, where)[first:stop].tolist(), first):
+        # looked at before room is made: what an object says of itself, its writer may have invented
+        if (
+            offset == ABSENT
+            or not 4 < length <= LARGEST_FRAME
+            or offset + length > size - INDEX_BYTES
+        ):
+            raise StoreCorrupt(f"inner chunk {i} of {where} is missing")
+        frame = read_bytes(fd, length, offset)
+        try:
+            said = zstandard.get_frame_parameters(frame)
+            if said.content_size != INNER or not said.has_checksum:
+                raise StoreCorrupt(f"inner chunk {i} of {where} is not one of a mask")
+            data = decoder.decompress(frame, max_output_size=INNER, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise StoreCorrupt(f"inner chunk {i} of {where} is damaged: {error}") from None
+        if len(data) != INNER:
+            raise StoreCorrupt(f"inner chunk {i} of {where} has {len(data)} bytes")
+        at = (i - first) * INNER
+        out[at : at + INNER] = np.frombuffer(data, np.uint8)
     return out
+
+
+def check_absent(fd: int, size: int, where: str, first: int) -> None:
+    """Raise StoreCorrupt unless an object holds just the inner chunks before ``first``.
+
+    Zarr takes what is marked absent for zeros, that is, for "unchanged".
+    """
+    index = read_index(fd, size, where)
+    if (index[:first] == ABSENT).any() or (index[first:] != ABSENT).any():
+        raise StoreCorrupt(f"{where} does not have the inner chunks that it needs")

@@ -1,0 +1,267 @@
+"""``tensors.json`` -> the table of tensors: every value is checked here, once, for all readers.
+
+As in :mod:`ckdiff.stores.schema`, digests are not enough: whoever changes a table can make new
+ones. A table is columns of up to some hundred thousand values, so that whole columns are looked at,
+never a value at a time. Functions raise ValueError with a phrase for the caller's own error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from operator import eq
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.dtypes import DTYPES
+from ckdiff.layout import Layout
+from ckdiff.naming import natural_key
+from ckdiff.stores.schema import MOST_DIMENSIONS, MOST_ELEMENTS, object_of, shown
+from ckdiff.stores.sealed import unique_keys, weight
+from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable, Statistics
+
+HEAVIEST_TABLE = 1 << 29  #: bytes that a table may take in memory: some 400,000 tensors
+_LIGHT = 1 << 24  # bytes of JSON whose values are never heavier than that
+
+_COLUMNS = ("name", "dtype", "shape", "elements", "start", "base_hash", "tuned_hash")
+_PLACE = re.compile(r"(?:sha256:[0-9a-f]{64}|git:[0-9a-f]{40}|git:[0-9a-f]{64})@(?:0|[1-9][0-9]*)")
+_LONGEST_PLACE = 128
+_HEX = b"0123456789abcdef"
+_BUCKETS = 65  # of a histogram of ULP distances
+_WIDEST = 256  # characters of a name; longer ones are compared one by one
+_ROWS = 1 << 14  # names that are compared at a time
+
+
+def read_table(raw: bytes, manifest: dict[str, Any]) -> MaskTable:
+    """The table of a store whose manifest was checked; raises ValueError."""
+    data = object_of("it", _parse(raw), (*_COLUMNS, "changed", "statistics"))
+    tensors, rules = manifest["tensors"], manifest["rules"]
+    for key in _COLUMNS:
+        _column(key, data[key], tensors, list if key == "shape" else _TYPES.get(key, str))
+    names, dtypes = data["name"], data["dtype"]
+    if not ascending(names):
+        raise ValueError("names are not in natural order, or one is there twice")
+    if not set(dtypes) <= DTYPES.keys():
+        raise ValueError(f"there is no dtype {shown(min(set(dtypes) - DTYPES.keys()))}")
+    shapes = _shapes(data["shape"], data["elements"])
+    if sum(data["elements"]) != manifest["elements"]:
+        raise ValueError("the elements of all tensors are not as many as the manifest says")
+    layout = Layout(np.array(data["elements"], np.int64))
+    if layout.total != manifest["layout"]["addresses"] or layout.starts.tolist() != data["start"]:
+        raise ValueError("start is not what the layout says")
+    changed = _changed(data["changed"], rules, layout.elements, manifest["changed"])
+    sides = data["base_hash"], data["tuned_hash"]
+    _check_hashes(*sides, changed, derived="made_by" in manifest)
+    statistics = data["statistics"]
+    if statistics is not None:
+        if "made_by" in manifest:
+            raise ValueError("a derived store has statistics")
+        statistics = _statistics(statistics, layout.elements, dtypes)
+    return MaskTable(
+        names, dtypes, shapes, layout.elements, layout.starts, changed, *sides, statistics
+    )
+
+
+_TYPES: dict[str, type] = {"elements": int, "start": int}
+
+
+def _parse(raw: bytes) -> Any:
+    """JSON as it must be: one value for a key, no NaN, and no more of it than fits into memory."""
+    if len(raw) > _LIGHT and weight(raw) > HEAVIEST_TABLE:
+        raise ValueError("it has far more values than a table")
+    try:
+        return json.loads(
+            raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _column(what: str, values: Any, tensors: int, kind: type) -> None:
+    """A column with a value of just that type for each tensor: True is no int here."""
+    if type(values) is not list or len(values) != tensors:
+        raise ValueError(f"{what} is no column of {tensors:,} values")
+    if not set(map(type, values)) <= {kind}:
+        raise ValueError(f"{what} has a value of another type than {kind.__name__}")
+    if kind is str:
+        "".join(values).encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate
+
+
+def _integers(what: str, values: Any, most: IntArray) -> IntArray:
+    """A column of whole numbers from 0 to those of ``most``."""
+    _column(what, values, len(most), int)
+    if values and not 0 <= min(values) <= max(values) <= MOST_ELEMENTS:
+        raise ValueError(f"{what} has a number that cannot be")
+    found = np.array(values, np.int64)
+    if (found > most).any():
+        raise ValueError(f"{what} counts more elements than a tensor has")
+    return found
+
+
+def _shapes(shapes: list[list[Any]], elements: list[int]) -> list[tuple[int, ...]]:
+    """The shapes as tuples, once they are known to have those numbers of elements."""
+    if not set(map(type, chain.from_iterable(shapes))) <= {int}:
+        raise ValueError("a shape has something else than whole numbers")
+    found = [tuple(shape) for shape in shapes]
+    sizes = {}
+    for shape in set(found):  # a model has few different ones
+        if len(shape) > MOST_DIMENSIONS or min(shape, default=0) < 0:
+            raise ValueError("there is a shape that cannot be")
+        sizes[shape] = math.prod(shape)
+    if max(sizes.values(), default=0) > MOST_ELEMENTS:
+        raise ValueError("a tensor has more elements than can be")
+    if list(map(sizes.__getitem__, found)) != elements:
+        raise ValueError("elements is not what the shapes say")
+    return found
+
+
+def _changed(
+    columns: Any, rules: list[str], elements: IntArray, totals: dict[str, int]
+) -> dict[str, IntArray]:
+    if type(columns) is not dict or list(columns) != rules:
+        raise ValueError("changed does not have the rules of the manifest")
+    found = {rule: _integers(f"changed of {rule}", columns[rule], elements) for rule in rules}
+    for rule, counts in found.items():
+        if int(counts.sum()) != totals[rule]:
+            raise ValueError(f"changed of {rule} does not add up to what the manifest says")
+        # no rule finds equal bits changed
+        if "exact" in found and (counts > found["exact"]).any():
+            raise ValueError(f"changed of {rule} is more than differs in its bits")
+    return found
+
+
+def _check_hashes(
+    base: list[str], tuned: list[str], changed: dict[str, IntArray], *, derived: bool
+) -> None:
+    for texts in (base, tuned):
+        others = [text for text in texts if len(text) != 32]
+        whole = "".join(texts) if not others else "".join(t for t in texts if len(t) == 32)
+        if whole.encode().translate(None, _HEX):
+            raise ValueError("a content hash is none")
+        for text in set(others) - {UNKNOWN}:
+            if len(text) > _LONGEST_PLACE or not _PLACE.fullmatch(text):
+                raise ValueError(f"a content hash cannot be {shown(text)}")
+    if derived:
+        if any(tuned):
+            raise ValueError("a derived store has content hashes of a tuned side")
+        return
+    same = np.fromiter(map(eq, base, tuned), bool, len(base))
+    if "exact" in changed and (~same & (changed["exact"] == 0)).any():
+        raise ValueError("a tensor without a changed element has two content hashes")
+    unread = np.array([len(text) != 32 for text in base], bool)
+    unread |= np.array([len(text) != 32 for text in tuned], bool)
+    if (unread & ~same).any() or any((counts[unread] != 0).any() for counts in changed.values()):
+        raise ValueError("a tensor that was not read for being equal has changed elements")
+
+
+def _statistics(data: Any, elements: IntArray, dtypes: list[str]) -> Statistics:
+    floats, ints = Statistics.FLOATS, Statistics.INTS
+    object_of("statistics", data, (*floats, *ints, "ulp_histogram", "defined"))
+    columns: dict[str, Any] = {}
+    for key in floats:
+        values = data[key]
+        known = [x for x in values if x is not None] if type(values) is list else values
+        if type(known) is not list or not set(map(type, known)) <= {float}:
+            raise ValueError(f"{key} of statistics is no column of numbers")
+        if len(values) != len(elements) or not np.isfinite(np.array(known, np.float64)).all():
+            raise ValueError(f"{key} of statistics is no column of {len(elements):,} numbers")
+        column = np.array([np.inf if x is None else x for x in values], np.float64)
+        if key != "dot" and (column < 0).any():
+            raise ValueError(f"{key} of statistics is negative")
+        columns[key] = column
+    for key in ints:
+        columns[key] = _integers(f"{key} of statistics", data[key], elements)
+    histograms = data["ulp_histogram"]
+    _column("ulp_histogram", histograms, len(elements), list)
+    for counts in histograms:
+        if len(counts) > _BUCKETS or not set(map(type, counts)) <= {int}:
+            raise ValueError("an ulp_histogram is no list of counts")
+        if min(counts, default=0) < 0 or counts[-1:] == [0]:
+            raise ValueError("an ulp_histogram has a count that cannot be")
+    sums = list(map(sum, histograms))
+    if any(found > most for found, most in zip(sums, elements.tolist(), strict=True)):
+        raise ValueError("an ulp_histogram counts more elements than a tensor has")
+    _column("defined of statistics", data["defined"], len(elements), bool)
+    numeric = {dtype: DTYPES[dtype].numeric for dtype in set(dtypes)}
+    if data["defined"] != [numeric[dtype] for dtype in dtypes]:
+        raise ValueError("defined of statistics is not what the dtypes say")
+    defined = np.array(data["defined"], bool)
+    return Statistics(**columns, ulp_histogram=histograms, defined=defined)
+
+
+# the order of names
+
+
+def ascending(names: Sequence[str]) -> bool:
+    """Whether names are in natural order, each once.
+
+    Their keys tell, but making 100,000 of them takes as long as everything else about opening a
+    store: of plain names only the places are looked at where a name differs from the one before.
+    """
+    longest = max(map(len, names), default=0)
+    text = "".join(names)
+    if longest > _WIDEST or not text.isascii() or "\0" in text:
+        return _ascending_keys(names)
+    for first in range(0, len(names), _ROWS):
+        block = names[first : first + _ROWS + 1]
+        chars = np.array(block, f"S{longest + 2}").view(np.uint8).reshape(len(block), -1)
+        found = _ascending_rows(chars)
+        if not (_ascending_keys(block) if found is None else found):
+            return False
+    return True
+
+
+def _ascending_keys(names: Sequence[str]) -> bool:
+    keys = list(map(natural_key, names))
+    return all(before < after for before, after in pairwise(keys))
+
+
+def _ascending_rows(chars: npt.NDArray[np.uint8]) -> bool | None:
+    """``ascending`` of names as rows of characters; None where a number has leading zeros."""
+    digit = (chars - ord("0")) < 10  # unsigned: what is below wraps around
+    zero = chars == ord("0")
+    if (zero[:, 0] & digit[:, 1]).any() or (~digit[:, :-2] & zero[:, 1:-1] & digit[:, 2:]).any():
+        return None
+    before, after = chars[:-1], chars[1:]
+    rows = np.arange(len(before))
+    at = (before != after).argmax(1)
+    one, other = before[rows, at].astype(np.int16), after[rows, at].astype(np.int16)
+    if (one == other).any():  # they differ nowhere
+        return False
+    digits = digit[rows, at], digit[rows + 1, at]
+    inside = (at > 0) & digit[rows, np.maximum(at - 1, 0)]  # the number began before
+    lengths = [_run(digit, rows + i, at, found) for i, found in enumerate(digits)]
+    # the end of a name comes before a number, and that before any text
+    ranks = [np.where(found & ~inside, 1, np.where(char > 0, char + 2, 0))
+             for char, found in zip((one, other), digits, strict=True)]  # fmt: skip
+    numbers = (digits[0] & digits[1]) | inside
+    by_length = numbers & (lengths[0] != lengths[1])
+    less = np.where(
+        by_length,
+        lengths[0] < lengths[1],
+        np.where(digits[0] & digits[1], one < other, ranks[0] < ranks[1]),
+    )
+    return bool(less.all())
+
+
+def _run(
+    digit: npt.NDArray[np.bool_], rows: IntArray, at: IntArray, begins: npt.NDArray[np.bool_]
+) -> IntArray:
+    """How many digits follow each other from column ``at`` on."""
+    length = begins.astype(np.int64)
+    going = np.flatnonzero(begins)
+    step = 1
+    while len(going):
+        going = going[digit[rows[going], at[going] + step]]  # the last column is no digit
+        length[going] += 1
+        step += 1
+    return length
