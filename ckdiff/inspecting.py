@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints import open_for_planning
-from ckdiff.checkpoints.local import file_metadata
-from ckdiff.deltas.container import FORMAT, Delta
+from ckdiff.deltas.container import Delta
+from ckdiff.deltas.ownheader import is_delta
+from ckdiff.deltas.room import Room
 from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_path
 from ckdiff.store import open_store
+from ckdiff.stores.recognising import is_store
 from ckdiff.summaries import rule_counts
-from ckdiff.writing.workdir import is_store
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -25,18 +26,20 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Gives what ``ckdiff info --json`` prints. Reads headers and tables only; ``ckdiff check`` and
     ``ckdiff apply`` verify the data. Raises DeltaError, StoreError and CheckpointError for what is
-    damaged or none of these.
+    damaged or none of these, and BudgetError for a delta whose tables are larger than the memory
+    that is allowed by default.
     """
     text = checked_path("the path", path)
     if Path(text).is_dir() and is_store(Path(text)):
         return _store(text)
-    if file_metadata(text).get("format") == FORMAT:
+    if is_delta(text):
         return _delta(text)
     return _checkpoint(text)
 
 
 def _delta(path: str) -> dict[str, Any]:
-    with Delta(path) as delta:
+    room = Room(each=0, hint="it may be damaged or hostile; ckdiff apply takes --memory")
+    with Delta(path, room) as delta:
         manifest, blueprint = delta.manifest, delta.blueprint
         return {
             "kind": "delta",

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from support import Tensor, write_index, write_safetensors
 
 from ckdiff.checkpoints.header import parse_header
-from ckdiff.deltas import indices, streams
+from ckdiff.deltas import indices, streamplan, streams
 from ckdiff.deltas.applying import apply
 from ckdiff.deltas.change import Change
 from ckdiff.deltas.container import Delta, DeltaWriter
@@ -266,7 +266,7 @@ def test_tensors_of_many_windows_in_bounded_memory(tmp_path: Path) -> None:
 def test_positions_of_huge_tensors_are_wide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_NARROW", 100)
+    monkeypatch.setattr(streamplan, "_NARROW", 100)
     model = {"wide": some_pair("F32", (100,), 1), "narrow": some_pair("F64", (99,), 2)}
     base, tuned, path = make(tmp_path, model)
     found = stored(path)
@@ -468,7 +468,7 @@ def test_positions_that_lie(
     positions: list[int], narrow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not narrow:
-        monkeypatch.setattr(streams, "_NARROW", 1)
+        monkeypatch.setattr(streamplan, "_NARROW", 1)
 
     def lie(*_: Any) -> Change:
         where = np.array(positions, np.int64)
@@ -505,7 +505,7 @@ def test_whole_tensors_of_other_sizes(
 
 def test_more_changes_than_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lie(*_: Any) -> Change:
-        return Change(indices._Spots(np.zeros(12, "<u4"), np.arange(12, dtype=np.int32)), 12)
+        return Change(indices._Spots(np.zeros(12, "<u4"), np.arange(12, dtype=np.int32)), 10)
 
     monkeypatch.setattr(indices.IndicesCoder, "changes", lie)
     base, _, path = make(tmp_path, {"x": some_pair("F32", (10,), 1)})

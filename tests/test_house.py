@@ -53,6 +53,7 @@ LAYERS = """
     ckdiff.kernels.binding
     ckdiff.kernels.statistics
     ckdiff.kernels.hashing
+    ckdiff.kernels.numbaview
     ckdiff.kernels.codegen.lanes
     ckdiff.kernels.codegen.words
     ckdiff.kernels.codegen.vectors
@@ -79,6 +80,8 @@ LAYERS = """
     ckdiff.kernels.codegen
     ckdiff.kernels.image
     ckdiff.kernels.zstd
+    ckdiff.kernels.owned
+    ckdiff.kernels.keeping
     ckdiff.kernels.compiled
     ckdiff.kernels.contents
     ckdiff.kernels.guard
@@ -131,16 +134,23 @@ LAYERS = """
     ckdiff.writing.placing
     ckdiff.stores.schema
     ckdiff.stores.sealed
+    ckdiff.stores.recognising
+    ckdiff.writing.workdir
+    ckdiff.writing.sharedwork
     ckdiff.writing.workdir
     ckdiff.writing.sharedwork
     ckdiff.stores.manifest
+    ckdiff.stores.metadata
     ckdiff.stores.writer
+    ckdiff.stores.reading
     ckdiff.stores.verified
+    ckdiff.stores.recount
     ckdiff.stores.zarrview
     ckdiff.store
 
     ckdiff.stores.maskstream
     ckdiff.stores.maskwalk
+    ckdiff.stores.tally
     ckdiff.overlaps.matching
     ckdiff.overlaps.nulls
     ckdiff.overlaps.result
@@ -177,6 +187,13 @@ LAYERS = """
     ckdiff.deltas.packing
     ckdiff.deltas.unpacking
     ckdiff.deltas.blueprint
+    ckdiff.deltas.parts
+    ckdiff.deltas.room
+    ckdiff.deltas.filenames
+    ckdiff.deltas.facts
+    ckdiff.deltas.ownheader
+    ckdiff.deltas.streamplan
+    ckdiff.deltas.tables
     ckdiff.deltas.container
     ckdiff.deltas.change
     ckdiff.deltas.streams
@@ -195,12 +212,17 @@ LAYERS = """
     ckdiff.exports.tensorfile
     ckdiff.exports.npz
     ckdiff.exports.torchfile
-    ckdiff.exports.exporting
-    ckdiff.exports
     ckdiff.imports.maskfile
+    ckdiff.imports.ziparchive
+    ckdiff.imports.pickled
     ckdiff.imports.tensorfile
     ckdiff.imports.npz
     ckdiff.imports.torchfile
+    ckdiff.imports.opening
+    ckdiff.imports.staging
+    ckdiff.exports.recognising
+    ckdiff.exports.exporting
+    ckdiff.exports
     ckdiff.imports.importing
     ckdiff.imports
     ckdiff
@@ -219,6 +241,7 @@ LAYERS = """
     ckdiff.training.optax
     ckdiff.training
 
+    ckdiff.cli.starting
     ckdiff.cli.terminal
     ckdiff.cli.output
     ckdiff.cli.exits
@@ -266,17 +289,27 @@ RAISED = {
     ("ckdiff.kernels.image", "ValueError"): "caught by compiled: numba's own linker is used",
     ("ckdiff.kernels.image", "OSError"): "caught by compiled: numba's own linker is used",
     ("ckdiff.kernels.compiled", "ImportError"): "caught there: nothing is kept on disk",
+    ("ckdiff.kernels.compiled", "ValueError"): "caught there: the kernel is compiled anew",
+    ("ckdiff.kernels.owned", "OSError"): "caught by keeping: the kernel is compiled anew",
     ("ckdiff.checkpoints.header", "ValueError"): "caught there, and becomes a HeaderError",
     ("ckdiff.checkpoints.strictjson", "ValueError"): "caught by header and shards, with the file",
     ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.stores.schema", "ValueError"): "caught by sealed and store, with the store's name",
+    ("ckdiff.stores.sealed", "ValueError"): "caught there, by reading and by metadata",
+    ("ckdiff.stores.reading", "ValueError"): "caught by store, and becomes a StoreError",
     ("ckdiff.stores.sealed", "OSError"): "caught by manifest, and becomes a StoreError",
-    ("ckdiff.imports.npz", "ValueError"): "caught there, and becomes a CheckpointError",
+    ("ckdiff.imports.maskfile", "ValueError"): "caught there and by npz: a CheckpointError",
+    ("ckdiff.imports.pickled", "ValueError"): "caught by torchfile: a CheckpointError",
     ("ckdiff.writing.placing", "OSError"): "the system's own error, reported with its path",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
+    ("ckdiff.deltas.parts", "ValueError"): "caught by container, and becomes a DeltaError",
+    ("ckdiff.deltas.facts", "ValueError"): "caught by container, and becomes a DeltaError",
+    ("ckdiff.deltas.streamplan", "ValueError"): "caught by container, and becomes a DeltaError",
+    ("ckdiff.deltas.tables", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.varints", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.unpacking", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.frames", "Damaged"): "caught by applying, which knows the delta's name",
+    ("ckdiff.deltas.indices", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.runners", "Stopped"): "ends a worker; never leaves the runner",
     ("ckdiff.cli.output", "OSError"): "standard output's own error, reported by exits",
     ("ckdiff.cli.exits", "KeyboardInterrupt"): "what a signal means to Python",

@@ -17,9 +17,11 @@ from ckdiff.checkpoints import open_together
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.change import Bytes, Patcher
-from ckdiff.deltas.container import Delta, UInt64
+from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
+from ckdiff.deltas.parts import UInt64
+from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
 from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
@@ -64,11 +66,12 @@ def apply(
         raise UsageError("there is no delta to apply", hint="give one or more, in their order")
     path = checked_output(out)
     with ExitStack() as stack:
-        chain = [stack.enter_context(Delta(checked_path("a delta", item))) for item in listed]
+        room = Room(options.memory)
+        chain = [stack.enter_context(Delta(checked_path("a delta", item), room)) for item in listed]
 
         def rehearse(sides: list[Checkpoint]) -> None:
             Links(sides[0], chain)
-            allowed_workers(options, 1)
+            allowed_workers(options, 1, room.taken)
             blueprint = chain[-1].blueprint
             refuse_early(
                 path,
@@ -82,7 +85,7 @@ def apply(
         (opened,) = open_together(stack, [base], rehearse)
         began = time.perf_counter()
         try:
-            _rebuild(opened, chain, path, options, observer)
+            _rebuild(opened, chain, path, options, observer, room.taken)
         except KeyboardInterrupt:
             raise Interrupted("interrupted", hint="nothing was written") from None
     last = chain[-1].blueprint
@@ -98,7 +101,12 @@ def apply(
 
 
 def _rebuild(
-    base: Checkpoint, chain: list[Delta], out: Path, options: Options, observer: Observer
+    base: Checkpoint,
+    chain: list[Delta],
+    out: Path,
+    options: Options,
+    observer: Observer,
+    tables: int,
 ) -> None:
     links = Links(base, chain)
     blueprint = chain[-1].blueprint
@@ -112,16 +120,18 @@ def _rebuild(
         inputs=[Path(delta.path) for delta in chain],
     )
     groups = chain[-1].windows.groups
-    workers = allowed_workers(options, len(groups))
+    workers = allowed_workers(options, len(groups), tables)
     total, done, began = int(blueprint.nbytes.sum()), 0, time.perf_counter()
     base_sums, out_sums = np.zeros((2, len(blueprint.names), 2), np.uint64)
+    changed = np.zeros((len(blueprint.names), len(chain)), np.int64)
 
-    def finished(group: int, sums: UInt64) -> None:
+    def finished(group: int, found: tuple[UInt64, IntArray]) -> None:
         nonlocal done
         first, stop = groups[group]
         tensor = chain[-1].windows.tensor[first:stop]
-        np.add.at(base_sums, tensor, sums[:, 0])
-        np.add.at(out_sums, tensor, sums[:, 1])
+        np.add.at(base_sums, tensor, found[0][:, 0])
+        np.add.at(out_sums, tensor, found[0][:, 1])
+        np.add.at(changed, tensor, found[1])
         done += int(chain[-1].windows.size[first:stop].sum())
 
     def report() -> None:
@@ -131,13 +141,15 @@ def _rebuild(
         guard.install()
         try:
             order = _in_turn(chain[-1])
-            coming = dict(zip(order, order[workers:], strict=False))
+            coming = np.full(len(order), -1, np.int64)
+            coming[order[: max(0, len(order) - workers)]] = order[workers:]
             task = _ApplyTask(base, chain, links, files, coming)
             run_threads(order, task, workers=workers, done=finished, tick=report)
         finally:
             guard.remove()
         report()
         links.check_sums(base_sums, out_sums)
+        links.check_counts(changed)
         base.verify()
         for delta in chain:
             delta.check()
@@ -187,6 +199,19 @@ class Links:
         if len(bad):
             raise last.damaged(f"what it makes of {printable(names[int(bad[0])])} is wrong")
 
+    def check_counts(self, changed: IntArray) -> None:
+        """Raise DeltaError unless as many elements changed as the deltas say.
+
+        ``changed`` is (tensors, deltas).
+        """
+        for k, delta in enumerate(self._chain):
+            taking_part = np.flatnonzero(self.position[k] >= 0)
+            at = self.position[k, taking_part]
+            wrong = changed[taking_part, k] != delta.tensors.changed[at]
+            if wrong.any():
+                name = printable(delta.blueprint.names[int(at[int(wrong.argmax())])])
+                raise delta.damaged(f"other elements of {name} changed than it counts")
+
     def other_base(self, name: str, count: int = 1) -> DeltaError:
         """The error for a base that is not the one of the first delta."""
         others = f" and {count - 1:,} more" if count > 1 else ""
@@ -228,16 +253,18 @@ class Links:
 
 @dataclass(slots=True)
 class _ApplyTask:
-    """The task of a group of windows of the rebuilt checkpoint; gives hash sums.
+    """The task of a group of windows of the rebuilt checkpoint; gives hash sums and counts.
 
-    They are (windows, base and result, low and high). Shared by the threads.
+    They are (windows, base and result, low and high), and the elements that each delta changed,
+    (windows, deltas). Shared by the threads.
     """
 
     base: Checkpoint
     chain: list[Delta]
     links: Links
     files: Rebuilt
-    coming: dict[int, int]  #: the group that whoever is done with one will most likely be at next
+    #: the group that whoever is done with one will most likely be at next, or -1
+    coming: IntArray
     _hasher: ContentHasher = field(default_factory=ContentHasher)
     _bits: IntArray = field(init=False)
     _local: threading.local = field(default_factory=threading.local)
@@ -245,22 +272,23 @@ class _ApplyTask:
     def __post_init__(self) -> None:
         self._bits = bits_of(self.chain[-1].blueprint.dtypes)
 
-    def __call__(self, chunk: int, stop: threading.Event) -> UInt64:
+    def __call__(self, chunk: int, stop: threading.Event) -> tuple[UInt64, IntArray]:
         """See ChunkTask; a chunk is a group of windows."""
         first, after = self.chain[-1].windows.groups[chunk]
         sums = np.zeros((after - first, 2, 2), np.uint64)
+        changed = np.zeros((after - first, len(self.chain)), np.int64)
         with closing(self.base.reader()) as reader:
-            if chunk in self.coming:
-                reader.prefetch(*self._read(self.coming[chunk]))
+            if self.coming[chunk] >= 0:
+                reader.prefetch(*self._read(int(self.coming[chunk])))
             addresses = iter(reader.acquire(*self._read(chunk)).tolist())
-            for window, row in zip(range(first, after), sums, strict=True):
+            for window, row, counts in zip(range(first, after), sums, changed, strict=True):
                 if stop.is_set():
                     raise Stopped
                 tensor = int(self.chain[-1].windows.tensor[window])
                 here = next(addresses) if self.links.origin[tensor] >= 0 else 0
-                self._rebuild(window, tensor, here, row)
+                self._rebuild(window, tensor, here, row, counts)
             reader.release()
-        return sums
+        return sums, changed
 
     def _read(self, group: int) -> tuple[IntArray, IntArray, IntArray]:
         """What to read of the base."""
@@ -273,7 +301,7 @@ class _ApplyTask:
             windows.size[chosen],
         )
 
-    def _rebuild(self, window: int, tensor: int, here: int, sums: UInt64) -> None:
+    def _rebuild(self, window: int, tensor: int, here: int, sums: UInt64, counts: IntArray) -> None:
         """Make a window, add to its hashes, and write it. ``here`` is the base's, or 0."""
         windows, blueprint = self.chain[-1].windows, self.chain[-1].blueprint
         start, size = int(windows.start[window]), int(windows.size[window])
@@ -281,7 +309,7 @@ class _ApplyTask:
         bits = int(self._bits[tensor])
         if here:
             self._hasher.add(sums[0], here, size, start, bits)
-        found = self._through_chain(tensor, number, here, size)
+        found = self._through_chain(tensor, number, here, size, counts)
         if found == here:
             sums[1] = sums[0]
             # not from the mapping: a file that was cut would look like a failure to write
@@ -293,7 +321,9 @@ class _ApplyTask:
         place = int(blueprint.begin[tensor]) + start
         self.files.write(int(blueprint.file[tensor]), place, memoryview(data))
 
-    def _through_chain(self, tensor: int, number: int, here: int, size: int) -> int:
+    def _through_chain(
+        self, tensor: int, number: int, here: int, size: int, counts: IntArray
+    ) -> int:
         """The address of the window after all deltas."""
         buffers, patchers = self._tools()
         target = 0  # which buffer is free
@@ -305,8 +335,11 @@ class _ApplyTask:
             try:
                 if not delta.tensors.based[at]:
                     patchers[k].whole(delta, window, out[:size])
-                elif not patchers[k].changes(delta, window, here, size, out.ctypes.data):
-                    continue
+                else:
+                    changed = patchers[k].changes(delta, window, here, size, out.ctypes.data)
+                    counts[k] = changed
+                    if not changed:
+                        continue
             except Damaged as error:
                 # its digest was right, so it is as it was written
                 if k == 0 and delta.tensors.based[at]:

@@ -19,7 +19,7 @@ from ckdiff.deltas.form import FORMS, FRAME_BYTES
 from ckdiff.errors import CheckpointError, HeaderError, printable
 from ckdiff.writing.rebuilt import FilePlan
 
-_MOST_WINDOWS = 256  # of a group: tensors may be tiny
+MOST_WINDOWS = 256  # of a group: tensors may be tiny
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Windows:
         """[first, stop) of runs of windows that are together about as large as one."""
         groups, first, room = [], 0, FRAME_BYTES
         for i, size in enumerate(self.size.tolist()):
-            if i > first and (size > room or i - first == _MOST_WINDOWS):
+            if i > first and (size > room or i - first == MOST_WINDOWS):
                 groups.append((first, i))
                 first, room = i, FRAME_BYTES
             room -= size

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.deltas.container import Delta, Tensors
+from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FORMS
+from ckdiff.deltas.parts import Tensors
 from ckdiff.dtypes import DTYPES
 
 Bytes = npt.NDArray[np.uint8]
@@ -55,10 +56,11 @@ class Recorder(Protocol):
 class Patcher(Protocol):
     """An encoding being undone: one for each thread."""
 
-    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> bool:
-        """Write the tuned window to ``out``; False where nothing changed and nothing was written.
+    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> int:
+        """Write the tuned window to ``out``; gives the changed elements.
 
-        Raises Damaged where the changes do not fit the base.
+        Where they are 0 it is the base's, and ``out`` may be as it was. Raises Damaged where
+        the changes do not fit the base, or are none.
         """
 
     def whole(self, delta: Delta, window: int, out: Bytes) -> None:

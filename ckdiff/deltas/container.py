@@ -15,74 +15,46 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 import zstandard
 
-from ckdiff.checkpoints.header import Header, read_header
 from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.errors import CkdiffError, DeltaError, printable
+from ckdiff.deltas.facts import MANIFEST_LIMIT, read_manifest
+from ckdiff.deltas.filenames import index_fault
+from ckdiff.deltas.ownheader import pread, read_own_header
+from ckdiff.deltas.parts import (
+    DATA,
+    FORMAT,
+    FRAMES,
+    HEADS,
+    MANIFEST,
+    TENSORS,
+    VERSION,
+    Tensors,
+    UInt64,
+    digest,
+    entries_digest,
+)
+from ckdiff.deltas.room import TENSOR, Room, header_cost, index_cost, json_cost, windows_cost
+from ckdiff.deltas.streamplan import check_streams
+from ckdiff.deltas.tables import check_tables
+from ckdiff.errors import DeltaError, HeaderError, printable
 from ckdiff.writing.objects import write_all
 from ckdiff.writing.rebuilt import FilePlan
 
-FORMAT = "ckdiff-delta"
-VERSION = 1
-PREFIX = "ckdiff."
-DATA, FRAMES, TENSORS, HEADS, MANIFEST = (
-    PREFIX + part for part in ("data", "frames", "tensors", "heads", "manifest")
-)
-ENCODINGS = ("packed", "indices")
-#: what is believed of a delta before anything of that size is allocated: bytes of an unpacked part,
-#: how many times larger it is than stored, and windows (32 TiB of them)
-_MOST_UNPACKED, _MOST_TIMES, _MOST_WINDOWS = 1 << 30, 200, 1 << 22
+_METADATA = {"format", "version", "encoding", "manifest", "entries"}
+_MOST_WINDOWS = 1 << 22  # of any checkpoint: 32 TiB of them
+_FRAME_ROOM = 1024  # bytes that a zstd frame may have besides its data, however small that is
 _COPIED = 1 << 20  # bytes at a time
 _AGAIN = "make or fetch the delta again"
-
-UInt64 = npt.NDArray[np.uint64]
-
-
-def digest(data: bytes | memoryview) -> str:
-    """What parts of a delta are checked by."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-@dataclass(slots=True)
-class Tensors:
-    """What a delta says about each rebuilt tensor, in columns."""
-
-    based: npt.NDArray[np.bool_]  #: whether it is made from the base's tensor of that name
-    base_hashes: UInt64  #: (tensors, 2): hash sums of the base's tensor, low and high
-    tuned_hashes: UInt64  #: (tensors, 2)
-    changed: IntArray  #: elements
-
-    ROW: ClassVar[int] = 1 + 16 + 16 + 8  #: bytes
-
-    @classmethod
-    def empty(cls, count: int) -> Tensors:
-        sums = np.zeros((2, count, 2), np.uint64)
-        return cls(np.zeros(count, np.bool_), sums[0], sums[1], np.zeros(count, np.int64))
-
-    def to_bytes(self) -> bytes:
-        columns = self.based, self.base_hashes, self.tuned_hashes, self.changed
-        return b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, count: int) -> Tensors:
-        """What ``to_bytes`` gave of ``count`` tensors."""
-        based, hashes, changed = data[:count], data[count : 33 * count], data[33 * count :]
-        sums = np.frombuffer(hashes, np.uint64).reshape(2, count, 2)
-        return cls(
-            np.frombuffer(based, np.uint8) != 0, sums[0], sums[1], np.frombuffer(changed, np.int64)
-        )
 
 
 class DeltaWriter:
@@ -156,7 +128,7 @@ class DeltaWriter:
             "version": str(VERSION),
             "encoding": manifest["encoding"],
             "manifest": digest(raw),
-            "entries": _entries_digest(
+            "entries": entries_digest(
                 [name, entry["dtype"], entry["shape"], entry["data_offsets"]]
                 for name, entry in self._entries.items()
             ),
@@ -176,10 +148,16 @@ class DeltaWriter:
 
 
 class Delta:
-    """An open delta. Everything but its data was read and checked."""
+    """An open delta. Everything but its data was read and checked.
 
-    def __init__(self, path: str) -> None:
+    What it keeps in memory is taken out of ``room``, or else out of what is allowed by default.
+    Raises DeltaError, HeaderError and CheckpointError, and BudgetError before it reads what does
+    not fit.
+    """
+
+    def __init__(self, path: str, room: Room | None = None) -> None:
         self.path = path
+        self._room = Room() if room is None else room
         self._file = OpenFile.open(path)
         try:
             self._read()
@@ -207,16 +185,11 @@ class Delta:
         """Bytes of the file."""
         return self._file.size
 
-    @property
-    def header(self) -> Header:
-        """Of the file itself."""
-        return self._header
-
     def read(self, name: str, start: int, size: int) -> memoryview:
         """Bytes of one of the file's tensors."""
-        begin, length = self._where[name]
+        begin, length = self._span(name)
         if start + size > length:
-            raise self.damaged(f"{name} is too short")
+            raise self.damaged(f"{printable(name)} is too short")
         return self._pread(begin + start, size)
 
     def frame(self, window: int) -> memoryview | None:
@@ -241,8 +214,11 @@ class Delta:
     # inside
 
     def _read(self) -> None:
-        self._header = read_header(self._file.fd, self._file.size, printable(self.path))
-        header, metadata = self._header, self._header.metadata
+        try:
+            self._header = read_own_header(self._file, self._room, printable(self.path))
+        except OSError as error:
+            raise self._unreadable(error) from None
+        metadata = self._header.metadata
         if metadata.get("format") != FORMAT:
             raise DeltaError(
                 f"{printable(self.path)} is not a delta", hint="ckdiff delta makes them"
@@ -250,120 +226,134 @@ class Delta:
         if metadata.get("version") != str(VERSION):
             raise DeltaError(
                 f"{printable(self.path)} is a delta of version "
-                f"{printable(metadata.get('version', '?'))}, and this is for version {VERSION}",
+                f"{printable(metadata.get('version', '?')[:40])}, and this is for version "
+                f"{VERSION}",
                 hint="use a newer ckdiff",
             )
-        columns = zip(header.names, header.begins.tolist(), header.nbytes.tolist(), strict=True)
-        self._where = {name: (begin, size) for name, begin, size in columns}
-        raw = bytes(self._whole(MANIFEST))
-        if digest(raw) != metadata.get("manifest"):
-            raise self.damaged("its manifest is not what was written")
-        begins = header.begins - header.data_start
-        offsets = np.stack([begins, begins + header.nbytes], axis=1).tolist()
-        entries = zip(header.names, header.dtypes, map(list, header.shapes), offsets, strict=True)
-        if _entries_digest(map(list, entries)) != metadata.get("entries"):
+        if metadata.keys() != _METADATA:
+            raise self.damaged("its header is not a delta's")
+        self._where = {name: i for i, name in enumerate(self._header.names)}
+        if entries_digest(self._entries()) != metadata["entries"]:
             raise self.damaged("its header is not what was written")
         try:
-            self._read_parts(json.loads(raw.decode("utf-8", "surrogatepass")))
-        except CkdiffError:
-            raise
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            raise self.damaged(f"its manifest makes no sense ({error})") from None
+            self.manifest = self._read_manifest(metadata)
+            self._read_blueprint()
+            self._read_tables()
+        except ValueError as error:
+            raise self.damaged(f"it makes no sense: {error}") from None
 
-    def _read_parts(self, manifest: dict[str, Any]) -> None:
-        self.manifest = manifest
-        _check_facts(manifest)
-        if self._header.metadata["encoding"] != manifest["encoding"]:
-            raise ValueError("encoding")
-        if manifest["encoding"] not in ENCODINGS:
-            raise DeltaError(
-                f"{printable(self.path)} has an unknown encoding", hint="use a newer ckdiff"
-            )
-        heads = self._part(HEADS)
+    def _entries(self) -> Iterator[list[Any]]:
+        """What the file's own header says of each tensor."""
+        header = self._header
+        begins = (header.begins - header.data_start).tolist()
+        sizes = header.nbytes.tolist()
+        for name, dtype, shape, begin, size in zip(
+            header.names, header.dtypes, header.shapes, begins, sizes, strict=True
+        ):
+            yield [name, dtype, list(shape), [begin, begin + size]]
+
+    def _read_manifest(self, metadata: dict[str, str]) -> dict[str, Any]:
+        size = self._span(MANIFEST)[1]
+        if size > MANIFEST_LIMIT:
+            raise ValueError(f"a manifest of {size:,} bytes")
+        self._take(size)
+        raw = bytes(self._whole(MANIFEST))
+        if digest(raw) != metadata["manifest"]:
+            raise self.damaged("its manifest is not what was written")
+        self._take(json_cost(raw))
+        manifest = read_manifest(raw)
+        self._room.give(size)
+        if metadata["encoding"] != manifest["encoding"]:
+            raise ValueError("two encodings")
+        return manifest
+
+    def _read_blueprint(self) -> None:
+        manifest, heads = self.manifest, self._part(HEADS)
+        self._take(len(heads))  # once more: in pieces
         plans, at = [], 0
         for name, size, length in manifest["files"]:
-            if not (isinstance(name, str) and 8 <= length <= size):
-                raise ValueError("a file")
             plans.append(FilePlan(name, heads[at : at + length], size))
+            self._take(header_cost(plans[-1].head, TENSOR))
             at += length
-        name = manifest["index"]
-        index = None if name is None else (str(name), heads[at:])
-        self.blueprint = Blueprint.of(plans, index, directory=bool(manifest["directory"]))
-        count = len(self.blueprint.names)
-        self.tensors = Tensors.from_bytes(self._part(TENSORS, Tensors.ROW * count), count)
-        if self.blueprint.window_count() > _MOST_WINDOWS:
-            raise ValueError("it is larger than any checkpoint")
-        self.windows: Windows = self.blueprint.windows()
-        self._read_frames(self._part(FRAMES, 12 * len(self.windows)))
+        index = None if manifest["index"] is None else (manifest["index"], heads[at:])
+        if at > len(heads) or (index is None and at < len(heads)):
+            raise ValueError("its headers have another size")
+        try:
+            self.blueprint = Blueprint.of(plans, index, directory=manifest["directory"])
+        except HeaderError as error:
+            raise self.damaged(f"a file that it rebuilds: {error}") from None
+        self._room.give(len(heads))
+        del heads
+        # a parsed index has the names once more, for a moment
+        passing = 0 if index is None else index_cost(index[1])
+        self._take(passing)
+        fault = index_fault(self.blueprint)
+        if fault is not None:
+            raise ValueError(fault)
+        self._room.give(passing)
 
-    def _read_frames(self, data: bytes) -> None:
-        count = len(self.windows)
-        self.frame_sizes: IntArray = np.frombuffer(data, np.uint32, count).astype(np.int64)
-        self.frame_digests: UInt64 = np.frombuffer(data[4 * count :], np.uint64)
-        ends = np.cumsum(self.frame_sizes)
-        self.frame_starts: IntArray = ends - self.frame_sizes
-        if self.encoding == "packed" and (ends[-1] if count else 0) != self._where[DATA][1]:
-            raise ValueError("the frames are not all of the data")
+    def _read_tables(self) -> None:
+        count, windows = len(self.blueprint.names), self.blueprint.window_count()
+        if windows > _MOST_WINDOWS:
+            raise ValueError("it is larger than any checkpoint")
+        self._take(windows_cost(windows, int(self.blueprint.nbytes.sum())))
+        self.tensors = Tensors.from_bytes(self._part(TENSORS, Tensors.ROW * count), count)
+        self.windows: Windows = self.blueprint.windows()
+        data = self._part(FRAMES, 12 * windows)
+        self.frame_sizes: IntArray = np.frombuffer(data, np.uint32, windows).astype(np.int64)
+        self.frame_digests: UInt64 = np.frombuffer(data[4 * windows :], np.uint64)
+        self.frame_starts: IntArray = np.cumsum(self.frame_sizes) - self.frame_sizes
+        sizes, tensors, blueprint = self.frame_sizes, self.tensors, self.blueprint
+        check_streams(self._header, self.encoding, blueprint, self.windows, sizes, tensors.based)
+        check_tables(self.manifest, blueprint, self.windows, tensors, sizes)
 
     def _part(self, name: str, wanted: int | None = None) -> bytes:
         """A part, unpacked and checked; of ``wanted`` bytes, where that is known."""
         size, expected = self.manifest["parts"][name]
+        if wanted is not None and size != wanted:
+            raise ValueError(f"the size of {name}")
+        stored_size = self._span(name)[1]
+        if stored_size > size + (size >> 7) + _FRAME_ROOM:
+            raise ValueError(f"{name} is stored in more bytes than it has")
+        self._take(size + stored_size)
         stored = self._whole(name)
         if digest(stored) != expected:
             raise self.damaged(f"{name} is not what was written")
-        least, most = 0, min(_MOST_UNPACKED, (1 << 16) + _MOST_TIMES * len(stored))
-        if wanted is not None:
-            least = most = wanted
-        if not least <= size <= most or zstandard.frame_content_size(stored) != size:
-            raise ValueError(f"the size of {name}")
-        with suppress(zstandard.ZstdError):
-            return zstandard.ZstdDecompressor().decompress(stored, max_output_size=size)
-        raise self.damaged(f"{name} cannot be unpacked")
+        try:
+            if zstandard.frame_content_size(stored) != size:  # before it is allocated
+                raise ValueError(f"the size of {name}")
+            found = zstandard.ZstdDecompressor().decompress(
+                stored, max_output_size=size, allow_extra_data=False
+            )
+        except zstandard.ZstdError:
+            raise self.damaged(f"{name} cannot be unpacked") from None
+        self._room.give(stored_size)
+        return found
+
+    def _take(self, size: int) -> None:
+        """Raise BudgetError where ``size`` more bytes of memory are too many."""
+        self._room.take(size, printable(self.path))
+
+    def _span(self, name: str) -> tuple[int, int]:
+        """First byte and size of one of the file's tensors."""
+        at = self._where.get(name)
+        if at is None:
+            raise self.damaged(f"it has no {printable(name)}")
+        return int(self._header.begins[at]), int(self._header.nbytes[at])
 
     def _whole(self, name: str) -> memoryview:
-        if name not in self._where:
-            raise self.damaged(f"it has no {name}")
-        begin, size = self._where[name]
-        return self._pread(begin, size)
+        return self._pread(*self._span(name))
 
     def _pread(self, begin: int, size: int) -> memoryview:
-        parts, got = [], 0
         try:
-            while got < size:
-                part = os.pread(self._file.fd, size - got, begin + got)
-                if not part:
-                    raise self.damaged("it was cut while it was read")
-                parts.append(part)
-                got += len(part)
+            data = pread(self._file.fd, begin, size)
         except OSError as error:
-            raise DeltaError(f"{printable(self.path)}: cannot be read: {error.strerror}") from None
-        return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+            raise self._unreadable(error) from None
+        if len(data) < size:
+            raise self.damaged("it was cut while it was read")
+        return memoryview(data)
 
-
-def _entries_digest(entries: Iterable[list[Any]]) -> str:
-    """Of what a header says, whatever blanks are in it."""
-    return digest(json.dumps(list(entries)).encode())
-
-
-def _check_facts(manifest: dict[str, Any]) -> None:
-    """Raise ValueError or its kin for a manifest whose readers would stumble."""
-    kinds = {"elements": int, "changed": int, "ckdiff": str, "unpaired": list}
-    for key, kind in kinds.items():
-        if type(manifest[key]) is not kind:
-            raise ValueError(key)
-    if not all(isinstance(item["name"], str) and item["reason"] for item in manifest["unpaired"]):
-        raise ValueError("unpaired")
-    if not isinstance(manifest["base"]["files"], list):
-        raise ValueError("base")
-    lossy = manifest["lossy"]
-    if lossy is not None and not (
-        isinstance(lossy["rule"], str) and type(lossy["left_out"]) is int
-    ):
-        raise ValueError("lossy")
+    def _unreadable(self, error: OSError) -> DeltaError:
+        return DeltaError(
+            f"{printable(self.path)}: cannot be read: {error.strerror}", hint="check the disk"
+        )

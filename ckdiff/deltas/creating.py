@@ -18,11 +18,13 @@ from ckdiff.checkpoints import open_together
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Merger, Recorder
-from ckdiff.deltas.container import Delta, Tensors, UInt64
+from ckdiff.deltas.container import Delta
+from ckdiff.deltas.filenames import index_fault, names_fault
 from ckdiff.deltas.masking import Masking
 from ckdiff.deltas.outcome import DeltaResult, allowed_workers
+from ckdiff.deltas.parts import Tensors, UInt64
 from ckdiff.diffs.result import by_reason, details
-from ckdiff.errors import CkdiffError, Interrupted, UsageError, printable
+from ckdiff.errors import CheckpointError, CkdiffError, Interrupted, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
@@ -82,6 +84,7 @@ def delta(
 
         def rehearse(sides: list[Checkpoint]) -> None:
             _pair(sides[0], sides[1])
+            _check_names(sides[1])
             inputs: list[Path] = []
             if mask is not None:
                 inputs = Masking(mask, rule, sides[0].table, sides[1].table).inputs
@@ -113,7 +116,11 @@ class Making:
         self._base, self._tuned, self._out = base, tuned, out
         self._encoding, self._options, self._observer = encoding, options, observer
         self._began = time.perf_counter()
+        _check_names(tuned)
         self.blueprint = Blueprint.of_checkpoint(tuned)
+        fault = index_fault(self.blueprint)
+        if fault is not None:
+            raise _unwritable(tuned, fault)
         self.merger: Merger | None = None
         self._left_out = self._bytes_read = 0
         self._pairing = _pair(base, tuned)
@@ -214,8 +221,26 @@ def _place(
     return place
 
 
+def _check_names(tuned: Checkpoint) -> None:
+    """Raise CheckpointError for files that ``apply`` would not write. Opened ones say what is
+    their index, planned ones of the hub not yet.
+    """
+    directory = bool(getattr(tuned, "directory", True))
+    index = getattr(tuned, "index_name", None)
+    fault = names_fault([file.name for file in tuned.files], index, directory=directory)
+    if fault is not None:
+        raise _unwritable(tuned, fault)
+
+
+def _unwritable(tuned: Checkpoint, fault: str) -> CheckpointError:
+    return CheckpointError(
+        f"{printable(tuned.label)} cannot be rebuilt by a delta: {printable(fault)}",
+        hint="save the checkpoint again, with names of safetensors files",
+    )
+
+
 def _foreign(out: Path) -> str | None:
-    """What a delta must not replace: a file that is none."""
+    """What a delta must not replace: a file that is none, or none that is understood here."""
     try:
         Delta(str(out)).close()
     except CkdiffError:

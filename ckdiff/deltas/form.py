@@ -55,6 +55,19 @@ class Form:
         self.bins = 1 << (bits - 1 - self.shift) if ordered else 0
 
 
+_FRAME_ROOM, _LANE_ROOM = 4096, 5  # bytes of a frame besides extra bits: at all, and of each lane
+
+
+def largest_frame(nbytes: Int64, lane: Int64) -> Int64:
+    """The most bytes that the frames of windows of ``nbytes`` can have, their lanes so wide.
+
+    Extra bits are fewer than the window's. Of each lane there are at most 1.5 bytes of symbols and
+    rest; and of marked lanes, at most half, 4 bytes of low bits and a byte of gaps and its share.
+    """
+    sizes: Int64 = nbytes + _LANE_ROOM * (nbytes // lane) + _FRAME_ROOM
+    return sizes
+
+
 FORMS = {name: Form(dtype) for name, dtype in DTYPES.items()}
 
 

@@ -11,9 +11,10 @@ import xxhash
 
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, bytes_at, changed_elements
-from ckdiff.deltas.container import DATA, Delta, DeltaWriter, Tensors
+from ckdiff.deltas.container import Delta, DeltaWriter
 from ckdiff.deltas.form import FORMS, Form
 from ckdiff.deltas.packing import FrameEncoder
+from ckdiff.deltas.parts import DATA, Tensors
 from ckdiff.deltas.unpacking import FrameDecoder
 from ckdiff.deltas.varints import Damaged
 
@@ -71,21 +72,27 @@ class PackedPatcher:
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
 
-    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> bool:
-        """See Patcher."""
+    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> int:
+        """See Patcher. Raises DeltaError."""
         frame = delta.frame(window)
         if frame is None:
-            return False
-        self._decoder.decode(_form(delta, window), frame, base, nbytes, out)
-        return True
+            return 0
+        lanes = self._decoder.decode(_form(delta, window), frame, base, nbytes, out)
+        if not lanes:
+            raise Damaged("a frame that changes nothing")
+        return changed_elements(_dtype(delta, window), lanes, base, out, nbytes)
 
     def whole(self, delta: Delta, window: int, out: npt.NDArray[np.uint8]) -> None:
-        """See Patcher."""
+        """See Patcher. Raises DeltaError."""
         frame = delta.frame(window)
         if frame is None:
             raise Damaged("a window without a base has no bytes")
         self._decoder.decode_whole(_form(delta, window), frame, out)
 
 
+def _dtype(delta: Delta, window: int) -> str:
+    return delta.blueprint.dtypes[int(delta.windows.tensor[window])]
+
+
 def _form(delta: Delta, window: int) -> Form:
-    return FORMS[delta.blueprint.dtypes[int(delta.windows.tensor[window])]]
+    return FORMS[_dtype(delta, window)]

@@ -1,6 +1,6 @@
 """The indices encoding: positions and values of what changed, in a file that other tools read.
 
-What streams.py describes is written in the order of the windows into one temporary file for each
+What streamplan.py describes is written in the order of the windows into one temporary file for each
 width of items, and put together at the end, the widest first: so everything is aligned to its own
 width, which readers that map the file ask for.
 """
@@ -23,8 +23,11 @@ import xxhash
 from ckdiff.checkpoints.header import HEADER_LIMIT
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, bytes_at, changed_elements
-from ckdiff.deltas.container import Delta, DeltaWriter, Tensors
-from ckdiff.deltas.streams import Bits, Bytes, Plan, Stream, check_names, streams_of
+from ckdiff.deltas.container import Delta, DeltaWriter
+from ckdiff.deltas.parts import Tensors
+from ckdiff.deltas.streamplan import Plan, Stream, check_names
+from ckdiff.deltas.streams import Bits, Bytes, streams_of
+from ckdiff.deltas.varints import Damaged
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import OutputError
 from ckdiff.writing.objects import write_all
@@ -183,22 +186,26 @@ class IndicesRecorder:
 class IndicesPatcher:
     """See Patcher."""
 
-    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> bool:
+    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> int:
         """See Patcher. Raises DeltaError."""
         streams = streams_of(delta)
         if not delta.frame_sizes[window]:
-            return False
-        if streams.stored_whole(int(delta.windows.tensor[window])):
+            return 0
+        tensor = int(delta.windows.tensor[window])
+        if streams.stored_whole(tensor):
             self.whole(delta, window, bytes_at(out, nbytes))
-            return True
+            return changed_elements(delta.blueprint.dtypes[tensor], nbytes, base, out, nbytes)
         positions, values = streams.changes(window)
         ctypes.memmove(out, base, nbytes)
         target = _view(out, nbytes, values.itemsize)
         first = positions.dtype.type(streams.elements(window)[0])
         for low in range(0, len(positions), _SLICE):
             part = slice(low, low + _SLICE)
-            target[positions[part] - first] = values[part]
-        return True
+            spots = positions[part] - first
+            if (target[spots] == values[part]).any():
+                raise Damaged("a change that changes nothing")
+            target[spots] = values[part]
+        return len(positions)
 
     def whole(self, delta: Delta, window: int, out: Bytes) -> None:
         """See Patcher. Raises DeltaError."""

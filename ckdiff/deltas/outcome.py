@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckdiff.budget import MIB, fit_workers
+from ckdiff.budget import fit_workers
+from ckdiff.deltas.room import EACH, FIXED, INCLUDED
 from ckdiff.options import Options
 
-_FIXED = 96 * MIB  # the interpreter, libraries, tables
-#: a worker's streams, windows and what the compressor needs, all of it in use at once
-_EACH = 56 * MIB
 
+def allowed_workers(options: Options, tasks: int, tables: int = 0) -> int:
+    """How many workers there will be; raises BudgetError where the memory does not suffice.
 
-def allowed_workers(options: Options, tasks: int) -> int:
-    """How many workers there will be; raises BudgetError where the memory does not suffice."""
-    return fit_workers(options.workers, tasks, options.memory, fixed=_FIXED, each=_EACH)
+    ``tables`` are bytes that were taken for deltas.
+    """
+    fixed = FIXED + max(0, tables - INCLUDED)
+    return fit_workers(options.workers, tasks, options.memory, fixed=fixed, each=EACH)
 
 
 @dataclass(slots=True)

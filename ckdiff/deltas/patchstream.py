@@ -11,18 +11,19 @@ from typing import Protocol
 import numpy as np
 
 from ckdiff.checkpoints import open_in
-from ckdiff.checkpoints.local import file_metadata
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.container import FORMAT, Delta
+from ckdiff.deltas.container import Delta
 from ckdiff.deltas.creating import CheckpointPath
 from ckdiff.deltas.form import FRAME_BYTES
-from ckdiff.deltas.streams import Bits, Bytes, Plan, Positions, streams_of
+from ckdiff.deltas.ownheader import is_delta
+from ckdiff.deltas.streamplan import Plan
+from ckdiff.deltas.streams import Bits, Bytes, Positions, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import DeltaError, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
@@ -49,9 +50,16 @@ def weight_patches(
     one record, twice while it is put together, and a few windows. The arrays are numpy's, with
     ``as_torch`` torch's.
 
+    With ``base``, a tensor is made and verified before its first record is given: what the base
+    holds, what comes out and how many elements changed are what the delta says, or DeltaError is
+    raised, as ``apply`` does. Without it tensors that are whole in the delta are verified so; of
+    others their digests and positions are, but not that the base has other values there, nor that
+    the result is right.
+
     vLLM takes whole records and others in separate calls. Raises UsageError, CheckpointError,
-    SourceChanged, PairingError and DeltaError when it comes to what is wrong: take all records
-    before the first is applied to something that matters.
+    SourceChanged, PairingError, DeltaError, and BudgetError for a delta whose tables are larger
+    than the memory allowed by default, when it comes to what is wrong: take all records before the
+    first is applied to something that matters.
     """
     most = checked_int("max_bytes", max_bytes)
     if most < 1:
@@ -69,7 +77,7 @@ def _stream(
     with ExitStack() as stack:
         below = None if base is None else open_in(stack, base)
         source: _Source
-        if isinstance(given, str) and file_metadata(given).get("format") == FORMAT:
+        if isinstance(given, str) and is_delta(given):
             source = _DeltaSource(stack.enter_context(Delta(given)), below, stack)
         elif below is None:
             raise UsageError(
@@ -94,9 +102,11 @@ def _records(source: _Source, tensor: int, most: int, as_torch: bool) -> Iterato
         values = source.whole(tensor).view(f"<u{width}")
         return make_patch(name, shape, dtype.name, values, None, as_torch=as_torch)
 
-    if source.is_new(tensor) or not sparse(dtype):
-        if source.is_new(tensor) or source.differs(tensor):
-            yield whole()
+    if source.is_new(tensor) or (not sparse(dtype) and source.differs(tensor)):
+        yield whole()
+        return
+    source.prove(tensor)
+    if not sparse(dtype):
         return
     held, count = list[Piece](), 0
     for positions, values in source.changes(tensor):
@@ -134,11 +144,14 @@ class _Source(Protocol):
     def differs(self, tensor: int) -> bool:
         """Whether a tensor changed."""
 
+    def prove(self, tensor: int) -> None:
+        """Raise DeltaError unless a tensor is what it is said to be, as far as can be told."""
+
     def changes(self, tensor: int) -> Iterator[Piece]:
         """Positions and bits of changed elements, of whole bytes, in order."""
 
     def whole(self, tensor: int) -> Bytes:
-        """All bytes of a tensor."""
+        """All bytes of a tensor, proved like ``prove`` does."""
 
     def verify(self) -> None:
         """Raise SourceChanged if what was read is no longer what was opened."""
@@ -208,6 +221,9 @@ class _PairSource(_Compared):
                 return True
         return False
 
+    def prove(self, tensor: int) -> None:
+        pass  # a checkpoint is what it is
+
     def changes(self, tensor: int) -> Iterator[Piece]:
         for _, start, base, tuned in self.spans(tensor):
             self._copy(tensor, start, base, tuned)
@@ -240,14 +256,22 @@ class _DeltaSource(_Compared):
         self._links = None if base is None else Links(base, [delta])
         self._hasher = ContentHasher()
         self._bits = bits_of(self.blueprint.dtypes)
-        self._checked = -1  # the tensor of the base that was hashed last
+        #: the window that is in the buffers, and its changes: small tensors are not made twice
+        self._made, self._count = -1, 0
 
     def is_new(self, tensor: int) -> bool:
         return not self._delta.tensors.based[tensor]
 
     def differs(self, tensor: int) -> bool:
-        first, stop = self.windows.first[tensor : tensor + 2].tolist()
-        return bool(self._delta.frame_sizes[first:stop].any())
+        return bool(self._delta.tensors.changed[tensor])
+
+    def prove(self, tensor: int) -> None:
+        if self._base is not None or self.is_new(tensor):
+            for _ in self._proved(tensor):
+                pass
+        elif self._streams is not None and not self._streams.stored_whole(tensor):
+            for window, *_ in self.spans(tensor):
+                self._streams.changes(window)  # raises for what is not as it was written
 
     def changes(self, tensor: int) -> Iterator[Piece]:
         for window, start, base, tuned in self.spans(tensor):
@@ -261,8 +285,8 @@ class _DeltaSource(_Compared):
 
     def whole(self, tensor: int) -> Bytes:
         result = np.empty(int(self.blueprint.nbytes[tensor]), np.uint8)
-        for window, start, base, _ in self.spans(tensor):
-            self._make(tensor, window, start, base, result[start : start + len(base)])
+        for start, tuned in self._proved(tensor):
+            result[start : start + len(tuned)] = tuned
         return result
 
     def verify(self) -> None:
@@ -270,38 +294,80 @@ class _DeltaSource(_Compared):
         if self._side is not None:
             self._side.verify()
 
-    def _make(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> None:
-        """Fill ``out`` with the tuned window, and ``base`` with the base's if there is one."""
-        try:
-            if self.is_new(tensor):
-                self._patcher.whole(self._delta, window, out)
-                return
-            if self._streams is not None and self._streams.stored_whole(tensor):
-                self._patcher.whole(self._delta, window, out)
-                return
-            self._read(tensor, start, base)
-            if not self._patcher.changes(
-                self._delta, window, base.ctypes.data, len(base), out.ctypes.data
-            ):
-                out[:] = base
-        except Damaged as error:
-            raise self._delta.damaged(str(error)) from None
+    # inside
 
-    def _read(self, tensor: int, start: int, out: Bytes) -> None:
-        """Read from the base, of which a tensor is hashed before it is used."""
-        name = self.blueprint.names[tensor]
+    def _proved(self, tensor: int) -> Iterator[tuple[int, Bytes]]:
+        """First byte and bytes of each tuned window; at the end all are known to be right.
+
+        Raises DeltaError, at the end at the latest.
+        """
+        tensors, bits = self._delta.tensors, int(self._bits[tensor])
+        base_sums, sums, changed = np.zeros(2, np.uint64), np.zeros(2, np.uint64), 0
+        for window, start, base, tuned in self.spans(tensor):
+            changed += self._make(tensor, window, start, base, tuned)
+            if self._reads_base(tensor):
+                self._hasher.add(base_sums, base.ctypes.data, len(base), start, bits)
+            self._hasher.add(sums, tuned.ctypes.data, len(tuned), start, bits)
+            yield start, tuned
+        name = printable(self.blueprint.names[tensor])
+        if self._reads_base(tensor):
+            if (base_sums != tensors.base_hashes[tensor]).any():
+                raise self._other_base(tensor)
+            if changed != tensors.changed[tensor]:
+                raise self._delta.damaged(f"other elements of {name} changed than it counts")
+        if (sums != tensors.tuned_hashes[tensor]).any():
+            raise self._delta.damaged(f"what it makes of {name} is wrong")
+
+    def _reads_base(self, tensor: int) -> bool:
+        """Whether the base's tensor is read when a window of it is made."""
+        return self._base is not None and not self.is_new(tensor)
+
+    def _make(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> int:
+        """Fill ``out`` with the tuned window, and ``base`` with the base's if there is one.
+
+        Gives how many elements changed.
+        """
+        if self._made == window:
+            return self._count
+        self._made = -1
+        try:
+            self._count = self._fill(tensor, window, start, base, out)
+        except Damaged as error:
+            if self._reads_base(tensor) and not self._is_base(tensor):
+                raise self._other_base(tensor) from None
+            raise self._delta.damaged(str(error)) from None
+        self._made = window
+        return self._count
+
+    def _fill(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> int:
+        stored = self._streams is not None and self._streams.stored_whole(tensor)
+        if self.is_new(tensor) or (stored and self._base is None and self.differs(tensor)):
+            self._patcher.whole(self._delta, window, out)
+            return 0
         if self._base is None or self._links is None:
             raise UsageError(
-                f"the records of {printable(name)} cannot be made of the delta alone",
+                f"the records of {printable(self.blueprint.names[tensor])} cannot be made of the "
+                "delta alone",
                 hint="give base=",
             )
-        origin = int(self._links.origin[tensor])
-        if self._checked != tensor:
-            sums = np.zeros(2, np.uint64)
-            for _, at, buffer, _ in self.spans(tensor):
-                self._base(origin, at, buffer)
-                self._hasher.add(sums, buffer.ctypes.data, len(buffer), at, int(self._bits[tensor]))
-            if (sums != self._delta.tensors.base_hashes[tensor]).any():
-                raise self._links.other_base(name)
-            self._checked = tensor
-        self._base(origin, start, out)
+        self._base(int(self._links.origin[tensor]), start, base)
+        changed = self._patcher.changes(
+            self._delta, window, base.ctypes.data, len(base), out.ctypes.data
+        )
+        if not changed:
+            out[:] = base
+        return changed
+
+    def _is_base(self, tensor: int) -> bool:
+        """Whether the base's tensor is the one that the delta was made from."""
+        assert self._base is not None
+        assert self._links is not None
+        sums = np.zeros(2, np.uint64)
+        for _, start, base, _ in self.spans(tensor):
+            self._base(int(self._links.origin[tensor]), start, base)
+            self._hasher.add(sums, base.ctypes.data, len(base), start, int(self._bits[tensor]))
+        return bool((sums == self._delta.tensors.base_hashes[tensor]).all())
+
+    def _other_base(self, tensor: int) -> DeltaError:
+        assert self._links is not None
+        return self._links.other_base(self.blueprint.names[tensor])
