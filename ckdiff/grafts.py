@@ -152,6 +152,7 @@ def _run(plan: Plan, rebuilt: Rebuilt, workers: int, observer: Observer) -> IntA
         rows, numbers = counts
         found[rows] += numbers  # each row once
 
+    plan.check_copied()
     task = GraftTask(plan, rebuilt, done)
     guard.install()
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
-from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.errors import UsageError, printable
 from ckdiff.kernels.abi import SEG_TARGET
 from ckdiff.kernels.compiled import c_function
-from ckdiff.layout import CHUNK, Spans
+from ckdiff.layout import ALIGNMENT, CHUNK, Spans
 from ckdiff.options import Observer, checked_text
 from ckdiff.overlaps.matching import Matched, StorePath, match
 from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
 from ckdiff.stores.maskstream import MaskSource
-from ckdiff.stores.maskwalk import MaskSpans, walk
+from ckdiff.stores.maskwalk import walk
 from ckdiff.stores.table import UNKNOWN, IntArray
+from ckdiff.stores.tally import Tally, recount
 
 OPERATIONS = ("intersection", "union", "difference", "symmetric-difference", "at-least=K")
 
@@ -111,20 +113,41 @@ class Combination(Maker):
     """Several masks in, one out."""
 
     def __init__(self, matched: Matched, operation: Operation) -> None:
-        self._names = matched.names
+        self._said = matched.said()
+        self._counted = Tally(self._said)
+        self._lock = threading.Lock()
         self._layout = matched.layout
         self._starts = matched.starts
-        self._sources: list[MaskSource] = matched.sources()
+        self._sources: list[MaskSource] = self._said.sources
         self._kernel = c_function("combine", operation.kernel).ctypes
         self._threshold = operation.threshold
         self.total = len(self._sources) * matched.layout.total // 8
 
+    def prepare(
+        self, chunks: Sequence[int], workers: int, tick: Callable[[], None], done: OnBytes
+    ) -> None:
+        """See Maker. Of chunks that are done already, the inputs' tensors that go on in others are
+        counted again: only as a whole can they be held against their counts.
+        """
+        layout = self._layout
+        again = []
+        for chunk in sorted(set(range(layout.chunks)) - set(chunks)):
+            first, end = layout.chunk_range(chunk)
+            spans = layout.spans(first, end)
+            parts = spans.elements < layout.elements[spans.tensors]
+            padded = -(-spans.elements // ALIGNMENT) * ALIGNMENT
+            begins = spans.addresses[parts]
+            again += list(zip(begins.tolist(), (begins + padded[parts]).tolist(), strict=True))
+        recount(self._said, self._starts, again, self._counted)
+
     def make(
         self, first: int, spans: Spans, mask: Bytes, changed: IntArray, done: OnBytes
     ) -> Iterator[int]:
-        """See Maker. Raises StoreCorrupt."""
+        """See Maker. Raises StoreCorrupt, also where an input's bits are not as many as it says."""
+        tally = Tally(self._said)
         stores, end = len(self._sources), min(first + CHUNK, self._layout.total)
         for window in walk(self._layout, self._starts, self._sources, first, end):
+            tally.add(window)
             rows = np.searchsorted(spans.tensors, window.spans.tensors)
             segments = window.segments(rows)
             places = (window.spans.addresses - first) // 8
@@ -133,30 +156,10 @@ class Combination(Maker):
             self._kernel(
                 segments.ctypes.data, len(segments), stores, self._threshold, changed.ctypes.data
             )
-            self._check_padding(mask, places, window)
             done(stores * int(window.sizes.sum()))
             yield int(places[-1] + window.sizes[-1])
-
-    def _check_padding(self, mask: Bytes, places: IntArray, window: MaskSpans) -> None:
-        """Bits past a tensor's end were counted: a store that has some was not made by ckdiff."""
-        spans = window.spans
-        whole = spans.elements // 8  # bytes of mask
-        rest = window.sizes - whole
-        ragged = np.flatnonzero(rest)
-        if not len(ragged):
-            return
-        rest = rest[ragged]
-        stops = np.cumsum(rest)
-        firsts = stops - rest
-        bits = mask[np.repeat(places[ragged] + whole[ragged] - firsts, rest) + np.arange(stops[-1])]
-        bits[firsts] >>= (spans.elements[ragged] % 8).astype(np.uint8)
-        wrong = np.flatnonzero(np.bitwise_or.reduceat(bits, firsts))
-        if len(wrong):
-            name = printable(self._names[spans.tensors[ragged[wrong[0]]]])
-            raise StoreCorrupt(
-                f"the mask of {name} has padding bits that are set in one of the stores",
-                hint="ckdiff check says in which",
-            )
+        with self._lock:
+            self._counted.join(tally.waiting)
 
 
 def _base_hashes(matched: Matched) -> list[str]:

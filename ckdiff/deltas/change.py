@@ -80,6 +80,9 @@ class Merger(Protocol):
         ``start`` and ``size`` are bytes. The address holds until this thread's next call.
         """
 
+    def check(self) -> None:
+        """Called once everything was merged: hold what was met against what was said of it."""
+
     def to_dict(self, left_out: int) -> dict[str, Any] | None:
         """What makes the delta lossy, for its manifest; None where nothing does."""
 

@@ -135,6 +135,8 @@ class Making:
             recorder = _recorder(self._encoding, place.path, self.blueprint, self._windows)
             with closing(recorder):
                 tensors = self._compare(recorder)
+                if self.merger is not None:
+                    self.merger.check()
                 self._base.verify()
                 self._tuned.verify()
                 recorder.finish(self._manifest(tensors), tensors)

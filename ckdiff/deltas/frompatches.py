@@ -140,6 +140,9 @@ class _Patches:
                 target[positions[part] - first] = values[part]
         return buffer.ctypes.data, 0
 
+    def check(self) -> None:
+        """See Merger: patches were verified as they were read."""
+
     def to_dict(self, left_out: int) -> None:
         """See Merger: the delta has all that there is."""
 

@@ -13,7 +13,7 @@ from ckdiff.blend import Blend
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.form import FRAME_BYTES
-from ckdiff.errors import PairingError
+from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.layout import bits_of
 from ckdiff.overlaps.matching import match, misfit
 from ckdiff.rules import Rule
@@ -43,6 +43,9 @@ class Masking:
         self._bits = bits_of(blueprint.dtypes)
         self._blends = {bits: Blend(bits) for bits in set(self._bits.tolist())}
         self._local = threading.local()
+        self._lock = threading.Lock()
+        self._ones = np.zeros(len(blueprint.names), np.int64)  # of each tensor, as they were met
+        self._merged = np.zeros(len(blueprint.names), np.bool_)
 
     def to_dict(self, left_out: int) -> dict[str, Any]:
         """What a delta says about it."""
@@ -62,8 +65,27 @@ class Masking:
             mask = self.store.packed(name, self.rule, start=first, stop=first + elements)
         buffer, blend, inverse = self._buffer(), self._blends[bits], ~mask
         _, left_out = blend(base, tuned, inverse.ctypes.data, buffer.ctypes.data, elements)
-        blend(base, tuned, mask.ctypes.data, buffer.ctypes.data, elements)
+        ones, _ = blend(base, tuned, mask.ctypes.data, buffer.ctypes.data, elements)
+        with self._lock:
+            self._ones[tensor] += ones
+            self._merged[tensor] = True
         return buffer.ctypes.data, left_out
+
+    def check(self) -> None:
+        """Hold the ones of all tensors that were merged against the store's counts.
+
+        Raises StoreCorrupt.
+        """
+        changed = self.store.table.changed[self.rule]
+        for tensor in np.flatnonzero(self._merged).tolist():
+            name = self._names[tensor]
+            if name is None or self._ones[tensor] == changed[self.store.table.find(name)]:
+                continue
+            raise StoreCorrupt(
+                f"the {self.rule} mask of {printable(name)} in {printable(str(self.store.path))} "
+                "disagrees with its count",
+                hint="it was not written by ckdiff like this: make the store again",
+            )
 
     def _buffer(self) -> Bytes:
         if not hasattr(self._local, "buffer"):

@@ -11,6 +11,7 @@ from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.layout import Layout, bits_of
 from ckdiff.naming import natural_key
 from ckdiff.overlaps.matching import Matched, misfit, several
+from ckdiff.stores.tally import Tally, recount
 
 
 class Plan:
@@ -69,6 +70,16 @@ class Plan:
                 f"the {matched.rule} mask of {name} in {printable(str(matched.stores[0].path))} "
                 "disagrees with its count"
             )
+
+    def check_copied(self) -> None:
+        """Hold the masks of tensors that are not blended against their counts, which are zero.
+
+        Raises StoreCorrupt.
+        """
+        matched = self.matched
+        rest = np.flatnonzero(matched.changed[0] == 0)
+        said = matched.said().only(rest)
+        recount(said, matched.starts[:, rest], [(0, said.layout.total)], Tally(said))
 
     def _check(self, in_base: dict[str, int], in_tuned: dict[str, int], shares: bool) -> None:
         """Raise PairingError for a mask with ones that cannot be followed."""

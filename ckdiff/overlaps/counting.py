@@ -29,6 +29,7 @@ from ckdiff.overlaps.nulls import Moments
 from ckdiff.runners import Stopped
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.maskwalk import walk
+from ckdiff.stores.tally import Said, Tally, Waiting
 
 IntArray = npt.NDArray[np.int64]
 
@@ -43,6 +44,7 @@ class Part:
     moments: dict[str, Moments] = field(default_factory=dict)  #: of whole tensors, by null
     #: of tensors that go on in other chunks, by null and tensor
     open: dict[str, dict[int, Evidence]] = field(default_factory=dict)
+    ones: Waiting = field(default_factory=dict)  #: of tensors that go on in other chunks
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +58,7 @@ class OverlapTask:
     nulls: tuple[str, ...]  #: those that count in the masks
     dtypes: list[str]
     shapes: list[tuple[int, ...]]
+    said: Said  #: what the stores count
     base: Base | None = None
     on_bytes: Callable[[int], None] = lambda size: None
 
@@ -71,6 +74,7 @@ class OverlapTask:
         part = self.empty(groups)
         agree = c_function("agree", str(self.stores.bit_length())).ctypes
         scratch = np.zeros(2 * self.stores, np.int64)
+        tally = Tally(self.said)
         with ExitStack() as stack:
             collectors = {
                 name: stack.enter_context(closing(self._collector(name, stack)))
@@ -79,6 +83,7 @@ class OverlapTask:
             for window in walk(self.layout, self.starts, self.sources, first, end):
                 if stop.is_set():
                     raise Stopped
+                tally.add(window)
                 rows = np.searchsorted(groups, self.groups[window.spans.tensors])
                 segments = window.segments(rows)
                 agree(
@@ -90,6 +95,7 @@ class OverlapTask:
                 self.on_bytes(self.stores * int(window.sizes.sum()))
             for name, collector in collectors.items():
                 self._close(part, name, collector.finish())
+        part.ones = tally.waiting
         return part
 
     def merge(self, left: Part, right: Part) -> Part:
@@ -108,6 +114,7 @@ class OverlapTask:
                 before = found.get(tensor)
                 found[tensor] = evidence if before is None else before.join(evidence)
             self._close(out, name, found)
+        out.ones = Tally(self.said, left.ones).join(right.ones)
         return out
 
     def empty(self, groups: IntArray) -> Part:

@@ -17,6 +17,7 @@ from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.table import UNKNOWN, is_content_hash
+from ckdiff.stores.tally import Said
 
 IntArray = npt.NDArray[np.int64]
 StorePath = str | os.PathLike[str] | MaskStore
@@ -84,6 +85,10 @@ class Matched:
         """
         found = {hashes[tensor] for hashes in self.recorded if is_content_hash(hashes[tensor])}
         return found.pop() if len(found) == 1 else UNKNOWN
+
+    def said(self) -> Said:
+        """What the stores say of the tensors, for whoever walks all of them."""
+        return Said(self.layout, self.sources(), self.names, self.changed)
 
     def sources(self) -> list[MaskSource]:
         """The masks, as another process can be told of them."""

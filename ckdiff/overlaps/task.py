@@ -35,6 +35,7 @@ def plan(
         counted,
         matched.dtypes,
         matched.shapes,
+        matched.said(),
         None if base is None else _base(matched, base),
     )
 

@@ -57,6 +57,8 @@ class MaskWindows:
         self.room = room
         self._streams = [_Stream(source, room) for source in sources]
         self._masks = np.empty((len(sources), room, INNER), np.uint8)
+        #: everything that is loaded: what ``addresses`` gives is in here
+        self.memory = self._masks.reshape(-1)
         self._held: list[IntArray] = [np.empty(0, np.int64) for _ in sources]
         self._frames = np.empty((len(sources) * room, DECODE_COLUMNS), np.int64)
         self._decode = c_function("decode").ctypes

@@ -27,6 +27,7 @@ class MaskSpans:
     spans: Spans
     sizes: IntArray  #: bytes of mask, multiples of 64; bits past a tensor's end are zero
     addresses: IntArray  #: (stores, spans)
+    memory: npt.NDArray[np.uint8]  #: what the addresses are in
 
     def segments(self, rows: IntArray) -> IntArray:
         """The table that kernels walk, each span counted towards its row; neighbours are merged."""
@@ -87,7 +88,7 @@ def walk(
                 continue
             windows.load([wanted[i] for i in which])
             addresses = np.stack([windows.addresses(k, begins[i]) for k, i in enumerate(which)])
-            yield MaskSpans(spans, sizes, addresses)
+            yield MaskSpans(spans, sizes, addresses, windows.memory)
 
 
 def _inners(begins: IntArray, sizes: IntArray, most: int) -> IntArray:

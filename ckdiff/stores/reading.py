@@ -111,8 +111,8 @@ def _shapes(shapes: list[list[Any]], elements: list[int]) -> list[tuple[int, ...
     """The shapes as tuples, once they are known to have those numbers of elements."""
     if not set(map(type, chain.from_iterable(shapes))) <= {int}:
         raise ValueError("a shape has something else than whole numbers")
-    found = [tuple(shape) for shape in shapes]
-    sizes = {}
+    found = list(map(tuple, shapes))
+    sizes = dict[tuple[int, ...], int]()
     for shape in set(found):  # a model has few different ones
         if len(shape) > MOST_DIMENSIONS or min(shape, default=0) < 0:
             raise ValueError("there is a shape that cannot be")
@@ -142,14 +142,15 @@ def _changed(
 def _check_hashes(
     base: list[str], tuned: list[str], changed: dict[str, IntArray], *, derived: bool
 ) -> None:
+    whole = True  # whether all are content hashes
     for texts in (base, tuned):
-        others = [text for text in texts if len(text) != 32]
-        whole = "".join(texts) if not others else "".join(t for t in texts if len(t) == 32)
-        if whole.encode().translate(None, _HEX):
+        known = texts
+        if not set(map(len, texts)) <= {32}:
+            whole = False
+            known = [text for text in texts if len(text) == 32]
+            _check_places({text for text in texts if len(text) != 32})
+        if "".join(known).encode().translate(None, _HEX):
             raise ValueError("a content hash is none")
-        for text in set(others) - {UNKNOWN}:
-            if len(text) > _LONGEST_PLACE or not _PLACE.fullmatch(text):
-                raise ValueError(f"a content hash cannot be {shown(text)}")
     if derived:
         if any(tuned):
             raise ValueError("a derived store has content hashes of a tuned side")
@@ -157,10 +158,18 @@ def _check_hashes(
     same = np.fromiter(map(eq, base, tuned), bool, len(base))
     if "exact" in changed and (~same & (changed["exact"] == 0)).any():
         raise ValueError("a tensor without a changed element has two content hashes")
-    unread = np.array([len(text) != 32 for text in base], bool)
-    unread |= np.array([len(text) != 32 for text in tuned], bool)
+    if whole:
+        return
+    unread = np.array([len(a) != 32 or len(b) != 32 for a, b in zip(base, tuned, strict=True)])
     if (unread & ~same).any() or any((counts[unread] != 0).any() for counts in changed.values()):
         raise ValueError("a tensor that was not read for being equal has changed elements")
+
+
+def _check_places(texts: set[str]) -> None:
+    """What tensors are known by that were not read: a file's hash and a byte, or nothing."""
+    for text in texts - {UNKNOWN}:
+        if len(text) > _LONGEST_PLACE or not _PLACE.fullmatch(text):
+            raise ValueError(f"a content hash cannot be {shown(text)}")
 
 
 def _statistics(data: Any, elements: IntArray, dtypes: list[str]) -> Statistics:

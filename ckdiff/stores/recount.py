@@ -76,7 +76,8 @@ class MaskBits:
         low = first // 8
         packed = self.read(rule, int(table.starts[position]) // 8 + low, -(-last // 8) - low)
         if last == elements and last % 8 and len(packed) and packed[-1] >> last % 8:
-            raise self._padded(rule, f"the {rule} mask of {printable(table.names[position])}")
+            where = printable(str(self.verified.root))
+            raise _padded(f"the {rule} mask of {printable(table.names[position])} in {where}")
         if first == 0 and last == elements and ones(packed) != int(table.changed[rule][position]):
             raise self._miscounted(rule, position)
         return packed
@@ -127,14 +128,14 @@ class MaskBits:
                 part = read_inners(fd, self._size(key), where, i, i + 1)
                 here = slice(among[i], among[i + 1])
                 if (part[last[here] - i * INNER] >> keep[here]).any():
-                    raise self._padded(rule, f"the {rule} mask in {where}")
+                    raise _padded(where)
                 bits[i * INNER : (i + 1) * INNER] = np.bitwise_count(part)
         sums = np.concatenate(([0], np.cumsum(bits, dtype=np.int64)))
         starts = np.clip(table.starts // 8 - first, 0, size)
         stops = np.clip(-(-ends // 8) - first, 0, size)
         counts: IntArray = sums[stops] - sums[starts]
         if int(sums[-1]) != int(counts.sum()):
-            raise self._padded(rule, f"the {rule} mask in {where}")
+            raise _padded(where)
         return counts
 
     def _size(self, key: str) -> int:
@@ -147,16 +148,16 @@ class MaskBits:
             hint="it was not written by ckdiff like this: make the store again",
         )
 
-    def _padded(self, rule: str, what: str) -> StoreCorrupt:
-        return StoreCorrupt(
-            f"{what} of {printable(str(self.verified.root))} has padding bits that are set",
-            hint="it was not written by ckdiff like this: make the store again",
-        )
+
+def _padded(what: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"{what} has padding bits that are set",
+        hint="it was not written by ckdiff like this: make the store again",
+    )
 
 
 def ones(packed: Bytes) -> int:
     """How many bits are set."""
-    return sum(
-        int(np.bitwise_count(packed[at : at + _PIECE]).sum(dtype=np.int64))
-        for at in range(0, len(packed), _PIECE)
-    )
+    if len(packed) <= _PIECE:
+        return int(np.bitwise_count(packed).sum(dtype=np.int64))
+    return sum(ones(packed[at : at + _PIECE]) for at in range(0, len(packed), _PIECE))

@@ -14,7 +14,7 @@ from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.writing.objects import file_digest
 
 Identity = tuple[int, ...]
-_PIECE = 1 << 20
+_PIECE = 1 << 26  # bytes that are read at a time
 
 
 class VerifiedObjects:
@@ -55,14 +55,15 @@ class VerifiedObjects:
         What is read is what was verified: the file must be the same one before and afterwards.
         Raises StoreCorrupt.
         """
-        self.verify(key)
-        identity = self._verified.get(key)
         fd = self._open(key)
         try:
-            if identity is None or _identity(os.fstat(fd)) != identity:
-                raise self._changed(key)
+            identity = _identity(os.fstat(fd))
+            if self._verified.get(key) != identity:
+                self.verify(key)
+                if self._verified.get(key) != identity:
+                    raise self._changed(key)
             yield fd
-            if _identity(os.fstat(fd)) != identity:
+            if self.check_size(key) != identity:
                 raise self._changed(key)
         except OSError as error:
             raise self._unreadable(key, error) from error

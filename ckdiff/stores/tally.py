@@ -1,0 +1,143 @@
+"""Counting masks while others walk them: the bits of each tensor against what its store says.
+
+Whoever walks whole tensors adds each window here while it is in the cache; that costs a hundredth
+of decoding it. A tensor that goes on in other windows, or chunks, waits until all of it has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.errors import StoreCorrupt, printable
+from ckdiff.kernels.abi import SEG_GROUP, SEG_SIZE, SEGMENT_COLUMNS
+from ckdiff.kernels.compiled import c_function
+from ckdiff.layout import ALIGNMENT, Layout
+from ckdiff.stores.maskstream import MaskSource
+from ckdiff.stores.maskwalk import MaskSpans, walk
+
+IntArray = npt.NDArray[np.int64]
+#: of tensors that go on elsewhere: elements, and ones in each store
+Waiting = dict[int, tuple[int, IntArray]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What some stores say of the tensors that are walked."""
+
+    layout: Layout
+    sources: list[MaskSource]
+    names: list[str]
+    changed: IntArray  #: (stores, tensors)
+
+    def only(self, tensors: IntArray) -> Said:
+        """Of the tensors at these positions, laid out by themselves."""
+        return Said(
+            Layout(self.layout.elements[tensors]),
+            self.sources,
+            [self.names[i] for i in tensors.tolist()],
+            self.changed[:, tensors],
+        )
+
+
+class Tally:
+    """What was counted so far. For one thread; what waits in several is joined afterwards."""
+
+    def __init__(self, said: Said, waiting: Waiting | None = None) -> None:
+        self._said = said
+        self._scratch = np.zeros(2, np.int64)
+        self.waiting: Waiting = {} if waiting is None else dict(waiting)
+
+    def add(self, window: MaskSpans) -> None:
+        """Count a window. Raises StoreCorrupt where a tensor's ones are not as many as its store
+        says, and where padding bits are set.
+        """
+        said, spans = self._said, window.spans
+        self._check_padding(window)
+        counts = self._ones(window)
+        whole = spans.elements == said.layout.elements[spans.tensors]
+        wrong = np.argwhere((counts != said.changed[:, spans.tensors]) & whole)
+        if len(wrong):
+            store, span = wrong[0].tolist()
+            raise self._miscounted(store, int(spans.tensors[span]))
+        for span in np.flatnonzero(~whole).tolist():
+            self._put(int(spans.tensors[span]), int(spans.elements[span]), counts[:, span])
+
+    def join(self, other: Waiting) -> Waiting:
+        """Take in what waits elsewhere; gives what still waits. Raises StoreCorrupt."""
+        for tensor, (elements, counts) in other.items():
+            self._put(tensor, elements, counts)
+        return self.waiting
+
+    def _put(self, tensor: int, elements: int, counts: IntArray) -> None:
+        before, found = self.waiting.pop(tensor, (0, np.zeros_like(counts)))
+        elements, found = before + elements, found + counts
+        if elements < self._said.layout.elements[tensor]:
+            self.waiting[tensor] = elements, found
+            return
+        wrong = np.flatnonzero(found != self._said.changed[:, tensor])
+        if wrong.size:
+            raise self._miscounted(int(wrong[0]), tensor)
+
+    def _ones(self, window: MaskSpans) -> IntArray:
+        """(stores, spans): the population count of every span, its padding included."""
+        count = c_function("agree", "1").ctypes
+        stores, spans = window.addresses.shape
+        table = np.zeros((spans, SEGMENT_COLUMNS + 1), np.int64)
+        table[:, SEG_SIZE] = window.sizes
+        table[:, SEG_GROUP] = np.arange(spans)
+        found = np.zeros((stores, spans), np.int64)
+        votes = np.zeros((spans, 2), np.int64)
+        for row, ones in zip(window.addresses, found, strict=True):
+            table[:, SEGMENT_COLUMNS] = row
+            count(
+                table.ctypes.data, spans, 1, ones.ctypes.data, votes.ctypes.data,
+                self._scratch.ctypes.data,
+            )  # fmt: skip
+        return found
+
+    def _check_padding(self, window: MaskSpans) -> None:
+        """Bits past a tensor's end are counted: a store that has some was not made by ckdiff."""
+        spans = window.spans
+        ragged = np.flatnonzero(spans.elements % ALIGNMENT)
+        if not len(ragged):
+            return
+        # the last 512 bits of a tensor, of which some are its own
+        blocks = window.memory.view(np.uint64).reshape(-1, ALIGNMENT // 64)
+        foreign = _padding()[spans.elements[ragged] % ALIGNMENT]
+        ends = window.sizes[ragged] - window.memory.ctypes.data
+        for store, row in enumerate(window.addresses):
+            last = (row[ragged] + ends) // (ALIGNMENT // 8) - 1
+            wrong = np.flatnonzero((blocks[last] & foreign).any(1))
+            if len(wrong):
+                name = printable(self._said.names[int(spans.tensors[ragged[wrong[0]]])])
+                raise StoreCorrupt(
+                    f"the mask of {name} in {self._said.sources[store].shown} has padding bits "
+                    "that are set",
+                    hint="it was not written by ckdiff like this: make the store again",
+                )
+
+    def _miscounted(self, store: int, tensor: int) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"the mask of {printable(self._said.names[tensor])} in "
+            f"{self._said.sources[store].shown} disagrees with its count",
+            hint="it was not written by ckdiff like this: make the store again",
+        )
+
+
+@cache
+def _padding() -> npt.NDArray[np.uint64]:
+    """For each number of bits that are a tensor's own, the others among 512."""
+    own = np.arange(ALIGNMENT)[:, None] > np.arange(ALIGNMENT)[None, :]
+    return np.packbits(~own, axis=1, bitorder="little").view(np.uint64)
+
+
+def recount(said: Said, starts: IntArray, ranges: Sequence[tuple[int, int]], tally: Tally) -> None:
+    """Count what lies in some ranges of addresses that nobody else walks. Raises StoreCorrupt."""
+    for first, stop in ranges:
+        for window in walk(said.layout, starts, said.sources, first, stop):
+            tally.add(window)
