@@ -13,11 +13,12 @@ Everything is imported when it is first used, so that ``import ckdiff`` costs no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ckdiff._version import __version__
 
+TYPE_CHECKING = False  # typing's own would be an import before the program answers signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from ckdiff.agreement import overlap
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.deltas.applying import apply

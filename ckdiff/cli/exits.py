@@ -17,6 +17,7 @@ from ckdiff.cli.output import flush, reopen_missing_streams, say
 from ckdiff.errors import CkdiffError, Interrupted, printable
 
 ERROR = 2
+_TICK = 0.005  # seconds between looks at whether an import is over
 _PATIENCE = 1.0  # seconds: a wrapper may pass on the Ctrl-C that the terminal sent as well
 
 
@@ -25,23 +26,36 @@ class _Signals:
 
     The engine turns that into Interrupted, and the work directory stays resumable. A second signal
     ends the process at once, which the work directory survives just as it survives kill -9.
+
+    While the main thread imports, the exception waits: it would leave Python's import lock taken,
+    for which other threads then wait forever, and C code in the middle of an import prints it.
+    Inside a finalizer it goes nowhere, and Python would print it there: that print is left out.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._since = 0.0
         self._previous: dict[int, Any] = {}
+        self._hook: Any = None
 
     def __enter__(self) -> _Signals:
         self.received = None
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number, handler in (
                 # also where a script's background job was started with SIGINT ignored: stopping
                 # loses nothing, and whoever sends it means it
-                self._previous[number] = signal.signal(number, self._stop)
+                (signal.SIGALRM, self._raise),
+                (signal.SIGINT, self._stop),
+                (signal.SIGTERM, self._stop),
+            ):
+                self._previous[number] = signal.signal(number, handler)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = self._hook
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -49,9 +63,30 @@ class _Signals:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._since = number, time.monotonic()
-            raise KeyboardInterrupt
-        if time.monotonic() - self._since > _PATIENCE:
+            self._raise(number, frame)
+        elif time.monotonic() - self._since > _PATIENCE:
             os._exit(128 + number)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:  # somebody else's alarm
+            return
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, _TICK)
+            return
+        raise KeyboardInterrupt
+
+    def _unraisable(self, what: Any) -> None:
+        if self.received is None or what.exc_type is not KeyboardInterrupt:
+            self._hook(what)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether an import, begun below :func:`run`, is what a signal came into."""
+    while frame is not None and frame.f_code is not run.__code__:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 _signals = _Signals()
@@ -90,6 +125,8 @@ def run(action: Callable[[], int]) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         return _fail(reason if error.filename is None else f"{error.filename}: {reason}")
     except Exception as error:
+        if _signals.received is not None:  # a library made something else of the interruption
+            return _report(Interrupted("interrupted"))
         import traceback
 
         say(traceback.format_exc().rstrip(), prefix="", escape=False)

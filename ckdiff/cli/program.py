@@ -11,7 +11,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from ckdiff._version import __version__
-from ckdiff.cli import exits
+from ckdiff.cli import exits, starting
 
 #: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
 COMMANDS = {
@@ -72,7 +72,9 @@ class Program(click.Group):
             with self.make_context("ckdiff", arguments, **extra) as ctx:
                 return int(self.invoke(ctx) or 0)
 
-        raise SystemExit(exits.run(run))
+        code = exits.run(run)
+        starting.done(code)
+        raise SystemExit(code)
 
 
 @click.group(

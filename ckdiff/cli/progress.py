@@ -147,17 +147,27 @@ def describe(done: int, total: int, resumed: int, seconds: float) -> tuple[str, 
 
 @contextlib.contextmanager
 def compilation_noted(reporter: Reporter) -> Iterator[None]:
-    """Say once that kernels are being compiled, if they are: it takes seconds, without progress."""
+    """Say once that kernels are being compiled, if they are: it takes seconds, without progress.
+
+    Where it will be so each time, because what lies in the cache cannot be trusted, say that.
+    """
     from ckdiff.kernels.compiled import on_compile
+    from ckdiff.kernels.keeping import on_refusal
 
     def note(kernel: str) -> None:
         if not told:
             told.append(kernel)
             reporter.note("compiling kernels (first run only)")
 
+    def refused(message: str) -> None:
+        told.append(message)
+        reporter.note(message)
+
     told: list[str] = []
     on_compile.append(note)
+    on_refusal.append(refused)
     try:
         yield
     finally:
         on_compile.remove(note)
+        on_refusal.remove(refused)

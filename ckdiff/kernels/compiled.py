@@ -15,27 +15,20 @@ import ctypes
 import hashlib
 import importlib.util
 import os
-import pickle
 import re
+import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ckdiff.kernels import image
+from ckdiff.kernels import image, keeping
 from ckdiff.kernels.abi import SIGNATURES
 
-_MAGIC = b"ckdiff kernel 2\n"
 _IMAGE, _LIBRARY = b"i", b"l"  # first byte of a payload: an image, or what only numba can load
-#: what reading or writing a cache file may raise: never a reason for a run to fail
-_CACHE_TROUBLE = (
-    OSError, RuntimeError, pickle.PickleError, EOFError, ValueError, TypeError, AttributeError,
-    ImportError, LookupError,
-)  # fmt: skip
-#: variables of numba that change nothing about the code
-_HARMLESS = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_DISABLE_JIT"}
+_LENGTHS = struct.Struct("<4Q")  # of the parts of what only numba can load
 _lock = threading.Lock()
 _compiled: dict[tuple[str, str], Function] = {}
 #: called with a kernel's name just before it is compiled (not when it is found on disk)
@@ -64,24 +57,24 @@ def c_function(name: str, kind: str = "") -> Function:
     with _lock:
         found = _compiled.get((name, kind))
         if found is None:
-            path = _path(name, kind)
-            found = None if path is None else _load(path, name)
-            if found is None:
-                found = _compile(path, name, kind)
-            _compiled[name, kind] = found
+            found = _compiled[name, kind] = _find(name, kind)
         return found
 
 
-def cache_directory() -> Path:
-    """Where machine code is kept: NUMBA_CACHE_DIR, else the user's cache directory."""
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    if chosen:
-        return Path(chosen) / "ckdiff"
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "ckdiff" / "kernels"
+def _find(name: str, kind: str) -> Function:
+    file = _file(name, kind)
+    payload, may_be_kept = (None, False) if file is None else keeping.load(file)
+    found = None if payload is None else _restore(name, payload)
+    if found is not None:
+        return found
+    found, payload = _compile(name, kind)
+    if file is not None and payload is not None and may_be_kept:
+        keeping.save(file, payload)
+    return found
 
 
-def _compile(path: Path | None, name: str, kind: str) -> Function:
+def _compile(name: str, kind: str) -> tuple[Function, bytes | None]:
+    """The kernel, and what to keep of it: None where it is not what another process would make."""
     from ckdiff.kernels import codegen
 
     for report in on_compile:
@@ -92,53 +85,48 @@ def _compile(path: Path | None, name: str, kind: str) -> Function:
         # Run what later processes will run.
         function = Function(name, image.load(payload[1:]))
     except (ValueError, OSError):  # another kind of machine, or no memory may be made executable
-        payload = _LIBRARY + pickle.dumps(made.dump())
+        payload = _LIBRARY + _packed(made.dump())
         function = Function(name, made.address, made)
-    if path is not None:
-        _save(path, payload)
-    return function
+    return function, payload if made.usual else None
 
 
-def _load(path: Path, name: str) -> Function | None:
+def _restore(name: str, payload: bytes) -> Function | None:
+    """The kernel in a payload; None if it cannot be loaded here."""
     try:
-        data = path.read_bytes()
-        head, payload = data[: len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
-        if head != _head(path, payload):
-            return None
         if payload[:1] == _IMAGE:
             return Function(name, image.load(payload[1:]))
-        from ckdiff.kernels import codegen
-
-        made = codegen.restore(pickle.loads(payload[1:]))
-        return Function(name, made.address, made)
-    except _CACHE_TROUBLE:
+        parts = _unpacked(payload[1:])
+    except (OSError, ValueError):
         return None
+    from ckdiff.kernels import codegen
+
+    made = codegen.restore(parts)
+    return Function(name, made.address, made)
 
 
-def _save(path: Path, payload: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(_head(path, payload) + payload)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except _CACHE_TROUBLE:  # read-only home, full disk: compile anew next time
-        pass
+def _packed(parts: Sequence[bytes]) -> bytes:
+    return _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
 
 
-def _head(path: Path, payload: bytes) -> bytes:
-    """What a file starts with; the name is checked too, so that no file can pass for another."""
-    return _MAGIC + hashlib.sha256(path.stem.encode() + payload).digest()
+def _unpacked(data: bytes) -> list[bytes]:
+    """Raises ValueError for what :func:`_packed` did not make."""
+    if len(data) < _LENGTHS.size:
+        raise ValueError("no lengths")
+    parts, at = [], _LENGTHS.size
+    for length in _LENGTHS.unpack_from(data):
+        parts.append(data[at : at + length])
+        at += length
+    if at != len(data):
+        raise ValueError("sizes do not agree")
+    return parts
 
 
-def _path(name: str, kind: str) -> Path | None:
-    """Where a kernel is kept; None where there is no place for it."""
+def _file(name: str, kind: str) -> str | None:
+    """The name under which a kernel is kept; None where that cannot be known."""
     try:
         key = repr((name, kind, SIGNATURES[name], _sources(), _compiler(), _machine()))
-        return cache_directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
-    except _CACHE_TROUBLE:  # a user without a home, sources that cannot be read
+        return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+    except (OSError, ImportError, ValueError):  # sources that cannot be read
         return None
 
 
@@ -152,23 +140,19 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+@cache
 def _compiler() -> Any:
-    """Which numba and LLVM would compile, and how they are set: known without importing them."""
+    """Which numba and LLVM would compile: known without importing them.
+
+    How they are set is no part of it: they compile for us as :mod:`ckdiff.kernels.numbaview` says.
+    """
     versions = []
     for package in ("numba", "llvmlite"):
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ImportError(package)
         versions.append(Path(spec.origin).with_name("_version.py").read_bytes())
-    settings = Path(".numba_config.yaml")
-    return (
-        versions,
-        sorted(
-            i for i in os.environ.items() if i[0].startswith("NUMBA_") and i[0] not in _HARMLESS
-        ),
-        settings.read_bytes() if settings.exists() else b"",
-        sys.version_info[:2],
-    )
+    return versions, sys.version_info[:2]
 
 
 @cache

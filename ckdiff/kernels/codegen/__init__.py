@@ -5,30 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
-from numba.core import config
-from numba.core.ccallback import CFunc
-from numba.core.registry import cpu_target
-from numba.core.runtime import _nrt_python
-from numba.core.sigutils import normalize_signature
+from ckdiff.kernels.numbaview import numba_alone
 
-from ckdiff.kernels.codegen.agree import agree_kernel
-from ckdiff.kernels.codegen.blend import blend_kernel
-from ckdiff.kernels.codegen.cells import cells_kernel
-from ckdiff.kernels.codegen.combine import combine_kernel
-from ckdiff.kernels.codegen.compare import compare_kernel
-from ckdiff.kernels.codegen.decode import decode_kernel
-from ckdiff.kernels.codegen.delta import merge_kernel, split_kernel, tally_kernel
-from ckdiff.kernels.codegen.drive import drive_kernel
-from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
-from ckdiff.kernels.codegen.gaps import gaps_kernel, ungaps_kernel
-from ckdiff.kernels.codegen.guard import guard_kernel
-from ckdiff.kernels.codegen.hashing import hash_kernel
-from ckdiff.kernels.codegen.margins import margins_kernel
-from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
-from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
-from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
-from ckdiff.kernels.codegen.statistics import statistics_kernel
+with numba_alone():
+    import llvmlite.binding
+    from numba.core.ccallback import CFunc
+    from numba.core.registry import cpu_target
+    from numba.core.runtime import _nrt_python
+    from numba.core.sigutils import normalize_signature
+
+    from ckdiff.kernels.codegen.agree import agree_kernel
+    from ckdiff.kernels.codegen.blend import blend_kernel
+    from ckdiff.kernels.codegen.cells import cells_kernel
+    from ckdiff.kernels.codegen.combine import combine_kernel
+    from ckdiff.kernels.codegen.compare import compare_kernel
+    from ckdiff.kernels.codegen.decode import decode_kernel
+    from ckdiff.kernels.codegen.delta import merge_kernel, split_kernel, tally_kernel
+    from ckdiff.kernels.codegen.drive import drive_kernel
+    from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
+    from ckdiff.kernels.codegen.gaps import gaps_kernel, ungaps_kernel
+    from ckdiff.kernels.codegen.guard import guard_kernel
+    from ckdiff.kernels.codegen.hashing import hash_kernel
+    from ckdiff.kernels.codegen.margins import margins_kernel
+    from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
+    from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
+    from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
+    from ckdiff.kernels.codegen.statistics import statistics_kernel
+
+    _ = cpu_target.target_context  # made now: it keeps the settings that it is made with
 
 __all__ = ["Compiled", "compile_kernel", "restore"]
 
@@ -63,9 +67,10 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
 class Compiled:
     """A kernel that numba compiled. Keeps its machine code alive."""
 
-    def __init__(self, library: Any, symbol: str) -> None:
+    def __init__(self, library: Any, symbol: str, usual: bool = True) -> None:
         self._library = library
         self.symbol = symbol  #: of the C function
+        self.usual = usual  #: whether any other process would have made the same
 
     @property
     def address(self) -> int:
@@ -77,38 +82,38 @@ class Compiled:
         """The object file that LLVM emitted."""
         return bytes(self._library._get_compiled_object())
 
-    def dump(self) -> tuple[Any, str]:
-        """What :func:`restore` takes; can be pickled."""
-        return self._library.serialize_using_object_code(), self.symbol
+    def dump(self) -> list[bytes]:
+        """What :func:`restore` takes."""
+        name, _, (code, shared) = self._library.serialize_using_object_code()
+        return [name.encode(), code, shared, self.symbol.encode()]
 
 
 def compile_kernel(name: str, kind: str, signature: str) -> Compiled:
     """Compile kernel ``name`` (of a ``kind``, where it has kinds) to a C function."""
     make = _KERNELS[name]
     arguments, result = normalize_signature(signature)
-    function: Any = CFunc(
-        make(kind) if kind else make(), (arguments, result), {}, {"nopython": True}
-    )
-    # NUMBA_DISABLE_JIT asks for @jit functions to stay Python; with it numba cannot type
-    # what it implements by such functions itself, and a kernel has no Python to fall to.
-    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
-    try:
+    with numba_alone() as usual:
+        function: Any = CFunc(
+            make(kind) if kind else make(), (arguments, result), {}, {"nopython": True}
+        )
         function.compile()
-    finally:
-        config.DISABLE_JIT = disabled
-    return Compiled(function._library, function.native_name)
+        return Compiled(function._library, function.native_name, usual)
 
 
-def restore(dump: tuple[Any, str]) -> Compiled:
+def restore(dump: list[bytes]) -> Compiled:
     """The kernel that ``Compiled.dump`` described, without compiling it."""
-    library, symbol = dump
+    name, code, shared, symbol = dump
     # LLVM ends the process when it meets a symbol it does not know; compiling would have told it
     # where numba's runtime is.
-    for name, address in _nrt_python.c_helpers.items():
-        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
-    return Compiled(cpu_target.target_context.codegen().unserialize_library(library), symbol)
+    for helper, address in _nrt_python.c_helpers.items():
+        llvmlite.binding.add_symbol(helper if helper.startswith("_") else f"NRT_{helper}", address)
+    with numba_alone():
+        codegen = cpu_target.target_context.codegen()
+        library = codegen.unserialize_library((name.decode(), "object", (code, shared)))
+        return Compiled(library, symbol.decode())
 
 
 def machine() -> tuple[str, ...]:
     """The machine as LLVM sees it: triple, CPU, features."""
-    return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))
+    with numba_alone():
+        return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))
