@@ -14,11 +14,11 @@ from ckdiff.cli.output import write_json, write_lines
 def command(store: str, as_json: bool) -> None:
     """Verify every byte of STORE: each file against its digest, each count against its mask."""
     from ckdiff.budget import format_size
-    from ckdiff.cli.progress import Reporter
+    from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import printable
     from ckdiff.store import check_store
 
-    with Reporter("checked") as reporter:
+    with Reporter("checked") as reporter, compilation_noted(reporter):
         found = check_store(store, reporter.update)
     if as_json:
         write_json(found)

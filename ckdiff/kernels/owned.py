@@ -29,9 +29,9 @@ _FOREIGN = "it belongs to another user"
 def open_folder(path: str, *, make: bool = False) -> tuple[int, str]:
     """A descriptor for ``path`` and "", or -1 and why what lies there could be somebody else's.
 
-    With ``make`` missing folders are made, for us alone. Links are followed where nobody else can
-    have made them or can turn them. Raises OSError where there is no such folder and none can be
-    made.
+    With ``make`` missing folders are made, for us alone. The folder itself must not be a link; on
+    the way links are followed where nobody else can have made them or can turn them. Raises OSError
+    where there is no such folder and none can be made.
     """
     if not path.startswith("/"):
         return -1, f"{path}: it is relative, so the current directory would choose what we run"
@@ -101,6 +101,8 @@ class _Walk:
             if refused:
                 return refused
             if stat.S_ISLNK(state.st_mode):
+                if not ahead:
+                    return f"{self._place}/{name}: it is a link"
                 links += 1
                 if links > _MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
