@@ -26,6 +26,7 @@ _PAIR = re.compile(WS + STRING + WS + rb":" + WS + STRING + WS + rb"([,}])", re.
 _BLANK = re.compile(WS)
 _NATURAL = re.compile(r"0|[1-9][0-9]*")
 _LONGEST_NUMBER = 40
+_WINDOWS = (1 << 10, 1 << 15, VALUE_LIMIT)
 
 
 def shown(text: str, limit: int = 120) -> str:
@@ -108,21 +109,33 @@ def any_value(raw: bytes, pos: int, *, whole_numbers: bool) -> tuple[Any, int]:
     Duplicate keys, NaN and infinities, absurdly long numbers, bad UTF-8 and deep nesting are
     refused; with ``whole_numbers`` every number but a plain 0, 1, 2, ... is.
     """
-    window = raw[pos : pos + VALUE_LIMIT]
-    decoder = _WHOLE if whole_numbers else _LOOSE
+    # nearly all values are short: to look at all that is allowed for each would be quadratic
+    for limit in _WINDOWS:
+        found = _value_in(raw[pos : pos + limit], pos, limit, whole_numbers)
+        if found is not None:
+            return found[0], pos + found[1]
+    raise ValueError(f"a value longer than {VALUE_LIMIT} bytes, or not JSON")
+
+
+def _value_in(window: bytes, pos: int, limit: int, whole: bool) -> tuple[Any, int] | None:
+    """The value that a window of the text begins with, and its bytes; None where it is cut off."""
+    cut = len(window) == limit
+    decoder = _WHOLE if whole else _LOOSE
     try:
         # Latin-1 keeps byte and character positions equal; the real decoding follows.
         _, used = decoder.raw_decode(window.decode("latin-1"))
+        if cut and limit < VALUE_LIMIT and used > limit - _LONGEST_NUMBER:
+            return None  # a number may go on
         value, _ = decoder.raw_decode(window[:used].decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason})") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     except json.JSONDecodeError as error:
-        if len(window) == VALUE_LIMIT:
-            raise ValueError(f"a value longer than {VALUE_LIMIT} bytes, or not JSON") from None
+        if cut:
+            return None
         raise ValueError(f"not JSON ({error.msg} at byte {pos + error.pos})") from None
-    return value, pos + used
+    return value, used
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

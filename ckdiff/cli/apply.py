@@ -53,4 +53,4 @@ def command(
     took = f"in {formats.duration(made.seconds)}, {formats.rate(made.size, made.seconds)}"
     what = f"{formats.counted(made.tensors, 'tensor')}, {format_size(made.size)}"
     how = "not the tuned checkpoint: a delta is lossy" if made.lossy else "verified"
-    write_lines([f"{printable(str(made.out))}: {what}, {how}, {took}"])
+    write_lines([printable(f"{made.out}: {what}, {how}, {took}")])

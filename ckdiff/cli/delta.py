@@ -75,6 +75,5 @@ def command(
         lines.append(lossy_line(made.lossy))
     speed = formats.rate(made.bytes_read, made.seconds)
     took = f"in {formats.duration(made.seconds)}, {speed}"
-    write_lines(
-        [*lines, f"{printable(str(made.out))}: {sizes(made.size, made.rebuilt_size)}, {took}"]
-    )
+    lines.append(f"{made.out}: {sizes(made.size, made.rebuilt_size)}, {took}")
+    write_lines(map(printable, lines))

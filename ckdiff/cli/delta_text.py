@@ -1,4 +1,7 @@
-"""What deltas are, in words: shared by the commands that make, apply and describe them."""
+"""What deltas are, in words: shared by the commands that make, apply and describe them.
+
+Whoever prints the lines makes them printable.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import Any
 
 from ckdiff.budget import format_size
 from ckdiff.cli import formats
-from ckdiff.errors import printable
 
 
 def changes(
@@ -29,5 +31,5 @@ def lossy_line(lossy: Mapping[str, Any]) -> str:
     """What a delta leaves out."""
     return (
         f"lossy: {lossy['left_out']:,} changed elements are left out, which the "
-        f"{printable(str(lossy['rule']))} mask does not mark"
+        f"{lossy['rule']} mask does not mark"
     )

@@ -23,18 +23,20 @@ def command(path: str, as_json: bool) -> None:
     if as_json:
         write_json(found)
         return
-    write_lines(_LINES[found["kind"]](found))
+    from ckdiff.errors import printable
+
+    # whatever a file says of itself, nothing of it acts on the terminal
+    write_lines(map(printable, _LINES[found["kind"]](found)))
 
 
 def _delta(found: dict[str, Any]) -> list[str]:
     from ckdiff.cli.delta_text import changes, lossy_line, sizes
     from ckdiff.cli.formats import counted
-    from ckdiff.errors import printable
 
     files = counted(len(found["files"]), "file")
-    index = f" and {printable(found['index'])}" if found["index"] else ""
+    index = f" and {found['index']}" if found["index"] else ""
     lines = [
-        f"{printable(found['path'])}: a delta, {found['encoding']}, by ckdiff {found['ckdiff']}",
+        f"{found['path']}: a delta, {found['encoding']}, by ckdiff {found['ckdiff']}",
         changes(found["changed"], found["elements"], found["paired"], found["unpaired"]),
         f"{sizes(found['size'], found['rebuilt_size'])}; rebuilds {files}{index}",
         "configs, tokenizers and other files are not part of it",
@@ -46,11 +48,9 @@ def _delta(found: dict[str, Any]) -> list[str]:
 
 def _store(found: dict[str, Any]) -> list[str]:
     from ckdiff.cli import formats
-    from ckdiff.errors import printable
 
     lines = [
-        f"{printable(found['path'])}: a mask store, "
-        f"{formats.extent(found['elements'], found['tensors'])}"
+        f"{found['path']}: a mask store, {formats.extent(found['elements'], found['tensors'])}"
     ]
     for rule, counts in found["rules"].items():
         part = formats.percent(counts["changed"], found["elements"])

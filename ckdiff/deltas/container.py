@@ -190,7 +190,7 @@ class Delta:
         begin, length = self._span(name)
         if start + size > length:
             raise self.damaged(f"{printable(name)} is too short")
-        return self._pread(begin + start, size)
+        return memoryview(self._pread(begin + start, size))
 
     def frame(self, window: int) -> memoryview | None:
         """The frame of a window, or None where nothing changed. Raises DeltaError."""
@@ -257,7 +257,7 @@ class Delta:
         if size > MANIFEST_LIMIT:
             raise ValueError(f"a manifest of {size:,} bytes")
         self._take(size)
-        raw = bytes(self._whole(MANIFEST))
+        raw = self._whole(MANIFEST)
         if digest(raw) != metadata["manifest"]:
             raise self.damaged("its manifest is not what was written")
         self._take(json_cost(raw))
@@ -341,17 +341,17 @@ class Delta:
             raise self.damaged(f"it has no {printable(name)}")
         return int(self._header.begins[at]), int(self._header.nbytes[at])
 
-    def _whole(self, name: str) -> memoryview:
+    def _whole(self, name: str) -> bytes:
         return self._pread(*self._span(name))
 
-    def _pread(self, begin: int, size: int) -> memoryview:
+    def _pread(self, begin: int, size: int) -> bytes:
         try:
             data = pread(self._file.fd, begin, size)
         except OSError as error:
             raise self._unreadable(error) from None
         if len(data) < size:
             raise self.damaged("it was cut while it was read")
-        return memoryview(data)
+        return data
 
     def _unreadable(self, error: OSError) -> DeltaError:
         return DeltaError(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ckdiff.checkpoints.header import HEADER_LIMIT, Header, header_from
 from ckdiff.checkpoints.openfile import OpenFile
-from ckdiff.deltas.parts import FORMAT
+from ckdiff.deltas.parts import FORMAT, MANIFEST
 from ckdiff.deltas.room import OWN_TENSOR, Room, header_cost
 from ckdiff.errors import BudgetError, CheckpointError
 
-_PIECE = 1 << 20  # bytes of a header that are looked at in one go
+_PIECE, _LONGEST_WORD = 1 << 20, 64  # bytes of a header that are looked at in one go, and again
 
 
 def read_own_header(file: OpenFile, room: Room, shown: str) -> Header:
@@ -34,18 +35,21 @@ def read_own_header(file: OpenFile, room: Room, shown: str) -> Header:
 
 
 def is_delta(path: str) -> bool:
-    """Whether a file says that it is a delta, damaged or not; raises nothing.
+    """Whether a file says that it is a delta or has a delta's manifest, damaged or not.
 
-    A header that does not have the word in it is not parsed: it may be a checkpoint's, and large.
+    A header that has neither word in it is not parsed: it may be a checkpoint's, and large. Raises
+    nothing.
     """
     try:
         file = OpenFile.open(path)
     except CheckpointError:
         return False
     try:
-        if not _mentions(file, FORMAT.encode()):
+        if not _mentions(file, (FORMAT.encode(), MANIFEST.encode())):
             return False
-        return read_own_header(file, Room(), path).metadata.get("format") == FORMAT
+        header = read_own_header(file, Room(), path)
+        # what lost its metadata on the way must not be taken for a checkpoint
+        return header.metadata.get("format") == FORMAT or MANIFEST in header.names
     except BudgetError:
         return True  # whoever opens it will be told
     except (CheckpointError, OSError):
@@ -66,12 +70,12 @@ def pread(fd: int, begin: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _mentions(file: OpenFile, word: bytes) -> bool:
-    """Whether a word is in the header."""
+def _mentions(file: OpenFile, words: Sequence[bytes]) -> bool:
+    """Whether one of the words is in the header."""
     end = 8 + min(int.from_bytes(pread(file.fd, 0, 8), "little"), HEADER_LIMIT)
     end, at, before = min(end, file.size), 8, b""
     while at < end and (data := pread(file.fd, at, min(_PIECE, end - at))):
-        if word in before + data:
+        if any(word in before + data for word in words):
             return True
-        at, before = at + len(data), data[-len(word) :]
+        at, before = at + len(data), data[-_LONGEST_WORD:]
     return False
