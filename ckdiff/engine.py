@@ -44,7 +44,7 @@ from ckdiff.stores.table import MaskTable
 from ckdiff.summaries import rule_counts
 from ckdiff.writing import sharedwork
 from ckdiff.writing.outputs import check_disk, check_place, refusal, starting_anew
-from ckdiff.writing.workdir import WorkDir, check_output, stopped_hint, store_errors
+from ckdiff.writing.workdir import WorkDir, check_early, stopped_hint, store_errors
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -121,7 +121,7 @@ class Diff:
         self._compare(sides[0], sides[1])
         if self.out is not None:
             with store_errors(self.out):
-                check_output(self.out, overwrite=self.options.overwrite)
+                check_early(self.out, overwrite=self.options.overwrite)
             check_disk(self.out, self._disk_at_most(), note=lambda message: None)
         self._meet(stack)
         if self._client is not None:

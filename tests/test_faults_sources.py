@@ -24,7 +24,7 @@ from victim import Case, ForkServer, Meddling, Outcome, Shim
 import ckdiff
 from ckdiff.diffs.chunks import LARGEST_WINDOW
 from ckdiff.errors import SourceChanged
-from ckdiff.writing.workdir import SUFFIX
+from ckdiff.writing.ownership import SUFFIX
 
 PAGE = mmap.PAGESIZE
 ELEMENTS = 8 * LARGEST_WINDOW + 1234  #: of the tensor ``w``: 9 windows, the last one ragged

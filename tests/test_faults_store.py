@@ -31,7 +31,8 @@ from ckdiff.errors import (
 )
 from ckdiff.layout import CHUNK
 from ckdiff.writing import workdir
-from ckdiff.writing.workdir import SUFFIX, WorkDir
+from ckdiff.writing.ownership import SUFFIX
+from ckdiff.writing.workdir import WorkDir
 
 Tree = dict[str, bytes]
 
@@ -414,7 +415,7 @@ def test_cleaning_up_fails(server: ForkServer, small: Model, tmp_path: Path) -> 
         assert assert_sound(out, small.tree)
         if partial(out).exists():
             left += 1
-            assert workdir.clean(out.parent) == ([partial(out)], [])
+            assert workdir.clean(out.parent) == ([partial(out)], [], [])
         assert [p.name for p in out.parent.iterdir()] == [out.name]
     assert left > 3
 
@@ -479,7 +480,7 @@ def test_second_writer_is_turned_away(server: ForkServer, small: Model, tmp_path
         linked.symlink_to(tmp_path)
         assert server.run(small.case(linked / "run.zarr")).error == "StoreLocked"
         linked.unlink()
-        assert workdir.clean(tmp_path) == ([], [partial(out)])
+        assert workdir.clean(tmp_path) == ([], [partial(out)], [])
     assert_rerun(server, small.case(out), small.tree)
 
 
@@ -532,14 +533,16 @@ def test_lock_is_taken_over_while_the_directory_is_removed(tmp_path: Path) -> No
     """Between the end of the lock file and the end of its directory somebody else moves in."""
     out = tmp_path / "run.zarr"
     first = WorkDir(out, {}, overwrite=False)
-    rmdir, second = Path.rmdir, WorkDir(out, {}, overwrite=False)
+    rmdir, second = os.rmdir, WorkDir(out, {}, overwrite=False)
 
-    def late(path: Path) -> None:
-        second.__enter__()
-        rmdir(path)
+    def late(path: Path, **named: int) -> None:
+        if path == first.path:
+            patch.undo()
+            second.__enter__()
+        rmdir(path, **named)
 
     with pytest.MonkeyPatch.context() as patch, first:
-        patch.setattr(Path, "rmdir", late)
+        patch.setattr(os, "rmdir", late)
         first.discard()
     assert second.store.is_dir()
     with pytest.raises(StoreLocked), WorkDir(out, {}, overwrite=False):
@@ -579,56 +582,65 @@ def test_output_exists(server: ForkServer, small: Model, other: Model, tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 
-@pytest.mark.parametrize("no_exchange", [False, True])
 def test_overwriting_is_killed_at_every_call(
-    server: ForkServer, small: Model, other: Model, tmp_path: Path, no_exchange: bool
+    server: ForkServer, small: Model, other: Model, tmp_path: Path
 ) -> None:
-    missing = 0
     old = tmp_path / "old.zarr"
     assert server.run(other.case(old)).ok
     for at in itertools.count(1):
         out = tmp_path / str(at) / "run.zarr"
         out.parent.mkdir()
         shutil.copytree(old, out)
-        case = replace(small.case(out, overwrite=True), shim=Shim(at), no_exchange=no_exchange)
+        case = replace(small.case(out, overwrite=True), shim=Shim(at))
         outcome = server.run(case)
         if outcome.ok:
             break
         assert outcome.signal == signal.SIGKILL
-        if no_exchange and not out.exists():
-            # the one moment without a store; whatever comes next puts the old one back
-            missing += 1
-            assert read_tree(partial(out) / "replaced") == other.tree
-            if missing == 1:
-                workdir.clean(out.parent)
-            else:
-                assert server.run(small.case(out)).error == "StoreExists"
-            assert read_tree(out) == other.tree
-        assert assert_sound(out, small.tree, other.tree)
+        assert assert_sound(out, small.tree, other.tree)  # at no moment is there neither
         assert_rerun(server, case, small.tree)
         shutil.rmtree(out.parent)
     assert at > 40
-    assert (missing > 0) == no_exchange
 
 
-def test_overwriting_fails_without_exchange(
+def test_overwriting_that_would_take_two_steps_is_refused_before_the_work(
     server: ForkServer, small: Model, other: Model, tmp_path: Path
 ) -> None:
-    """A rename that fails in the middle is undone."""
-    renames = 0
     for at in itertools.count(1):
         out = tmp_path / str(at) / "run.zarr"
         out.parent.mkdir()
         assert server.run(other.case(out)).ok
         case = replace(small.case(out, overwrite=True), no_exchange=True)
-        outcome = server.run(replace(case, shim=Shim(at, "EIO", ("rename",))))
+        outcome = server.run(replace(case, shim=Shim(at)))
+        assert read_tree(out) == other.tree
+        if not outcome.signal:
+            break
+    assert at > 10
+    assert outcome.error == "StoreExists"
+    assert "in one step" in outcome.message
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+    shutil.rmtree(out)
+    assert server.run(case).ok  # nothing to replace, nothing to exchange
+    (tmp_path / "empty.zarr").mkdir()
+    empty = small.case(tmp_path / "empty.zarr", overwrite=True)
+    assert server.run(replace(empty, no_exchange=True)).ok
+
+
+def test_overwriting_fails(server: ForkServer, small: Model, other: Model, tmp_path: Path) -> None:
+    """A rename that fails in the middle is undone."""
+    failures = 0
+    for at in itertools.count(1):
+        out = tmp_path / str(at) / "run.zarr"
+        out.parent.mkdir()
+        assert server.run(other.case(out)).ok
+        case = small.case(out, overwrite=True)
+        outcome = server.run(replace(case, shim=Shim(at, "EIO", ("rename", EXCHANGE))))
         if outcome.ok:
             break
-        renames += 1
+        failures += 1
         assert outcome.error == "StoreError"
         assert read_tree(out) == other.tree
         assert_rerun(server, case, small.tree)
-    assert renames == 4
+    assert failures == 3  # is an exchange possible, out of the way, the exchange
 
 
 @pytest.mark.parametrize("what", ["file", "link", "directory", "manifest", "checkpoint"])
@@ -792,8 +804,12 @@ def test_clean_leaves_what_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / f"link{SUFFIX}").symlink_to("target")
     (tmp_path / f"file{SUFFIX}").write_text("mine")
     (tmp_path / f"old.zarr{SUFFIX}").mkdir()
-    assert workdir.clean(tmp_path) == ([tmp_path / f"old.zarr{SUFFIX}"], [])
-    assert (tmp_path / "target" / "data").exists()
-    assert (tmp_path / f"file{SUFFIX}").exists()
+    before = read_tree(tmp_path)
+    removed, busy, left = workdir.clean(tmp_path)
+    assert (removed, busy) == ([], [])
+    names = [f"file{SUFFIX}", f"link{SUFFIX}", f"old.zarr{SUFFIX}"]
+    assert [path.name for path, _ in left] == names
+    assert all(str(path) in why for path, why in left)
+    assert read_tree(tmp_path) == before
     with pytest.raises(StoreError, match="cannot look into"):
         workdir.clean(tmp_path / "nowhere")

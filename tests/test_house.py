@@ -132,11 +132,10 @@ LAYERS = """
     ckdiff.writing
     ckdiff.writing.objects
     ckdiff.writing.placing
+    ckdiff.writing.ownership
     ckdiff.stores.schema
     ckdiff.stores.sealed
     ckdiff.stores.recognising
-    ckdiff.writing.workdir
-    ckdiff.writing.sharedwork
     ckdiff.writing.workdir
     ckdiff.writing.sharedwork
     ckdiff.stores.manifest
@@ -301,6 +300,7 @@ RAISED = {
     ("ckdiff.imports.maskfile", "ValueError"): "caught there and by npz: a CheckpointError",
     ("ckdiff.imports.pickled", "ValueError"): "caught by torchfile: a CheckpointError",
     ("ckdiff.writing.placing", "OSError"): "the system's own error, reported with its path",
+    ("ckdiff.writing.placing", "FileExistsError"): "what the system would say of the same",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.parts", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.facts", "ValueError"): "caught by container, and becomes a DeltaError",

@@ -30,7 +30,7 @@ from ckdiff.layout import CHUNK
 from ckdiff.options import Observer
 from ckdiff.setops import Combination
 from ckdiff.writing import objects
-from ckdiff.writing.workdir import SUFFIX
+from ckdiff.writing.ownership import SUFFIX
 
 SHAPES = {
     "embed": ("BF16", (37, 41)),

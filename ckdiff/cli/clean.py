@@ -15,12 +15,14 @@ def command(directory: str) -> None:
     """Remove the work directories that stopped runs left in DIR.
 
     A stopped run is resumed by the command that started it; clean gives up on that. What a running
-    process still writes is left alone.
+    process still writes is left alone, and so is what only has the name of a work directory: those
+    of version 0.1.0 too, which did not mark them as ckdiff's.
     """
     from ckdiff.errors import printable
     from ckdiff.writing.workdir import clean
 
-    removed, busy = clean(Path(directory))
-    lines = [f"removed {printable(str(path))}" for path in removed]
-    lines += [f"still in use: {printable(str(path))}" for path in busy]
+    cleaned = clean(Path(directory))
+    lines = [f"removed {printable(str(path))}" for path in cleaned.removed]
+    lines += [f"still in use: {printable(str(path))}" for path in cleaned.busy]
+    lines += [f"left alone: {why}" for _, why in cleaned.foreign]
     write_lines(lines or [f"nothing to clean in {printable(directory)}"])

@@ -16,12 +16,18 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints import Checkpoint, open_together
-from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.diffing import diff
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
-from ckdiff.exports.masks import CHANGED, FROZEN
-from ckdiff.imports.maskfile import Item, Notes, Shape, digest_of
+from ckdiff.exports.masks import CHANGED, FROZEN, text_label
+from ckdiff.imports.maskfile import (
+    Item,
+    MaskFile,
+    Notes,
+    Shape,
+    digest_of,
+    shown,
+)
 from ckdiff.imports.opening import open_mask_file
 from ckdiff.imports.staging import Staging
 from ckdiff.layout import CHUNK, Layout, Spans
@@ -31,7 +37,7 @@ from ckdiff.rules import Rule
 from ckdiff.store import MaskStore
 from ckdiff.stores.table import UNKNOWN, IntArray
 from ckdiff.writing.outputs import check_disk, check_place
-from ckdiff.writing.workdir import check_output, store_errors
+from ckdiff.writing.workdir import check_early, store_errors
 
 _MOST_DECLARED = 1 << 36  # elements of a tensor of which only positions are there
 _MOST = 1 << 42  # elements in all
@@ -58,7 +64,7 @@ def import_masks(
     if invert not in (True, False):
         raise UsageError(f"invert must be True or False, not {invert!r}")
     with store_errors(target.out):
-        check_output(target.out, overwrite=target.overwrite)
+        check_early(target.out, overwrite=target.overwrite)
     with ExitStack() as stack:
         found = open_mask_file(source, stack)
         if found.checkpoint is not None:
@@ -89,7 +95,7 @@ def import_masks(
             "rule": text,
             "format": found.format,
             "polarity": polarity,
-            "files": [{"label": _label(f), "digest": digest_of(f)} for f in found.files],
+            "files": _identity(found),
         }
         derived = Derived(
             names,
@@ -111,9 +117,15 @@ def import_masks(
         return target.write(derived, Staged(staged, layout, invert=polarity == FROZEN))
 
 
-def _label(file: OpenFile) -> str:
-    """What a store says that a file was called: a name that is no text gets escapes."""
-    return os.path.basename(file.path).encode("utf-8", "backslashreplace").decode()
+def _identity(found: MaskFile) -> list[dict[str, str]]:
+    """What the store says about the files: names and digests."""
+    names = [os.path.basename(file.path) for file in found.files]
+    if found.checkpoint is not None:
+        names = [source.name for source in found.checkpoint.files]
+    return [
+        {"label": text_label(name), "digest": digest_of(file)}
+        for name, file in zip(names, found.files, strict=True)
+    ]
 
 
 def _check_extent(
@@ -133,7 +145,7 @@ def _check_extent(
         elements = math.prod(shape)
         if declared and item.kind == "indices" and elements > _MOST_DECLARED:
             raise CheckpointError(
-                f"{printable(source)} declares {elements:,} elements of {printable(item.name)} "
+                f"{printable(source)} declares {elements:,} elements of {shown(item.name)} "
                 "and only a few bytes say so",
                 hint="give the model with --base",
             )
@@ -170,14 +182,14 @@ def _check_names(base: Checkpoint, names: list[str]) -> None:
         first = min(missing, key=natural_key)
         raise PairingError(
             f"{printable(base.label)} lacks {len(missing):,} of the masks' tensors, such as "
-            f"{printable(first)}",
+            f"{shown(first)}",
             hint="is it the checkpoint that the masks were made for?",
         )
 
 
 def _kind(item: Item, known: tuple[str, Shape] | None) -> tuple[str, Shape]:
     """The dtype and shape of the model's tensor that a mask is for."""
-    name = printable(item.name)
+    name = shown(item.name)
     if known is None:
         if item.kind == "flags":
             return "BOOL", item.shape  # what the weights are is not known

@@ -14,7 +14,7 @@ from ckdiff.errors import StoreCorrupt, StoreIncomplete, printable
 from ckdiff.stores.schema import FORMAT_VERSION, TABLE
 from ckdiff.stores.sealed import dump_json, read_sealed, seal
 from ckdiff.writing.placing import MANIFEST
-from ckdiff.writing.workdir import SUFFIX
+from ckdiff.writing.ownership import SUFFIX
 
 __all__ = ["FORMAT_VERSION", "TABLE", "dump_json", "read_manifest", "seal"]
 

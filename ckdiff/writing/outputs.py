@@ -10,7 +10,7 @@ from typing import Literal
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, CkdiffError, StoreError, printable
-from ckdiff.writing.workdir import check_output, store_errors
+from ckdiff.writing.workdir import check_early, store_errors
 
 ELSEWHERE = "choose another place with -o"  #: a hint
 
@@ -53,7 +53,7 @@ def refusal(out: Path, most: int, *, overwrite: bool) -> str | None:
     """Why a run that writes at most ``most`` bytes would be refused as things stand, or None."""
     try:
         with store_errors(out):
-            check_output(out, overwrite=overwrite)
+            check_early(out, overwrite=overwrite)
         check_disk(out, most, note=lambda message: None)
     except (StoreError, BudgetError) as error:
         return error.one_line()

@@ -16,18 +16,19 @@ from pathlib import Path
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.errors import BudgetError, OutputError, StoreLocked, printable
+from ckdiff.errors import BudgetError, OutputError, StoreError, printable
 from ckdiff.writing.outputs import ELSEWHERE, check_place, free_space, relation
-from ckdiff.writing.placing import (
+from ckdiff.writing.ownership import (
     FORMER,
-    give_back,
-    put_in_place,
-    remove,
-    sync_path,
-    sync_tree,
-    take_back,
+    NEW,
+    PLAN,
+    WorkFolder,
+    acquire,
+    check_work_path,
+    work_path,
 )
-from ckdiff.writing.workdir import SUFFIX, acquire
+from ckdiff.writing.placing import put_in_place, sync_path, sync_tree
+from ckdiff.writing.workdir import check_replaceable
 
 #: says what an existing output holds that must not be deleted, or None where it may be replaced
 Policy = Callable[[Path], str | None]
@@ -62,21 +63,32 @@ class Place:
         self, out: Path, *, directory: bool, overwrite: bool, in_the_way: Policy = lambda out: None
     ) -> None:
         self.out = out
-        self._partial = out.with_name(out.name + SUFFIX) if out.name else out
-        self.path = self._partial / "new"  #: write here: a file, or into this directory
         self._directory = directory
         self._overwrite = overwrite
         self._in_the_way = in_the_way
-        self._lock = -1
+        self._folder: WorkFolder | None = None
         self._made: tuple[int, int] | None = None
 
+    @property
+    def path(self) -> Path:
+        """Write here: a file, or into this directory. For this process, until the place is left."""
+        assert self._folder is not None
+        return self._folder.inside / NEW
+
     def __enter__(self) -> Place:
-        with write_errors(self.out):
+        with write_errors(self.out), _output_errors():
             self._check()
-            self._acquire()
+            self._folder = acquire(work_path(self.out))
             try:
-                self._clear()
+                if (self._folder.inside / PLAN).exists():
+                    raise OutputError(
+                        f"{printable(str(self._folder.path))} is left of a run that wrote a mask "
+                        "store",
+                        hint="ckdiff clean removes it",
+                    )
+                self._folder.clear()
                 self._check()  # again: another process may have finished just now
+                check_replaceable(self.out, self._folder.inside)
                 if self._directory:
                     self.path.mkdir()
             except BaseException:
@@ -107,8 +119,9 @@ class Place:
 
     def check(self) -> None:
         """Raise OutputError where something is in the way, before anything is written."""
-        with write_errors(self.out):
+        with write_errors(self.out), _output_errors():
             self._check()
+            check_work_path(self.out)
 
     def check_disk(self, size: int) -> None:
         """Raise BudgetError where ``size`` bytes do not fit."""
@@ -123,7 +136,7 @@ class Place:
 
     def commit(self) -> None:
         """Bring everything to the disk and give it its name."""
-        with write_errors(self.out):
+        with write_errors(self.out), _output_errors():
             if self._directory:
                 sync_tree(self.path)
             else:
@@ -131,13 +144,17 @@ class Place:
             self._check()
             status = os.stat(self.path)
             self._made = status.st_dev, status.st_ino
-            former = self._partial / FORMER if self.out.exists() else None
-            put_in_place(self.path, self.out, former)
+            former = self.path.with_name(FORMER)
+            undo = put_in_place(self.path, self.out, former)
             try:
+                # now that nobody can reach it by its name any more: may it really go?
+                found = self._in_the_way(former) if _has_content(former) else None
+                if found is not None:
+                    raise OutputError(f"{printable(str(self.out))} {found}", hint=_RENAME)
                 sync_path(self.out.parent)
-            except OSError:
+            except (OSError, OutputError):
                 with contextlib.suppress(OSError):
-                    take_back(self.path, self.out, former)
+                    undo()
                 raise
 
     @property
@@ -166,12 +183,14 @@ class Place:
                 f"cannot write {shown}: no directory {printable(str(out.parent))}",
                 hint="create it first",
             )
-        if not os.path.lexists(out):
-            return
+        if os.path.lexists(out):
+            self._check_existing(out, shown)
+
+    def _check_existing(self, out: Path, shown: str) -> None:
         if out.is_symlink() or not (out.is_dir() if self._directory else out.is_file()):
             kind = "directory" if self._directory else "file"
             raise OutputError(f"{shown} exists and is not a {kind}", hint=_RENAME)
-        if self._directory and not any(out.iterdir()):
+        if not _has_content(out):
             return
         found = self._in_the_way(out)
         if found is not None:
@@ -179,31 +198,27 @@ class Place:
         if not self._overwrite:
             raise OutputError(f"{shown} exists", hint="use --overwrite to replace it")
 
-    def _acquire(self) -> None:
-        """Lock the directory beside the output; the kernel frees it however we end."""
-        if (self._partial / "plan.json").exists():
-            raise OutputError(
-                f"{printable(str(self._partial))} is left of a run that wrote a mask store",
-                hint="ckdiff clean removes it",
-            )
-        try:
-            self._lock = acquire(self._partial)
-        except StoreLocked as error:
-            raise OutputError(str(error), hint=error.hint) from None
-
-    def _clear(self) -> None:
-        """Remove what a killed run left; give back what it was about to replace."""
-        give_back(self._partial / FORMER, self.out)
-        for entry in list(self._partial.iterdir()):
-            if entry.name != "LOCK":
-                remove(entry)
-
     def _leave(self) -> None:
-        if self._lock < 0:
+        folder, self._folder = self._folder, None
+        if folder is None:
             return
         with contextlib.suppress(OSError):
-            self._clear()
-            (self._partial / "LOCK").unlink(missing_ok=True)
-            self._partial.rmdir()
-        os.close(self._lock)
-        self._lock = -1
+            if not (folder.inside / PLAN).exists():
+                folder.remove()
+        folder.close()
+
+
+@contextmanager
+def _output_errors() -> Iterator[None]:
+    """What is wrong with the work directory is said of the output."""
+    try:
+        yield
+    except StoreError as error:
+        raise OutputError(str(error), hint=error.hint) from None
+
+
+def _has_content(path: Path) -> bool:
+    """Whether something is there that is more than a directory without anything in it."""
+    if path.is_dir() and not path.is_symlink():
+        return any(path.iterdir())
+    return os.path.lexists(path)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints.openfile import make_room
+from ckdiff.checkpoints.header import read_header
+from ckdiff.checkpoints.openfile import OpenFile, make_room
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.checkpoints.shards import INDEX_SUFFIX, SUFFIX, file_name_fault
-from ckdiff.errors import OutputError, printable
+from ckdiff.checkpoints.shards import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    file_name_fault,
+    parsed_index,
+    read_index,
+)
+from ckdiff.errors import CheckpointError, OutputError, printable
 from ckdiff.writing.objects import start_writeback
 from ckdiff.writing.outputs import ELSEWHERE
 from ckdiff.writing.place import Place, write_errors
 
 _WORTHWHILE = 1 << 20  # bytes that the disk is told of at once
+_OTHERS = "ckdiff-"  # how the formats of our own files begin that are no checkpoints
 _AT_ONCE = 1 << 30  # bytes that one call writes; Linux stops a little before 2 GiB
 
 
@@ -43,8 +53,8 @@ class Rebuilt:
     """A checkpoint being written. A context manager: nothing stays unless ``commit`` returned.
 
     With ``directory`` false there is one file, which is ``out`` itself, and no ``index``; else
-    ``index`` is a file's name and bytes, or None. ``overwrite`` replaces a directory that holds
-    nothing but safetensors files and indexes, and a safetensors file. ``apart`` and
+    ``index`` is a file's name and bytes, or None. ``overwrite`` replaces what is a checkpoint and
+    nothing else: files whose content is safetensors, and indexes. ``apart`` and
     ``inputs`` are what is being read, and never overwritten.
 
     Making one raises OutputError for names that must not be written and for an output that is
@@ -238,10 +248,37 @@ def _name_fault(name: str) -> str | None:
 
 def _foreign(out: Path) -> str | None:
     """What a rebuilt checkpoint must not replace: anything that is more than a checkpoint."""
-    if not out.is_dir():
-        return None if out.name.endswith(SUFFIX) else "is not called .safetensors"
-    for _, _, names in os.walk(out):
-        for name in names:
-            if not name.endswith((SUFFIX, INDEX_SUFFIX)):
-                return f"holds {printable(name)}, which is not part of a checkpoint"
+    if not stat.S_ISDIR(os.lstat(out).st_mode):
+        return None if _is_shard(str(out)) else "is not a checkpoint in safetensors"
+    for folder, folders, names in os.walk(out):
+        for name in (*folders, *names):
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISDIR(mode):
+                ours = bool(os.listdir(path))
+            elif name.endswith(SUFFIX):
+                ours = stat.S_ISREG(mode) and _is_shard(path)
+            else:
+                ours = stat.S_ISREG(mode) and name.endswith(INDEX_SUFFIX) and _is_index(path)
+            if not ours:
+                shown = printable(os.path.relpath(path, out))
+                return f"holds {shown}, which is not part of a checkpoint"
     return None
+
+
+def _is_shard(path: str) -> bool:
+    """Whether a file holds weights: safetensors, but neither exported masks nor a delta."""
+    try:
+        with closing(OpenFile.open(path)) as file:
+            metadata = read_header(file.fd, file.size, path).metadata
+    except (CheckpointError, OSError):
+        return False
+    return not metadata.get("format", "").startswith(_OTHERS)
+
+
+def _is_index(path: str) -> bool:
+    try:
+        parsed_index(read_index(path), os.path.dirname(path), path)
+    except (CheckpointError, ValueError):
+        return False
+    return True

@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from ckdiff.errors import ClusterError, printable
+from ckdiff.writing.ownership import PLAN, SUFFIX, check_work_path
 from ckdiff.writing.workdir import WorkDir, store_errors
 
 _HINT = "the output must be on a file system that all workers share"
@@ -28,7 +29,11 @@ def prepare(work: WorkDir, rules: Iterable[str]) -> str:
 
 
 def check_plan(path: Path, digest: str) -> None:
-    """Raise ClusterError unless the work directory is here too, and still of the same run."""
+    """Raise ClusterError unless the work directory is here too, and still of the same run.
+
+    Raises StoreError where what is here is not ours.
+    """
+    check_work_path(path.with_name(path.name.removesuffix(SUFFIX)))
     try:
         same = _digest(path) == digest
     except OSError:
@@ -42,7 +47,7 @@ def check_plan(path: Path, digest: str) -> None:
 
 
 def _digest(path: Path) -> str:
-    return xxhash.xxh3_128_hexdigest((path / "plan.json").read_bytes())
+    return xxhash.xxh3_128_hexdigest((path / PLAN).read_bytes())
 
 
 def check_objects(work: WorkDir, objects: Mapping[str, tuple[int, str]]) -> None:

@@ -1,8 +1,8 @@
-"""The work directory of a store being written: lock, plan, journal, commit.
+"""The work directory of a store being written: plan, journal, commit.
 
 ``run1.zarr`` is prepared in ``run1.zarr.ckdiff-partial`` beside it and renamed when complete:
 
-    LOCK        flock, freed even by kill -9
+    LOCK, ckdiff-work.json   what makes the directory ours: see ownership
     plan.json   what is being computed; a run with the same plan resumes, any other starts anew
     journal/N   what chunk N added up to, written after its mask objects
     store/      the store, without a manifest until the very end
@@ -16,38 +16,43 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shlex
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
 from ckdiff.errors import StoreError, StoreExists, StoreLocked, printable
-from ckdiff.writing.objects import start_writeback, write_all
-from ckdiff.writing.placing import (
+from ckdiff.stores.recognising import foreign
+from ckdiff.writing.ownership import (
     FORMER,
+    JOURNAL,
+    NEW,
+    PLAN,
+    REPLACED,
+    STORE,
+    WorkFolder,
+    acquire,
+    check_work_path,
+    leftovers,
+    named,
+    work_path,
+)
+from ckdiff.writing.placing import (
     MANIFEST,
-    give_back,
     put_in_place,
     remove,
+    replaceable,
     sync_path,
     sync_tree,
-    take_back,
+    write_file,
 )
 
-SUFFIX = ".ckdiff-partial"
-FORMAT = "ckdiff-mask-store"
-_ATTEMPTS = 100  # at locking a directory that others keep removing
-_README = """\
-This directory was left by a ckdiff run that did not finish. The same command resumes it;
-`ckdiff clean DIR` (DIR being the directory that holds this one) removes it.
-"""
+_FOREIGN = "move that elsewhere, or choose another name"
 
 
 @contextmanager
@@ -56,7 +61,8 @@ def store_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
+        name = error.filename
+        where = named(name) if isinstance(name, str) and os.path.isabs(name) else str(path)
         hints = {
             errno.ENOSPC: "free some space; the same command then resumes",
             errno.EDQUOT: "your quota is used up; the same command resumes once there is room",
@@ -66,7 +72,7 @@ def store_errors(path: Path) -> Iterator[None]:
         }
         hint = hints.get(error.errno or 0, "the same command resumes once that is mended")
         raise StoreError(
-            f"cannot write {printable(str(where))}: {error.strerror or error}", hint=hint
+            f"cannot write {printable(where)}: {error.strerror or error}", hint=hint
         ) from error
 
 
@@ -81,7 +87,7 @@ def stopped_hint(out: Path, manifest: bytes) -> str:
         complete = False
     if not complete:
         return "the same command resumes"
-    if not out.with_name(out.name + SUFFIX).exists():
+    if not work_path(out).exists():
         return "the store is complete"
     folder = shlex.quote(str(out.parent))
     return f"the store is complete; ckdiff clean {folder} removes what is left beside it"
@@ -94,39 +100,49 @@ class WorkDir:
         if not out.name:
             raise StoreExists(f"{out} exists and is not a mask store", hint="choose another name")
         self.out = out
-        self.path = out.with_name(out.name + SUFFIX)
-        self.store = self.path / "store"
+        self.path = work_path(out)  #: how another process may reach it
         self._plan = json.dumps(plan, sort_keys=True, separators=(",", ":"))
         self._overwrite = overwrite
-        self._lock = -1
+        self._folder: WorkFolder | None = None
         self.resumed = False  #: whether earlier work was found
         #: what of the plan was another one in earlier work that was thrown away, or nothing
         self.discarded: list[str] = []
 
+    @property
+    def store(self) -> Path:
+        """Where the store is built, for this process and for as long as the directory is open."""
+        return self._inside / STORE
+
     def __enter__(self) -> WorkDir:
         with store_errors(self.path):
             check_output(self.out, overwrite=self._overwrite)
-            self._lock = acquire(self.path)
+            self._folder = acquire(self.path)
             try:
-                _rescue(self.path)
                 try:
                     # again: another process may have finished while we waited for its lock
                     check_output(self.out, overwrite=self._overwrite)
+                    check_replaceable(self.out, self._inside)
                 except StoreError:
-                    if not (self.path / "plan.json").exists():
+                    if not (self._inside / PLAN).exists():
                         self.discard()
                     raise
                 self._open_plan()
             except BaseException:
-                self._unlock()
+                self._close()
                 raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._unlock()
+        self._close()
+
+    @property
+    def _inside(self) -> Path:
+        return self.path if self._folder is None else self._folder.inside
 
     def _open_plan(self) -> None:
-        found = self.path / "plan.json"
+        for name in (REPLACED, FORMER, NEW):  # of a run that was killed while it put them in place
+            remove(self._inside / name)
+        found = self._inside / PLAN
         try:
             earlier = found.read_text(encoding="utf-8")
         except (OSError, ValueError):
@@ -135,13 +151,12 @@ class WorkDir:
             self.resumed = True
             (self.store / MANIFEST).unlink(missing_ok=True)  # it is not finished any more
         else:
-            if any((self.path / "journal").glob("*")):
+            if any((self._inside / JOURNAL).glob("*")):
                 self.discarded = _differences(earlier, self._plan)
-            for name in ("plan.json", "journal", "store"):
-                remove(self.path / name)
-            write_file(self.path / "README.txt", _README.encode())
+            if self._folder is not None:
+                self._folder.clear()
             write_file(found, self._plan.encode())
-        (self.path / "journal").mkdir(exist_ok=True)
+        (self._inside / JOURNAL).mkdir(exist_ok=True)
         self.store.mkdir(exist_ok=True)
 
     # journal
@@ -149,12 +164,12 @@ class WorkDir:
     def record(self, chunk: int, payload: bytes) -> None:
         """Note that a chunk is done; its objects must have been written before."""
         digest: bytes = xxhash.xxh3_128_digest(payload)
-        write_file(self.path / "journal" / f"{chunk}", digest + payload, sync=False)
+        write_file(self._inside / JOURNAL / f"{chunk}", digest + payload, sync=False)
 
     def recorded(self, chunk: int) -> bytes | None:
         """What ``record`` noted, or None where it did not or the note is damaged."""
         try:
-            data = (self.path / "journal" / f"{chunk}").read_bytes()
+            data = (self._inside / JOURNAL / f"{chunk}").read_bytes()
         except OSError:
             return None
         return data[16:] if xxhash.xxh3_128_digest(data[16:]) == data[:16] else None
@@ -169,24 +184,29 @@ class WorkDir:
             write_file(self.store / MANIFEST, manifest)
             self._durable(sync_path, self.store)
             check_output(self.out, overwrite=self._overwrite)
-            replaced = self.path / "replaced" if self.out.exists() else None
-            put_in_place(self.store, self.out, replaced)
+            replaced = self._inside / REPLACED
+            undo = put_in_place(self.store, self.out, replaced)
             # a worker elsewhere that was taken for dead may have begun a file until this moment
             with contextlib.suppress(OSError):
                 _remove_temporaries(self.out)
             try:
+                # now that nobody can reach it by its name any more: is it still only a store?
+                problem = foreign(replaced) if replaced.is_dir() else None
+                if problem is not None:
+                    raise StoreExists(f"{printable(str(self.out))} {problem}", hint=_FOREIGN)
                 self._durable(sync_path, self.out.parent)
-            except OSError:
+            except (OSError, StoreExists):
                 with contextlib.suppress(OSError):
-                    take_back(self.store, self.out, replaced)
+                    undo()
                     remove(self.store)
                 raise
         self.discard()
 
     def discard(self) -> None:
         """Remove the work directory. What cannot be removed is left for ``ckdiff clean``."""
-        with contextlib.suppress(OSError):
-            _remove_locked(self.path)
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self._folder.remove()
 
     def _durable(self, sync: Callable[[Path], None], path: Path) -> None:
         try:
@@ -195,23 +215,13 @@ class WorkDir:
             # after a failed fsync the page cache may show bytes that never reached the disk, and
             # the next fsync may succeed: nothing written so far can be used
             with contextlib.suppress(OSError):
-                remove(self.path / "journal")
+                remove(self._inside / JOURNAL)
                 remove(self.store)
             raise
 
-    def _unlock(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-
-def is_store(path: Path) -> bool:
-    """Whether a directory is a mask store, perhaps a damaged one, and not somebody else's data."""
-    for name in (MANIFEST, "zarr.json"):
-        with contextlib.suppress(OSError), open(path / name, "rb") as file:
-            if FORMAT.encode() in file.read(4096):
-                return (path / MANIFEST).is_file()
-    return False
+    def _close(self) -> None:
+        if self._folder is not None:
+            self._folder.close()
 
 
 def _differences(earlier: str, plan: str) -> list[str]:
@@ -219,109 +229,48 @@ def _differences(earlier: str, plan: str) -> list[str]:
     try:
         before, now = json.loads(earlier), json.loads(plan)
         return sorted(key for key in now if before.get(key) != now[key]) or ["plan"]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ["plan"]
+
+
+def check_early(out: Path, *, overwrite: bool) -> None:
+    """Raise what entering a WorkDir would raise as things stand, but for a lock."""
+    check_output(out, overwrite=overwrite)
+    check_work_path(out)
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
     """Raise StoreExists where the output is in the way."""
+    shown = printable(str(out))
     if not out.parent.is_dir():
         raise StoreError(
-            f"cannot write {printable(str(out))}: no directory {printable(str(out.parent))}",
+            f"cannot write {shown}: no directory {printable(str(out.parent))}",
             hint="create it first",
         )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         kind = "is a symbolic link" if out.is_symlink() else "exists and is not a store"
-        raise StoreExists(f"{printable(str(out))} {kind}", hint="choose another name")
-    if not out.exists():
-        return
-    if any(out.iterdir()) and not is_store(out):
-        raise StoreExists(
-            f"{printable(str(out))} exists and is not a mask store", hint="choose another name"
-        )
-    if not overwrite:
-        raise StoreExists(f"{printable(str(out))} exists", hint="use --overwrite to replace it")
+        raise StoreExists(f"{shown} {kind}", hint="choose another name")
+    if out.exists():
+        problem = foreign(out) if any(out.iterdir()) else None
+        if problem is not None and problem.startswith("is"):
+            raise StoreExists(f"{shown} exists and {problem}", hint="choose another name")
+        if problem is not None:
+            raise StoreExists(f"{shown} {problem}", hint=_FOREIGN)
+        if not overwrite:
+            raise StoreExists(f"{shown} exists", hint="use --overwrite to replace it")
 
 
-def acquire(path: Path, *, create: bool = True) -> int:
-    """Lock the work directory; freed by the kernel when the process ends, however it ends."""
-    for _ in range(_ATTEMPTS):
-        if create:
-            _make(path)
-        try:
-            fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            if create:
-                continue  # whoever used the directory has just removed it
-            raise
-        locked = False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # a lock is only worth something while it is in its place
-            locked = os.path.samestat(os.fstat(fd), os.stat(path / "LOCK"))
-        except BlockingIOError:
-            break
-        except FileNotFoundError:
-            pass
-        finally:
-            if not locked:
-                os.close(fd)
-        if locked:
-            return fd
-    raise StoreLocked(
-        f"another process is writing {printable(str(path).removesuffix(SUFFIX))}",
-        hint="wait for it, or choose another name",
-    )
+def check_replaceable(out: Path, folder: Path) -> None:
+    """Raise StoreExists where what is at ``out`` cannot be replaced in one step.
 
-
-def _make(path: Path) -> None:
-    """Make a directory that may be there already, and may be gone again before one looks.
-
-    pathlib's ``exist_ok`` would take the second for a file that is in the way.
+    ``folder`` is ours and beside it.
     """
-    try:
-        path.mkdir()
-    except FileExistsError:
-        with contextlib.suppress(FileNotFoundError):
-            mode = os.lstat(path).st_mode
-            if not (stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and path.is_dir())):
-                raise
-
-
-def _remove_locked(path: Path) -> None:
-    """Remove a work directory whose lock is held, the plan first and the lock last."""
-    entries = {entry.name: entry for entry in path.iterdir()}
-    lock = entries.pop("LOCK", None)
-    for name in sorted(entries, key=lambda name: name != "plan.json"):
-        remove(entries[name])
-    if lock is not None:
-        lock.unlink()
-    try:
-        path.rmdir()
-    except OSError as error:
-        # from here on another process may have it
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-            raise
-
-
-def write_file(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write to one side and rename, so that the name never holds half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            write_all(fd, data)
-            if sync:
-                os.fsync(fd)
-            else:
-                start_writeback(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    if not replaceable(folder, out):
+        raise StoreExists(
+            f"{printable(str(out))} cannot be replaced in one step: its file system cannot "
+            "exchange two directories",
+            hint="remove it first, or choose another name",
+        )
 
 
 def _remove_temporaries(root: Path) -> None:
@@ -330,47 +279,32 @@ def _remove_temporaries(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _rescue(path: Path) -> None:
-    """Finish what a run that was killed while replacing its output had begun."""
-    replaced = path / "replaced"
-    out = path.with_name(path.name.removesuffix(SUFFIX))
-    give_back(path / FORMER, out)
-    if not replaced.is_dir():
-        return
-    if os.path.lexists(out) or not is_store(replaced):
-        remove(replaced)
-    else:
-        os.rename(replaced, out)
+class Cleaned(NamedTuple):
+    """What ``clean`` did with what has the name of a work directory."""
+
+    removed: list[Path]
+    busy: list[Path]  #: still in use by a running process
+    foreign: list[tuple[Path, str]]  #: left as it is, and the message that says why
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Work directories of stopped runs directly below ``folder``."""
-    try:
-        names = list(folder.iterdir())
-    except OSError as error:
-        raise StoreError(
-            f"cannot look into {printable(str(folder))}: {error.strerror}",
-            hint="give the directory that holds the leftovers",
-        ) from None
-    return sorted(p for p in names if p.name.endswith(SUFFIX) and p.is_dir() and not p.is_symlink())
-
-
-def clean(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Remove leftovers; gives (removed, still in use by a running process)."""
-    removed, busy = [], []
+def clean(folder: Path) -> Cleaned:
+    """Remove the work directories of stopped runs directly below ``folder``, if they are ours."""
+    cleaned = Cleaned([], [], [])
     for path in leftovers(folder):
         with store_errors(path):
             try:
-                lock = acquire(path, create=False)
+                work = acquire(path, create=False)
             except StoreLocked:
-                busy.append(path)
+                cleaned.busy.append(path)
+                continue
+            except StoreError as error:
+                cleaned.foreign.append((path, str(error)))
                 continue
             except FileNotFoundError:
                 continue  # its owner has just removed it
             try:
-                _rescue(path)
-                _remove_locked(path)
+                work.remove()
             finally:
-                os.close(lock)
-        removed.append(path)
-    return removed, busy
+                work.close()
+        cleaned.removed.append(path)
+    return cleaned
