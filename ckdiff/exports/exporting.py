@@ -14,7 +14,7 @@ import numpy as np
 from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
 from ckdiff.checkpoints.shards import INDEX_NAME
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
-from ckdiff.exports.masks import Masks, compact, encoded, everything
+from ckdiff.exports.masks import Masks, compact, encoded, everything, text_label
 from ckdiff.exports.recognising import foreign
 from ckdiff.exports.tensorfile import TensorFile
 from ckdiff.options import (
@@ -191,6 +191,12 @@ def _shards(masks: Masks, like: Checkpoint) -> tuple[dict[str, IntArray], list[s
                 hint="give the checkpoint that the store was made from",
             )
         groups.setdefault(like.files[int(files[at])].name, []).append(i)
+    for file in groups:  # the index says their names, and it is JSON
+        if file != text_label(file):
+            raise CheckpointError(
+                f"{printable(like.label)} has a file whose name is no text: {printable(file)}",
+                hint="rename it",
+            )
     known = set(masks.names)
     left_out = [name for name in table.names if name not in known]
     return {name: np.array(group, np.int64) for name, group in groups.items()}, left_out

@@ -73,9 +73,9 @@ class Masks:
         for side in ("base", "tuned"):
             identity = manifest.get(side)
             if isinstance(identity, dict):
-                data[side] = str(identity.get("label", ""))
+                data[side] = text_label(str(identity.get("label", "")))
         if "made_by" in manifest:
-            data["made_by"] = compact(manifest["made_by"])
+            data["made_by"] = text_label(compact(manifest["made_by"]))
         tensors = {self.names[i]: [self.dtypes[i], self.shapes[i]] for i in chosen.tolist()}
         return data | {"tensors": compact(tensors)}
 
@@ -130,6 +130,11 @@ class Masks:
 def compact(data: Any) -> str:
     """JSON on one line, everything as it is."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+def text_label(label: str) -> str:
+    """A label with escapes for what is no text: files can be called anything."""
+    return label.encode("utf-8", "backslashreplace").decode()
 
 
 def encoded(text: str) -> bytes:

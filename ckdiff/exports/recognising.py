@@ -29,6 +29,8 @@ def foreign(out: Path) -> str | None:
     for name in _files(out):
         names = None if name == INDEX_NAME else exported(out / name)
         if names is not None:
+            if not weight_map.keys().isdisjoint(names):
+                return f"holds {printable(name)}, which has masks that another file has too"
             weight_map |= dict.fromkeys(names, name)
             folders.update(map(str, Path(name).parents))
         elif name != INDEX_NAME:
@@ -61,7 +63,8 @@ def exported(path: Path) -> list[str] | None:
             return None
         itself = [file.path for file in found.files] == [os.path.abspath(path)]  # and no index
         names = {item.name for item in found.items}
-        if not itself or not found.notes.ours or names != found.tensors.keys():
+        whole = names == found.tensors.keys() and not found.notes.others
+        if not itself or not found.notes.ours or not whole:
             return None
         suffix = INDICES if found.notes.encoding == "indices" else ""
         return [item.name + suffix for item in found.items]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckdiff.errors import StoreError, UsageError, printable
-from ckdiff.exports.masks import Masks
+from ckdiff.exports.masks import Masks, encoded
 from ckdiff.stores.table import IntArray
 from ckdiff.writing.objects import write_all
 
@@ -42,7 +42,8 @@ class TorchFile:
         self._masks = masks
         self._chosen = chosen
         self.data_size = int(masks.elements[chosen].sum())
-        names = sum(len(masks.names[i]) for i in chosen.tolist())
+        # encoded now: a name that is no text is said before the work
+        names = sum(len(encoded(masks.names[i])) for i in chosen.tolist())
         #: bytes on the disk while it is written, about
         self.size = 2 * self.data_size + _ENTRY * len(chosen) + 2 * names
 
@@ -61,13 +62,22 @@ class TorchFile:
             os.close(fd)
         content = {"masks": self._tensors(memory), "metadata": self._metadata()}
         try:
-            self._torch.save(content, os.fspath(path))
+            self._save(content, path)
         except RuntimeError as error:  # how torch reports a full disk
             reason = str(error).splitlines()[0]
             raise StoreError(
                 f"torch cannot write {printable(str(path))}: {printable(reason)}",
                 hint="is there room on the disk?",
             ) from None
+
+    def _save(self, content: Any, path: Path) -> None:
+        try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError:  # torch takes names that are text, and files of any name
+            with open(path, "xb") as file:
+                self._torch.save(content, file)
+        else:
+            self._torch.save(content, os.fspath(path))
 
     def _tensors(self, memory: mmap.mmap | bytes) -> dict[str, Any]:
         tensors, at = {}, 0

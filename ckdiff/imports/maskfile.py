@@ -37,6 +37,7 @@ METADATA_LIMIT = 1 << 26
 #: tensors of a file: each costs memory before a bit is read, and models have at most 90,000
 MOST_TENSORS = 1 << 18
 _MOST = 1 << 60  # elements of a tensor
+_LONGEST_RULE = 200  # characters
 _UNIT = 8  # items: every piece but the last has a multiple of it, which is whole bytes of mask
 
 _PAIR = re.compile(WS + STRING + WS + rb":" + WS + STRING + WS + rb"([,}])", re.DOTALL)
@@ -92,6 +93,7 @@ class Notes:
     rule: str | None = None
     tensors: str = field(default="{}", repr=False)
     ours: bool = False  #: whether an export wrote it
+    others: int = 0  #: tensors that it describes and the file does not have; see described
 
     @classmethod
     def of(cls, metadata: Any) -> Notes:
@@ -144,7 +146,8 @@ class Notes:
         try:
             for name, entry in _described(raw):
                 if name not in wanted:
-                    continue  # what the file does not have costs no memory
+                    self.others += 1  # what the file does not have costs no memory
+                    continue
                 if name in found:
                     raise ValueError("a tensor is there twice")
                 found[name] = entry
@@ -153,9 +156,11 @@ class Notes:
         return found
 
     def checked(self, where: str) -> Notes:
-        """Itself; raises CheckpointError for a polarity that is none."""
+        """Itself; raises CheckpointError for a polarity that is none, or a rule that is a book."""
         if self.polarity not in (None, CHANGED, FROZEN):
             raise _nonsense(where, "polarity")
+        if self.rule is not None and len(self.rule) > _LONGEST_RULE:
+            raise _nonsense(where, "rule")
         return self
 
 
@@ -220,7 +225,7 @@ def make_item(
         return Item(name, "flags", shape, byte, read)
     what = "no such type" if dtype is None else str(dtype)
     raise CheckpointError(
-        f"{where}: {printable(name)} is no mask: {what}",
+        f"{where}: {shown(name)} is no mask: {what}",
         hint=f"masks are bool or uint8 of 0 and 1, or whole numbers called NAME{INDICES}",
     )
 
@@ -253,8 +258,13 @@ def items_of(item: Item) -> Iterator[npt.NDArray[Any]]:
 def bad(item: Item, what: str) -> CheckpointError:
     """The error for what is wrong with one mask."""
     return CheckpointError(
-        f"the mask of {printable(item.name)} {what}", hint="is the file whole? make it again"
+        f"the mask of {shown(item.name)} {what}", hint="is the file whole? make it again"
     )
+
+
+def shown(name: str) -> str:
+    """A name of the file for a message: it may have a million characters."""
+    return printable(name if len(name) <= 200 else name[:200] + "...")
 
 
 def check_number(where: str, tensors: int) -> None:

@@ -19,6 +19,7 @@ from ckdiff.imports.maskfile import (
     check_number,
     is_shape,
     make_item,
+    shown,
 )
 from ckdiff.imports.ziparchive import Archive, Member
 
@@ -26,11 +27,17 @@ _SUFFIX = ".npy"
 _MAGIC = b"\x93NUMPY"
 _HEADER_LIMIT = 1 << 14  # bytes; what numpy writes for a mask has 118
 #: headers are Python literals; the few that masks need are matched, and none is evaluated
+_BLANKS = " \t\r\n\f"
+_BLANK = r"[ \t\r\n\f]*+"
+_NUMBER = r"(?:0|[1-9][0-9]*+)L?"  # Python 2 wrote the L
 _FIELD = re.compile(
-    r"\s*+(['\"])(descr|fortran_order|shape)\1\s*+:\s*+"
-    r"(?:(['\"])([<>=|]?[A-Za-z?]{1,8}[0-9]{0,4})\3|(True|False)|\(([0-9,\sL]*+)\))\s*+(,|$)"
+    rf"{_BLANK}(['\"])(descr|fortran_order|shape)\1{_BLANK}:{_BLANK}"
+    rf"(?:(['\"])([<>=|]?[A-Za-z?]{{1,8}}[0-9]{{0,4}})\3|(True|False)|\(([0-9, \t\r\n\fL]*+)\))"
+    rf"{_BLANK}(,|$)"
 )
-_TUPLE = re.compile(r"\s*|(?:\s*[0-9]+L?\s*,)+(?:\s*[0-9]+L?)?\s*")
+_TUPLE = re.compile(
+    rf"{_BLANK}|(?:{_BLANK}{_NUMBER}{_BLANK},)+(?:{_BLANK}{_NUMBER})?{_BLANK}",
+)
 _DTYPE = re.compile(r"[<>=|]?(?:b1|\?|[iu][1248])")
 
 
@@ -42,11 +49,11 @@ def read_npz(archive: Archive) -> MaskFile:
     for member in archive.members.values():
         name = member.name.removesuffix(_SUFFIX)
         if not member.name.endswith(_SUFFIX):
-            raise archive.wrong(member, "is no array")
+            raise archive.wrong(member, "is no array", "an npz of masks holds nothing else")
         dtype, shape, skip = _header(archive, member)
         size = math.prod(shape) * dtype.itemsize
         if member.size != skip + size:
-            raise archive.wrong(member, "its size disagrees with its header")
+            raise archive.wrong(member, "has another size than its header says")
         if name == METADATA and size <= METADATA_LIMIT:
             notes = _notes(archive, member, skip)
         else:
@@ -84,7 +91,7 @@ def _header(archive: Archive, member: Member) -> tuple[np.dtype[Any], Shape, int
     descr, fortran, dims = fields
     if not _DTYPE.fullmatch(descr):
         raise CheckpointError(
-            f"{archive.where}: {printable(member.name)} is no mask: {printable(descr)}",
+            f"{archive.where}: {shown(member.name)} is no mask: {printable(descr)}",
             hint="masks are bool or uint8 of 0 and 1, or whole numbers called NAME.indices",
         )
     parts = [part.strip().removesuffix("L") for part in dims.split(",") if part.strip()]
@@ -94,16 +101,16 @@ def _header(archive: Archive, member: Member) -> tuple[np.dtype[Any], Shape, int
     if not is_shape(shape):
         raise archive.wrong(member, "has no sensible shape")
     if fortran == "True" and len(shape) > 1:
-        raise archive.wrong(member, "is in Fortran order: save np.ascontiguousarray of it")
+        raise archive.wrong(member, "is in Fortran order", "save np.ascontiguousarray of it")
     return np.dtype(descr), shape, before + length
 
 
 def _fields(text: str) -> tuple[str, str, str] | None:
     """``descr``, ``fortran_order`` and ``shape`` of a header, or None where it is another."""
-    text = text.strip()
+    text = text.removesuffix("\n").rstrip(" ")
     if not (text.startswith("{") and text.endswith("}")):
         return None
-    text, at = text[1:-1].rstrip(), 0
+    text, at = text[1:-1].rstrip(_BLANKS), 0
     found: dict[str, str] = {}
     while at < len(text):
         match = _FIELD.match(text, at)

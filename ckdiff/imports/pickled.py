@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 
 from ckdiff.imports.maskfile import METADATA_LIMIT
 
-#: what may be pushed: three times what the most tensors of any model need
-_MOST_STEPS = 1 << 22
-_MOST_CONTAINERS = 1 << 20
+#: instructions that are followed: a tensor takes about 28, and models have at most 90,000
+_MOST_STEPS = 1 << 23
+_MOST_MADE = 1 << 22  # texts, numbers and tuples; a tensor takes about 11
+_MOST_CONTAINERS = 1 << 20  # a tensor takes one
+_MOST_WORDS = 1 << 10  # classes and functions; torch.save names each once
 _LONGEST_NUMBER = 16  # bytes; torch needs 9
 
 #: storage classes of old -> dtype names as numpy has them; what no mask can be is in it for sizes
@@ -82,8 +84,9 @@ class _Machine:
         self._at = 0
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # stacks that a mark put aside
-        self._memo: dict[int, Any] = {}
-        self._containers = 0
+        self._memo: list[Any] = []
+        self._words: dict[str, Word] = {}
+        self._containers = self._made = 0
 
     def run(self) -> Any:
         for _ in range(_MOST_STEPS):
@@ -121,6 +124,12 @@ class _Machine:
             _refuse("it takes more memory than any model needs")
         self._stack.append(what)
 
+    def _new(self, what: Any) -> None:
+        self._made += 1
+        if self._made > _MOST_MADE:
+            _refuse("it takes more memory than any model needs")
+        self._stack.append(what)
+
     def _to_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._below.pop()
         return items
@@ -138,44 +147,50 @@ class _Machine:
 
     def global_name(self) -> None:
         module = self._line()
-        self._stack.append(Word(f"{module}.{self._line()}"))
+        name = f"{module}.{self._line()}"
+        if len(self._words) >= _MOST_WORDS and name not in self._words:
+            _refuse("it names more classes than tensors need")
+        self._stack.append(self._words.setdefault(name, Word(name)))
 
     def number(self, form: str) -> None:
         (value,) = struct.unpack(form, self._take(struct.calcsize(form)))
-        self._stack.append(value)
+        self._new(value)
 
     def long(self) -> None:
         size = self._take(1)[0]
         if size > _LONGEST_NUMBER:
             _refuse("it has an impossible number")
         data = self._take(size) if size else b""
-        self._stack.append(int.from_bytes(data, "little", signed=True))
+        self._new(int.from_bytes(data, "little", signed=True))
 
     def text(self) -> None:
         (size,) = struct.unpack("<L", self._take(4))
         data = self._take(size) if size else b""
         try:
-            self._stack.append(data.decode("utf-8"))
+            self._new(data.decode("utf-8"))
         except UnicodeDecodeError:
             _refuse("it has a name that is not valid text")
 
     def put(self, form: str) -> None:
         (place,) = struct.unpack(form, self._take(struct.calcsize(form)))
-        self._memo[place] = self._stack[-1]
+        if place < len(self._memo):
+            self._memo[place] = self._stack[-1]
+        elif place == len(self._memo):  # every pickler numbers what it may need again
+            self._memo.append(self._stack[-1])
+        else:
+            _refuse("it is damaged")
 
     def get(self, form: str) -> None:
         (place,) = struct.unpack(form, self._take(struct.calcsize(form)))
-        if place not in self._memo:
-            _refuse("it is damaged")
         self._stack.append(self._memo[place])
 
     def tuple_of(self, count: int) -> None:
         items = [self._stack.pop() for _ in range(count)]
-        self._stack.append(tuple(items[::-1]))
+        self._new(tuple(items[::-1]))
 
     def marked_tuple(self) -> None:
         items = self._to_mark()
-        self._stack.append(tuple(items))
+        self._new(tuple(items))
 
     def set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -207,7 +222,7 @@ class _Machine:
                 dtype = STORAGES.get(kind.removeprefix("torch."))
                 if dtype is None and kind != "torch.storage.UntypedStorage":
                     _refuse(f"it has elements of a type that is not known: {kind}")
-                self._stack.append(Storage(key, dtype, size))
+                self._new(Storage(key, dtype, size))
             case _:
                 _refuse("it names bytes in a way that is not known")
 
@@ -218,7 +233,7 @@ class _Machine:
         if what.name == "collections.OrderedDict" and not arguments:
             self._container({})
         else:
-            self._stack.append(_called(what.name, arguments))
+            self._new(_called(what.name, arguments))
 
     def build(self) -> None:
         self._stack.pop()  # the attributes of a dict, such as versions; not ours to look at

@@ -24,7 +24,7 @@ import zstandard
 from ckdiff.budget import format_size
 from ckdiff.derived import Bytes
 from ckdiff.errors import BudgetError, StoreError, printable
-from ckdiff.imports.maskfile import Item, bad, items_of
+from ckdiff.imports.maskfile import Item, bad, items_of, shown
 from ckdiff.layout import CHUNK, Layout
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.writing.objects import INNER, write_all
@@ -146,7 +146,7 @@ class Staging:
             if free_space(self._out.parent) < size:
                 raise BudgetError(
                     f"{format_size(size)} are needed at {printable(str(self._out.parent))} to put "
-                    f"the positions of {printable(item.name)} in order",
+                    f"the positions of {shown(item.name)} in order",
                     hint="free some space or choose another place with -o",
                 )
         fd = _nameless(self._out, stack)  # only until this tensor is done

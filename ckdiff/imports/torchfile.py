@@ -24,6 +24,7 @@ from ckdiff.imports.maskfile import (
     is_shape,
     make_item,
     read_exactly,
+    shown,
 )
 from ckdiff.imports.pickled import Tensor, read_pickle
 from ckdiff.imports.ziparchive import Archive, Member
@@ -53,12 +54,12 @@ def read_torch(archive: Archive) -> MaskFile:
             raise CheckpointError(
                 f"{where}: {printable(str(name)[:80])} is no tensor with a name", hint=_NO_MASKS
             )
-        member = _storage(archive, prefix, tensor, f"{where}: {printable(name)}")
+        member = _storage(archive, prefix, tensor, f"{where}: {shown(name)}")
         members[member.name] = member
         kind = np.dtype(tensor.dtype) if tensor.dtype != "bfloat16" else None
         if kind is not None and kind.itemsize > 1:
             kind = kind.newbyteorder("<")
-        reader = _Reader(archive, member, tensor, f"{where}: {printable(name)}")
+        reader = _Reader(archive, member, tensor, f"{where}: {shown(name)}")
         items.append(make_item(where, name, kind, tensor.shape, reader, notes.encoding))
     described = notes.described(where, {item.name for item in items})
 
@@ -75,10 +76,12 @@ def _content(archive: Archive) -> tuple[str, Any]:
     prefix = pickles[0].removesuffix(PICKLE)
     member = archive.members[pickles[0]]
     if len(pickles) > 1 or "/" in prefix or f"{prefix}/constants.pkl" in archive.members:
-        raise archive.wrong(member, "is not what torch.save writes")
+        raise archive.wrong(member, "is not what torch.save writes", _NO_MASKS)
     order = archive.members.get(f"{prefix}/byteorder")
     if order is not None and (order.size > 16 or archive.whole(order) != b"little"):
-        raise archive.wrong(order, "says that its numbers are not little-endian")
+        raise archive.wrong(
+            order, "does not say little, the order of bytes that is read", _NO_MASKS
+        )
     if not member.stored or member.size > METADATA_LIMIT:
         raise archive.wrong(member, "is compressed, or too long")
     try:

@@ -17,8 +17,10 @@ import numpy as np
 
 from ckdiff.checkpoints.openfile import OpenFile
 from ckdiff.errors import CheckpointError, printable
-from ckdiff.imports.maskfile import MOST_TENSORS, STEP, pread, read_exactly
+from ckdiff.imports.maskfile import MOST_TENSORS, STEP, pread, read_exactly, shown
 
+_DAMAGED = "is the file whole? make it again"  #: a hint
+_PACK_AGAIN = "pack it again as numpy does"
 BEGIN = b"PK\3\4"  #: of a zip with a member
 #: bytes of the longest directory: for the most members, with names of a usual length
 _DIRECTORY_LIMIT = 1 << 26
@@ -104,9 +106,9 @@ class Archive:
         for _ in self.read(member):
             pass
 
-    def wrong(self, member: Member, what: str) -> CheckpointError:
+    def wrong(self, member: Member, what: str, hint: str = _DAMAGED) -> CheckpointError:
         """The error for a member."""
-        return self._error(f"{printable(member.name)} {what}")
+        return self._error(f"{shown(member.name)} {what}", hint)
 
     def _unpacked(self, member: Member, step: int = STEP) -> Iterator[bytes]:
         if member.stored:
@@ -129,8 +131,8 @@ class Archive:
 
     # the directory
 
-    def _error(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: {what}", hint="is the file whole? make it again")
+    def _error(self, what: str, hint: str = _DAMAGED) -> CheckpointError:
+        return CheckpointError(f"{self.where}: {what}", hint=hint)
 
     def _find_directory(self) -> tuple[int, int, int]:
         """First byte, bytes and members of the directory."""
@@ -211,14 +213,14 @@ class Archive:
         member = Member(self._name(label, flags), method, checksum, packed, size, begin)
         fields = self._fields(member, extra)
         if _OTHER_NAME in fields:
-            raise self.wrong(member, "has a second name")
+            raise self.wrong(member, "has a second name", _PACK_AGAIN)
         packed_at_most = [size, packed, begin]
         wide = self._widened(member, packed_at_most, fields)
         member.size, member.packed, member.begin = wide
         if flags & _ENCRYPTED:
-            raise self.wrong(member, "is encrypted")
+            raise self.wrong(member, "is encrypted", _PACK_AGAIN)
         if flags & ~_HARMLESS or method not in (_STORED, _DEFLATED):
-            raise self.wrong(member, "is packed in a way that is not read")
+            raise self.wrong(member, "is packed in a way that is not read", _PACK_AGAIN)
         if member.stored and member.size != member.packed:
             raise self.wrong(member, "is not packed and has two sizes")
         return member, flags, label, after
