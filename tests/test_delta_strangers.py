@@ -21,8 +21,9 @@ from delta_reseal import DATA, Loose, loosen
 from support import Tensor, safetensors_header, write_index, write_safetensors
 
 import ckdiff
+from ckdiff.deltas import patchstream
 from ckdiff.deltas.form import FORMS, largest_frame
-from ckdiff.deltas.room import TENSOR, header_cost
+from ckdiff.deltas.room import TENSOR, available_memory, header_cost
 
 MIB = 1 << 20
 INDEX = "model.safetensors.index.json"
@@ -114,7 +115,7 @@ def named(loose: Loose, name: str) -> Loose:
         "./x.safetensors", "a//x.safetensors", "x.safetensors/", "", "a\0.safetensors",
         "a\n.safetensors", "a\x1b[2J.safetensors", "a\x9b.safetensors", "\ud800.safetensors",
         "\u2028.safetensors", "x" * 256 + ".safetensors", "d/" * 600 + "x.safetensors",
-        "b.safetensors", "b.safetensors/c.safetensors ", INDEX,
+        "b.safetensors", "b.safetensors/c.safetensors", INDEX,
     ],
 )  # fmt: skip
 def test_names_that_a_delta_may_not_write(name: str, pair: Pair, tmp_path: Path) -> None:
@@ -447,6 +448,41 @@ def test_a_base_that_differs_where_nothing_changed(
     base = write_safetensors(tmp_path / "other.safetensors", other)
     path = pair.loose[encoding].copy().seal(tmp_path / "delta")
     assert "was not made for" in records(path, base)[1]
+
+
+@pytest.mark.parametrize("source", ["packed", "indices", "checkpoint"])
+def test_a_whole_tensor_that_memory_does_not_suffice_for(
+    source: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pair.tuned
+    if source != "checkpoint":
+        path = pair.loose[source].copy().seal(tmp_path / "delta")
+    monkeypatch.setattr(patchstream, "available_memory", lambda: 11)
+    stream = ckdiff.weight_patches(path, base=pair.base)
+    with pytest.raises(ckdiff.BudgetError, match="new comes whole") as raised:
+        list(stream)
+    assert raised.value.hint
+    assert available_memory() > MIB
+
+
+def test_a_name_of_a_megabyte_in_a_message(tmp_path: Path) -> None:
+    name = "n" * MIB + "\x1b[2J"
+    sides = []
+    for i in range(3):
+        tensors: dict[str, Tensor] = {name: ("U8", (4,), bytes([i] * 4))}
+        sides.append(write_safetensors(tmp_path / f"{i}.safetensors", tensors))
+    ckdiff.delta(sides[0], sides[1], tmp_path / "d")
+    wrong = loosen(tmp_path / "d")
+    hash_of(wrong, 0, 1)
+    wrong.seal(tmp_path / "wrong")
+    for base, path in ((sides[2], "d"), (sides[0], "wrong")):
+        for action in (
+            lambda base=base, path=path: ckdiff.apply(base, tmp_path / path, tmp_path / "out"),
+            lambda base=base, path=path: list(ckdiff.weight_patches(tmp_path / path, base=base)),
+        ):
+            with pytest.raises(ckdiff.DeltaError) as raised:
+                action()
+            assert len(raised.value.one_line()) < 1000
 
 
 # the terminal

@@ -20,7 +20,7 @@ from ckdiff.deltas.change import Bytes, Patcher
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
-from ckdiff.deltas.parts import UInt64
+from ckdiff.deltas.parts import UInt64, called
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
 from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
@@ -66,6 +66,7 @@ def apply(
         raise UsageError("there is no delta to apply", hint="give one or more, in their order")
     path = checked_output(out)
     with ExitStack() as stack:
+        allowed_workers(options, 1)
         room = Room(options.memory)
         chain = [stack.enter_context(Delta(checked_path("a delta", item), room)) for item in listed]
 
@@ -197,7 +198,7 @@ class Links:
             raise self.other_base(names[int(wrong[0])], len(wrong))
         bad = np.flatnonzero((out_sums != last.tensors.tuned_hashes).any(axis=1))
         if len(bad):
-            raise last.damaged(f"what it makes of {printable(names[int(bad[0])])} is wrong")
+            raise last.damaged(f"what it makes of {called(names[int(bad[0])])} is wrong")
 
     def check_counts(self, changed: IntArray) -> None:
         """Raise DeltaError unless as many elements changed as the deltas say.
@@ -209,7 +210,7 @@ class Links:
             at = self.position[k, taking_part]
             wrong = changed[taking_part, k] != delta.tensors.changed[at]
             if wrong.any():
-                name = printable(delta.blueprint.names[int(at[int(wrong.argmax())])])
+                name = called(delta.blueprint.names[int(at[int(wrong.argmax())])])
                 raise delta.damaged(f"other elements of {name} changed than it counts")
 
     def other_base(self, name: str, count: int = 1) -> DeltaError:
@@ -217,7 +218,7 @@ class Links:
         others = f" and {count - 1:,} more" if count > 1 else ""
         return DeltaError(
             f"{printable(self._chain[0].path)} was not made for {printable(self._base.label)}:"
-            f" {printable(name)}{others} differ{'s' if count == 1 else ''}",
+            f" {called(name)}{others} differ{'s' if count == 1 else ''}",
             hint="give the checkpoint that the delta was made from",
         )
 
@@ -244,7 +245,7 @@ class Links:
             if not same:
                 raise DeltaError(
                     f"{printable(delta.path)} does not follow {printable(self._chain[k - 1].path)}:"
-                    f" {printable(name)} differs",
+                    f" {called(name)} differs",
                     hint="give the deltas in the order in which they were made",
                 )
             found[i] = at

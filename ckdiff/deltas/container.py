@@ -40,6 +40,7 @@ from ckdiff.deltas.parts import (
     VERSION,
     Tensors,
     UInt64,
+    called,
     digest,
     entries_digest,
 )
@@ -189,7 +190,7 @@ class Delta:
         """Bytes of one of the file's tensors."""
         begin, length = self._span(name)
         if start + size > length:
-            raise self.damaged(f"{printable(name)} is too short")
+            raise self.damaged(f"{called(name)} is too short")
         return memoryview(self._pread(begin + start, size))
 
     def frame(self, window: int) -> memoryview | None:
@@ -200,7 +201,7 @@ class Delta:
         data = self.read(DATA, int(self.frame_starts[window]), size)
         if xxhash.xxh3_64_intdigest(data) != int(self.frame_digests[window]):
             name = self.blueprint.names[int(self.windows.tensor[window])]
-            raise self.damaged(f"the changes of {printable(name)} are not what was written")
+            raise self.damaged(f"the changes of {called(name)} are not what was written")
         return data
 
     def damaged(self, what: str) -> DeltaError:
@@ -338,7 +339,7 @@ class Delta:
         """First byte and size of one of the file's tensors."""
         at = self._where.get(name)
         if at is None:
-            raise self.damaged(f"it has no {printable(name)}")
+            raise self.damaged(f"it has no {called(name)}")
         return int(self._header.begins[at]), int(self._header.nbytes[at])
 
     def _whole(self, name: str) -> bytes:

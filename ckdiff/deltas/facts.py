@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ckdiff.checkpoints.header import HEADER_LIMIT, MAX_DIMS
 from ckdiff.checkpoints.strictjson import shown
 from ckdiff.deltas.filenames import names_fault
-from ckdiff.deltas.parts import ENCODINGS, FRAMES, HEADS, TENSORS
+from ckdiff.deltas.parts import ENCODINGS, FRAMES, HEADS, TENSORS, called
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import RuleError
 from ckdiff.rules import Rule
@@ -104,7 +104,7 @@ def _check_unpaired(unpaired: Any) -> None:
         _object(item, "an unpaired tensor", {"name", "reason"} | keys)
         name = _text(item["name"], "an unpaired tensor's name", HEADER_LIMIT, surrogates=False)
         if name in known:
-            raise ValueError(f"{shown(name)} is unpaired twice")
+            raise ValueError(f"{called(name)} is unpaired twice")
         known.add(name)
         for side in sides:
             _check_dtype(item[f"{side}_dtype"])
@@ -114,7 +114,7 @@ def _check_unpaired(unpaired: Any) -> None:
             if same != (reason == "retyped") or (
                 same and item["base_dtype"] == item["tuned_dtype"]
             ):
-                raise ValueError(f"{shown(name)} is not {reason}")
+                raise ValueError(f"{called(name)} is not {reason}")
 
 
 def _check_lossy(lossy: Any, most: int) -> None:

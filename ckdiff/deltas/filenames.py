@@ -53,6 +53,11 @@ def names_fault(names: list[str], index: str | None, *, directory: bool) -> str 
     for name in names:
         if (fault := shard_fault(name)) is not None:
             return f"its file {_shown(name)} {fault}"
+    taken = {*names, *([] if index is None else [index])}
+    for name in names:
+        folders = [name[:at] for at, c in enumerate(name) if c == "/"]
+        if not taken.isdisjoint(folders):
+            return f"its file {_shown(name)} lies in another file"
     if index is not None and (fault := index_name_fault(index)) is not None:
         return f"its index {_shown(index)} {fault}"
     return None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.protocol import IntArray
+from ckdiff.errors import printable
 
 FORMAT = "ckdiff-delta"
 VERSION = 1
@@ -21,9 +22,15 @@ DATA, FRAMES, TENSORS, HEADS, MANIFEST = (
     PREFIX + part for part in ("data", "frames", "tensors", "heads", "manifest")
 )
 ENCODINGS = ("packed", "indices")
+_SHOWN = 120  # characters of a name in a message
 _AT_ONCE = 1000  # entries of a header that are objects at a time
 
 UInt64 = npt.NDArray[np.uint64]
+
+
+def called(name: str) -> str:
+    """A tensor's name for a message: it may be as long as a header, and hold anything."""
+    return printable(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ckdiff.budget import format_size
 from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
@@ -18,12 +19,14 @@ from ckdiff.deltas.container import Delta
 from ckdiff.deltas.creating import CheckpointPath
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.ownheader import is_delta
+from ckdiff.deltas.parts import called
+from ckdiff.deltas.room import available_memory
 from ckdiff.deltas.streamplan import Plan
 from ckdiff.deltas.streams import Bits, Bytes, Positions, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import DeltaError, UsageError, printable
+from ckdiff.errors import BudgetError, DeltaError, UsageError, printable
 from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
@@ -57,9 +60,9 @@ def weight_patches(
     the result is right.
 
     vLLM takes whole records and others in separate calls. Raises UsageError, CheckpointError,
-    SourceChanged, PairingError, DeltaError, and BudgetError for a delta whose tables are larger
-    than the memory allowed by default, when it comes to what is wrong: take all records before the
-    first is applied to something that matters.
+    SourceChanged, PairingError and DeltaError, and BudgetError for a delta whose tables are larger
+    than the memory allowed by default and for a whole tensor larger than what is free, when it
+    comes to what is wrong: take all records before the first is applied to something that matters.
     """
     most = checked_int("max_bytes", max_bytes)
     if most < 1:
@@ -190,6 +193,24 @@ class _Compared:
             start, size = int(self.windows.start[window]), int(self.windows.size[window])
             yield window, start, self._buffers[0, :size], self._buffers[1, :size]
 
+    def room_for(self, tensor: int) -> Bytes:
+        """An array for all bytes of a tensor. Raises BudgetError where memory does not suffice.
+
+        A tensor is whole in a record, and what it takes is only declared: a delta of a few
+        kilobytes may have terabytes of zeros, and so may a file of holes.
+        """
+        size, free = int(self.blueprint.nbytes[tensor]), available_memory()
+        try:
+            if size <= free:
+                return np.empty(size, np.uint8)
+        except MemoryError:
+            pass  # a limit that is not looked at
+        raise BudgetError(
+            f"{called(self.blueprint.names[tensor])} comes whole, and its {format_size(size)} are "
+            f"more than the {format_size(free)} of memory that are free",
+            hint="apply the delta to files, and read the tensor from them",
+        )
+
     def changed(self, tensor: int, start: int, base: Bytes, tuned: Bytes) -> Piece:
         """The changed elements of a window that begins at byte ``start``."""
         dtype = self.plan.values(tensor)
@@ -230,7 +251,7 @@ class _PairSource(_Compared):
             yield self.changed(tensor, start, base, tuned)
 
     def whole(self, tensor: int) -> Bytes:
-        result = np.empty(int(self.blueprint.nbytes[tensor]), np.uint8)
+        result = self.room_for(tensor)
         for _, start, _, tuned in self.spans(tensor):
             self._tuned(tensor, start, result[start : start + len(tuned)])
         return result
@@ -284,7 +305,7 @@ class _DeltaSource(_Compared):
                 yield self.changed(tensor, start, base, tuned)
 
     def whole(self, tensor: int) -> Bytes:
-        result = np.empty(int(self.blueprint.nbytes[tensor]), np.uint8)
+        result = self.room_for(tensor)
         for start, tuned in self._proved(tensor):
             result[start : start + len(tuned)] = tuned
         return result
@@ -309,7 +330,7 @@ class _DeltaSource(_Compared):
                 self._hasher.add(base_sums, base.ctypes.data, len(base), start, bits)
             self._hasher.add(sums, tuned.ctypes.data, len(tuned), start, bits)
             yield start, tuned
-        name = printable(self.blueprint.names[tensor])
+        name = called(self.blueprint.names[tensor])
         if self._reads_base(tensor):
             if (base_sums != tensors.base_hashes[tensor]).any():
                 raise self._other_base(tensor)
@@ -346,7 +367,7 @@ class _DeltaSource(_Compared):
             return 0
         if self._base is None or self._links is None:
             raise UsageError(
-                f"the records of {printable(self.blueprint.names[tensor])} cannot be made of the "
+                f"the records of {called(self.blueprint.names[tensor])} cannot be made of the "
                 "delta alone",
                 hint="give base=",
             )

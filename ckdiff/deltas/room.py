@@ -7,7 +7,14 @@ need. The costs are upper bounds, found by counting what no object can do withou
 
 from __future__ import annotations
 
-from ckdiff.budget import MIB, default_memory, format_size, parse_size
+from ckdiff.budget import (
+    MIB,
+    cgroup_limit,
+    default_memory,
+    format_size,
+    parse_size,
+    resident_anonymous,
+)
 from ckdiff.deltas.blueprint import MOST_WINDOWS
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.errors import BudgetError
@@ -54,6 +61,19 @@ class Room:
     def give(self, size: int) -> None:
         """Give back what is no longer needed."""
         self.taken -= size
+
+
+def available_memory() -> int:
+    """Bytes that this process could still have, as far as the system tells."""
+    free = 1 << 62
+    try:
+        with open("/proc/meminfo") as info:
+            lines = dict(line.split(":", 1) for line in info)
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, ValueError, LookupError):
+        pass  # not Linux: allocating says so
+    limit = cgroup_limit()
+    return free if limit is None else min(free, max(0, limit - resident_anonymous()))
 
 
 def header_cost(raw: bytes, each: int) -> int:

@@ -19,8 +19,8 @@ from ckdiff.checkpoints.header import Header
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.form import FORMS, largest_frame
-from ckdiff.deltas.parts import DATA, FRAMES, HEADS, MANIFEST, PREFIX, TENSORS
-from ckdiff.errors import PairingError, printable
+from ckdiff.deltas.parts import DATA, FRAMES, HEADS, MANIFEST, PREFIX, TENSORS, called
+from ckdiff.errors import PairingError
 from ckdiff.layout import bits_of
 
 INDICES, VALUES = ".indices", ".values"
@@ -83,9 +83,9 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         clash = next((name + s for s in (INDICES, VALUES) if name + s in known), None)
         if clash is not None or name.startswith(PREFIX):
-            other = "a part of the delta" if clash is None else printable(clash)
+            other = "a part of the delta" if clash is None else called(clash)
             raise PairingError(
-                f"{printable(name)} and {other} could not be told apart with the indices encoding",
+                f"{called(name)} and {other} could not be told apart with the indices encoding",
                 hint="use the packed encoding",
             )
 
@@ -126,7 +126,7 @@ def check_streams(
         for _, *streams in plan.streams(sizes, based):
             for stream in streams:
                 if stream is not None and not has(stream):
-                    raise ValueError(f"{printable(stream.name)} is not as it should be")
+                    raise ValueError(f"{called(stream.name)} is not as it should be")
                 count += stream is not None
     if count != len(header.names):
         raise ValueError("tensors that should not be there")
@@ -139,7 +139,7 @@ def _check_frames(blueprint: Blueprint, windows: Windows, sizes: IntArray) -> No
     wrong = sizes > largest_frame(windows.size, lane)
     if wrong.any():
         name = blueprint.names[int(tensor[int(wrong.argmax())])]
-        raise ValueError(f"a frame of {printable(name)} is larger than any")
+        raise ValueError(f"a frame of {called(name)} is larger than any")
 
 
 def _check_sizes(
@@ -159,4 +159,4 @@ def _check_sizes(
     wrong |= whole & (held | ~based)[tensor] & (sizes != room)
     if wrong.any():
         name = blueprint.names[int(tensor[int(wrong.argmax())])]
-        raise ValueError(f"{printable(name)} has another size")
+        raise ValueError(f"{called(name)} has another size")

@@ -16,8 +16,8 @@ import xxhash
 
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.container import Delta
+from ckdiff.deltas.parts import called
 from ckdiff.deltas.streamplan import INDICES, VALUES, Plan
-from ckdiff.errors import printable
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int32] | npt.NDArray[np.int64]
@@ -75,7 +75,7 @@ class Streams:
             or int(positions[-1]) >= high
             or bool((positions[1:] <= positions[:-1]).any())
         ):
-            raise delta.damaged(f"positions in {printable(name)} make no sense")
+            raise delta.damaged(f"positions in {called(name)} make no sense")
         return positions, np.frombuffer(values, dtype)
 
     def elements(self, window: int) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class Streams:
         return int(self._delta.windows.tensor[window])
 
     def _altered(self, tensor: int) -> Exception:
-        name = printable(self._delta.blueprint.names[tensor])
+        name = called(self._delta.blueprint.names[tensor])
         return self._delta.damaged(f"the changes of {name} are not what was written")
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.protocol import IntArray
-from ckdiff.checkpoints.strictjson import shown
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.parts import Tensors
+from ckdiff.deltas.parts import Tensors, called
 from ckdiff.layout import bits_of
 
 
@@ -53,7 +52,7 @@ def check_tables(
     }
     for problem, where in wrong.items():
         if where.any():
-            raise ValueError(f"{shown(blueprint.names[int(where.argmax())])} {problem}")
+            raise ValueError(f"{called(blueprint.names[int(where.argmax())])} {problem}")
     if manifest["elements"] != int(elements[based].sum()):
         raise ValueError("it counts other elements than its tensors have")
     if manifest["changed"] != int(changed.sum()):
@@ -76,8 +75,8 @@ def _check_unpaired(
             blueprint.dtypes[at],
             list(blueprint.shapes[at]),
         ):
-            raise ValueError(f"{shown(name)} is not one of its tensors without a base")
+            raise ValueError(f"{called(name)} is not one of its tensors without a base")
     if alone:
-        raise ValueError(f"{shown(next(iter(alone)))} has no base, and no reason for it")
+        raise ValueError(f"{called(next(iter(alone)))} has no base, and no reason for it")
     if not removed.isdisjoint(blueprint.names):
         raise ValueError("a tensor that was removed is there")

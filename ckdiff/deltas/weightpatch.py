@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.deltas.parts import called
 from ckdiff.deltas.streams import Bits, Positions
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import PairingError, UsageError, printable
@@ -126,7 +127,7 @@ class PatchReader:
                 f"a patch has name, shape, dtype, values, indices; {type(patch).__name__} has not"
             ) from None
         tensor = self._where.get(name, -1) if isinstance(name, str) else -1
-        shown = printable(str(name))
+        shown = called(str(name))
         if tensor < 0:
             raise _unfit(f"the base has no {shown}")
         stored = self._dtypes[tensor]
