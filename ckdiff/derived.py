@@ -32,7 +32,7 @@ from ckdiff.runners import Amount, Stopped, run_threads
 from ckdiff.store import MaskStore, open_store
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable
-from ckdiff.stores.writer import write_tables
+from ckdiff.stores.writer import require_text, write_tables
 from ckdiff.writing.objects import INNER, OBJECT, ObjectWriter
 from ckdiff.writing.outputs import ELSEWHERE, check_disk, relation
 from ckdiff.writing.workdir import WorkDir, stopped_hint, store_errors
@@ -115,6 +115,7 @@ class Target:
 
         A run that was stopped is resumed by the same call.
         """
+        require_text([derived.made_by, derived.names])
         check_disk(self.out, _disk_at_most(derived), self.observer.note)
         manifest = b""
         try:

@@ -154,6 +154,11 @@ class Diff:
         same = () if read_all else same_files(base, tuned)
         self.comparison = Comparison(base, tuned, selection, same)
         self.pairing, self.layout = self.comparison.pairing, self.comparison.layout
+        if self.out is not None:
+            from ckdiff.stores.writer import require_text
+
+            unpaired = details(self.pairing.unpaired)
+            require_text([self.comparison.provenance(unpaired), self.pairing.names])
         self.bytes_to_read = self.comparison.bytes_to_read
 
     def _read_ahead(self, stack: ExitStack) -> None:

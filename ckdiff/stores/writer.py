@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from ckdiff._version import __version__
+from ckdiff.errors import StoreError, printable
 from ckdiff.layout import ALIGNMENT, CHUNK, Layout
 from ckdiff.naming import natural_key
 from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
@@ -15,6 +17,39 @@ from ckdiff.stores.metadata import documents
 from ckdiff.stores.schema import FORMAT
 from ckdiff.stores.table import MaskTable
 from ckdiff.writing.placing import write_file
+
+
+def require_text(content: Any) -> None:
+    """Raise StoreError for a name in ``content`` (JSON values) that no store can record.
+
+    A path that is no UTF-8 becomes text with half of a surrogate pair in it, which no file in
+    UTF-8 can hold. It is said before the work, and not when it is done.
+    """
+    try:
+        dump_json(content)
+    except UnicodeEncodeError:
+        name = next(text for text in _texts(content) if not _is_text(text))
+        raise StoreError(
+            f"a store cannot record {printable(name)}: it is not valid text (UTF-8)",
+            hint="give it another name, or use a link that has one",
+        ) from None
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        yield from (text for item in content.items() for text in _texts(item))
+    elif isinstance(content, (list, tuple)):
+        yield from (text for item in content for text in _texts(item))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_tables(
