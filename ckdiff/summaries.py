@@ -287,6 +287,10 @@ def _measured(name: str) -> Callable[[Row], Any]:
     return lambda row: (row.get("statistics") or {}).get(name)
 
 
+_SMALL_GRID = 1 << 14  # cells of a map of layers and modules
+_SPARSEST = 16  # cells for each tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """Layers whose names differ in their number only, by module: the data of a heat map."""
@@ -299,21 +303,27 @@ class Stack:
 
 
 def stacks(table: MaskTable, rule: str) -> list[Stack]:
-    """The stacks of layers of a model; tensors without an integer in their name are in none."""
+    """The stacks of layers of a model; tensors without an integer in their name are in none, nor
+    are layers that have hardly a module in common.
+    """
     found: dict[str, list[tuple[str, str, int]]] = {}
     for i, name in enumerate(table.names):
         layer = layer_of(name)
         prefix, _, last = layer.rpartition(".")
         if _is_integer(last):
             found.setdefault(prefix, []).append((last, module_of(name), i))
-    return [_stack(table, rule, prefix, members) for prefix, members in found.items()]
+    made = (_stack(table, rule, prefix, members) for prefix, members in found.items())
+    return [stack for stack in made if stack is not None]
 
 
 def _stack(
     table: MaskTable, rule: str, name: str, members: Sequence[tuple[str, str, int]]
-) -> Stack:
+) -> Stack | None:
+    """None where the layers have hardly a module in common: the grid would be empty, and huge."""
     layers = sorted({layer for layer, _, _ in members}, key=natural_key)
     modules = sorted({module for _, module, _ in members}, key=natural_key)
+    if len(layers) * len(modules) > max(_SMALL_GRID, _SPARSEST * len(members)):
+        return None
     column = {layer: i for i, layer in enumerate(layers)}
     row = {module: i for i, module in enumerate(modules)}
     tensors = np.array([i for _, _, i in members], np.int64)

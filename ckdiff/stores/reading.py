@@ -26,7 +26,8 @@ from ckdiff.stores.sealed import unique_keys, weight
 from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable, Statistics
 
 HEAVIEST_TABLE = 1 << 29  #: bytes that a table may take in memory: some 400,000 tensors
-_LIGHT = 1 << 24  # bytes of JSON whose values are never heavier than that
+_LIGHT = 1 << 24  # bytes of JSON that are never that heavy, unless they are nothing but lists
+_MOST_LISTS = 1 << 21  # shapes and histograms; brackets in names count as well
 
 _COLUMNS = ("name", "dtype", "shape", "elements", "start", "base_hash", "tuned_hash")
 _PLACE = re.compile(r"(?:sha256:[0-9a-f]{64}|git:[0-9a-f]{40}|git:[0-9a-f]{64})@(?:0|[1-9][0-9]*)")
@@ -72,7 +73,8 @@ _TYPES: dict[str, type] = {"elements": int, "start": int}
 
 def _parse(raw: bytes) -> Any:
     """JSON as it must be: one value for a key, no NaN, and no more of it than fits into memory."""
-    if len(raw) > _LIGHT and weight(raw) > HEAVIEST_TABLE:
+    lists = raw.count(b"[") + raw.count(b"{")
+    if lists > _MOST_LISTS or (len(raw) > _LIGHT and weight(raw) > HEAVIEST_TABLE):
         raise ValueError("it has far more values than a table")
     try:
         return json.loads(
