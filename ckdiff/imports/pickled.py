@@ -19,6 +19,8 @@ _MOST_STEPS = 1 << 23
 _MOST_MADE = 1 << 22  # texts, numbers and tuples; a tensor takes about 11
 _MOST_CONTAINERS = 1 << 20  # a tensor takes one
 _MOST_WORDS = 1 << 10  # classes and functions; torch.save names each once
+_BYTE, _SHORT, _LONG = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<L")
+_SIGNED, _FLOAT = struct.Struct("<l"), struct.Struct(">d")
 _LONGEST_NUMBER = 16  # bytes; torch needs 9
 
 #: storage classes of old -> dtype names as numpy has them; what no mask can be is in it for sizes
@@ -89,15 +91,17 @@ class _Machine:
         self._containers = self._made = 0
 
     def run(self) -> Any:
+        raw = self._raw
         for _ in range(_MOST_STEPS):
-            code = self._take(1)
-            if code == b".":
-                if self._below or len(self._stack) != 1 or self._at != len(self._raw):
+            code = raw[self._at]
+            self._at += 1
+            if code == _STOP:
+                if self._below or len(self._stack) != 1 or self._at != len(raw):
                     _refuse("it is damaged")
                 return self._stack.pop()
             step = _STEPS.get(code)
             if step is None:
-                _refuse(f"the instruction {code!r} is none that tensors need")
+                _refuse(f"the instruction {bytes([code])!r} is none that tensors need")
             step(self)
         _refuse("it takes more steps than any model needs")
 
@@ -109,6 +113,11 @@ class _Machine:
             _refuse("it is damaged")
         self._at += size
         return data
+
+    def _unpack(self, form: struct.Struct) -> Any:
+        (value,) = form.unpack_from(self._raw, self._at)
+        self._at += form.size
+        return value
 
     def _line(self) -> str:
         end = self._raw.find(b"\n", self._at, self._at + 200)
@@ -152,9 +161,8 @@ class _Machine:
             _refuse("it names more classes than tensors need")
         self._stack.append(self._words.setdefault(name, Word(name)))
 
-    def number(self, form: str) -> None:
-        (value,) = struct.unpack(form, self._take(struct.calcsize(form)))
-        self._new(value)
+    def number(self, form: struct.Struct) -> None:
+        self._new(self._unpack(form))
 
     def long(self) -> None:
         size = self._take(1)[0]
@@ -164,15 +172,15 @@ class _Machine:
         self._new(int.from_bytes(data, "little", signed=True))
 
     def text(self) -> None:
-        (size,) = struct.unpack("<L", self._take(4))
+        size = self._unpack(_LONG)
         data = self._take(size) if size else b""
         try:
             self._new(data.decode("utf-8"))
         except UnicodeDecodeError:
             _refuse("it has a name that is not valid text")
 
-    def put(self, form: str) -> None:
-        (place,) = struct.unpack(form, self._take(struct.calcsize(form)))
+    def put(self, form: struct.Struct) -> None:
+        place = self._unpack(form)
         if place < len(self._memo):
             self._memo[place] = self._stack[-1]
         elif place == len(self._memo):  # every pickler numbers what it may need again
@@ -180,13 +188,15 @@ class _Machine:
         else:
             _refuse("it is damaged")
 
-    def get(self, form: str) -> None:
-        (place,) = struct.unpack(form, self._take(struct.calcsize(form)))
-        self._stack.append(self._memo[place])
+    def get(self, form: struct.Struct) -> None:
+        self._stack.append(self._memo[self._unpack(form)])
 
     def tuple_of(self, count: int) -> None:
-        items = [self._stack.pop() for _ in range(count)]
-        self._new(tuple(items[::-1]))
+        items = tuple(self._stack[-count:])
+        if len(items) < count:
+            _refuse("it is damaged")
+        del self._stack[-count:]
+        self._new(items)
 
     def marked_tuple(self) -> None:
         items = self._to_mark()
@@ -281,35 +291,36 @@ def _pushed(value: Any) -> Callable[[_Machine], None]:
     return lambda machine: machine._stack.append(value)
 
 
-_STEPS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": _Machine.protocol,
-    b"(": _Machine.mark,
-    b"}": lambda machine: machine._container({}),
-    b"]": lambda machine: machine._container([]),
-    b")": _pushed(()),
-    b"N": _pushed(None),
-    b"\x88": _pushed(True),
-    b"\x89": _pushed(False),
-    b"c": _Machine.global_name,
-    b"X": _Machine.text,
-    b"K": lambda machine: machine.number("<B"),
-    b"M": lambda machine: machine.number("<H"),
-    b"J": lambda machine: machine.number("<l"),
-    b"G": lambda machine: machine.number(">d"),
-    b"\x8a": _Machine.long,
-    b"q": lambda machine: machine.put("<B"),
-    b"r": lambda machine: machine.put("<L"),
-    b"h": lambda machine: machine.get("<B"),
-    b"j": lambda machine: machine.get("<L"),
-    b"\x85": lambda machine: machine.tuple_of(1),
-    b"\x86": lambda machine: machine.tuple_of(2),
-    b"\x87": lambda machine: machine.tuple_of(3),
-    b"t": _Machine.marked_tuple,
-    b"u": lambda machine: machine.set_items(machine._to_mark()),
-    b"s": _Machine.set_item,
-    b"a": _Machine.append,
-    b"e": lambda machine: machine.extend(machine._to_mark()),
-    b"Q": _Machine.storage,
-    b"R": _Machine.call,
-    b"b": _Machine.build,
+_STOP = ord(b".")
+_STEPS: dict[int, Callable[[_Machine], None]] = {
+    ord(b"\x80"): _Machine.protocol,
+    ord(b"("): _Machine.mark,
+    ord(b"}"): lambda machine: machine._container({}),
+    ord(b"]"): lambda machine: machine._container([]),
+    ord(b")"): _pushed(()),
+    ord(b"N"): _pushed(None),
+    ord(b"\x88"): _pushed(True),
+    ord(b"\x89"): _pushed(False),
+    ord(b"c"): _Machine.global_name,
+    ord(b"X"): _Machine.text,
+    ord(b"K"): lambda machine: machine.number(_BYTE),
+    ord(b"M"): lambda machine: machine.number(_SHORT),
+    ord(b"J"): lambda machine: machine.number(_SIGNED),
+    ord(b"G"): lambda machine: machine.number(_FLOAT),
+    ord(b"\x8a"): _Machine.long,
+    ord(b"q"): lambda machine: machine.put(_BYTE),
+    ord(b"r"): lambda machine: machine.put(_LONG),
+    ord(b"h"): lambda machine: machine.get(_BYTE),
+    ord(b"j"): lambda machine: machine.get(_LONG),
+    ord(b"\x85"): lambda machine: machine.tuple_of(1),
+    ord(b"\x86"): lambda machine: machine.tuple_of(2),
+    ord(b"\x87"): lambda machine: machine.tuple_of(3),
+    ord(b"t"): _Machine.marked_tuple,
+    ord(b"u"): lambda machine: machine.set_items(machine._to_mark()),
+    ord(b"s"): _Machine.set_item,
+    ord(b"a"): _Machine.append,
+    ord(b"e"): lambda machine: machine.extend(machine._to_mark()),
+    ord(b"Q"): _Machine.storage,
+    ord(b"R"): _Machine.call,
+    ord(b"b"): _Machine.build,
 }
