@@ -94,8 +94,6 @@ def _column(what: str, values: Any, tensors: int, kind: type) -> None:
         raise ValueError(f"{what} is no column of {tensors:,} values")
     if not set(map(type, values)) <= {kind}:
         raise ValueError(f"{what} has a value of another type than {kind.__name__}")
-    if kind is str:
-        "".join(values).encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate
 
 
 def _integers(what: str, values: Any, most: IntArray) -> IntArray:
@@ -113,9 +111,11 @@ def _shapes(shapes: list[list[Any]], elements: list[int]) -> list[tuple[int, ...
     """The shapes as tuples, once they are known to have those numbers of elements."""
     if not set(map(type, chain.from_iterable(shapes))) <= {int}:
         raise ValueError("a shape has something else than whole numbers")
-    found = list(map(tuple, shapes))
-    sizes = dict[tuple[int, ...], int]()
-    for shape in set(found):  # a model has few different ones
+    # a model has few different ones, and each is kept once
+    known = dict[tuple[int, ...], tuple[int, ...]]()
+    found = [known.setdefault(shape, shape) for shape in map(tuple, shapes)]
+    sizes = dict.fromkeys(known, 0)
+    for shape in sizes:
         if len(shape) > MOST_DIMENSIONS or min(shape, default=0) < 0:
             raise ValueError("there is a shape that cannot be")
         sizes[shape] = math.prod(shape)
@@ -213,13 +213,14 @@ def _statistics(data: Any, elements: IntArray, dtypes: list[str]) -> Statistics:
 
 
 def ascending(names: Sequence[str]) -> bool:
-    """Whether names are in natural order, each once.
+    """Whether names are in natural order, each once. Raises ValueError for what is no text.
 
     Their keys tell, but making 100,000 of them takes as long as everything else about opening a
     store: of plain names only the places are looked at where a name differs from the one before.
     """
     longest = max(map(len, names), default=0)
     text = "".join(names)
+    text.encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
     if longest > _WIDEST or not text.isascii() or "\0" in text:
         return _ascending_keys(names)
     for first in range(0, len(names), _ROWS):

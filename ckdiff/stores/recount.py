@@ -159,5 +159,5 @@ def _padded(what: str) -> StoreCorrupt:
 def ones(packed: Bytes) -> int:
     """How many bits are set."""
     if len(packed) <= _PIECE:
-        return int(np.bitwise_count(packed).sum(dtype=np.int64))
+        return int(np.bitwise_count(packed).sum())
     return sum(ones(packed[at : at + _PIECE]) for at in range(0, len(packed), _PIECE))

@@ -23,6 +23,7 @@ class VerifiedObjects:
     def __init__(self, root: Path, objects: Mapping[str, tuple[int, str]]) -> None:
         self.root = root  #: the directory of the store
         self.objects = objects  #: key -> (size in bytes, digest)
+        self._folder = f"{root}/"  # pathlib takes longer than the system does
         # No lock: when two threads verify the same object, both write the same entry.
         self._verified: dict[str, Identity] = {}
 
@@ -103,7 +104,7 @@ class VerifiedObjects:
         if key not in self.objects:
             raise StoreCorrupt(f"{self.shown(key)} is not an object of this store")
         try:
-            found = os.stat(self.root / key)
+            found = os.stat(self._folder + key)
         except (OSError, ValueError):
             raise StoreCorrupt(
                 f"{self.shown(key)} is missing", hint="restore it, or run the diff again"
@@ -117,12 +118,12 @@ class VerifiedObjects:
 
     def shown(self, key: str) -> str:
         """How messages name an object."""
-        return printable(f"{self.root}/{key}")
+        return printable(self._folder + key)
 
     def _open(self, key: str) -> int:
         # O_NONBLOCK: what was a file may be a named pipe by now, which must not make us wait
         try:
-            return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return os.open(self._folder + key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise self._unreadable(key, error) from error
 
