@@ -427,7 +427,7 @@ def test_a_change_that_changes_nothing(pair: Pair, tmp_path: Path) -> None:
     path = loose.seal(tmp_path / "delta")
     given, error = records(path, pair.base)
     assert (given, "changes nothing" in error) == ([], True)
-    with pytest.raises(ckdiff.DeltaError):
+    with pytest.raises(ckdiff.DeltaError, match="damaged: a change that changes nothing"):
         ckdiff.apply(pair.base, path, tmp_path / "out")
     loose = pair.loose["packed"].copy()
     frames = loose.frames()
@@ -435,7 +435,7 @@ def test_a_change_that_changes_nothing(pair: Pair, tmp_path: Path) -> None:
     loose.set_frames(frames)
     path = loose.seal(tmp_path / "delta")
     assert "changes nothing" in records(path, pair.base)[1]
-    with pytest.raises(ckdiff.DeltaError):
+    with pytest.raises(ckdiff.DeltaError, match="damaged: a frame that changes nothing"):
         ckdiff.apply(pair.base, path, tmp_path / "out")
     assert os.listdir(tmp_path) == ["delta"]
 

@@ -343,11 +343,25 @@ class _ApplyTask:
                         continue
             except Damaged as error:
                 # its digest was right, so it is as it was written
-                if k == 0 and delta.tensors.based[at]:
+                if k == 0 and delta.tensors.based[at] and not self._is_base(tensor):
                     raise self.links.other_base(delta.blueprint.names[at]) from None
                 raise delta.damaged(str(error)) from None
             here, target = out.ctypes.data, 1 - target
         return here
+
+    def _is_base(self, tensor: int) -> bool:
+        """Whether the base's tensor is the one that the first delta was made from."""
+        windows, sums = self.chain[-1].windows, np.zeros(2, np.uint64)
+        with closing(self.base.reader()) as reader:
+            for window in range(*windows.first[tensor : tensor + 2].tolist()):
+                start, size = int(windows.start[window]), int(windows.size[window])
+                span = (self.links.origin[tensor], start, size)
+                address = reader.acquire(*(np.array([value], np.int64) for value in span))
+                bits = int(self._bits[tensor])
+                self._hasher.add(sums, int(address[0]), size, start, bits)
+                reader.release()
+        at = self.links.position[0, tensor]
+        return bool((sums == self.chain[0].tensors.base_hashes[at]).all())
 
     def _tools(self) -> tuple[list[Bytes], list[Patcher]]:
         if not hasattr(self._local, "tools"):

@@ -20,7 +20,7 @@ from ckdiff.deltas.creating import CheckpointPath
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.parts import called
-from ckdiff.deltas.room import available_memory
+from ckdiff.deltas.room import Room, available_memory
 from ckdiff.deltas.streamplan import Plan
 from ckdiff.deltas.streams import Bits, Bytes, Positions, streams_of
 from ckdiff.deltas.varints import Damaged
@@ -81,7 +81,8 @@ def _stream(
         below = None if base is None else open_in(stack, base)
         source: _Source
         if isinstance(given, str) and is_delta(given):
-            source = _DeltaSource(stack.enter_context(Delta(given)), below, stack)
+            room = Room(hint="ckdiff apply takes --memory; compare the files that it makes")
+            source = _DeltaSource(stack.enter_context(Delta(given, room)), below, stack)
         elif below is None:
             raise UsageError(
                 f"{printable(str(given))} is not a delta",
