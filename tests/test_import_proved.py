@@ -462,6 +462,7 @@ def test_views_of_one_storage(tmp_path: Path) -> None:
         "scalar": ([], None, 7),
         "empty": ([0, 5], None, 0),
         "single": ([1, 120, 1], [999, 1, 999], 0),
+        "far steps": ([1, 60], [(1 << 60) - 1, 2], 1),
     }
     items = {
         name: tensor("0", 120, shape, strides, offset)
