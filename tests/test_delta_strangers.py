@@ -23,6 +23,7 @@ from support import Tensor, safetensors_header, write_index, write_safetensors
 import ckdiff
 from ckdiff.deltas import patchstream
 from ckdiff.deltas.form import FORMS, largest_frame
+from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.room import TENSOR, available_memory, header_cost
 
 MIB = 1 << 20
@@ -165,7 +166,7 @@ BAD_INDEXES = {
     "a file that is not there": index_of(weight_map=SHARDS | {"x": "c.safetensors"}),
     "a file elsewhere": index_of(weight_map=SHARDS | {"x": "../a.safetensors"}),
     "blanks": GOOD + b" " * (2 * MIB),
-    "a long text": index_of(note=["x" * 500_000] * 4),
+    "a long text": index_of(note=[np.random.default_rng(i).bytes(250_000).hex() for i in range(4)]),
     "a deep one": index_of(note="n").replace(b'"n"', b"[" * 100_000 + b"]" * 100_000),
 }
 
@@ -466,7 +467,7 @@ def test_a_whole_tensor_that_memory_does_not_suffice_for(
 
 
 def test_a_name_of_a_megabyte_in_a_message(tmp_path: Path) -> None:
-    name = "n" * MIB + "\x1b[2J"
+    name = "\x1b[2J" + np.random.default_rng(1).bytes(MIB // 2).hex()
     sides = []
     for i in range(3):
         tensors: dict[str, Tensor] = {name: ("U8", (4,), bytes([i] * 4))}
@@ -682,6 +683,21 @@ def test_a_delta_without_its_metadata_is_no_checkpoint(
         list(ckdiff.weight_patches(path, base=pair.base))
     with pytest.raises(ckdiff.DeltaError):
         ckdiff.info(path)
+
+
+def test_a_delta_is_known_wherever_its_header_says_so(pair: Pair, tmp_path: Path) -> None:
+    """The header is looked through in pieces, and the word may be in two of them."""
+    raw = pair.loose["packed"].copy().seal(tmp_path / "delta").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = raw[8:start]
+    for blanks in range(MIB - header.index(b"ckdiff-delta") - 16, MIB + 4, 3):
+        longer = b"{" + b" " * blanks + header[1:]
+        written = len(longer).to_bytes(8, "little") + longer + raw[start:]
+        (tmp_path / "delta").write_bytes(written)
+        assert is_delta(str(tmp_path / "delta"))
+    assert ckdiff.info(tmp_path / "delta")["kind"] == "delta"
+    for path in (pair.base, tmp_path, tmp_path / "none"):
+        assert not is_delta(str(path))
 
 
 def test_the_pieces_make_the_delta(pair: Pair, tmp_path: Path) -> None:
