@@ -47,7 +47,7 @@ class Cache:
         return self.folder / name
 
     def counted(self) -> list[int]:
-        """The ones and the zero bytes of known words, by the kernel that a new process would take."""
+        """Ones and zero bytes of known words, by the kernel that a new process would take."""
         compiled._compiled.clear()
         keeping._refused.clear()
         self.said.clear()

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from cli_support import PACKAGE, Pair, write_pair
 
+from ckdiff.cli import exits
+
 INTERRUPTED = "ckdiff: error: interrupted"
 
 #: the command as it is installed, with a moment at which it sends a signal to itself
@@ -148,3 +150,46 @@ def test_signals_are_left_to_whoever_imports_us() -> None:
     subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(PACKAGE)}, check=True
     )
+
+
+def test_an_alarm_that_somebody_else_set_still_ends_us(program: str, pair: Pair) -> None:
+    process = started(program, pair, "ckdiff.engine", number=signal.SIGALRM)
+    assert ended(process)[0] == -signal.SIGALRM
+
+
+BODY = "import os, signal; os.kill(os.getpid(), signal.SIGINT); finished.append(True)"
+DELICATE = {
+    "import": "import module_that_is_interrupted",
+    "compiler": f"exec({BODY!r}, {{'__name__': 'numba.core', 'finished': finished}})",
+    "finalizer": f"""
+class Thing:
+    def __del__(self):
+        {BODY}
+Thing()
+""",
+}
+
+
+@pytest.mark.parametrize("place", DELICATE)
+def test_an_exception_waits_where_it_would_do_harm(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The work there is finished, and what follows it is not begun."""
+    finished: list[bool] = []
+    source = f"import builtins; finished = builtins.finished; {BODY}\n"
+    (tmp_path / "module_that_is_interrupted.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("builtins.finished", finished, raising=False)
+
+    def work() -> int:
+        exec(DELICATE[place], {"finished": finished})
+        time.sleep(20)
+        return 0
+
+    before = signal.getsignal(signal.SIGALRM)
+    assert exits.run(work) == 130
+    assert finished == [True]
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert capsys.readouterr().err == f"{INTERRUPTED}\n"
+    sys.modules.pop("module_that_is_interrupted", None)

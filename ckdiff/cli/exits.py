@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
+from ckdiff.cli import starting
 from ckdiff.cli.output import flush, reopen_missing_streams, say
 from ckdiff.errors import CkdiffError, Interrupted, printable
 
 ERROR = 2
-_TICK = 0.005  # seconds between looks at whether an import is over
+_TICK = 0.005  # seconds between looks at whether an exception may be raised
 _PATIENCE = 1.0  # seconds: a wrapper may pass on the Ctrl-C that the terminal sent as well
 
 
@@ -27,9 +28,10 @@ class _Signals:
     The engine turns that into Interrupted, and the work directory stays resumable. A second signal
     ends the process at once, which the work directory survives just as it survives kill -9.
 
-    While the main thread imports, the exception waits: it would leave Python's import lock taken,
-    for which other threads then wait forever, and C code in the middle of an import prints it.
-    Inside a finalizer it goes nowhere, and Python would print it there: that print is left out.
+    In some places the exception waits until the main thread has left them: in an import, where it
+    would leave Python's import lock taken, for which other threads then wait forever; in the
+    compiler, which would free some of its memory twice; in a finalizer, where it goes nowhere.
+    Python prints those that go nowhere: not this one.
     """
 
     def __init__(self) -> None:
@@ -41,20 +43,17 @@ class _Signals:
     def __enter__(self) -> _Signals:
         self.received = None
         if threading.current_thread() is threading.main_thread():
-            for number, handler in (
+            for number in (signal.SIGINT, signal.SIGTERM):
                 # also where a script's background job was started with SIGINT ignored: stopping
                 # loses nothing, and whoever sends it means it
-                (signal.SIGALRM, self._raise),
-                (signal.SIGINT, self._stop),
-                (signal.SIGTERM, self._stop),
-            ):
-                self._previous[number] = signal.signal(number, handler)
+                self._previous[number] = signal.signal(number, self._stop)
             self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._previous:
+        if signal.SIGALRM in self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._previous:
             sys.unraisablehook = self._hook
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -68,22 +67,24 @@ class _Signals:
             os._exit(128 + number)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:  # somebody else's alarm
-            return
-        if _is_importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, _TICK)
-            return
-        raise KeyboardInterrupt
+        if not _is_delicate(frame):
+            raise KeyboardInterrupt
+        if signal.SIGALRM not in self._previous:
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
+        signal.setitimer(signal.ITIMER_REAL, _TICK)
 
     def _unraisable(self, what: Any) -> None:
         if self.received is None or what.exc_type is not KeyboardInterrupt:
             self._hook(what)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    """Whether an import, begun below :func:`run`, is what a signal came into."""
+def _is_delicate(frame: FrameType | None) -> bool:
+    """Whether a signal came, below :func:`run`, into code that an exception there would harm."""
     while frame is not None and frame.f_code is not run.__code__:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        code = frame.f_code
+        if code.co_filename == "<frozen importlib._bootstrap>" or code.co_name == "__del__":
+            return True
+        if str(frame.f_globals.get("__name__")).startswith(("numba.", "llvmlite.")):
             return True
         frame = frame.f_back
     return False
@@ -137,6 +138,7 @@ def run(action: Callable[[], int]) -> int:
 def _report(error: CkdiffError) -> int:
     if isinstance(error, Interrupted) and _signals.received == signal.SIGTERM:
         error = Interrupted("stopped by SIGTERM", hint=error.hint, exit_code=143)
+    starting.done(error.exit_code)  # a second Ctrl-C must not say the same again
     _fail(error.one_line())
     return error.exit_code
 

@@ -155,6 +155,7 @@ def compilation_noted(reporter: Reporter) -> Iterator[None]:
     from ckdiff.kernels.keeping import on_refusal
 
     def note(kernel: str) -> None:
+        raise_if_stopped()  # while a kernel is compiled nothing can be raised
         if not told:
             told.append(kernel)
             reporter.note("compiling kernels (first run only)")

@@ -34,7 +34,7 @@ def guard() -> None:
 
 def done(code: int) -> None:
     """From now on a signal cuts short nothing but the way out: the exit status is known."""
-    _code.append(code)
+    _code[:] = [code]
 
 
 def _is_program() -> bool:
@@ -46,7 +46,7 @@ def _is_program() -> bool:
 
 def _end(number: int, frame: FrameType | None) -> None:
     if _code:
-        os._exit(_code[-1])
+        os._exit(_code[0])
     try:
         os.write(2, f"ckdiff: error: {_SIGNALS[signal.Signals(number)]}\n".encode())
     finally:  # whether anyone reads it or not

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import stat
+from functools import cache
 
 LARGEST = 1 << 24  #: bytes of a file; a kernel has some thousands
 _MOST_LINKS = 40  # as the kernel has it
@@ -73,7 +74,7 @@ class _Walk:
 
     def __init__(self, handles: contextlib.ExitStack) -> None:
         self._handles = handles
-        self._owners = _system_owners()
+        self._owners = _owners_on_the_way(os.geteuid())
         self._stack = [("", self._kept(os.open("/", _HANDLE)))]
 
     @property
@@ -175,9 +176,10 @@ def _weak_file(state: os.stat_result) -> str:
     return ""
 
 
-def _system_owners() -> set[int]:
-    """Whose folders may lie on the way: the system's and our own."""
-    owners = {0, os.geteuid()}
+@cache
+def _owners_on_the_way(ours: int) -> set[int]:
+    """Whose folders may lie above one of ours: the system's and our own."""
+    owners = {0, ours}
     # In a user namespace without the system's root (Apptainer, rootless containers) its folders
     # belong to nobody: the number that stands for everyone who is not in the namespace.
     with contextlib.suppress(OSError, ValueError):
