@@ -32,6 +32,8 @@ from mask_files import (
 from support import write_safetensors
 
 import ckdiff
+from ckdiff.exports import exporting
+from ckdiff.exports.masks import Masks
 from ckdiff.imports import importing, maskfile
 from ckdiff.imports.maskfile import Item, Kind, MaskFile, Notes
 from ckdiff.imports.staging import Staging
@@ -652,3 +654,34 @@ def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
         assert ckdiff.import_masks(out, tmp_path / to).mask("a").all()
         ok("export", str(tmp_path / "out"), "--to", to, "-o", out, "--overwrite")
         os.unlink(os.fsencode(out))
+
+
+@pytest.mark.parametrize("where", ["name", "metadata", "tensors"])
+def test_half_a_surrogate_pair_is_no_text(where: str, tmp_path: Path) -> None:
+    told = notes({"a": ["BF16", [8]]})
+    name = "\ud800" if where == "name" else "a"
+    if where == "metadata":
+        told["rule"] = "\ud800"
+    elif where == "tensors":
+        told["tensors"] = '{"\\ud800": ["BF16", [8]], "a": ["BF16", [8]]}'
+    file = write_safetensors(tmp_path / "f", {name: ("BOOL", (8,), bytes(8))}, told)
+    assert refused(file, tmp_path / "out")
+
+
+def test_a_store_with_such_a_name_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = imported(tmp_path / "f", tmp_path / "s", npz_bytes({"a": ONES}))
+    monkeypatch.setattr(Masks, "pieces", None)  # nothing is read
+    before = Masks.__init__
+
+    def named(self: Masks, *args: Any, **options: Any) -> None:
+        before(self, *args, **options)
+        self.names = ["\ud800"]
+
+    monkeypatch.setattr(Masks, "__init__", named)
+    kinds: list[exporting.Format] = ["safetensors", "indices", "npz", "torch"]
+    for to in kinds:
+        with pytest.raises(ckdiff.StoreCorrupt, match="not valid text"):
+            ckdiff.export_masks(store, tmp_path / "out", to=to)
+    assert sorted(os.listdir(tmp_path)) == ["f", "s"]

@@ -73,9 +73,9 @@ class Masks:
         for side in ("base", "tuned"):
             identity = manifest.get(side)
             if isinstance(identity, dict):
-                data[side] = text_label(str(identity.get("label", "")))
+                data[side] = str(identity.get("label", ""))
         if "made_by" in manifest:
-            data["made_by"] = text_label(compact(manifest["made_by"]))
+            data["made_by"] = compact(manifest["made_by"])
         tensors = {self.names[i]: [self.dtypes[i], self.shapes[i]] for i in chosen.tolist()}
         return data | {"tensors": compact(tensors)}
 
