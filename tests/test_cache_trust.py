@@ -238,6 +238,7 @@ def test_folders_that_others_could_fill(form: str, cache: Cache, right: list[int
     assert sorted(os.listdir(cache.folder)) == inside
     cache.file.unlink()
     assert cache.counted() == right
+    assert len(cache.said) == 1
     assert not cache.file.exists(), "nothing is written there either"
 
 
@@ -291,6 +292,19 @@ def test_a_link_that_somebody_else_can_turn(
     assert cache.counted() == right
     (line,) = cache.said
     assert f"{shared}/home: it belongs to another user" in line
+
+
+def test_the_note_comes_before_the_work(
+    cache: Cache, tmp_path: Path, right: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is no folder yet: what is compiled is then known not to be kept."""
+    cache.folder.parent.chmod(0o777)
+    cache.folder.rmdir()
+    order: list[str] = []
+    monkeypatch.setattr(keeping, "on_refusal", [lambda line: order.append("refused")])
+    monkeypatch.setattr(compiled, "on_compile", [lambda name: order.append("compiled")])
+    assert cache.counted() == right
+    assert order == ["refused", "compiled"]
 
 
 def test_links_in_a_circle_are_no_place(
@@ -403,6 +417,7 @@ def test_a_name_that_was_prepared_is_not_written_through(cache: Cache, tmp_path:
             (cache.folder / f".x.{bytes(8).hex()}").symlink_to(victim)
             with pytest.raises(FileExistsError):
                 owned.write(folder, "x", b"content")
+            assert [path.is_symlink() for path in cache.folder.iterdir()] == [True]
     finally:
         os.close(folder)
     assert victim.read_bytes() == b"mine"

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from ckdiff.errors import printable
 from ckdiff.kernels import owned
 
 _MAGIC = b"ckdiff kernel 3\n"
@@ -92,7 +93,7 @@ def _refuse(why: str, remedy: str) -> None:
     if not why or _refused:
         return
     _refused.append(why)
-    message = f"kernels are compiled anew and not kept: {why} ({remedy})"
+    message = f"kernels are compiled anew and not kept: {printable(why)} ({remedy})"
     for report in on_refusal:
         report(message)
     if not on_refusal:

@@ -59,8 +59,9 @@ def read(folder: int, name: str) -> tuple[bytes, str]:
 def write(folder: int, name: str, content: bytes) -> None:
     """Put a file of ours into ``folder``, whole or not at all. Raises OSError."""
     aside = f".{name}.{os.urandom(8).hex()}"
+    descriptor = os.open(aside, _WRITE, 0o600, dir_fd=folder)
     try:
-        with open(os.open(aside, _WRITE, 0o600, dir_fd=folder), "wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(content)
         os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
@@ -130,11 +131,11 @@ class _Walk:
         try:
             return self._kept(os.open(name, _HANDLE, dir_fd=self.descriptor))
         except FileNotFoundError:
+            refused = self._weak_parent(name, os.geteuid())
+            if refused:  # where nothing may be made there is nothing to wait for
+                return refused
             if not make:
                 raise
-        refused = self._weak_parent(name, os.geteuid())
-        if refused:
-            return refused
         with contextlib.suppress(FileExistsError):  # another process of ours was faster
             os.mkdir(name, 0o700, dir_fd=self.descriptor)
         return self._kept(os.open(name, _HANDLE, dir_fd=self.descriptor))
