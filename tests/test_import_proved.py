@@ -103,6 +103,14 @@ def test_what_is_too_much_never_reaches_the_next_tensor(
         stage(case, [data, bytes(more)], tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["flags", "packed"])
+def test_what_is_declared_must_fill_the_tensor(kind: Kind, tmp_path: Path) -> None:
+    size = 800 if kind == "flags" else 100
+    for elements in (700, 1000):
+        with pytest.raises(ckdiff.CheckpointError, match=f"does not fill its {elements:,}"):
+            stage((kind, "u1", size, elements, b""), [bytes(size)], tmp_path / "out")
+
+
 def test_a_reader_that_lies_is_found_whatever_the_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +144,22 @@ def test_a_file_that_is_cut_while_it_is_read(
 
     monkeypatch.setattr("ckdiff.imports.staging.items_of", cut)
     assert "was truncated" in refused(path, tmp_path / "o")
+
+
+def test_a_file_that_is_rewritten_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(npz_bytes({"a": ONES}))
+    finish = Staging.finish
+
+    def rewritten(self: Staging) -> None:
+        finish(self)
+        path.write_bytes(npz_bytes({"a": ~ONES}))
+        os.utime(path, (1, 1))  # whatever the clock of the file system
+
+    monkeypatch.setattr(Staging, "finish", rewritten)
+    assert "was rewritten" in refused(path, tmp_path / "o")
 
 
 # -- npz -------------------------------------------------------------------------------------------
@@ -275,8 +299,21 @@ def test_hostile_npz(case: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(HOSTILE_NPZ[case]())
     line = refused(tmp_path / "f", tmp_path / "out")
     assert line.startswith((str(tmp_path / "f"), "the mask of a "))
+    assert WORDS.get(case, "") in line
 
 
+#: where another check might find something as well, later or by chance
+WORDS = {
+    "unpacked ends early": "has another size than the zip says",
+    "unpacked goes on": "has another size than the zip says",
+    "inside another": "share bytes",
+    "two ends": "two directories",
+    "second name": "second name",
+    "begins late": "says more elements than it holds",
+    "long strides": "says more elements than it holds",
+    "storage is short": "are declared and 100 are there",
+    "storage is long": "are declared and 100 are there",
+}
 HONEST_NPZ: dict[str, Callable[[], bytes]] = {
     "as it is": one,
     "packed": lambda: one(method=8),
@@ -449,7 +486,7 @@ HOSTILE_TORCH: dict[str, Callable[[], bytes]] = {
 def test_hostile_torch(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f").write_bytes(HOSTILE_TORCH[case]())
-    refused(tmp_path / "f", tmp_path / "out")
+    assert WORDS.get(case, "") in refused(tmp_path / "f", tmp_path / "out")
     assert os.listdir(tmp_path) == ["f"]
 
 

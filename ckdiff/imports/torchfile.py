@@ -157,14 +157,10 @@ class _Reader:
             raw[at : at + len(data)] = data
             at += len(data)
         flat = np.frombuffer(raw, f"u{width}", size // width)[self._tensor.offset :]
-        shape = self._tensor.shape
-        # a dimension of one takes no step, and may say any
-        steps = [
-            stride * width if n > 1 else 0
-            for n, stride in zip(shape, self._tensor.strides, strict=True)
-        ]
         # that every element lies inside the storage was shown when the file was opened
-        view = np.lib.stride_tricks.as_strided(flat, shape, steps)
+        view = np.lib.stride_tricks.as_strided(
+            flat, self._tensor.shape, [stride * width for stride in self._tensor.strides]
+        )
         for piece in _pieces(view, STEP // width):
             yield piece.tobytes()
 
