@@ -140,8 +140,8 @@ LAYERS = """
     ckdiff.writing.sharedwork
     ckdiff.stores.manifest
     ckdiff.stores.metadata
-    ckdiff.stores.writer
     ckdiff.stores.reading
+    ckdiff.stores.writer
     ckdiff.stores.verified
     ckdiff.stores.recount
     ckdiff.stores.zarrview

@@ -523,7 +523,7 @@ def test_changed_stores_are_refused_or_read_alike(
         try:
             for reader in CHEAP.values():
                 read += not refused(reader, root)
-            if number % 40 == 0 and (number % 120 == 0 or not refused(open_store, root)):
+            if number % 80 == 0 and (number % 240 == 0 or not refused(open_store, root)):
                 for reader in expensive(honest, tmp_path).values():
                     refused(reader, root)
         except Exception as error:

@@ -21,11 +21,11 @@ import numpy.typing as npt
 from ckdiff.dtypes import DTYPES
 from ckdiff.layout import Layout
 from ckdiff.naming import natural_key
-from ckdiff.stores.schema import MOST_DIMENSIONS, MOST_ELEMENTS, object_of, shown
+from ckdiff.stores.schema import LARGEST_TABLE, MOST_DIMENSIONS, MOST_ELEMENTS, object_of, shown
 from ckdiff.stores.sealed import unique_keys, weight
 from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable, Statistics
 
-HEAVIEST_TABLE = 1 << 29  #: bytes that a table may take in memory: some 400,000 tensors
+_HEAVIEST = 1 << 29  # bytes that a table may take in memory: some 400,000 tensors
 _LIGHT = 1 << 24  # bytes of JSON that are never that heavy, unless they are nothing but lists
 _MOST_LISTS = 1 << 21  # shapes and histograms; brackets in names count as well
 
@@ -71,10 +71,16 @@ def read_table(raw: bytes, manifest: dict[str, Any]) -> MaskTable:
 _TYPES: dict[str, type] = {"elements": int, "start": int}
 
 
+def fits(raw: bytes) -> bool:
+    """Whether a table is small enough to be read again."""
+    lists = raw.count(b"[") + raw.count(b"{")
+    light = len(raw) <= _LIGHT or weight(raw) <= _HEAVIEST
+    return len(raw) <= LARGEST_TABLE and lists <= _MOST_LISTS and light
+
+
 def _parse(raw: bytes) -> Any:
     """JSON as it must be: one value for a key, no NaN, and no more of it than fits into memory."""
-    lists = raw.count(b"[") + raw.count(b"{")
-    if lists > _MOST_LISTS or (len(raw) > _LIGHT and weight(raw) > HEAVIEST_TABLE):
+    if not fits(raw):
         raise ValueError("it has far more values than a table")
     try:
         return json.loads(

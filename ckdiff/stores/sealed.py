@@ -50,6 +50,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def fits(manifest: bytes) -> bool:
+    """Whether a manifest is small enough to be read again."""
+    return len(manifest) <= _LARGEST and weight(manifest) <= _HEAVIEST
+
+
 def read_sealed(root: Path) -> dict[str, Any]:
     """The manifest of the store at ``root``, its digest and every value of it checked.
 
@@ -58,7 +63,7 @@ def read_sealed(root: Path) -> dict[str, Any]:
     """
     shown = printable(str(root))
     raw = _read(root / MANIFEST)
-    if raw is None or weight(raw) > _HEAVIEST:
+    if raw is None or not fits(raw):
         raise _damaged(shown)
     try:
         manifest = json.loads(raw)

@@ -12,9 +12,11 @@ from ckdiff._version import __version__
 from ckdiff.errors import StoreError, printable
 from ckdiff.layout import ALIGNMENT, CHUNK, Layout
 from ckdiff.naming import natural_key
+from ckdiff.stores import reading
 from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
 from ckdiff.stores.metadata import documents
 from ckdiff.stores.schema import FORMAT
+from ckdiff.stores.sealed import fits
 from ckdiff.stores.table import MaskTable
 from ckdiff.writing.placing import write_file
 
@@ -64,12 +66,15 @@ def write_tables(
 ) -> bytes:
     """Write the metadata and the tensor table below ``root``; gives the manifest's bytes.
 
-    ``objects`` are the mask objects already there, key -> (size, digest). OSError passes through.
+    ``objects`` are the mask objects already there, key -> (size, digest). Raises StoreError for
+    more tensors than a store that can be read again may have; OSError passes through.
     """
     files: dict[str, Any] = {**documents(masks, layout.total // 8), TABLE: table.to_json()}
     everything = dict(objects)
     for key, content in files.items():
         data = dump_json(content)
+        if key == TABLE and not reading.fits(data):
+            raise _too_many(table)
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, data, sync=False)
@@ -87,4 +92,15 @@ def write_tables(
         **provenance,
         "objects": {key: list(everything[key]) for key in sorted(everything, key=natural_key)},
     }
-    return seal(manifest)
+    sealed = seal(manifest)
+    if not fits(sealed):
+        raise _too_many(table)
+    return sealed
+
+
+def _too_many(table: MaskTable) -> StoreError:
+    return StoreError(
+        f"{len(table):,} tensors, and what is said of those left out, are more than a store can "
+        "record",
+        hint="leave some of them out, with --exclude",
+    )
