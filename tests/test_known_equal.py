@@ -115,7 +115,8 @@ def test_equal_chunks_among_others(
 ) -> None:
     """Windows and chunks of which nothing, a part or all is read."""
     chunk = 1 << 16
-    monkeypatch.setattr("ckdiff.layout.CHUNK", chunk)
+    for module in ("layout", "stores.writer", "stores.schema"):
+        monkeypatch.setattr(f"ckdiff.{module}.CHUNK", chunk)
     monkeypatch.setattr("ckdiff.stores.recount.OBJECT", chunk // 8)  # or other bits would be read
     tensors = {f"t.{i}": bf16((n,), i) for i, n in enumerate([5, 70_000, 200_000, 511, 66_000])}
     base, tuned = tmp_path / "b", tmp_path / "t"

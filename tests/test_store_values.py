@@ -276,7 +276,7 @@ def test_natural_order_is_seen_without_keys() -> None:
     rng = np.random.default_rng(11)
     alphabet = np.array(list("0019a.~\x01"))
     ordered = 0
-    for _ in range(4000):
+    for _ in range(2000):
         names = ["".join(rng.choice(alphabet, rng.integers(0, 6))) for _ in range(3)]
         if rng.random() < 0.7:
             names.sort(key=natural_key)
@@ -284,7 +284,7 @@ def test_natural_order_is_seen_without_keys() -> None:
         expected = keys == sorted(set(keys))
         assert ascending(names) == expected, names
         ordered += expected
-    assert 1000 < ordered < 3900
+    assert 500 < ordered < 1950
     many = [f"layers.{i // 7}.w{i % 7}" for i in range(40_000)]
     assert ascending(many)
     many[20_000], many[20_001] = many[20_001], many[20_000]
@@ -491,7 +491,7 @@ def test_bits_that_the_table_does_not_count(
         "i.zarr.ckdiff-partial", "d.zarr.ckdiff-partial"}  # fmt: skip
 
 
-@pytest.mark.parametrize("bit", [130, 135, 136, 511, 512 + 700, 1536 + 25, 1536 + 511])
+@pytest.mark.parametrize("bit", [130, 136, 511, 1536 + 25])
 def test_padding_bits(root: Path, made: Path, tmp_path: Path, bit: int) -> None:
     """Refused by whoever could count them; nobody else sees them."""
     put_bits(root, flip(bit))

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ckdiff import layout as layouts
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import RuleError, printable
 from ckdiff.layout import ALIGNMENT, CHUNK
@@ -78,7 +77,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             raise ValueError(f"{key} is not {value}")
     if addresses % ALIGNMENT or addresses < manifest["elements"]:
         raise ValueError("addresses is no multiple of the alignment, or less than elements")
-    _check_objects(manifest["objects"], masks, -(-addresses // layouts.CHUNK))
+    _check_objects(manifest["objects"], masks, -(-addresses // CHUNK))
     if derived:
         _check_made_by(manifest["made_by"])
     else:

@@ -49,6 +49,7 @@ class Tally:
 
     def __init__(self, said: Said, waiting: Waiting | None = None) -> None:
         self._said = said
+        self._count = c_function("agree", "1").ctypes
         self._scratch = np.zeros(2, np.int64)
         self.waiting: Waiting = {} if waiting is None else dict(waiting)
 
@@ -60,9 +61,9 @@ class Tally:
         self._check_padding(window)
         counts = self._ones(window)
         whole = spans.elements == said.layout.elements[spans.tensors]
-        wrong = np.argwhere((counts != said.changed[:, spans.tensors]) & whole)
-        if len(wrong):
-            store, span = wrong[0].tolist()
+        wrong = (counts != said.changed[:, spans.tensors]) & whole
+        if wrong.any():
+            store, span = np.argwhere(wrong)[0].tolist()
             raise self._miscounted(store, int(spans.tensors[span]))
         for span in np.flatnonzero(~whole).tolist():
             self._put(int(spans.tensors[span]), int(spans.elements[span]), counts[:, span])
@@ -85,7 +86,6 @@ class Tally:
 
     def _ones(self, window: MaskSpans) -> IntArray:
         """(stores, spans): the population count of every span, its padding included."""
-        count = c_function("agree", "1").ctypes
         stores, spans = window.addresses.shape
         table = np.zeros((spans, SEGMENT_COLUMNS + 1), np.int64)
         table[:, SEG_SIZE] = window.sizes
@@ -94,7 +94,7 @@ class Tally:
         votes = np.zeros((spans, 2), np.int64)
         for row, ones in zip(window.addresses, found, strict=True):
             table[:, SEGMENT_COLUMNS] = row
-            count(
+            self._count(
                 table.ctypes.data, spans, 1, ones.ctypes.data, votes.ctypes.data,
                 self._scratch.ctypes.data,
             )  # fmt: skip
