@@ -55,3 +55,13 @@ def test_many_short_values_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -
     raw = b"{" + b"".join(b'"%x":1,' % i for i in range(2000)) + b'"weight_map":{"x":"a"}}'
     assert parsed_index(raw, "", "index").weight_map == {"x": "a"}
     assert looked_at[0] <= 2000 << 10
+
+
+def test_a_map_of_very_many_strings_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """77 MB of pairs of nothing would take 850 MiB of memory."""
+    raw = b"{" + b",".join(b'"%d":""' % i for i in range(20)) + b"}"
+    found, end = strictjson.string_map(raw, 0)
+    assert (len(found), end) == (20, len(raw))
+    monkeypatch.setattr(strictjson, "PAIR_LIMIT", 19)
+    with pytest.raises(ValueError, match="more than 19 strings"):
+        strictjson.string_map(raw, 0)

@@ -24,6 +24,8 @@ VALUE_LIMIT = 1 << 20
 _KEY = re.compile(WS + STRING + WS + rb":" + WS, re.DOTALL)
 _PAIR = re.compile(WS + STRING + WS + rb":" + WS + STRING + WS + rb"([,}])", re.DOTALL)
 _BLANK = re.compile(WS)
+#: pairs of a map of strings: ten times what the largest models have; each costs 140 bytes and more
+PAIR_LIMIT = 1 << 20
 _NATURAL = re.compile(r"0|[1-9][0-9]*")
 _LONGEST_NUMBER = 40
 _WINDOWS = (1 << 10, 1 << 15, VALUE_LIMIT)
@@ -92,6 +94,8 @@ def string_map(raw: bytes, pos: int) -> tuple[dict[str, str], int]:
         key = text_of(key_token)
         if key in result:
             raise ValueError(f"duplicate key {shown(key)}")
+        if len(result) == PAIR_LIMIT:
+            raise ValueError(f"more than {PAIR_LIMIT:,} strings")
         value = values.get(token)
         if value is None:
             value = text_of(token)
