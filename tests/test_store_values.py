@@ -201,6 +201,9 @@ def column(name: str, values: list[Any]) -> Callable[[dict[str, Any]], object]:
         column("shape", [[10, 13], [700, True], [5, 5]]),
         column("shape", [[-10, -13], [700], [5, 5]]),
         column("shape", [[2**40, 2**40], [700], [5, 5]]),
+        lambda table: table.update(
+            shape=[[10, 13], [700], [0, 2**62, 4]], elements=[130, 700, 0], start=[0, 512, 1536]
+        ),
         column("elements", [130, 700.0, 25]),
         column("elements", [130, 700, True]),
         column("elements", [130, 700, 10**400]),

@@ -124,6 +124,9 @@ def _shapes(shapes: list[list[Any]], elements: list[int]) -> list[tuple[int, ...
     for shape in sizes:
         if len(shape) > MOST_DIMENSIONS or min(shape, default=0) < 0:
             raise ValueError("there is a shape that cannot be")
+        # a dimension of 0 does not excuse the others, as in a checkpoint's header
+        if math.prod(max(n, 1) for n in shape) >= 1 << 63:
+            raise ValueError("there is a shape that cannot be")
         sizes[shape] = math.prod(shape)
     if max(sizes.values(), default=0) > MOST_ELEMENTS:
         raise ValueError("a tensor has more elements than can be")
