@@ -14,7 +14,7 @@ import zstandard
 from common import median, table
 
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.writing.objects import INNER
+from ckdiff.stores.objects import INNER
 
 
 def main() -> None:

@@ -24,16 +24,16 @@ import torch
 from common import bf16_noise, make_pair, median, table, take_turns, timed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ckdiff.gpu
+import ckdiff.kernels.gpu
 from ckdiff.budget import MIB, format_size, parse_size, usable_cores
+from ckdiff.diffs.plan import Diff
 from ckdiff.dtypes import DTYPES
-from ckdiff.engine import Diff
 from ckdiff.errors import UsageError
-from ckdiff.gpu import open_device, staging
-from ckdiff.gpu.preparing import make_slots
-from ckdiff.gpu.sizes import LARGEST_SIDE, out_bytes
-from ckdiff.gpu.staging import Device, Slot, Stages
 from ckdiff.kernels import Kernels, Results, abi
+from ckdiff.kernels.gpu import open_device, staging
+from ckdiff.kernels.gpu.preparing import make_slots
+from ckdiff.kernels.gpu.sizes import LARGEST_SIDE, out_bytes
+from ckdiff.kernels.gpu.staging import Device, Slot, Stages
 from ckdiff.options import Options
 from ckdiff.rules import Rule
 
@@ -231,13 +231,13 @@ def meanwhile(workers: int, rounds: int) -> None:
 
 @contextmanager
 def with_or_without_triton(wanted: bool) -> Iterator[None]:
-    find = ckdiff.gpu._find_triton
+    find = ckdiff.kernels.gpu._find_triton
     if not wanted:
-        ckdiff.gpu._find_triton = lambda device: None
+        ckdiff.kernels.gpu._find_triton = lambda device: None
     try:
         yield
     finally:
-        ckdiff.gpu._find_triton = find
+        ckdiff.kernels.gpu._find_triton = find
 
 
 def whole(

@@ -28,8 +28,8 @@ from numba import cfunc, types
 import ckdiff
 from ckdiff.kernels.codegen.words import load_word
 from ckdiff.layout import Layout
-from ckdiff.overlaps.matching import match
 from ckdiff.stores.maskwalk import walk
+from ckdiff.stores.matching import match
 
 PER = 1 << 26  # elements of a tensor
 THREADS = 2

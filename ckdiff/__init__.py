@@ -19,7 +19,6 @@ TYPE_CHECKING = False  # typing's own would be an import before the program answ
 if TYPE_CHECKING:
     from typing import Any
 
-    from ckdiff.agreement import overlap
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.deltas.applying import apply
     from ckdiff.deltas.creating import delta
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.weightpatch import WeightPatch
-    from ckdiff.diffing import diff
+    from ckdiff.diffs.diff import diff
     from ckdiff.diffs.result import DiffResult
     from ckdiff.errors import (
         BudgetError,
@@ -48,16 +47,17 @@ if TYPE_CHECKING:
         StoreLocked,
         UsageError,
     )
-    from ckdiff.exports.exporting import export_masks
-    from ckdiff.grafts import graft
-    from ckdiff.imports.importing import import_masks
-    from ckdiff.inspecting import info
+    from ckdiff.grafts.graft import graft
+    from ckdiff.masks.combine import combine
+    from ckdiff.masks.exporting.exporting import export_masks
+    from ckdiff.masks.importing.importing import import_masks
+    from ckdiff.masks.random import random_mask
     from ckdiff.options import Observer, Progress
+    from ckdiff.overlaps.overlap import overlap
     from ckdiff.overlaps.result import Overlap
-    from ckdiff.randommask import random_mask
+    from ckdiff.reports.info import info
     from ckdiff.rules import Rule
-    from ckdiff.setops import combine
-    from ckdiff.store import MaskStore, check_store, open_store
+    from ckdiff.stores.maskstore import MaskStore, check_store, open_store
     from ckdiff.stores.table import TensorRecord
 
 _ERRORS = (
@@ -67,29 +67,29 @@ _ERRORS = (
 )  # fmt: skip
 _HOMES = {
     "Overlap": "ckdiff.overlaps.result",
-    "overlap": "ckdiff.agreement",
+    "overlap": "ckdiff.overlaps.overlap",
     "open_checkpoint": "ckdiff.checkpoints",
     "DiffResult": "ckdiff.diffs.result",
     "Observer": "ckdiff.options",
     "Progress": "ckdiff.options",
     "apply": "ckdiff.deltas.applying",
     "ApplyResult": "ckdiff.deltas.outcome",
-    "combine": "ckdiff.setops",
+    "combine": "ckdiff.masks.combine",
     "delta": "ckdiff.deltas.creating",
     "delta_from_patches": "ckdiff.deltas.frompatches",
     "weight_patches": "ckdiff.deltas.patchstream",
     "WeightPatch": "ckdiff.deltas.weightpatch",
     "DeltaResult": "ckdiff.deltas.outcome",
-    "diff": "ckdiff.diffing",
-    "export_masks": "ckdiff.exports.exporting",
-    "graft": "ckdiff.grafts",
-    "import_masks": "ckdiff.imports.importing",
-    "info": "ckdiff.inspecting",
-    "random_mask": "ckdiff.randommask",
+    "diff": "ckdiff.diffs.diff",
+    "export_masks": "ckdiff.masks.exporting.exporting",
+    "graft": "ckdiff.grafts.graft",
+    "import_masks": "ckdiff.masks.importing.importing",
+    "info": "ckdiff.reports.info",
+    "random_mask": "ckdiff.masks.random",
     "Rule": "ckdiff.rules",
-    "MaskStore": "ckdiff.store",
-    "check_store": "ckdiff.store",
-    "open_store": "ckdiff.store",
+    "MaskStore": "ckdiff.stores.maskstore",
+    "check_store": "ckdiff.stores.maskstore",
+    "open_store": "ckdiff.stores.maskstore",
     "TensorRecord": "ckdiff.stores.table",
     **dict.fromkeys(_ERRORS, "ckdiff.errors"),
 }

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import ckdiff
-from ckdiff.derived import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.layout import Layout, Spans
 from ckdiff.naming import natural_key
+from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.stores.table import IntArray
 
 
@@ -90,7 +90,7 @@ def fails_after(chunks: int, maker: type[Maker], error: BaseException) -> Callab
 #: a process that is killed right after its first chunk was recorded
 KILLED = """
 import os, signal, sys
-from ckdiff.writing.workdir import WorkDir
+from ckdiff.outputs.workdir import WorkDir
 from ckdiff.cli import main
 record = WorkDir.record
 def stop(self, chunk, payload):

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from kernel_runs import kernels, run, some_elements, tough_pairs
 
+from ckdiff.diffs.plan import Diff
 from ckdiff.dtypes import DTYPES
-from ckdiff.engine import Diff
-from ckdiff.gpu import fused, open_device, preparing
-from ckdiff.gpu import kernels as device_kernels
-from ckdiff.gpu.fusedcode import MOST_RULES
-from ckdiff.gpu.kernels import DeviceKernels
 from ckdiff.kernels import BLOCK
 from ckdiff.kernels.binding import bind
+from ckdiff.kernels.gpu import fused, open_device, preparing
+from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu.fusedcode import MOST_RULES
+from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.options import Observer, Options
 from ckdiff.rules import Rule
 

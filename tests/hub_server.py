@@ -270,7 +270,7 @@ def only_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_TOKEN_PATH", str(folder / "token"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(folder / "token"))
-        monkeypatch.setattr("ckdiff.checkpoints.hub.retries._sleep", lambda seconds: None)
+        monkeypatch.setattr("ckdiff.checkpoints.places.hub.retries._sleep", lambda seconds: None)
         impatient = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
         for module in ("file_download", "utils._http"):
             monkeypatch.setattr(f"huggingface_hub.{module}.time", impatient)

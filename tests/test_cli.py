@@ -31,7 +31,7 @@ from support import write_safetensors
 import ckdiff
 from ckdiff.cli import main, options, output
 from ckdiff.cli.program import COMMANDS
-from ckdiff.summaries import By
+from ckdiff.stores.summaries import By
 
 HOSTILE = 'layers.0.\x1b[31m\n[red]\u202e"evil".weight'
 
@@ -414,7 +414,7 @@ def test_clean(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_clean_leaves_what_is_in_use(tmp_path: Path) -> None:
-    from ckdiff.writing.workdir import WorkDir
+    from ckdiff.outputs.workdir import WorkDir
 
     with WorkDir(tmp_path / "out.zarr", {}, overwrite=False) as work:
         assert ok("clean", str(tmp_path)).stdout == f"still in use: {work.path}\n"
@@ -461,7 +461,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         def summary(*args: object, **options: object) -> None:
             raise failure
 
-        monkeypatch.setattr("ckdiff.store.MaskStore.summary", summary)
+        monkeypatch.setattr("ckdiff.stores.maskstore.MaskStore.summary", summary)
 
     return arrange
 

@@ -18,9 +18,9 @@ from mask_stores import Base, Flags, make_base, make_store, random_base
 
 import ckdiff
 from ckdiff.cli import options, overlap_page
-from ckdiff.cluster import daskrun
-from ckdiff.overlaps.nulls import NULLS
-from ckdiff.summaries import By, layer_of, module_of
+from ckdiff.overlaps.nulls.registry import NULLS
+from ckdiff.running import dask as daskrun
+from ckdiff.stores.summaries import By, layer_of, module_of
 
 SHAPES = {
     "model.embed.weight": ("BF16", (60, 32)),

@@ -112,7 +112,7 @@ def test_interrupted_when_the_store_is_in_place(pair: Pair, tmp_path: Path, clea
     code = f"""
 import os, signal, sys
 from ckdiff.cli import main
-from ckdiff.writing.workdir import WorkDir
+from ckdiff.outputs.workdir import WorkDir
 discard = WorkDir.discard
 def stop(self):
     if {cleaned}:
@@ -154,8 +154,8 @@ def hang(*args):
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
-import ckdiff.engine
-ckdiff.engine.Diff.run = hang
+import ckdiff.diffs.plan
+ckdiff.diffs.plan.Diff.run = hang
 main(sys.argv[1:])
 """
     assert python(code, "diff", *pair).returncode == 143

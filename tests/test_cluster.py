@@ -30,7 +30,6 @@ from distributed import Client, LocalCluster
 
 import ckdiff
 from ckdiff import errors
-from ckdiff.cluster import daskrun, remote
 from ckdiff.diffs.comparison import DiffRecipe, Selection
 from ckdiff.errors import (
     CkdiffError,
@@ -42,7 +41,9 @@ from ckdiff.errors import (
 )
 from ckdiff.layout import CHUNK
 from ckdiff.options import Observer, Progress
-from ckdiff.writing.objects import INNER, ObjectWriter
+from ckdiff.running import dask as daskrun
+from ckdiff.running import remote
+from ckdiff.stores.objects import INNER, ObjectWriter
 
 ROOT = Path(__file__).parents[1]
 TENSORS = {

@@ -19,7 +19,7 @@ from support import Tensor, write_index, write_safetensors, write_sparse
 import ckdiff
 from ckdiff.deltas import container
 from ckdiff.deltas.container import Delta
-from ckdiff.writing.rebuilt import Rebuilt
+from ckdiff.outputs.rebuilt import Rebuilt
 
 MIB = 1 << 20
 
@@ -429,7 +429,7 @@ def test_a_full_disk_and_ctrl_c(
 
 STOPPED = """
 import os, signal
-from ckdiff.writing.place import Place
+from ckdiff.outputs.place import Place
 def commit(self):
     os.kill(os.getpid(), signal.SIG{})
 Place.commit = commit

@@ -22,7 +22,7 @@ from support import Tensor, write_index, write_safetensors
 
 import ckdiff
 from ckdiff import budget
-from ckdiff.checkpoints.header import parse_header
+from ckdiff.checkpoints.formats.safetensors import parse_header
 
 ROUNDS = 160  # of each delta and kind of mutation: 4 * 4 * 160 inputs
 

@@ -18,7 +18,7 @@ from kernel_runs import random_bits
 from safetensors import safe_open
 from support import Tensor, write_index, write_safetensors
 
-from ckdiff.checkpoints.header import parse_header
+from ckdiff.checkpoints.formats.safetensors import parse_header
 from ckdiff.deltas import indices, streamplan, streams
 from ckdiff.deltas.applying import apply
 from ckdiff.deltas.change import Change

@@ -30,8 +30,8 @@ from hypothesis import strategies as st
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.diffs.chunks import SMALLEST_WINDOW
-from ckdiff.engine import Diff, DiffResult, Options
+from ckdiff.diffs.plan import Diff, DiffResult, Options
+from ckdiff.diffs.task import SMALLEST_WINDOW
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.layout import CHUNK
 from ckdiff.naming import natural_key

@@ -19,8 +19,8 @@ from safetensors import numpy as safetensors_numpy
 from support import write_index, write_safetensors
 
 import ckdiff
-from ckdiff.exports import exporting
-from ckdiff.exports.masks import Masks
+from ckdiff.masks.exporting import exporting
+from ckdiff.masks.exporting.masks import Masks
 
 Flags = dict[str, npt.NDArray[np.bool_]]
 
@@ -124,7 +124,7 @@ def test_indices(invert: bool, made: tuple[ckdiff.MaskStore, Flags], tmp_path: P
 def test_wide_indices_come_first_in_the_file(
     made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckdiff.exports.tensorfile._NARROW", 1000)
+    monkeypatch.setattr("ckdiff.masks.exporting.tensorfile._NARROW", 1000)
     store, masks = made
     out = tmp_path / "masks.safetensors"
     ckdiff.export_masks(store, out, to="indices")
@@ -281,7 +281,7 @@ def test_what_fails_leaves_nothing(
 
 KILLED = """
 import os, signal
-from ckdiff.writing.place import Place
+from ckdiff.outputs.place import Place
 def commit(self):
     os.kill(os.getpid(), signal.SIGKILL)
 Place.commit = commit

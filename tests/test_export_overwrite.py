@@ -19,7 +19,7 @@ from support import write_index, write_safetensors
 
 import ckdiff
 from ckdiff.cli.formats import percent
-from ckdiff.exports import exporting, recognising
+from ckdiff.masks.exporting import exporting, recognising
 
 SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "layers.2.w": ("BF16", (33, 10)),

@@ -24,12 +24,12 @@ from zarr.core.buffer import default_buffer_prototype
 import ckdiff
 from ckdiff.errors import CkdiffError, StoreCorrupt, StoreError, StoreIncomplete, UsageError
 from ckdiff.layout import CHUNK
-from ckdiff.store import MaskStore, open_store
+from ckdiff.outputs.ownership import SUFFIX
 from ckdiff.stores import manifest as manifests
+from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, file_digest
 from ckdiff.stores.verified import VerifiedObjects
 from ckdiff.stores.zarrview import VerifiedStore
-from ckdiff.writing.objects import INNER, OBJECT, ObjectWriter, file_digest
-from ckdiff.writing.ownership import SUFFIX
 
 FIRST, SECOND = "masks/exact/c/0", "masks/exact/c/1"
 TAIL = 100_000  #: elements of ``w`` in the second chunk

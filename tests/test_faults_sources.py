@@ -22,9 +22,9 @@ from support import write_safetensors, write_sparse
 from victim import Case, ForkServer, Meddling, Outcome, Shim
 
 import ckdiff
-from ckdiff.diffs.chunks import LARGEST_WINDOW
+from ckdiff.diffs.task import LARGEST_WINDOW
 from ckdiff.errors import SourceChanged
-from ckdiff.writing.ownership import SUFFIX
+from ckdiff.outputs.ownership import SUFFIX
 
 PAGE = mmap.PAGESIZE
 ELEMENTS = 8 * LARGEST_WINDOW + 1234  #: of the tensor ``w``: 9 windows, the last one ragged

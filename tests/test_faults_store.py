@@ -30,9 +30,9 @@ from ckdiff.errors import (
     StoreLocked,
 )
 from ckdiff.layout import CHUNK
-from ckdiff.writing import workdir
-from ckdiff.writing.ownership import SUFFIX
-from ckdiff.writing.workdir import WorkDir
+from ckdiff.outputs import workdir
+from ckdiff.outputs.ownership import SUFFIX
+from ckdiff.outputs.workdir import WorkDir
 
 Tree = dict[str, bytes]
 

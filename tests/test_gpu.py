@@ -19,13 +19,13 @@ from checkpoint_pairs import RULES, Pair, files_of, some_model, some_pair, write
 from cli_support import error, ok
 
 import ckdiff
-from ckdiff import gpu
 from ckdiff.diffs import devices, trial
-from ckdiff.diffs.chunks import SMALLEST_WINDOW
-from ckdiff.engine import Diff
+from ckdiff.diffs.plan import Diff
+from ckdiff.diffs.task import SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
-from ckdiff.gpu import kernels as device_kernels
-from ckdiff.gpu import sizes, staging
+from ckdiff.kernels import gpu
+from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu import sizes, staging
 from ckdiff.options import DEVICES, Observer, Options
 
 BENCH = Path(__file__).parents[1] / "bench" / "gpu.py"
@@ -265,7 +265,7 @@ def test_the_memory_of_torch_itself_is_not_counted(sides: tuple[Path, Path]) -> 
     """Importing it takes most of what is allowed by default."""
     code = (
         "import sys\n"
-        "from ckdiff.engine import Diff\n"
+        "from ckdiff.diffs.plan import Diff\n"
         "from ckdiff.options import Options\n"
         "with Diff(*sys.argv[1:], None, Options(workers=2, device='torch-cpu')) as planned:\n"
         "    print(planned.memory_needed < planned.memory == 256 << 20)\n"

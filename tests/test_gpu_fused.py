@@ -21,12 +21,11 @@ from checkpoint_pairs import files_of, some_model, write_side
 from kernel_runs import kernels, run, some_elements
 
 import ckdiff
-from ckdiff import gpu
 from ckdiff.dtypes import DTYPES
-from ckdiff.gpu import kernels as device_kernels
-from ckdiff.gpu.kernels import DeviceKernels
-from ckdiff.gpu.staging import Device
-from ckdiff.kernels import BLOCK
+from ckdiff.kernels import BLOCK, gpu
+from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu.kernels import DeviceKernels
+from ckdiff.kernels.gpu.staging import Device
 from ckdiff.rules import Rule
 
 WORKER = Path(__file__).with_name("fused_worker.py")
@@ -124,9 +123,9 @@ class Fused:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Device:
-    module = ModuleType("ckdiff.gpu.fused")
+    module = ModuleType("ckdiff.kernels.gpu.fused")
     module.Fused = Fused  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ckdiff.gpu.fused", module)
+    monkeypatch.setitem(sys.modules, "ckdiff.kernels.gpu.fused", module)
     device = gpu.open_device("torch-cpu")
     device.fused = True
     return device
@@ -177,8 +176,8 @@ def test_memory_that_runs_out_there_is_no_reason_to_do_without(
 
 def test_a_system_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "ckdiff.gpu.fused", raising=False)
-    monkeypatch.delitem(sys.modules, "ckdiff.gpu.fusedcode", raising=False)
+    monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fused", raising=False)
+    monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fusedcode", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     device = gpu.open_device("torch-cpu")
     assert not device.fused

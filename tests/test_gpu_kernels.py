@@ -25,13 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError
-from ckdiff.gpu import changes, open_device, staging
-from ckdiff.gpu import kernels as device_kernels
-from ckdiff.gpu.kernels import DeviceKernels
-from ckdiff.gpu.sizes import SMALLEST_SIDE, Sizes
-from ckdiff.gpu.staging import Device
 from ckdiff.kernels import BLOCK, Comparing, Results, abi
 from ckdiff.kernels.binding import bind
+from ckdiff.kernels.gpu import changes, open_device, staging
+from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu.kernels import DeviceKernels
+from ckdiff.kernels.gpu.sizes import SMALLEST_SIDE, Sizes
+from ckdiff.kernels.gpu.staging import Device
 from ckdiff.rules import Rule
 
 #: numbers at which something changes, for the types of 16 bits and more

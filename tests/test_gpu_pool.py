@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.gpu.pool import Pool
-from ckdiff.gpu.sizes import LARGEST_SIDE, SMALLEST_SIDE, Sizes, largest_side, staging_memory
-from ckdiff.gpu.staging import Device, Stages
+from ckdiff.kernels.gpu.pool import Pool
+from ckdiff.kernels.gpu.sizes import (
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
+    Sizes,
+    largest_side,
+    staging_memory,
+)
+from ckdiff.kernels.gpu.staging import Device, Stages
 from ckdiff.rules import Rule
 
 MIB = 1 << 20

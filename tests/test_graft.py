@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from support import Tensor, write_index, write_safetensors, write_sparse
 
 import ckdiff
-from ckdiff.blend import Blend
-from ckdiff.derived import Derived, Target
+from ckdiff.kernels.blending import Blend
 from ckdiff.layout import Layout
-from ckdiff.writing.rebuilt import Rebuilt
+from ckdiff.outputs.rebuilt import Rebuilt
+from ckdiff.stores.building import Derived, Target
 
 MIB = 1 << 20
 Bits = npt.NDArray[np.uint8]  #: 0 and 1
@@ -479,7 +479,7 @@ def test_what_fails_leaves_nothing(
 
 STOPPED = """
 import os, signal
-from ckdiff.writing.rebuilt import Rebuilt
+from ckdiff.outputs.rebuilt import Rebuilt
 def commit(self):
     os.kill(os.getpid(), signal.SIG{})
 Rebuilt.commit = commit

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from support import safetensors_header, write_raw, write_safetensors
 
-from ckdiff.checkpoints.header import HEADER_LIMIT, Header, parse_header, read_header
+from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT, Header, parse_header, read_header
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import HeaderError
 

@@ -41,12 +41,12 @@ LAYERS = """
     ckdiff.options
     ckdiff.budget
     ckdiff.layout
-    ckdiff.runners
-    ckdiff.cluster
-    ckdiff.cluster.remote
-    ckdiff.cluster.daskrun
+    ckdiff.running.threads
+    ckdiff.running
+    ckdiff.running.remote
+    ckdiff.running.dask
     ckdiff.overlaps
-    ckdiff.overlaps.rowcol
+    ckdiff.overlaps.nulls.margins
 
     ckdiff.kernels.abi
     ckdiff.kernels.binades
@@ -86,100 +86,100 @@ LAYERS = """
     ckdiff.kernels.contents
     ckdiff.kernels.guard
     ckdiff.kernels
-    ckdiff.gpu.bits
-    ckdiff.gpu.changes
-    ckdiff.gpu.sizes
-    ckdiff.gpu.fusedcode
-    ckdiff.gpu.fused
-    ckdiff.gpu.staging
-    ckdiff.gpu.pool
-    ckdiff.gpu.preparing
-    ckdiff.gpu.kernels
-    ckdiff.gpu
+    ckdiff.kernels.gpu.bits
+    ckdiff.kernels.gpu.changes
+    ckdiff.kernels.gpu.sizes
+    ckdiff.kernels.gpu.fusedcode
+    ckdiff.kernels.gpu.fused
+    ckdiff.kernels.gpu.staging
+    ckdiff.kernels.gpu.pool
+    ckdiff.kernels.gpu.preparing
+    ckdiff.kernels.gpu.kernels
+    ckdiff.kernels.gpu
 
     ckdiff.checkpoints.protocol
-    ckdiff.checkpoints.lookalikes
-    ckdiff.checkpoints.strictjson
-    ckdiff.checkpoints.header
-    ckdiff.checkpoints.openfile
-    ckdiff.checkpoints.shards
-    ckdiff.checkpoints.joined
-    ckdiff.checkpoints.mapped
-    ckdiff.checkpoints.local
+    ckdiff.checkpoints.formats.lookalikes
+    ckdiff.checkpoints.formats.strictjson
+    ckdiff.checkpoints.formats.safetensors
+    ckdiff.checkpoints.places.openfile
+    ckdiff.checkpoints.choosing
+    ckdiff.checkpoints.views.joined
+    ckdiff.checkpoints.places.mapped
+    ckdiff.checkpoints.places.local
     ckdiff.checkpoints.sameness
-    ckdiff.checkpoints.hub
-    ckdiff.checkpoints.hub.address
-    ckdiff.checkpoints.hub.settings
-    ckdiff.checkpoints.hub.retries
-    ckdiff.checkpoints.hub.failures
-    ckdiff.checkpoints.hub.exchange
-    ckdiff.checkpoints.hub.fetching
-    ckdiff.checkpoints.hub.spool
-    ckdiff.checkpoints.hub.client
-    ckdiff.checkpoints.hub.listing
-    ckdiff.checkpoints.hub.cache
-    ckdiff.checkpoints.hub.cached
-    ckdiff.checkpoints.hub.headers
-    ckdiff.checkpoints.hub.streamed
+    ckdiff.checkpoints.places.hub
+    ckdiff.checkpoints.places.hub.address
+    ckdiff.checkpoints.places.hub.settings
+    ckdiff.checkpoints.places.hub.retries
+    ckdiff.checkpoints.places.hub.failures
+    ckdiff.checkpoints.places.hub.exchange
+    ckdiff.checkpoints.places.hub.fetching
+    ckdiff.checkpoints.places.hub.spool
+    ckdiff.checkpoints.places.hub.client
+    ckdiff.checkpoints.places.hub.listing
+    ckdiff.checkpoints.places.hub.cache
+    ckdiff.checkpoints.places.hub.cached
+    ckdiff.checkpoints.places.hub.headers
+    ckdiff.checkpoints.places.hub.streamed
     ckdiff.checkpoints
 
-    ckdiff.pairing
+    ckdiff.checkpoints.pairing
     ckdiff.stores
     ckdiff.stores.table
-    ckdiff.summaries
+    ckdiff.stores.summaries
 
     ckdiff.stores.maskcodec
-    ckdiff.writing
-    ckdiff.writing.objects
-    ckdiff.writing.placing
-    ckdiff.writing.ownership
+    ckdiff.outputs
+    ckdiff.stores.objects
+    ckdiff.outputs.placing
+    ckdiff.outputs.ownership
     ckdiff.stores.schema
     ckdiff.stores.sealed
     ckdiff.stores.recognising
-    ckdiff.writing.workdir
-    ckdiff.writing.sharedwork
+    ckdiff.outputs.workdir
+    ckdiff.outputs.sharedwork
     ckdiff.stores.manifest
     ckdiff.stores.metadata
-    ckdiff.stores.reading
+    ckdiff.stores.tensortable
     ckdiff.stores.writer
     ckdiff.stores.verified
     ckdiff.stores.recount
     ckdiff.stores.zarrview
-    ckdiff.store
+    ckdiff.stores.maskstore
 
     ckdiff.stores.maskstream
     ckdiff.stores.maskwalk
     ckdiff.stores.tally
-    ckdiff.overlaps.matching
-    ckdiff.overlaps.nulls
+    ckdiff.stores.matching
+    ckdiff.overlaps.nulls.registry
     ckdiff.overlaps.result
-    ckdiff.overlaps.evidence
+    ckdiff.overlaps.nulls.evidence
     ckdiff.overlaps.counting
     ckdiff.overlaps.task
-    ckdiff.agreement
+    ckdiff.overlaps.overlap
 
-    ckdiff.blend
-    ckdiff.writing.outputs
-    ckdiff.writing.place
-    ckdiff.writing.rebuilt
+    ckdiff.kernels.blending
+    ckdiff.outputs.checks
+    ckdiff.outputs.place
+    ckdiff.outputs.rebuilt
     ckdiff.diffs
-    ckdiff.diffs.chunks
+    ckdiff.diffs.task
     ckdiff.diffs.comparison
     ckdiff.diffs.trial
     ckdiff.diffs.devices
     ckdiff.diffs.allotment
     ckdiff.diffs.disksharing
-    ckdiff.diffs.collecting
+    ckdiff.stores.collecting
     ckdiff.diffs.result
-    ckdiff.engine
-    ckdiff.diffing
-    ckdiff.derived
-    ckdiff.setops
-    ckdiff.randommask
-    ckdiff.grafting
-    ckdiff.grafting.plan
-    ckdiff.grafting.run
+    ckdiff.diffs.plan
+    ckdiff.diffs.diff
+    ckdiff.stores.building
+    ckdiff.masks.combine
+    ckdiff.masks.random
     ckdiff.grafts
+    ckdiff.grafts.plan
+    ckdiff.grafts.run
+    ckdiff.grafts.graft
     ckdiff.deltas.varints
     ckdiff.deltas.classes
     ckdiff.deltas.form
@@ -206,24 +206,24 @@ LAYERS = """
     ckdiff.deltas.patchstream
     ckdiff.deltas.frompatches
     ckdiff.deltas
-    ckdiff.inspecting
-    ckdiff.exports.masks
-    ckdiff.exports.tensorfile
-    ckdiff.exports.npz
-    ckdiff.exports.torchfile
-    ckdiff.imports.maskfile
-    ckdiff.imports.ziparchive
-    ckdiff.imports.pickled
-    ckdiff.imports.tensorfile
-    ckdiff.imports.npz
-    ckdiff.imports.torchfile
-    ckdiff.imports.opening
-    ckdiff.imports.staging
-    ckdiff.exports.recognising
-    ckdiff.exports.exporting
-    ckdiff.exports
-    ckdiff.imports.importing
-    ckdiff.imports
+    ckdiff.reports.info
+    ckdiff.masks.exporting.masks
+    ckdiff.masks.exporting.tensorfile
+    ckdiff.masks.exporting.npz
+    ckdiff.masks.exporting.torchfile
+    ckdiff.masks.importing.maskfile
+    ckdiff.masks.importing.ziparchive
+    ckdiff.masks.importing.pickled
+    ckdiff.masks.importing.tensorfile
+    ckdiff.masks.importing.npz
+    ckdiff.masks.importing.torchfile
+    ckdiff.masks.importing.opening
+    ckdiff.masks.importing.staging
+    ckdiff.masks.exporting.recognising
+    ckdiff.masks.exporting.exporting
+    ckdiff.masks.exporting
+    ckdiff.masks.importing.importing
+    ckdiff.masks.importing
     ckdiff
 
     ckdiff.training.source
@@ -283,24 +283,30 @@ RAISED = {
     ("ckdiff.training", "AttributeError"): "what a module's __getattr__ owes Python",
     ("ckdiff.stores.table", "KeyError"): "a mapping without the key",
     ("ckdiff.stores.table", "IndexError"): "a sequence without the index; it ends iteration",
-    ("ckdiff.pairing", "AssertionError"): "cannot be reached",
+    ("ckdiff.checkpoints.pairing", "AssertionError"): "cannot be reached",
     ("ckdiff.kernels.guard", "OSError"): "a system without SIGBUS handlers, which Linux is not",
     ("ckdiff.kernels.image", "ValueError"): "caught by compiled: numba's own linker is used",
     ("ckdiff.kernels.image", "OSError"): "caught by compiled: numba's own linker is used",
     ("ckdiff.kernels.compiled", "ImportError"): "caught there: nothing is kept on disk",
     ("ckdiff.kernels.compiled", "ValueError"): "caught there: the kernel is compiled anew",
     ("ckdiff.kernels.owned", "OSError"): "caught by keeping: the kernel is compiled anew",
-    ("ckdiff.checkpoints.header", "ValueError"): "caught there, and becomes a HeaderError",
-    ("ckdiff.checkpoints.strictjson", "ValueError"): "caught by header and shards, with the file",
-    ("ckdiff.checkpoints.shards", "ValueError"): "caught there, and becomes a CheckpointError",
+    (
+        "ckdiff.checkpoints.formats.safetensors",
+        "ValueError",
+    ): "caught there, and becomes a HeaderError",
+    (
+        "ckdiff.checkpoints.formats.strictjson",
+        "ValueError",
+    ): "caught by header and shards, with the file",
+    ("ckdiff.checkpoints.choosing", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.stores.schema", "ValueError"): "caught by sealed and store, with the store's name",
     ("ckdiff.stores.sealed", "ValueError"): "caught there, by reading and by metadata",
-    ("ckdiff.stores.reading", "ValueError"): "caught by store, and becomes a StoreError",
+    ("ckdiff.stores.tensortable", "ValueError"): "caught by store, and becomes a StoreError",
     ("ckdiff.stores.sealed", "OSError"): "caught by manifest, and becomes a StoreError",
-    ("ckdiff.imports.maskfile", "ValueError"): "caught there and by npz: a CheckpointError",
-    ("ckdiff.imports.pickled", "ValueError"): "caught by torchfile: a CheckpointError",
-    ("ckdiff.writing.placing", "OSError"): "the system's own error, reported with its path",
-    ("ckdiff.writing.placing", "FileExistsError"): "what the system would say of the same",
+    ("ckdiff.masks.importing.maskfile", "ValueError"): "caught there and by npz: a CheckpointError",
+    ("ckdiff.masks.importing.pickled", "ValueError"): "caught by torchfile: a CheckpointError",
+    ("ckdiff.outputs.placing", "OSError"): "the system's own error, reported with its path",
+    ("ckdiff.outputs.placing", "FileExistsError"): "what the system would say of the same",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.parts", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.facts", "ValueError"): "caught by container, and becomes a DeltaError",
@@ -310,7 +316,7 @@ RAISED = {
     ("ckdiff.deltas.unpacking", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.frames", "Damaged"): "caught by applying, which knows the delta's name",
     ("ckdiff.deltas.indices", "Damaged"): "caught by applying, which knows the delta's name",
-    ("ckdiff.runners", "Stopped"): "ends a worker; never leaves the runner",
+    ("ckdiff.running.threads", "Stopped"): "ends a worker; never leaves the runner",
     ("ckdiff.cli.output", "OSError"): "standard output's own error, reported by exits",
     ("ckdiff.cli.exits", "KeyboardInterrupt"): "what a signal means to Python",
     ("ckdiff.cli.program", "SystemExit"): "the way out of the process",
@@ -379,10 +385,10 @@ def test_imports_point_one_way() -> None:
 
 
 def test_imports_in_functions_and_of_names_are_seen() -> None:
-    assert "ckdiff.kernels.guard" in imported("ckdiff.engine")  # only inside functions
-    assert "ckdiff.budget" in imported("ckdiff.engine")  # from ckdiff import budget
-    assert "ckdiff.diffing" in imported("ckdiff")  # by name, when first used
-    assert "ckdiff.summaries" in imported("ckdiff.cli.show")  # only for types
+    assert "ckdiff.kernels.guard" in imported("ckdiff.diffs.plan")  # only inside functions
+    assert "ckdiff.budget" in imported("ckdiff.diffs.plan")  # from ckdiff import budget
+    assert "ckdiff.diffs.diff" in imported("ckdiff")  # by name, when first used
+    assert "ckdiff.stores.summaries" in imported("ckdiff.cli.show")  # only for types
 
 
 @pytest.mark.parametrize(
@@ -595,7 +601,7 @@ def raised(module: str) -> Iterator[tuple[str, int]]:
 
 def test_only_our_own_errors_are_raised() -> None:
     # Stopped is raised by chunks on behalf of the runner that defines it
-    home = {"Stopped": "ckdiff.runners"}
+    home = {"Stopped": "ckdiff.running.threads"}
     found = {
         (home.get(name, module), name): f"{module}:{line} raises {name}"
         for module in FILES
@@ -615,7 +621,7 @@ def test_every_error_class_is_in_the_tree() -> None:
         for base in map(ast.unparse, node.bases)
         if base.endswith(("Error", "Exception", "Warning")) or base in OURS
     ]
-    assert stray == ["ckdiff.deltas.varints.Damaged", "ckdiff.runners.Stopped"]
+    assert stray == ["ckdiff.deltas.varints.Damaged", "ckdiff.running.threads.Stopped"]
     assert set(ckdiff.__all__) >= OURS
 
 

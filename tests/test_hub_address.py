@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ckdiff
-from ckdiff.checkpoints.hub.address import HubAddress, is_hub_address
+from ckdiff.checkpoints.places.hub.address import HubAddress, is_hub_address
 from ckdiff.errors import CheckpointError
 
 

@@ -18,9 +18,9 @@ from hub_server import Handler, Hub, Request, etag_of, only_hub, safetensors, sh
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.checkpoints.hub import cached
+from ckdiff.checkpoints.places.hub import cached
 from ckdiff.errors import BudgetError, CheckpointError
-from ckdiff.store import open_store
+from ckdiff.stores.maskstore import open_store
 
 BIG = bf16((64, 64))
 BASE = {"a.0.w": BIG, "a.1.w": bf16((32, 64), 1), "b": bf16((8,), 2)}
@@ -188,7 +188,7 @@ def test_info_reads_headers_only(hub: Hub) -> None:
 
 
 def test_headers_that_do_not_fit_the_first_piece(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.checkpoints.hub.headers._FIRST", 20)
+    monkeypatch.setattr("ckdiff.checkpoints.places.hub.headers._FIRST", 20)
     hub.put("org/base", two_shards(BASE))
     assert ckdiff.info("hf://org/base")["elements"] == 64 * 64 + 32 * 64 + 8
     sizes = {n: len(d) for n, d in hub.repositories["org/base"]["main"].files.items()}

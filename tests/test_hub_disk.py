@@ -15,13 +15,13 @@ from hub_server import Hub, only_hub, safetensors
 from support import Tensor
 
 import ckdiff
-from ckdiff.checkpoints.hub.spool import Range, ranges, room_for
-from ckdiff.checkpoints.hub.streamed import HubStream, open_stream
+from ckdiff.checkpoints.places.hub.spool import Range, ranges, room_for
+from ckdiff.checkpoints.places.hub.streamed import HubStream, open_stream
 from ckdiff.cli import main
 from ckdiff.diffs.allotment import Allotment
-from ckdiff.diffs.chunks import AHEAD, LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.diffs.comparison import Comparison, Selection
 from ckdiff.diffs.disksharing import _windows, share_disk
+from ckdiff.diffs.task import AHEAD, LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.options import Options
 
 MIB = 1 << 20

@@ -19,10 +19,10 @@ from hub_server import Handler, Hub, Request, only_hub, safetensors, sharded
 from support import Tensor
 
 import ckdiff
-from ckdiff.checkpoints.hub.fetching import Fetchers
-from ckdiff.checkpoints.hub.headers import open_headers
-from ckdiff.checkpoints.hub.streamed import open_stream
-from ckdiff.runners import run_threads
+from ckdiff.checkpoints.places.hub.fetching import Fetchers
+from ckdiff.checkpoints.places.hub.headers import open_headers
+from ckdiff.checkpoints.places.hub.streamed import open_stream
+from ckdiff.running.threads import run_threads
 
 MIB = 1 << 20
 SIZE = 3 * MIB

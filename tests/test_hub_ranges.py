@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hub_server import Handler, Hub, Request, blob_of, etag_of, only_hub
 
-from ckdiff.checkpoints.hub import retries
-from ckdiff.checkpoints.hub.address import HubAddress
-from ckdiff.checkpoints.hub.client import HubFile, HubRepository, content_of, plain_etag
-from ckdiff.checkpoints.hub.failures import redacted
+from ckdiff.checkpoints.places.hub import retries
+from ckdiff.checkpoints.places.hub.address import HubAddress
+from ckdiff.checkpoints.places.hub.client import HubFile, HubRepository, content_of, plain_etag
+from ckdiff.checkpoints.places.hub.failures import redacted
 from ckdiff.errors import CheckpointError, SourceChanged
 
 DATA = np.random.default_rng(0).integers(0, 256, 3 << 20, np.uint8).tobytes()

@@ -16,7 +16,7 @@ from hub_server import Handler, Hub, Request, only_hub
 from support import Tensor, safetensors_header
 
 import ckdiff
-from ckdiff.checkpoints.hub.streamed import HubStream, open_stream
+from ckdiff.checkpoints.places.hub.streamed import HubStream, open_stream
 
 MIB = 1 << 20
 
@@ -262,7 +262,7 @@ def test_a_run_that_was_stopped_fetches_no_chunk_twice(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, tuned = pair(hub)
-    from ckdiff.writing.workdir import WorkDir
+    from ckdiff.outputs.workdir import WorkDir
 
     def stopped(self: Any, manifest: bytes) -> None:
         raise KeyboardInterrupt

@@ -19,7 +19,7 @@ from support import write_safetensors
 from test_export import ORDER, SHAPES, Flags, shards
 
 import ckdiff
-from ckdiff.exports import exporting
+from ckdiff.masks.exporting import exporting
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ from safetensors import numpy as safetensors_numpy
 from support import safetensors_header
 
 import ckdiff
-from ckdiff.derived import Derived, Target
-from ckdiff.imports.importing import Staged
+from ckdiff.masks.importing.importing import Staged
+from ckdiff.stores.building import Derived, Target
 
 Masks = dict[str, tuple[tuple[int, ...], bytes]]  # shape and packed bits by name
 

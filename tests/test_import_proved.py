@@ -32,12 +32,12 @@ from mask_files import (
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.exports import exporting
-from ckdiff.exports.masks import Masks
-from ckdiff.imports import importing, maskfile
-from ckdiff.imports.maskfile import Item, Kind, MaskFile, Notes
-from ckdiff.imports.staging import Staging
 from ckdiff.layout import CHUNK, Layout
+from ckdiff.masks.exporting import exporting
+from ckdiff.masks.exporting.masks import Masks
+from ckdiff.masks.importing import importing, maskfile
+from ckdiff.masks.importing.maskfile import Item, Kind, MaskFile, Notes
+from ckdiff.masks.importing.staging import Staging
 
 ONES = np.ones(100, bool)
 
@@ -142,7 +142,7 @@ def test_a_file_that_is_cut_while_it_is_read(
             yield piece
             os.truncate(path, 1 << 20)
 
-    monkeypatch.setattr("ckdiff.imports.staging.items_of", cut)
+    monkeypatch.setattr("ckdiff.masks.importing.staging.items_of", cut)
     assert "was truncated" in refused(path, tmp_path / "o")
 
 
@@ -634,7 +634,7 @@ def test_all_that_is_declared_is_bounded_too(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckdiff.writing.outputs.free_space", lambda folder: 10_000)
+    monkeypatch.setattr("ckdiff.outputs.checks.free_space", lambda folder: 10_000)
     monkeypatch.setattr(importing, "Staging", None)
     file = positions_file(tmp_path / "f", [1 << 30], [0])
     with pytest.raises(ckdiff.BudgetError, match="needs at least"):
@@ -642,7 +642,7 @@ def test_a_full_disk_is_said_before_the_work(
 
 
 def test_unsorted_positions_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.imports.staging.free_space", lambda folder: 1000)
+    monkeypatch.setattr("ckdiff.masks.importing.staging.free_space", lambda folder: 1000)
     file = positions_file(tmp_path / "f", [2 * CHUNK], range(2 * CHUNK - 1, 2 * CHUNK - 999, -2))
     assert ckdiff.import_masks(file, tmp_path / "a")  # in one part: nothing to put in order
     file = positions_file(tmp_path / "g", [2 * CHUNK], [CHUNK + 1, *range(500)])
@@ -657,7 +657,7 @@ def test_a_disk_that_fills_up_is_an_error(
     def full(fd: int, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ckdiff.imports.staging.write_all", full)
+    monkeypatch.setattr("ckdiff.masks.importing.staging.write_all", full)
     file = tmp_path / "f"
     if kind == "flags":
         file.write_bytes(npz_bytes({"a": ONES}))

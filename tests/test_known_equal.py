@@ -16,7 +16,7 @@ from hub_server import Hub, etag_of, only_hub, safetensors, sharded
 from support import write_index, write_safetensors
 
 import ckdiff
-from ckdiff.checkpoints.mapped import MappedReader
+from ckdiff.checkpoints.places.mapped import MappedReader
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import PairingError
 
@@ -160,7 +160,7 @@ def test_verify_does_not_take_over_a_run_that_did_not_read(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ckdiff.engine.Diff._verify_sources", stop)
+        patch.setattr("ckdiff.diffs.plan.Diff._verify_sources", stop)
         with pytest.raises(ckdiff.Interrupted):
             ckdiff.diff(*sides, out)
     found = ckdiff.diff(*sides, out, verify=True)
@@ -338,7 +338,7 @@ def test_workers_use_the_cached_files_and_read_as_little(
     ):
         hub.requests.clear()
         read.clear()
-        monkeypatch.setattr("ckdiff.cluster.remote._KEEP", 0.0)
+        monkeypatch.setattr("ckdiff.running.remote._KEEP", 0.0)
         there = ckdiff.diff(
             "hf://org/base", "hf://org/tuned", tmp_path / "there.zarr", scheduler=client
         )

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from support import write_index, write_raw, write_safetensors
 
-from ckdiff.checkpoints import local, open_checkpoint
-from ckdiff.checkpoints.header import read_header
-from ckdiff.checkpoints.local import LocalCheckpoint, open_local
-from ckdiff.checkpoints.openfile import OpenFile, make_room
+from ckdiff.checkpoints import open_checkpoint
+from ckdiff.checkpoints.formats.safetensors import read_header
+from ckdiff.checkpoints.places import local
+from ckdiff.checkpoints.places.local import LocalCheckpoint, open_local
+from ckdiff.checkpoints.places.openfile import OpenFile, make_room
 from ckdiff.errors import CheckpointError, HeaderError, SourceChanged, UsageError
 
 X = ("U8", (2,), b"xx")
@@ -333,7 +334,7 @@ def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
 
 
 def test_every_disagreement_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.checkpoints.joined.PROBLEM_LIMIT", 5)
+    monkeypatch.setattr("ckdiff.checkpoints.views.joined.PROBLEM_LIMIT", 5)
     shards(tmp_path, "a twice extra", "b twice moved")
     one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
     weight_map = {

@@ -13,12 +13,13 @@ import pytest
 from mask_stores import make_base, make_store, random_base
 
 import ckdiff
-from ckdiff import agreement, layout
+from ckdiff import layout
 from ckdiff.errors import BudgetError, CheckpointError, PairingError, StoreCorrupt, UsageError
-from ckdiff.overlaps import nulls
-from ckdiff.overlaps.matching import match
+from ckdiff.overlaps import overlap as agreement
+from ckdiff.overlaps.nulls import registry as nulls
 from ckdiff.stores import maskstream
-from ckdiff.summaries import layer_of, module_of
+from ckdiff.stores.matching import match
+from ckdiff.stores.summaries import layer_of, module_of
 
 SHAPES = {
     "model.embed.weight": ("BF16", (300, 70)),

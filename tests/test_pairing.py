@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckdiff.checkpoints.pairing import Pairing, natural_key, pair
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.errors import PairingError, UsageError
-from ckdiff.pairing import Pairing, natural_key, pair
 
 
 def table(*names: str, **kinds: tuple[str, tuple[int, ...]]) -> TensorTable:

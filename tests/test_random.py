@@ -20,9 +20,9 @@ from ckdiff.errors import StoreCorrupt, StoreError, StoreExists, StoreIncomplete
 from ckdiff.kernels.abi import DRAW_SCRATCH
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Layout
+from ckdiff.masks.random import Population, RandomMask
 from ckdiff.options import Observer
-from ckdiff.overlaps import nulls
-from ckdiff.randommask import Population, RandomMask
+from ckdiff.overlaps.nulls import registry as nulls
 from ckdiff.stores.table import MaskTable
 
 Words = tuple[int, int, int, int]

@@ -18,11 +18,11 @@ from support import write_index, write_safetensors
 from test_faults_store import tiny_disk
 
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.checkpoints.local import LocalCheckpoint
+from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.errors import BudgetError, CkdiffError, OutputError, SourceChanged
-from ckdiff.writing import placing, workdir
-from ckdiff.writing.ownership import MARKER, acquire
-from ckdiff.writing.rebuilt import FilePlan, Rebuilt
+from ckdiff.outputs import placing, workdir
+from ckdiff.outputs.ownership import MARKER, acquire
+from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 
 Tree = dict[str, bytes]
 
@@ -332,7 +332,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from ckdiff.errors import OutputError
-from ckdiff.writing.rebuilt import FilePlan, Rebuilt
+from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 files = [FilePlan("x", bytes(10), 6000)]
 try:
@@ -431,9 +431,9 @@ def test_every_call_fails(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ckdiff.writing import placing
-from ckdiff.writing import workdir
-from ckdiff.writing.rebuilt import FilePlan, Rebuilt
+from ckdiff.outputs import placing
+from ckdiff.outputs import workdir
+from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 at, out, exchange, directory = int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 count = 0
 def shim(call):

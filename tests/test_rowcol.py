@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ckdiff.errors import UsageError
-from ckdiff.overlaps import rowcol
-from ckdiff.overlaps.rowcol import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
+from ckdiff.overlaps.nulls.margins import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
+from ckdiff.overlaps.nulls import margins as rowcol
 
 
 def margins(mask: BoolArray) -> Fit:

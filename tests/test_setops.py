@@ -27,10 +27,10 @@ from ckdiff.errors import (
     UsageError,
 )
 from ckdiff.layout import CHUNK
+from ckdiff.masks.combine import Combination
 from ckdiff.options import Observer
-from ckdiff.setops import Combination
-from ckdiff.writing import objects
-from ckdiff.writing.ownership import SUFFIX
+from ckdiff.outputs.ownership import SUFFIX
+from ckdiff.stores import objects
 
 SHAPES = {
     "embed": ("BF16", (37, 41)),

@@ -82,7 +82,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
     return process.returncode, out, lines
 
 
-@pytest.mark.parametrize("moment", ["click", "ckdiff.cli.diff", "numpy", "ckdiff.engine"])
+@pytest.mark.parametrize("moment", ["click", "ckdiff.cli.diff", "numpy", "ckdiff.diffs.plan"])
 def test_while_something_is_imported(moment: str, program: str, pair: Pair, tmp_path: Path) -> None:
     code, out, lines = ended(started(program, pair, moment, "-o", str(tmp_path / "out.zarr")))
     assert (code, out) == (130, "")
@@ -98,7 +98,7 @@ def test_while_the_compiler_is_imported(
     assert [line.partition(" (")[0] for line in found[2]] == [INTERRUPTED]
 
 
-@pytest.mark.parametrize("moment", ["click", "ckdiff.engine"])
+@pytest.mark.parametrize("moment", ["click", "ckdiff.diffs.plan"])
 def test_sigterm_while_something_is_imported(moment: str, program: str, pair: Pair) -> None:
     code, out, lines = ended(started(program, pair, moment, number=signal.SIGTERM))
     assert (code, out) == (143, "")
@@ -153,7 +153,7 @@ def test_signals_are_left_to_whoever_imports_us() -> None:
 
 
 def test_an_alarm_that_somebody_else_set_still_ends_us(program: str, pair: Pair) -> None:
-    process = started(program, pair, "ckdiff.engine", number=signal.SIGALRM)
+    process = started(program, pair, "ckdiff.diffs.plan", number=signal.SIGALRM)
     assert ended(process)[0] == -signal.SIGALRM
 
 

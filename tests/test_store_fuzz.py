@@ -25,10 +25,10 @@ from mask_stores import make_base, make_store, random_base
 import ckdiff
 from ckdiff.cli import made, show_text
 from ckdiff.errors import CkdiffError
-from ckdiff.store import MaskStore, open_store
+from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.objects import INNER, ObjectWriter, file_digest
 from ckdiff.stores.sealed import dump_json, seal
-from ckdiff.summaries import By
-from ckdiff.writing.objects import INNER, ObjectWriter, file_digest
+from ckdiff.stores.summaries import By
 
 SHAPES = {
     "a.0.w": ("BF16", (10, 13)),

@@ -28,13 +28,13 @@ import ckdiff
 from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.layout import CHUNK
 from ckdiff.naming import natural_key
-from ckdiff.store import open_store
-from ckdiff.stores.reading import ascending
+from ckdiff.stores.maskstore import open_store
+from ckdiff.stores.objects import INNER, ObjectWriter, file_digest
 from ckdiff.stores.sealed import dump_json, own_files, seal
+from ckdiff.stores.summaries import stacks
 from ckdiff.stores.table import MaskTable
+from ckdiff.stores.tensortable import ascending
 from ckdiff.stores.zarrview import VerifiedStore
-from ckdiff.summaries import stacks
-from ckdiff.writing.objects import INNER, ObjectWriter, file_digest
 
 FORMAT_1 = Path(__file__).parent / "data" / "format-1"
 SHAPES = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ckdiff.checkpoints import strictjson
-from ckdiff.checkpoints.shards import parsed_index
-from ckdiff.checkpoints.strictjson import VALUE_LIMIT, any_value
+from ckdiff.checkpoints.choosing import parsed_index
+from ckdiff.checkpoints.formats import strictjson
+from ckdiff.checkpoints.formats.strictjson import VALUE_LIMIT, any_value
 
 VALUES: list[Any] = [
     0, 123456789012, -7, 1.5, -2.5e10, True, None, "é" * 5, "x\\y", [1, [2]], {"a": {"b": 1}},

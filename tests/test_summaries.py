@@ -14,8 +14,7 @@ from ckdiff.cli.tables import Column, table, text_width
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import UsageError
 from ckdiff.naming import natural_key
-from ckdiff.stores.table import MaskTable, Statistics
-from ckdiff.summaries import (
+from ckdiff.stores.summaries import (
     By,
     columns,
     layer_of,
@@ -24,6 +23,7 @@ from ckdiff.summaries import (
     stacks,
     summarise,
 )
+from ckdiff.stores.table import MaskTable, Statistics
 
 
 def make_table(

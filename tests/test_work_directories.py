@@ -19,9 +19,9 @@ from cli_support import run as run_cli
 
 import ckdiff
 from ckdiff.errors import CkdiffError, StoreExists
-from ckdiff.writing import ownership
-from ckdiff.writing.ownership import LOCK, MARKER, SUFFIX, acquire
-from ckdiff.writing.workdir import WorkDir, clean
+from ckdiff.outputs import ownership
+from ckdiff.outputs.ownership import LOCK, MARKER, SUFFIX, acquire
+from ckdiff.outputs.workdir import WorkDir, clean
 
 DATA = Path(__file__).parent / "data" / "format-1"
 STORE, BASE, TUNED = DATA / "run.zarr", DATA / "base", DATA / "tuned"
@@ -440,7 +440,7 @@ def test_what_was_put_into_a_store_at_the_last_moment_is_not_deleted(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the last look, and before the names are exchanged."""
-    from ckdiff.writing import placing
+    from ckdiff.outputs import placing
 
     out = place / "out.zarr"
     shutil.copytree(STORE, out)
@@ -464,7 +464,7 @@ def test_what_was_put_into_a_store_at_the_last_moment_is_not_deleted(
 def test_what_appears_under_the_name_at_the_last_moment_is_not_lost(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ckdiff.writing import placing
+    from ckdiff.outputs import placing
 
     move = placing._move
 

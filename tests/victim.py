@@ -246,7 +246,7 @@ def _child(request: dict[str, Any], pipe: int) -> None:
 
 def _run(case: Case, counter: _Counter) -> dict[str, Any]:
     import ckdiff
-    from ckdiff.checkpoints.openfile import OpenFile
+    from ckdiff.checkpoints.places.openfile import OpenFile
     from ckdiff.kernels import guard
 
     guard._table[0] = 0
@@ -255,11 +255,11 @@ def _run(case: Case, counter: _Counter) -> dict[str, Any]:
     if case.user is not None:
         os.seteuid(case.user)
     if case.no_exchange:
-        from ckdiff.writing import placing
+        from ckdiff.outputs import placing
 
         placing._exchange = lambda one, other: False
     if case.no_populate:
-        from ckdiff.checkpoints import mapped
+        from ckdiff.checkpoints.places import mapped
 
         mapped._POPULATE_READ = 9999
     if case.meddling is not None:
@@ -296,7 +296,7 @@ class _Counter:
 
 
 def _put_shims(shim: Shim, counter: _Counter) -> None:
-    from ckdiff.writing import placing
+    from ckdiff.outputs import placing
 
     for name in CALLS:
         if name in shim.calls:
@@ -330,7 +330,7 @@ def _shimmed(
 
 
 def _meddle(meddling: Meddling) -> None:
-    from ckdiff.checkpoints.local import LocalCheckpoint
+    from ckdiff.checkpoints.places.local import LocalCheckpoint
 
     make = LocalCheckpoint.reader
     counter = _Counter()

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
-from ckdiff.checkpoints.hub.address import is_hub_address
-from ckdiff.checkpoints.local import open_local
+from ckdiff.checkpoints.places.hub.address import is_hub_address
+from ckdiff.checkpoints.places.local import open_local
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, UsageError
 
@@ -37,7 +37,7 @@ def open_checkpoint(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         if not isinstance(text, str):
             raise UsageError("a checkpoint path must be text, not bytes")
         if is_hub_address(text):
-            from ckdiff.checkpoints.hub.cached import open_cached
+            from ckdiff.checkpoints.places.hub.cached import open_cached
 
             return open_cached(text)
         return open_local(text)
@@ -53,7 +53,7 @@ def open_for_planning(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     that only its tensors are known.
     """
     if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
-        from ckdiff.checkpoints.hub.headers import open_headers
+        from ckdiff.checkpoints.places.hub.headers import open_headers
 
         return open_headers(str(os.fspath(path)))
     return open_checkpoint(path)
@@ -64,7 +64,7 @@ def open_for_streaming(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     they are asked for.
     """
     if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
-        from ckdiff.checkpoints.hub.streamed import open_stream
+        from ckdiff.checkpoints.places.hub.streamed import open_stream
 
         return open_stream(str(os.fspath(path)))
     return open_checkpoint(path)
@@ -118,8 +118,8 @@ def _check_room(checkpoints: Sequence[Checkpoint]) -> None:
     partial = [checkpoint.label for checkpoint in checkpoints if _is_partial(checkpoint)]
     if not partial:
         return
-    from ckdiff.checkpoints.hub.cache import check_room
-    from ckdiff.checkpoints.hub.settings import Settings
+    from ckdiff.checkpoints.places.hub.cache import check_room
+    from ckdiff.checkpoints.places.hub.settings import Settings
 
     needed = bytes_to_download(checkpoints)
     check_room(Settings.of_environment().cache, needed, " and ".join(partial))

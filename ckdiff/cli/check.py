@@ -16,7 +16,7 @@ def command(store: str, as_json: bool) -> None:
     from ckdiff.budget import format_size
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import printable
-    from ckdiff.store import check_store
+    from ckdiff.stores.maskstore import check_store
 
     with Reporter("checked") as reporter, compilation_noted(reporter):
         found = check_store(store, reporter.update)

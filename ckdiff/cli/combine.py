@@ -33,7 +33,7 @@ def command(
     """
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.setops import combine
+    from ckdiff.masks.combine import combine
 
     with Reporter("combined") as reporter, compilation_noted(reporter):
         made = combine(

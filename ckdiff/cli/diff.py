@@ -65,7 +65,7 @@ def command(
     """
     from ckdiff.cli.output import say, write_json, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.engine import Diff
+    from ckdiff.diffs.plan import Diff
     from ckdiff.options import Options
 
     given = click.get_current_context().get_parameter_source("disk")

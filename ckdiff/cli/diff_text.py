@@ -14,8 +14,8 @@ from ckdiff.cli.terminal import Terminal
 from ckdiff.diffs.result import DiffResult
 from ckdiff.errors import printable
 from ckdiff.options import Estimate
+from ckdiff.stores.summaries import By, Row, relative_delta, summarise
 from ckdiff.stores.table import MaskTable
-from ckdiff.summaries import By, Row, relative_delta, summarise
 
 _SHORT = 16  #: rows of the short table
 _UNPAIRED = 20  #: unpaired tensors that are named

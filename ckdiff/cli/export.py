@@ -11,7 +11,7 @@ from ckdiff.cli.made import one_rule
 from ckdiff.cli.output import write_json, write_lines
 
 if TYPE_CHECKING:
-    from ckdiff.exports.exporting import Format
+    from ckdiff.masks.exporting.exporting import Format
 
 
 @click.command("export")
@@ -53,7 +53,7 @@ def command(
     from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import printable
-    from ckdiff.exports.exporting import export_masks
+    from ckdiff.masks.exporting.exporting import export_masks
 
     with Reporter("written") as reporter, compilation_noted(reporter):
         made = export_masks(

@@ -39,7 +39,7 @@ def command(
     from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import printable
-    from ckdiff.grafts import graft
+    from ckdiff.grafts.graft import graft
 
     with Reporter("grafted") as reporter, compilation_noted(reporter):
         made = graft(

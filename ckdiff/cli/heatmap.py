@@ -9,8 +9,8 @@ import numpy as np
 from ckdiff.cli.formats import name, percent, shorten
 from ckdiff.cli.tables import text_width
 from ckdiff.cli.terminal import Terminal
+from ckdiff.stores.summaries import Stack
 from ckdiff.stores.table import IntArray
-from ckdiff.summaries import Stack
 
 _MOST_MODULES = 24  #: rows; of more, those with the most elements are drawn
 _WIDEST_CELL = 3

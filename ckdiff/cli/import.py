@@ -39,7 +39,7 @@ def command(
     """
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.imports.importing import import_masks
+    from ckdiff.masks.importing.importing import import_masks
 
     with Reporter("imported") as reporter, compilation_noted(reporter):
         made = import_masks(

@@ -17,7 +17,7 @@ def command(path: str, as_json: bool) -> None:
     """Say what a file, a directory or hf://org/name is: a delta, a mask store or a checkpoint, and
     what it holds.
     """
-    from ckdiff.inspecting import info
+    from ckdiff.reports.info import info
 
     found = info(path)
     if as_json:

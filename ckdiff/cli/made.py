@@ -10,7 +10,7 @@ import click
 from ckdiff.cli.output import write_json, write_lines
 
 if TYPE_CHECKING:
-    from ckdiff.store import MaskStore
+    from ckdiff.stores.maskstore import MaskStore
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -41,7 +41,7 @@ def report(store: MaskStore, *, as_json: bool) -> None:
     """Print what a new store holds."""
     from ckdiff.cli import formats
     from ckdiff.errors import printable
-    from ckdiff.summaries import rule_counts
+    from ckdiff.stores.summaries import rule_counts
 
     table, rule = store.table, store.masks[0]
     elements, made_by = table.total_elements, store.manifest["made_by"]

@@ -56,9 +56,9 @@ def command(
     needs --base, and is the one to hold bfloat16 runs against: small weights flip more easily in
     every run.
     """
-    from ckdiff.agreement import overlap
     from ckdiff.cli.output import write_json_rows, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.overlaps.overlap import overlap
 
     with Reporter("compared") as reporter, compilation_noted(reporter):
         if base is not None and "magnitude" not in nulls:

@@ -21,7 +21,7 @@ from ckdiff.cli.overlap_page import (
 )
 from ckdiff.cli.tables import Column, table, text_width
 from ckdiff.cli.terminal import Terminal
-from ckdiff.overlaps.nulls import NULLS
+from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.overlaps.result import Overlap
 
 _LABEL = 20  #: longest label of a store

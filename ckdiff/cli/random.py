@@ -10,7 +10,7 @@ from ckdiff.cli import options
 from ckdiff.cli.made import one_rule, output
 
 if TYPE_CHECKING:
-    from ckdiff.randommask import Within
+    from ckdiff.masks.random import Within
 
 
 @click.command("random")
@@ -49,7 +49,7 @@ def command(
     """
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.randommask import random_mask
+    from ckdiff.masks.random import random_mask
 
     with Reporter("drawn") as reporter, compilation_noted(reporter):
         made = random_mask(

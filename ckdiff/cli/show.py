@@ -9,7 +9,7 @@ import click
 from ckdiff.cli import options
 
 if TYPE_CHECKING:
-    from ckdiff.summaries import By
+    from ckdiff.stores.summaries import By
 
 
 @click.command("show")
@@ -31,7 +31,7 @@ def command(
     """
     from ckdiff.cli import show_text
     from ckdiff.cli.output import write_json, write_lines
-    from ckdiff.store import open_store
+    from ckdiff.stores.maskstore import open_store
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv cannot both be asked for")

@@ -12,11 +12,11 @@ from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
+from ckdiff.stores.summaries import By, Row, columns, relative_delta, stacks, summarise
 from ckdiff.stores.table import MaskTable
-from ckdiff.summaries import By, Row, columns, relative_delta, stacks, summarise
 
 if TYPE_CHECKING:
-    from ckdiff.store import MaskStore
+    from ckdiff.stores.maskstore import MaskStore
 
 _BAR = 10
 

@@ -35,8 +35,8 @@ from ckdiff.options import (
     checked_output,
     checked_path,
 )
-from ckdiff.runners import Stopped, run_threads
-from ckdiff.writing.rebuilt import Rebuilt, refuse_early
+from ckdiff.outputs.rebuilt import Rebuilt, refuse_early
+from ckdiff.running.threads import Stopped, run_threads
 
 DeltaPath = str | os.PathLike[str]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckdiff.checkpoints.header import parse_header
-from ckdiff.checkpoints.local import LocalCheckpoint
+from ckdiff.checkpoints.formats.safetensors import parse_header
+from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.form import FORMS, FRAME_BYTES
 from ckdiff.errors import CheckpointError, HeaderError, printable
-from ckdiff.writing.rebuilt import FilePlan
+from ckdiff.outputs.rebuilt import FilePlan
 
 MOST_WINDOWS = 256  # of a group: tensors may be tiny
 

@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 import zstandard
 
-from ckdiff.checkpoints.openfile import OpenFile
+from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.facts import MANIFEST_LIMIT, read_manifest
@@ -48,8 +48,8 @@ from ckdiff.deltas.room import TENSOR, Room, header_cost, index_cost, json_cost,
 from ckdiff.deltas.streamplan import check_streams
 from ckdiff.deltas.tables import check_tables
 from ckdiff.errors import DeltaError, HeaderError, printable
-from ckdiff.writing.objects import write_all
-from ckdiff.writing.rebuilt import FilePlan
+from ckdiff.outputs.rebuilt import FilePlan
+from ckdiff.stores.objects import write_all
 
 _METADATA = {"format", "version", "encoding", "manifest", "entries"}
 _MOST_WINDOWS = 1 << 22  # of any checkpoint: 32 TiB of them

@@ -15,6 +15,7 @@ import numpy as np
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints import open_together
+from ckdiff.checkpoints.pairing import Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Merger, Recorder
@@ -36,11 +37,10 @@ from ckdiff.options import (
     checked_output,
     checked_text,
 )
-from ckdiff.pairing import Pairing, pair
+from ckdiff.outputs.place import Place, write_errors
 from ckdiff.rules import Rule
-from ckdiff.runners import InOrder, Stopped, run_threads
-from ckdiff.store import MaskStore
-from ckdiff.writing.place import Place, write_errors
+from ckdiff.running.threads import InOrder, Stopped, run_threads
+from ckdiff.stores.maskstore import MaskStore
 
 Encoding = Literal["packed", "indices"]
 CheckpointPath = str | os.PathLike[str] | Checkpoint

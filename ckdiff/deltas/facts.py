@@ -11,8 +11,8 @@ import json
 import re
 from typing import Any, NoReturn
 
-from ckdiff.checkpoints.header import HEADER_LIMIT, MAX_DIMS
-from ckdiff.checkpoints.strictjson import shown
+from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT, MAX_DIMS
+from ckdiff.checkpoints.formats.strictjson import shown
 from ckdiff.deltas.filenames import names_fault
 from ckdiff.deltas.parts import ENCODINGS, FRAMES, HEADS, TENSORS, called
 from ckdiff.dtypes import DTYPES

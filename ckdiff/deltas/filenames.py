@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 
-from ckdiff.checkpoints.shards import INDEX_LIMIT, SUFFIX, file_name_fault, parsed_index
+from ckdiff.checkpoints.choosing import INDEX_LIMIT, SUFFIX, file_name_fault, parsed_index
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.errors import CheckpointError
 

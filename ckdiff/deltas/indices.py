@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ckdiff.checkpoints.header import HEADER_LIMIT
+from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, bytes_at, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
@@ -30,7 +30,7 @@ from ckdiff.deltas.streams import Bits, Bytes, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import OutputError
-from ckdiff.writing.objects import write_all
+from ckdiff.stores.objects import write_all
 
 _SLICE = 1 << 18  # elements whose positions are in memory as machine words
 _SPARSE = 1 / 8  # where more differs than this, bits take less memory than positions

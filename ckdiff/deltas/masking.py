@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.blend import Blend
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.errors import PairingError, StoreCorrupt, printable
+from ckdiff.kernels.blending import Blend
 from ckdiff.layout import bits_of
-from ckdiff.overlaps.matching import match, misfit
 from ckdiff.rules import Rule
-from ckdiff.store import MaskStore, open_store
+from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.matching import match, misfit
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ckdiff.checkpoints.header import HEADER_LIMIT, Header, header_from
-from ckdiff.checkpoints.openfile import OpenFile
+from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT, Header, header_from
+from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.deltas.parts import FORMAT, MANIFEST
 from ckdiff.deltas.room import OWN_TENSOR, Room, header_cost
 from ckdiff.errors import BudgetError, CheckpointError

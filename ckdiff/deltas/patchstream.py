@@ -12,6 +12,7 @@ import numpy as np
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
 from ckdiff.deltas.blueprint import Blueprint, Windows
@@ -31,7 +32,6 @@ from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_int, checked_path
-from ckdiff.pairing import pair
 
 Piece = tuple[Positions, Bits]
 

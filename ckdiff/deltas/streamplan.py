@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.header import Header
+from ckdiff.checkpoints.formats.safetensors import Header
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.form import FORMS, largest_frame

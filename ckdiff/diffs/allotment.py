@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ckdiff import budget
 from ckdiff.budget import format_size
-from ckdiff.diffs.chunks import LARGEST_WINDOW, SMALLEST_WINDOW, working_memory
+from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW, working_memory
 from ckdiff.errors import BudgetError
 from ckdiff.layout import Layout
 

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
-from ckdiff.cluster.remote import SHARE
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
 from ckdiff.layout import Layout, Spans, bits_of
-from ckdiff.pairing import pair
+from ckdiff.outputs.sharedwork import check_plan
 from ckdiff.rules import Rule
-from ckdiff.writing.sharedwork import check_plan
+from ckdiff.running.remote import SHARE
 
 if TYPE_CHECKING:
-    from ckdiff.diffs.chunks import ChunkResult, DiffTask
+    from ckdiff.diffs.task import ChunkResult, DiffTask
 
 
 _READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
@@ -140,7 +140,7 @@ class Comparison:
         on_bytes: Callable[[int], None] = lambda size: None,
     ) -> DiffTask:
         """The chunk task. ``order`` are all rules, exact first; the others are as in DiffTask."""
-        from ckdiff.diffs.chunks import DiffTask
+        from ckdiff.diffs.task import DiffTask
         from ckdiff.kernels import Kernels
 
         present = list(dict.fromkeys(self.dtypes))

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff import budget
-from ckdiff.diffs.chunks import DiffTask
+from ckdiff.diffs.task import DiffTask
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.options import Options
 from ckdiff.rules import Rule
 
 if TYPE_CHECKING:
-    from ckdiff.gpu.kernels import DeviceKernels
-    from ckdiff.gpu.staging import Device
+    from ckdiff.kernels.gpu.kernels import DeviceKernels
+    from ckdiff.kernels.gpu.staging import Device
 
 Allotted = TypeVar("Allotted")
 
@@ -86,7 +86,7 @@ class Devices:
         """
         if self._device is None:
             return planned()
-        from ckdiff.gpu.sizes import staging_memory
+        from ckdiff.kernels.gpu.sizes import staging_memory
 
         widest = int(bits.max(initial=8))
         try:
@@ -105,7 +105,7 @@ class Devices:
         """
         if self._device is None:
             return
-        from ckdiff.gpu.sizes import Sizes
+        from ckdiff.kernels.gpu.sizes import Sizes
 
         present = [DTYPES[name] for name in dict.fromkeys(dtypes)]
         eager = () if self._device.fused else present
@@ -159,8 +159,8 @@ class Devices:
         self, device: Device, task: DiffTask, order: Sequence[Rule], workers: int
     ) -> DeviceKernels | None:
         """What compares on the device; None where its memory is in use. Raises CkdiffError."""
-        from ckdiff.gpu.kernels import DeviceKernels
-        from ckdiff.gpu.pool import failed, out_of_memory
+        from ckdiff.kernels.gpu.kernels import DeviceKernels
+        from ckdiff.kernels.gpu.pool import failed, out_of_memory
 
         try:
             return DeviceKernels(
@@ -194,7 +194,7 @@ class Devices:
             device.drop_cache()
 
     def _open(self, *, required: bool) -> None:
-        from ckdiff.gpu import open_device
+        from ckdiff.kernels.gpu import open_device
 
         try:
             self._device = open_device(self._asked)

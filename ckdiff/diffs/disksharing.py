@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckdiff.budget import format_size, parse_size
-from ckdiff.checkpoints.hub.spool import PAGE, room_for, temporary_folder
-from ckdiff.checkpoints.hub.streamed import CONNECTIONS, HubStream
+from ckdiff.checkpoints.places.hub.spool import PAGE, room_for, temporary_folder
+from ckdiff.checkpoints.places.hub.streamed import CONNECTIONS, HubStream
 from ckdiff.diffs.allotment import Allotment
-from ckdiff.diffs.chunks import AHEAD, SMALLEST_WINDOW
+from ckdiff.diffs.task import AHEAD, SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, UsageError
 from ckdiff.layout import IntArray
 from ckdiff.options import Options
-from ckdiff.writing.outputs import free_space
+from ckdiff.outputs.checks import free_space
 
 if TYPE_CHECKING:
     from ckdiff.diffs.comparison import Comparison

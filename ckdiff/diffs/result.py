@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckdiff.checkpoints.pairing import Unpaired
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.pairing import Unpaired
 from ckdiff.stores.table import MaskTable
 
 if TYPE_CHECKING:
-    from ckdiff.store import MaskStore
+    from ckdiff.stores.maskstore import MaskStore
 
 
 @dataclass(slots=True, repr=False)
@@ -40,7 +40,7 @@ class DiffResult:
     def store(self) -> MaskStore | None:
         """The MaskStore that was written, opened when first asked for; None without an output."""
         if self._store is None and self.store_path is not None:
-            from ckdiff.store import open_store
+            from ckdiff.stores.maskstore import open_store
 
             self._store = open_store(self.store_path)
         return self._store
@@ -80,7 +80,7 @@ class DiffResult:
         if self.commits:
             out["commits"] = self.commits
         if self.table.statistics is not None:
-            from ckdiff.summaries import summarise
+            from ckdiff.stores.summaries import summarise
 
             out["statistics"] = [
                 {"name": row["name"], **row.get("statistics", {})}

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.diffs.chunks import DiffTask, Window
+from ckdiff.diffs.task import DiffTask, Window
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Comparing, Results
 

@@ -1,1 +1,1 @@
-"""Several stores side by side: counts, chance; :mod:`ckdiff.agreement` compares them."""
+"""Several stores side by side: counts, chance; :mod:`ckdiff.overlaps.overlap` compares them."""

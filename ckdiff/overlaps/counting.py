@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ckdiff.kernels import guard
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import Layout
-from ckdiff.overlaps.evidence import (
+from ckdiff.overlaps.nulls.evidence import (
     Base,
     BinadeCollector,
     BinadeCounts,
@@ -25,8 +25,8 @@ from ckdiff.overlaps.evidence import (
     Evidence,
     MarginCollector,
 )
-from ckdiff.overlaps.nulls import Moments
-from ckdiff.runners import Stopped
+from ckdiff.overlaps.nulls.registry import Moments
+from ckdiff.running.threads import Stopped
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.maskwalk import walk
 from ckdiff.stores.tally import Said, Tally, Waiting

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.overlaps.nulls import Moments, figures
-from ckdiff.summaries import By
+from ckdiff.overlaps.nulls.registry import Moments, figures
+from ckdiff.stores.summaries import By
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -10,14 +10,14 @@ import numpy as np
 from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import known_by
-from ckdiff.cluster.remote import SHARE
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, PairingError, printable
 from ckdiff.overlaps.counting import OverlapTask
-from ckdiff.overlaps.evidence import Base
-from ckdiff.overlaps.matching import Matched, match
+from ckdiff.overlaps.nulls.evidence import Base
+from ckdiff.running.remote import SHARE
+from ckdiff.stores.matching import Matched, match
+from ckdiff.stores.summaries import By, group_index
 from ckdiff.stores.table import IntArray, is_content_hash
-from ckdiff.summaries import By, group_index
 
 
 def plan(

@@ -1,1 +1,1 @@
-"""What a mask store is made of; :mod:`ckdiff.store` opens one."""
+"""What a mask store is made of; :mod:`ckdiff.stores.maskstore` opens one."""

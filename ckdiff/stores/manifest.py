@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ckdiff.errors import StoreCorrupt, StoreIncomplete, printable
+from ckdiff.outputs.ownership import SUFFIX
+from ckdiff.outputs.placing import MANIFEST
 from ckdiff.stores.schema import FORMAT_VERSION, TABLE
 from ckdiff.stores.sealed import dump_json, read_sealed, seal
-from ckdiff.writing.ownership import SUFFIX
-from ckdiff.writing.placing import MANIFEST
 
 __all__ = ["FORMAT_VERSION", "TABLE", "dump_json", "read_manifest", "seal"]
 

@@ -24,7 +24,7 @@ from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
 from ckdiff.kernels.compiled import c_function
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.writing.objects import (
+from ckdiff.stores.objects import (
     ABSENT,
     INDEX_BYTES,
     INNER,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ckdiff.kernels.abi import SEG_GROUP, SEG_SIZE, SEGMENT_COLUMNS
 from ckdiff.layout import ALIGNMENT, Layout, Spans
 from ckdiff.stores.maskstream import MaskSource, MaskWindows
-from ckdiff.writing.objects import INNER
+from ckdiff.stores.objects import INNER
 
 IntArray = npt.NDArray[np.int64]
 

@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ckdiff.stores.objects import array_metadata
 from ckdiff.stores.schema import FORMAT, FORMAT_VERSION
 from ckdiff.stores.sealed import unique_keys
-from ckdiff.writing.objects import array_metadata
 
 
 def documents(masks: Sequence[str], length: int) -> dict[str, dict[str, Any]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ckdiff.errors import RuleError, StoreCorrupt, printable
+from ckdiff.outputs.placing import MANIFEST
 from ckdiff.rules import Rule
 from ckdiff.stores.schema import FORMAT
 from ckdiff.stores.sealed import own_files
-from ckdiff.writing.placing import MANIFEST
 
 _LARGEST = 1 << 16  # bytes of Zarr metadata that are read
 _NAMES = re.compile(r"(manifest|zarr|tensors)\.json|masks/zarr\.json", re.ASCII)

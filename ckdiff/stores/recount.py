@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.stores.metadata import same_document
+from ckdiff.stores.objects import INNER, OBJECT, check_absent, read_inners
 from ckdiff.stores.table import MaskTable
 from ckdiff.stores.verified import Identity, VerifiedObjects
-from ckdiff.writing.objects import INNER, OBJECT, check_absent, read_inners
 
 IntArray = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]

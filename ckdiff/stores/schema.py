@@ -15,7 +15,7 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.errors import RuleError, printable
 from ckdiff.layout import ALIGNMENT, CHUNK
 from ckdiff.rules import Rule
-from ckdiff.writing.objects import INDEX_BYTES, OBJECT
+from ckdiff.stores.objects import INDEX_BYTES, OBJECT
 
 FORMAT = "ckdiff-mask-store"
 FORMAT_VERSION = 1

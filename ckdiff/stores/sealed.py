@@ -15,8 +15,8 @@ from typing import Any
 import xxhash
 
 from ckdiff.errors import StoreCorrupt, printable
+from ckdiff.outputs.placing import MANIFEST
 from ckdiff.stores.schema import FORMAT, FORMAT_VERSION, check_manifest
-from ckdiff.writing.placing import MANIFEST
 
 _LARGEST = 1 << 26  # bytes of a manifest that will be read; 100,000 unpaired tensors have 20 MB
 _HEAVIEST = 1 << 28  # bytes that its values may take in memory

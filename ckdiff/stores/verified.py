@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 
 from ckdiff.errors import StoreCorrupt, printable
-from ckdiff.writing.objects import file_digest
+from ckdiff.stores.objects import file_digest
 
 Identity = tuple[int, ...]
 _PIECE = 1 << 26  # bytes that are read at a time

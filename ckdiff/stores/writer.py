@@ -12,13 +12,13 @@ from ckdiff._version import __version__
 from ckdiff.errors import StoreError, printable
 from ckdiff.layout import ALIGNMENT, CHUNK, Layout
 from ckdiff.naming import natural_key
-from ckdiff.stores import reading
+from ckdiff.outputs.placing import write_file
+from ckdiff.stores import tensortable as reading
 from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
 from ckdiff.stores.metadata import documents
 from ckdiff.stores.schema import FORMAT
 from ckdiff.stores.sealed import fits
 from ckdiff.stores.table import MaskTable
-from ckdiff.writing.placing import write_file
 
 
 def require_text(content: Any) -> None:

@@ -22,8 +22,8 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from ckdiff.errors import StoreCorrupt, StoreError
+from ckdiff.stores.objects import read_bytes
 from ckdiff.stores.recount import MaskBits
-from ckdiff.writing.objects import read_bytes
 
 
 class VerifiedStore(Store):

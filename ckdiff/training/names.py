@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ckdiff.errors import PairingError, UsageError, printable
-from ckdiff.overlaps.matching import several
 from ckdiff.rules import Rule
+from ckdiff.stores.matching import several
 from ckdiff.training import fused
 from ckdiff.training.sharding import Read, cut, full_shape, local
 from ckdiff.training.source import Masks, Piece, Source, joined, open_masks, whole

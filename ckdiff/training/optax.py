@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from ckdiff.errors import PairingError, UsageError, printable
 from ckdiff.options import checked_text
-from ckdiff.overlaps.matching import several
 from ckdiff.rules import Rule
-from ckdiff.store import MaskStore, open_store
+from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.matching import several
 
 try:
     import jax

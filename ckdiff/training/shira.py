@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ckdiff.errors import CheckpointError, PairingError, UsageError, printable
-from ckdiff.overlaps.matching import several
 from ckdiff.rules import Rule
+from ckdiff.stores.matching import several
 from ckdiff.training.names import Missing, fit
 from ckdiff.training.source import Masks
 

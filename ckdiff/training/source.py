@@ -14,7 +14,7 @@ import torch
 from ckdiff.errors import UsageError
 from ckdiff.options import checked_text
 from ckdiff.rules import Rule
-from ckdiff.store import MaskStore, open_store
+from ckdiff.stores.maskstore import MaskStore, open_store
 
 #: what the functions of this package take as a store
 Masks: TypeAlias = MaskStore | str | os.PathLike[str] | Mapping[str, Any]

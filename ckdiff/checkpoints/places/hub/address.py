@@ -1,0 +1,87 @@
+"""What ``hf://org/name[@revision][/path]`` says, before anybody is asked about it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from ckdiff.checkpoints.choosing import INDEX_SUFFIX, SUFFIX, file_name_fault
+from ckdiff.errors import CheckpointError, printable
+
+FORM = "hf://org/name[@revision][/subfolder]"
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+#: revisions with slashes that need no quoting, because nothing else begins like them
+_REFS = r"refs/(?:pr|convert)/[^/]+"
+# one slash is what pathlib leaves of two
+_ADDRESS = re.compile(
+    rf"hf:/{{1,2}}({_PART})/({_PART})(?:@({_REFS}|[^/]*))?(?:/(.*))?", re.DOTALL | re.ASCII
+)
+_OTHER_KINDS = {"datasets": "a dataset", "spaces": "a space", "buckets": "a bucket"}
+
+
+def is_hub_address(path: str) -> bool:
+    """Whether a path is meant for the hub, well formed or not."""
+    return path[:4].lower() == "hf:/"
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """A checkpoint of a model repository on the hub."""
+
+    repo: str  #: ``org/name``
+    revision: str | None = None  #: a branch, a tag or a commit; None: the default branch
+    path: str = ""  #: a folder of the repository, a safetensors file or an index; empty: its root
+
+    @classmethod
+    def parse(cls, text: str) -> HubAddress:
+        """Read an address; raises CheckpointError for what is none.
+
+        A revision ends at the next slash. One that has slashes itself is written with ``%2F``;
+        only ``refs/pr/N`` and ``refs/convert/NAME`` may be written as they are.
+        """
+        match = _ADDRESS.fullmatch(text)
+        if match is None:
+            raise _wrong(text, f"is not {FORM}")
+        owner, name, revision, path = match.groups()
+        if owner in _OTHER_KINDS:
+            raise _wrong(text, f"is {_OTHER_KINDS[owner]}, not a model")
+        if ".." in owner + name or "--" in owner + name:
+            raise _wrong(text, "is not the name of a repository")
+        if revision is not None:
+            revision = unquote(revision)
+            if not revision.isprintable() or file_name_fault(revision) is not None:
+                raise _wrong(text, "has a revision that can be none")
+        path = (path or "").rstrip("/")
+        fault = file_name_fault(path) if path else None
+        if fault is not None:
+            raise _wrong(text, f"{fault} where it names a folder")
+        return cls(f"{owner}/{name}", revision, path)
+
+    def __str__(self) -> str:
+        text = f"hf://{self.repo}"
+        if self.revision is not None:
+            whole = re.fullmatch(_REFS, self.revision) is not None
+            text += "@" + quote(self.revision, safe="/" if whole else "")
+        return f"{text}/{self.path}" if self.path else text
+
+    def origin(self, commit: str) -> dict[str, str]:
+        """As stores record where a side comes from."""
+        path = {"path": self.path} if self.path else {}
+        return {"repository": self.repo, "commit": commit, **path}
+
+    @property
+    def names_file(self) -> bool:
+        """Whether the path is that of a safetensors file or an index, not of a folder."""
+        return self.path.endswith((SUFFIX, INDEX_SUFFIX))
+
+
+def _wrong(text: str, what: str) -> CheckpointError:
+    local = ", and a path of this machine as ./hf:/" if os.path.lexists(text) else ""
+    text = re.sub(r"hf_\w{16,}", "***", text)  # a token that somebody put there
+    return CheckpointError(
+        f"{printable(text)} {what}",
+        hint=f"write {FORM}, and a slash in the name of a revision as %2F{local}",
+    )

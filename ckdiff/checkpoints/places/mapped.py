@@ -1,0 +1,170 @@
+"""Reading local files through memory mappings, a window at a time.
+
+The whole file is mapped (address space costs nothing); a window is populated before a kernel may
+touch it, so that a file that was cut is an error and not a signal, and its pages are dropped from
+our resident set behind it. After each window the files are asked whether they are still the files
+that were opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.checkpoints.protocol import IntArray
+from ckdiff.errors import CheckpointError, printable
+from ckdiff.kernels import guard
+
+_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
+_PAGE = mmap.PAGESIZE
+#: populating faster than this (bytes a second) came from the page cache, not from a disk
+_WARM = 4e9
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong,
+]  # fmt: skip
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Mappings:
+    """The mappings of a checkpoint's files, made when first needed, shared by its readers."""
+
+    def __init__(self, files: Sequence[OpenFile]) -> None:
+        self.files = files
+        self._addresses: list[int] = [0] * len(files)
+        self._lock = threading.Lock()
+
+    def address(self, index: int) -> int:
+        """Where file ``index`` is mapped."""
+        found = self._addresses[index]
+        return found if found else self._map(index)
+
+    def _map(self, index: int) -> int:
+        with self._lock:
+            if self._addresses[index]:
+                return self._addresses[index]
+            file = self.files[index]
+            address = _libc.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.fd, 0)
+            if address is None or address == ctypes.c_void_p(-1).value:
+                code = ctypes.get_errno()
+                raise CheckpointError(
+                    f"cannot map {printable(file.path)}: {os.strerror(code)}",
+                    hint="is the address space limited (ulimit -v)?",
+                )
+            guard.watch(address, file.size)
+            self._addresses[index] = int(address)
+            return int(address)
+
+    def close(self) -> None:
+        """Unmap everything; no reader may be used any more."""
+        with self._lock:
+            for index, address in enumerate(self._addresses):
+                if address:
+                    guard.forget(address)
+                    _libc.munmap(address, self.files[index].size)
+                    self._addresses[index] = 0
+
+
+class MappedReader:
+    """A SpanReader over local files; one for each worker.
+
+    ``file_index`` and ``offset`` say for each tensor in which file it lies, and where.
+    """
+
+    def __init__(self, maps: Mappings, file_index: npt.NDArray[np.int32], offset: IntArray) -> None:
+        self._maps = maps
+        self._file_index = file_index
+        self._offset = offset
+        self._held: list[tuple[int, int, int]] = []
+        self._cold = True  # until a window proves otherwise, ask the disk ahead of time
+
+    def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        """See SpanReader. The addresses lie inside the mappings; nothing is copied."""
+        ranges, addresses = self._ranges(tensors, starts, nbytes)
+        self._held = ranges
+        began = time.perf_counter()
+        total = 0
+        for index, start, stop in ranges:
+            total += stop - start
+            self._populate(index, start, stop)
+        self._cold = total < _WARM * (time.perf_counter() - began)
+        return addresses
+
+    def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """Ask the kernel to start reading; skipped while the page cache has everything."""
+        if not self._cold:
+            return
+        for index, start, stop in self._ranges(tensors, starts, nbytes)[0]:
+            _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_WILLNEED)
+
+    def release(self) -> None:
+        """See SpanReader."""
+        files = self._drop()
+        for index in files:
+            file = self._maps.files[index]
+            file.check()
+            if guard.faults(self._maps.address(index)):  # zeros were read, whatever the reason
+                raise CheckpointError(
+                    f"cannot read {printable(file.path)}: some of its pages could not be loaded",
+                    hint="the disk or network file system failed; check its logs",
+                )
+
+    def close(self) -> None:
+        """See SpanReader."""
+        self._drop()
+
+    def _drop(self) -> set[int]:
+        held, self._held = self._held, []
+        for index, start, stop in held:
+            _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_DONTNEED)
+        return {index for index, _, _ in held}
+
+    def _populate(self, index: int, start: int, stop: int) -> None:
+        address = self._maps.address(index) + start
+        while _libc.madvise(address, stop - start, _POPULATE_READ) != 0:
+            code = ctypes.get_errno()
+            if code in (errno.EINTR, errno.EAGAIN):
+                continue
+            if code == errno.EINVAL:  # an older kernel: the guard is the protection
+                return
+            file = self._maps.files[index]
+            file.check()  # cut while mapped: SourceChanged says so
+            raise CheckpointError(
+                f"cannot read {printable(file.path)} at bytes {start}-{stop}: {os.strerror(code)}",
+                hint="the disk or network file system failed; check its logs",
+            )
+
+    def _ranges(
+        self, tensors: IntArray, starts: IntArray, nbytes: IntArray
+    ) -> tuple[list[tuple[int, int, int]], IntArray]:
+        """Whole-page (file, start, stop) ranges, merged where they touch; and the addresses."""
+        files = self._file_index[tensors]
+        begins = self._offset[tensors] + starts
+        addresses = np.empty(len(tensors), np.int64)
+        pieces: list[tuple[int, int, int]] = []
+        for i, (index, begin, size) in enumerate(
+            zip(files.tolist(), begins.tolist(), nbytes.tolist(), strict=True)
+        ):
+            addresses[i] = self._maps.address(index) + begin
+            if size:
+                pieces.append((index, begin // _PAGE * _PAGE, -(-(begin + size) // _PAGE) * _PAGE))
+        pieces.sort()
+        merged: list[tuple[int, int, int]] = []
+        for index, start, stop in pieces:
+            if merged and merged[-1][0] == index and start <= merged[-1][2]:
+                merged[-1] = (index, merged[-1][1], max(stop, merged[-1][2]))
+            else:
+                merged.append((index, start, stop))
+        return merged, addresses

@@ -1,0 +1,70 @@
+"""``ckdiff.diff``: the diff as one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ckdiff.diffs.plan import CheckpointPath, Diff
+from ckdiff.diffs.result import DiffResult
+from ckdiff.options import Observer, Options
+from ckdiff.rules import Rule
+
+if TYPE_CHECKING:
+    from ckdiff.running.dask import Scheduler
+
+
+def diff(
+    base: CheckpointPath,
+    tuned: CheckpointPath,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    rules: Sequence[str | Rule] = ("exact",),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rename: Sequence[str] = (),
+    stats: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    verify: bool = False,
+    stream: bool = False,
+    disk: str | int = "1GiB",
+    scheduler: Scheduler = None,
+    device: str = "cpu",
+    device_memory: str | int = "1GiB",
+    observer: Observer | None = None,
+) -> DiffResult:
+    """Compare two checkpoints exactly, element by element, in bounded memory.
+
+    ``base`` and ``tuned`` are what ``open_checkpoint`` takes, or open checkpoints. Tensors at one
+    place of a file that both sides share (one inode, or one content hash at the hub) are equal and
+    not read, but with ``stats``, whose sums need them, and with ``verify``. With ``out``
+    a mask store is written there and opened as ``result.store``; a run that was stopped is
+    resumed by the same call. Runs on the cluster of ``scheduler`` (an address or a Dask client),
+    else of a Dask client that is active here, else on our own threads, as it does with
+    ``scheduler="threads"``. With ``stream`` checkpoints of the hub are not downloaded: what is
+    compared is fetched, with at most ``disk`` bytes of temporary files. ``device`` is ``"cuda"`` to
+    compare on a GPU, or ``"auto"``. Raises a CkdiffError: CheckpointError, SourceChanged,
+    PairingError, BudgetError, StoreExists, StoreLocked, ClusterError and others of
+    :mod:`ckdiff.errors`.
+    """
+    options = Options(
+        rules=rules,
+        include=include,
+        exclude=exclude,
+        rename=rename,
+        stats=stats,
+        workers=workers,
+        memory=memory,
+        overwrite=overwrite,
+        verify=verify,
+        stream=stream,
+        disk=disk,
+        scheduler=scheduler,
+        device=device,
+        device_memory=device_memory,
+    )
+    with Diff(base, tuned, out, options, observer) as planned:
+        return planned.run()

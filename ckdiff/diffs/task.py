@@ -1,0 +1,230 @@
+"""One chunk of a diff: from two sources' spans to a stored mask object and a row of results.
+
+A chunk is done window by window: both sides are made addressable, the kernels run, the bytes are
+given back, and the finished mask bits are encoded and written while they are still in cache.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.layout import Layout, Spans
+from ckdiff.outputs.workdir import store_errors
+from ckdiff.running.threads import Stopped
+from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.stores.objects import INNER, ObjectWriter
+
+SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
+LARGEST_WINDOW = 1 << 22  #: elements
+AHEAD = 3  #: windows asked of the source before they are needed
+
+assert SMALLEST_WINDOW % BLOCK == 0
+
+
+@dataclass(slots=True)
+class ChunkResult:
+    """What a chunk adds up to; rows are the tensors of the chunk in address order."""
+
+    tensors: IntArray  #: positions in the layout
+    changed: IntArray  #: (rows, rules)
+    hashes: npt.NDArray[np.uint64]  #: (rows, HASH_COLUMNS)
+    statistics: npt.NDArray[np.float64] | None  #: (rows, statistics.COLUMNS)
+    objects: dict[str, tuple[int, str]] = field(default_factory=dict)  #: key -> size, digest
+
+    def to_bytes(self) -> bytes:
+        """For the journal."""
+        columns = 0 if self.statistics is None else self.statistics.shape[1]
+        head = {
+            "rows": len(self.tensors),
+            "rules": self.changed.shape[1],
+            "statistics": columns,
+            "objects": self.objects,
+        }
+        parts = [self.tensors, self.changed, self.hashes]
+        if self.statistics is not None:
+            parts.append(self.statistics)  # type: ignore[arg-type]
+        return json.dumps(head).encode() + b"\n" + b"".join(p.tobytes() for p in parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ChunkResult:
+        """What ``to_bytes`` wrote; ValueError where it does not add up."""
+        line, _, body = data.partition(b"\n")
+        head = json.loads(line)
+        rows, rules, columns = head["rows"], head["rules"], head["statistics"]
+        words = np.frombuffer(body, np.int64)
+        cuts = np.cumsum([rows, rows * rules, rows * HASH_COLUMNS])
+        tensors, changed, hashes, rest = np.split(words, cuts)
+        return cls(
+            tensors,
+            changed.reshape(rows, rules),
+            hashes.view(np.uint64).reshape(rows, HASH_COLUMNS),
+            rest.view(np.float64).reshape(rows, columns) if columns else None,
+            {key: (size, digest) for key, (size, digest) in head["objects"].items()},
+        )
+
+
+@dataclass(slots=True)
+class Window:
+    """Some addresses of a chunk, and what has to be read for them."""
+
+    first: int  #: element address
+    stop: int
+    spans: Spans
+    rows: IntArray  #: of the spans in the chunk's results
+    starts: IntArray  #: bytes inside the tensors
+    nbytes: IntArray
+
+
+@dataclass(slots=True)
+class DiffTask:
+    """The chunk task of a diff: call it with a chunk number. Shared by the threads of a process.
+
+    ``base_index`` and ``tuned_index`` map layout positions to the checkpoints' tables.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    base_index: IntArray
+    tuned_index: IntArray
+    layout: Layout
+    bits: IntArray  #: of one element, for each tensor
+    known: npt.NDArray[np.bool_]  #: for each tensor, whether its sides are equal and not read
+    slots: IntArray  #: kernel slot of each tensor
+    kernels: Kernels
+    comparing: Comparing  #: those kernels, or the same on a device
+    masks: list[tuple[int, str]]  #: which rules' masks are stored: position and canonical text
+    rules: int  #: how many rules are evaluated; the first is exact
+    with_statistics: bool
+    window: int  #: elements
+    store: Path | None  #: where objects go; None: count only
+    out: Path | None  #: how errors of writing them name it
+    on_bytes: Callable[[int], None] = lambda size: None
+    elsewhere: bool = False  #: whether the work directory is another process's
+    _local: threading.local = field(default_factory=threading.local)
+
+    def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
+        """See ChunkTask. Raises SourceChanged, CheckpointError, StoreError, Stopped."""
+        first, end = self.layout.chunk_range(chunk)
+        spans = self.layout.spans(first, end)
+        results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
+        objects: dict[str, tuple[int, str]] = {}
+        with ExitStack() as stack:
+            if self.out is not None:
+                stack.enter_context(store_errors(self.out))
+            readers = [stack.enter_context(closing(c.reader())) for c in (self.base, self.tuned)]
+            writers: list[ObjectWriter] = []
+            for _, rule in self.masks if self.store is not None else ():
+                assert self.store is not None
+                path = self.store / object_key(rule, chunk)
+                writer = ObjectWriter(path, elsewhere=self.elsewhere)
+                stack.callback(writer.abandon)
+                writers.append(writer)
+            windows = self.windows(first, end, spans)
+            ahead = deque(islice(windows, AHEAD))
+            for window in ahead:
+                self.prefetch(readers, window)
+            while ahead:
+                window = ahead.popleft()
+                if stop.is_set():
+                    raise Stopped
+                coming = next(windows, None)
+                if coming is not None:
+                    ahead.append(coming)
+                    self.prefetch(readers, coming)
+                self._compare(window, readers, results, writers)
+            for (_, rule), writer in zip(self.masks, writers, strict=False):
+                objects[object_key(rule, chunk)] = writer.finish()
+        return ChunkResult(
+            spans.tensors, results.changed, results.hashes, results.statistics, objects
+        )
+
+    def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
+        """The windows of the addresses [first, end), whose spans are ``spans``."""
+        for start in range(first, end, self.window):
+            stop = min(start + self.window, end)
+            inside = self.layout.spans(start, stop).without(self.known)
+            rows = np.searchsorted(spans.tensors, inside.tensors)
+            yield Window(start, stop, inside, rows, *inside.byte_ranges(self.bits))
+
+    def prefetch(self, readers: Sequence[SpanReader], window: Window) -> None:
+        """Ask for a window's bytes before they are needed."""
+        for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
+            reader.prefetch(index[window.spans.tensors], window.starts, window.nbytes)
+
+    def _compare(
+        self,
+        window: Window,
+        readers: list[SpanReader],
+        results: Results,
+        writers: list[ObjectWriter],
+    ) -> None:
+        segments = self.segments(window, readers)
+        masks = self._buffers()
+        for mask in masks:
+            mask.fill(0)  # the gaps between tensors are padding
+        self.comparing.run(segments, masks, results)
+        for reader in readers:
+            reader.release()
+        size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
+        for (position, _), writer in zip(self.masks, writers, strict=False):
+            encode = self._encoder().encode
+            mask = masks[position]
+            writer.add([encode(mask[at : at + INNER]) for at in range(0, size, INNER)])
+        self.on_bytes(2 * int(window.nbytes.sum()))
+
+    def segments(self, window: Window, readers: Sequence[SpanReader]) -> IntArray:
+        """Make a window's bytes addressable: what kernels take, until the readers release it."""
+        spans = window.spans
+        addresses = []
+        for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
+            addresses.append(reader.acquire(index[spans.tensors], window.starts, window.nbytes))
+        segments = np.empty((len(spans), abi.SEG_COLUMNS), np.int64)
+        segments[:, abi.SEG_BASE], segments[:, abi.SEG_TUNED] = addresses
+        segments[:, abi.SEG_ELEMENTS] = spans.elements
+        segments[:, abi.SEG_POSITION] = spans.addresses - window.first
+        segments[:, abi.SEG_SLOT] = self.slots[spans.tensors]
+        segments[:, abi.SEG_UNIT] = spans.starts // UNIT
+        segments[:, abi.SEG_ROW] = window.rows
+        return segments
+
+    def _buffers(self) -> list[npt.NDArray[np.uint8]]:
+        if not hasattr(self._local, "masks"):
+            self._local.masks = [np.zeros(self.window // 8, np.uint8) for _ in range(self.rules)]
+        masks: list[npt.NDArray[np.uint8]] = self._local.masks
+        return masks
+
+    def _encoder(self) -> MaskEncoder:
+        if not hasattr(self._local, "encoder"):
+            self._local.encoder = MaskEncoder()
+        encoder: MaskEncoder = self._local.encoder
+        return encoder
+
+
+def object_key(rule: str, chunk: int) -> str:
+    """Where in a store a chunk's mask is."""
+    return f"masks/{rule}/c/{chunk}"
+
+
+def working_memory(layout: Layout, rules: int, window: int, *, with_statistics: bool) -> int:
+    """Bytes of anonymous memory one worker needs for the largest chunk."""
+    rows = 1
+    for chunk in range(layout.chunks):
+        rows = max(rows, len(layout.spans(*layout.chunk_range(chunk))))
+    row = 8 * (2 + rules + HASH_COLUMNS) + (8 * statistics.COLUMNS if with_statistics else 0)
+    most_spans = min(rows, window // UNIT)
+    # masks, their frames and the joined copy; results and their journal copy; what a span costs
+    # in segments and in the readers' Python lists
+    return 3 * rules * (window // 8) + 3 * rows * row + most_spans * 1200 + (2 << 20)

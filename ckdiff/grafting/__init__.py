@@ -1,1 +1,0 @@
-"""The parts of a graft; :mod:`ckdiff.grafts` puts them together."""

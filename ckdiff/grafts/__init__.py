@@ -1,0 +1,1 @@
+"""The parts of a graft; :mod:`ckdiff.grafts.graft` puts them together."""

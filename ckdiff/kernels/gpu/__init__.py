@@ -1,0 +1,84 @@
+"""The kernels once more, on a GPU. torch and Triton are imported by who opens a device.
+
+The interface is that of :class:`ckdiff.kernels.Kernels`, and so are the bits: see
+:mod:`ckdiff.kernels.gpu.kernels`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from ckdiff.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckdiff.kernels.gpu.staging import Device
+
+__all__ = ["open_device"]
+
+_HINT = "leave out --device, or use --device auto"
+
+
+def open_device(name: str) -> Device:
+    """The GPU that torch would use for ``cuda`` and ``auto``. Raises UsageError without one.
+
+    ``torch-cpu`` is for tests: everything as on a GPU, but on torch's CPU device.
+    """
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        if _missing(error, "torch"):
+            raise UsageError(
+                "a GPU is used through torch, which is not installed",
+                hint=f"pip install torch, or {_HINT}",
+            ) from None
+        raise UsageError(
+            f"a GPU is used through torch, which cannot be imported: {_first_line(error)}",
+            hint=_HINT,
+        ) from error
+    from ckdiff.kernels.gpu.staging import Device
+
+    if name == "torch-cpu":
+        device = Device(torch.device("cpu"), "torch's CPU")
+        if os.environ.get("TRITON_INTERPRET") == "1":  # the only way Triton works there
+            _find_triton(device)
+        return device
+    with warnings.catch_warnings(record=True) as said:  # such as that the driver is too old
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    if not found:
+        reasons = [_first_line(warning.message) for warning in said]
+        if torch.version.cuda is None:
+            reasons = [f"torch {torch.__version__} was built without it"]
+        raise UsageError(": ".join(["no GPU with CUDA was found", *reasons[:1]]), hint=_HINT)
+    try:
+        # the index, because a new thread has another current device than the caller may have chosen
+        index = torch.cuda.current_device()
+        device = Device(torch.device("cuda", index), torch.cuda.get_device_name(index))
+        # a card for which torch has no code, and one that is lost, say so at the first operation
+        (torch.zeros(512, dtype=torch.int16, device=device.device) != 0).sum().item()
+    except RuntimeError as error:  # CUDA's own, such as that another process has it for itself
+        raise UsageError(f"the GPU cannot be used: {_first_line(error)}", hint=_HINT) from error
+    _find_triton(device)
+    return device
+
+
+def _find_triton(device: Device) -> None:
+    """Say of a device whether Triton is to be used, or else why it is not."""
+    try:
+        importlib.import_module("ckdiff.kernels.gpu.fused")
+    except Exception as error:  # whatever it is, everything can be done without
+        reason = "it is not installed" if _missing(error, "triton") else _first_line(error)
+        device.notes.append(f"note: without Triton, in more steps: {reason}")
+    else:
+        device.fused = True
+
+
+def _missing(error: Exception, module: str) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name == module
+
+
+def _first_line(error: object) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Masks made of masks, and masks in the formats of other tools."""

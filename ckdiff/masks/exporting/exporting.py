@@ -1,0 +1,225 @@
+"""A mask store -> a file, or the shards of a checkpoint, in a format that other tools read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, get_args
+
+import numpy as np
+
+from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
+from ckdiff.checkpoints.choosing import INDEX_NAME
+from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
+from ckdiff.masks.exporting.masks import Masks, compact, encoded, everything, text_label
+from ckdiff.masks.exporting.recognising import foreign
+from ckdiff.masks.exporting.tensorfile import TensorFile
+from ckdiff.options import (
+    Observer,
+    Options,
+    Progress,
+    checked_observer,
+    checked_output,
+    checked_text,
+)
+from ckdiff.outputs.place import Place, write_errors
+from ckdiff.rules import Rule
+from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.table import IntArray
+
+Format = Literal["safetensors", "indices", "npz", "torch"]
+
+#: what a name says that only some formats have; the first is meant where none is asked for
+_SAID: dict[str, tuple[Format, ...]] = {
+    ".npz": ("npz",),
+    ".pt": ("torch",),
+    ".pth": ("torch",),
+    ".safetensors": ("safetensors", "indices"),
+}
+#: what is meant by names that others use as well
+_USUAL: dict[str, Format] = {".bin": "torch", ".ckpt": "torch"}
+
+
+class Output(Protocol):
+    """A file to be written, whatever its format."""
+
+    data_size: int  #: bytes that ``done`` will be told of
+    size: int  #: bytes that it takes on the disk, about
+
+    def write(self, path: Path, done: Callable[[int], None]) -> None:
+        """Write it to ``path``, where nothing is."""
+
+
+def export_masks(
+    store: str | os.PathLike[str] | MaskStore,
+    out: str | os.PathLike[str],
+    *,
+    to: Format | None = None,
+    packed: bool = False,
+    invert: bool = False,
+    rule: str | Rule | None = None,
+    like: str | os.PathLike[str] | Checkpoint | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Write the masks of a store to ``out`` in another format, in bounded memory.
+
+    Without ``to`` the name of ``out`` says the format: ``.npz``, or ``.pt`` and the like for torch;
+    all other names are safetensors. With ``like``, a checkpoint, ``out`` has its tensors and its
+    shards. ``invert`` writes ones for elements that did not change. The output is there whole or
+    not at all, and ``overwrite`` replaces only masks that were exported. Gives what ``ckdiff
+    export --json`` prints. Raises a CkdiffError.
+    """
+    path = checked_output(out)
+    to = _checked_format(to, path.name, packed=packed, like=like)
+    for name, value in (("packed", packed), ("invert", invert)):
+        if value not in (True, False):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
+    overwrite = Options(overwrite=overwrite).overwrite
+    observer = checked_observer(observer)
+    opened = open_store(store)
+    masks = Masks(opened, rule, invert=invert)
+    with ExitStack() as stack:
+        source = None
+        if like is not None:
+            source = open_in(stack, like, open_for_planning)
+        folder = bool(getattr(source, "directory", False))
+        place = Place(path, directory=folder, overwrite=overwrite, in_the_way=foreign)
+        place.keep_away_from([] if source is None else [source], [opened.path])
+        groups, left_out = {"": everything(masks)}, list[str]()
+        if source is not None:
+            groups, left_out = _shards(masks, source)
+        outputs: dict[str, Output] = {
+            name: _output(masks, chosen, to, packed=packed) for name, chosen in groups.items()
+        }
+        try:
+            with place:
+                place.check_disk(sum(output.size for output in outputs.values()))
+                with write_errors(path):
+                    _write(place.path, outputs, observer, folder=folder)
+                place.commit()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", hint=place.stopped_hint) from None
+    if left_out:
+        observer.note(
+            f"{len(left_out):,} of the checkpoint's tensors are not in the store and are left out: "
+            + printable(", ".join(left_out[:3]) + (" ..." if len(left_out) > 3 else ""))
+        )
+    chosen = np.concatenate([*groups.values()])
+    return {
+        "out": str(path),
+        "to": to,
+        "packed": packed,
+        "polarity": masks.polarity,
+        "rule": masks.rule,
+        "store": opened.manifest_digest(),
+        "files": sorted(outputs) if folder else [path.name],
+        "tensors": len(chosen),
+        "elements": int(masks.elements[chosen].sum()),
+        "ones": int(masks.ones[chosen].sum()),
+        "left_out": left_out,
+    }
+
+
+def _checked_format(to: str | None, name: str, *, packed: bool, like: object) -> Format:
+    """The format that is meant; UsageError where the arguments contradict each other."""
+    if to is not None and checked_text("to", to) not in get_args(Format):
+        raise UsageError(
+            f"there is no format {printable(to)!r}", hint=f"one of {', '.join(get_args(Format))}"
+        )
+    suffix = os.path.splitext(name)[1].lower()
+    said, meant = _SAID.get(suffix), cast("Format | None", to)
+    if meant is None:
+        found = said[0] if said else _USUAL.get(suffix, "safetensors")
+    elif said and meant not in said:
+        # readers go by the name: numpy and torch would refuse the file, or look for a pickle in it
+        raise UsageError(
+            f"{printable(name)} is named like {said[0]}, and {meant} was asked for",
+            hint=f"leave out --to {meant}, or choose another name",
+        )
+    else:
+        found = meant
+    if packed and found != "safetensors":
+        raise UsageError(
+            f"packed masks go to safetensors, not to {found}", hint="leave out --packed"
+        )
+    if like is not None and found in ("npz", "torch"):
+        raise UsageError(
+            f"--like gives the shards of safetensors files; {found} has none",
+            hint="use --to safetensors or --to indices, and a name that fits",
+        )
+    return found
+
+
+def _output(masks: Masks, chosen: IntArray, to: Format, *, packed: bool) -> Output:
+    if to == "npz":
+        from ckdiff.masks.exporting.npz import Npz
+
+        return Npz(masks, chosen)
+    if to == "torch":
+        from ckdiff.masks.exporting.torchfile import TorchFile
+
+        return TorchFile(masks, chosen)
+    encoding = "indices" if to == "indices" else "packed" if packed else "bool"
+    return TensorFile(masks, chosen, encoding)
+
+
+def _shards(masks: Masks, like: Checkpoint) -> tuple[dict[str, IntArray], list[str]]:
+    """File name -> the masks that go there; and what the checkpoint has but the store has not."""
+    table = like.table
+    where = {name: i for i, name in enumerate(table.names)}
+    missing = [name for name in masks.names if name not in where]
+    if missing:
+        raise PairingError(
+            f"{printable(like.label)} lacks {len(missing):,} of the store's tensors, such as "
+            f"{printable(missing[0])}",
+            hint="give the checkpoint that the store was made from",
+        )
+    files = getattr(like, "file_index", None)
+    if files is None:
+        raise CheckpointError(f"{printable(like.label)} does not say where its tensors are")
+    groups: dict[str, list[int]] = {}
+    for i, (name, shape) in enumerate(zip(masks.names, masks.shapes, strict=True)):
+        at = where[name]
+        if table.shapes[at] != shape:
+            raise PairingError(
+                f"{printable(name)} has the shape {list(table.shapes[at])} in "
+                f"{printable(like.label)} and {list(shape)} in the store",
+                hint="give the checkpoint that the store was made from",
+            )
+        groups.setdefault(like.files[int(files[at])].name, []).append(i)
+    for file in groups:  # the index says their names, and it is JSON
+        if file != text_label(file):
+            raise CheckpointError(
+                f"{printable(like.label)} has a file whose name is no text: {printable(file)}",
+                hint="rename it",
+            )
+    known = set(masks.names)
+    left_out = [name for name in table.names if name not in known]
+    return {name: np.array(group, np.int64) for name, group in groups.items()}, left_out
+
+
+def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder: bool) -> None:
+    began, total, value = time.perf_counter(), sum(o.data_size for o in outputs.values()), 0
+
+    def done(size: int) -> None:
+        nonlocal value
+        value += size
+        observer.progress(Progress(value, total, time.perf_counter() - began, 0))
+
+    for name, output in outputs.items():
+        path = root / name if folder else root
+        path.parent.mkdir(parents=True, exist_ok=True)
+        output.write(path, done)
+    if folder:
+        weight_map = {
+            name: file
+            for file, output in outputs.items()
+            if isinstance(output, TensorFile)
+            for name in output.names
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (root / INDEX_NAME).write_bytes(encoded(compact(index)) + b"\n")

@@ -1,0 +1,30 @@
+"""Opening a mask file: the format is told by content, whatever the file is called."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.masks.importing.maskfile import MaskFile, pread
+
+
+def open_mask_file(path: str, stack: ExitStack) -> MaskFile:
+    """The masks at ``path``, of which ``stack`` closes the files. Raises CheckpointError."""
+    if not os.path.isdir(path):
+        from ckdiff.masks.importing.ziparchive import BEGIN, Archive
+
+        file = OpenFile.open(path)
+        stack.callback(file.close)
+        if pread(file, 0, len(BEGIN)) == BEGIN:
+            archive = Archive(file)
+            from ckdiff.masks.importing.torchfile import PICKLE, read_torch
+
+            if any(name.endswith(PICKLE) for name in archive.members):
+                return read_torch(archive)
+            from ckdiff.masks.importing.npz import read_npz
+
+            return read_npz(archive)
+    from ckdiff.masks.importing.tensorfile import read_tensor_file
+
+    return read_tensor_file(path, stack)

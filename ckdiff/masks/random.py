@@ -1,0 +1,368 @@
+"""Random masks: as many changed elements as in another store, anywhere. The control for overlaps.
+
+Every element of a *population* (a tensor, or the model) has a random 64-bit key, and those with the
+k smallest keys are changed. That is uniform over all masks with exactly k changed elements, needs
+no floating point, and lets any chunk be drawn alone once the k-th smallest key, the *limit*, is
+known. A first pass finds the limits: it counts the keys below a narrow window in which the limit
+must be, as good as always, and looks only at those inside. See docs/design/0011-random-masks.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.kernels.abi import DRAW_SCRATCH, LANES
+from ckdiff.kernels.compiled import c_function
+from ckdiff.layout import CHUNK, Layout, Spans
+from ckdiff.options import Observer, checked_int, checked_text
+from ckdiff.rules import Rule
+from ckdiff.running.threads import Stopped, run_threads
+from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
+from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.matching import StorePath
+from ckdiff.stores.table import IntArray
+
+Within = Literal["tensor", "model"]
+Keys = npt.NDArray[np.uint64]
+Stream = tuple[int, int]  # key and high half of the counter of Philox4x32-10
+
+_SEEDS = 1 << 64
+_LARGEST = (1 << 64) - 1
+_WINDOW = 1 << 22  # elements drawn between two looks at whether to stop
+_SIGMAS = 8  # half the width of the first window around where the limit is expected
+
+
+def random_mask(
+    like: StorePath,
+    out: str | os.PathLike[str],
+    *,
+    seed: int,
+    within: Within = "tensor",
+    rule: str | Rule | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    observer: Observer | None = None,
+) -> MaskStore:
+    """Write a random mask with exactly as many changed elements as the store ``like``.
+
+    The number is kept in each tensor, or with ``within="model"`` only in all of them together.
+    Every such mask is equally likely; which one it is depends on the seed, names, sizes and counts,
+    and on nothing else. A run that was stopped is resumed by the same call. Raises a CkdiffError.
+    """
+    target = Target(out, overwrite=overwrite, workers=workers, observer=observer)
+    seed = int(checked_int("seed", seed))
+    if not 0 <= seed < _SEEDS:
+        raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}")
+    if checked_text("within", within) not in get_args(Within):
+        raise UsageError(f"within must be tensor or model, not {printable(within)!r}")
+    store = open_store(like)
+    target.keep_away_from([store])
+    text = _counted_rule(store, rule)
+    table = store.table
+    layout = Layout(table.elements)
+    changed = table.changed[text]
+    if (changed < 0).any() or (changed > table.elements).any():
+        raise StoreCorrupt(f"{printable(str(store.path))} counts more changed elements than it has")
+    if within == "tensor":
+        populations = [
+            Population(seed, f"tensor {name}", n, k)
+            for name, n, k in zip(
+                table.names, table.elements.tolist(), changed.tolist(), strict=True
+            )
+        ]
+    else:
+        populations = [Population(seed, "model", table.total_elements, int(changed.sum()))]
+    made_by: dict[str, Any] = {
+        "operation": "random",
+        "rule": text,
+        "seed": seed,
+        "within": within,
+        "like": store.manifest_digest(),
+    }
+    derived = Derived(
+        table.names, table.dtypes, table.shapes, layout, table.base_hashes, text, made_by
+    )
+    return target.write(derived, RandomMask(layout, populations, by_tensor=within == "tensor"))
+
+
+def _counted_rule(store: MaskStore, rule: str | Rule | None) -> str:
+    """The rule whose counts are kept; the store need not hold its mask."""
+    shown = printable(str(store.path))
+    if rule is not None:
+        text = str(Rule.parse(rule))
+        if text in store.rules:
+            return text
+        known = ", ".join(store.rules)
+        raise UsageError(f"{shown} has no counts for the rule {text}", hint=f"it has {known}")
+    if "exact" in store.masks or len(store.masks) == 1:
+        return "exact" if "exact" in store.masks else store.masks[0]
+    raise UsageError(
+        f"{shown} has several masks", hint=f"name one of {', '.join(store.masks)} with --rule"
+    )
+
+
+@dataclass(slots=True)
+class Population:
+    """Some elements of which a fixed number is changed, all choices being equally likely."""
+
+    seed: int
+    label: str
+    elements: int
+    changed: int
+    limit: int | None = None  #: the largest key of a changed element, once it is known
+    stream: Stream = (0, 0)
+    _attempt: int = -1
+    _width: float = _SIGMAS
+
+    def __post_init__(self) -> None:
+        if self.changed == self.elements:
+            self.limit = _LARGEST
+        self._begin()
+
+    def _begin(self) -> None:
+        """Give all elements their keys, or new ones."""
+        self._attempt += 1
+        text = f"ckdiff random mask 1\0{self.seed}\0{self._attempt}\0{self.label}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        key, high = struct.unpack_from("<QQ", digest)
+        self.stream = key, high
+
+    def window(self) -> tuple[int, int]:
+        """The limit is in here, first end excluded, but for once in 10^15 times."""
+        n, k = self.elements, self.changed
+        # Floats decide only where to look first, never what is found.
+        half = (self._width * math.sqrt(k * (n - k) / n) + 5 * self._width) / n
+        ends = (int((k / n + side * half) * 2.0**64) for side in (-1, 1))
+        low, high = (max(0, min(end, _LARGEST)) for end in ends)
+        return low, high
+
+    def settle(self, below: int, keys: Keys) -> None:
+        """Find the limit among all keys of the window; ``below`` are at most its low end.
+
+        Where it is not among them, the window is made wider. Should two keys be equal right at the
+        limit (once in 2**64 / elements times), all elements get new keys: no number of smallest
+        keys would then be exact, and which elements it happens to does not depend on their places.
+        """
+        low, _ = self.window()
+        rank = self.changed - below
+        if rank == 0:
+            self.limit = low
+        elif 0 < rank <= len(keys):
+            keys = np.sort(keys)
+            if rank < len(keys) and keys[rank] == keys[rank - 1]:
+                self._begin()
+            else:
+                self.limit = int(keys[rank - 1])
+        elif rank < 0 and low == 0:  # several keys are 0
+            self._begin()
+        else:
+            self._width *= _SIGMAS
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of a population so far."""
+
+    elements: int
+    below: int
+    keys: list[Keys]
+
+    def add(self, other: _Seen) -> None:
+        self.elements += other.elements
+        self.below += other.below
+        self.keys += other.keys
+
+
+@dataclass(slots=True)
+class _Window:
+    """Some addresses of a chunk; columns are the pieces of tensors in them."""
+
+    end: int  #: address
+    rows: IntArray  #: which of the chunk's spans
+    populations: list[int]
+    words: list[int]  #: first mask word of the piece, counted in its population
+    elements: list[int]
+    places: list[int]  #: first byte of the chunk's mask
+
+
+class RandomMask(Maker):
+    """Draws the masks of populations: each a tensor, or one that is the model."""
+
+    def __init__(
+        self, layout: Layout, populations: Sequence[Population], *, by_tensor: bool
+    ) -> None:
+        self._layout = layout
+        self._populations = populations
+        self._by_tensor = by_tensor
+        self._pending: set[int] = set()
+        self._draw = c_function("draw").ctypes
+        self._near = c_function("near").ctypes
+        self.total = 2 * layout.total // 8
+
+    # the first pass
+
+    def prepare(
+        self, chunks: Sequence[int], workers: int, tick: Callable[[], None], done: OnBytes
+    ) -> None:
+        """Find the limits of the populations that lie in ``chunks``."""
+        if not chunks:
+            return
+        layout = self._layout
+        if self._by_tensor:
+            touched = (layout.spans(*layout.chunk_range(chunk)).tensors for chunk in chunks)
+            wanted = set(np.concatenate(list(touched)).tolist())
+        else:
+            wanted = {0}
+        while pending := {i for i in wanted if self._unsettled(i)}:
+            self._find_limits(pending, workers, tick, done)
+            done = _ignore  # looking again, where a limit was not found, is no progress
+
+    def _find_limits(
+        self, pending: set[int], workers: int, tick: Callable[[], None], done: OnBytes
+    ) -> None:
+        """Look at every element of the pending populations once."""
+        self._pending = pending
+        waiting: dict[int, _Seen] = {}
+
+        def survey(chunk: int, stop: threading.Event) -> dict[int, _Seen]:
+            return self._survey(chunk, stop, done)
+
+        def gather(chunk: int, found: dict[int, _Seen]) -> None:
+            for i, seen in found.items():
+                so_far = waiting.setdefault(i, _Seen(0, 0, []))
+                so_far.add(seen)
+                if self._settled(i, so_far):
+                    del waiting[i]
+
+        run_threads(self._chunks_of(pending), survey, workers=workers, done=gather, tick=tick)
+
+    def _unsettled(self, i: int) -> bool:
+        population = self._populations[i]
+        return population.limit is None and population.changed > 0
+
+    def _chunks_of(self, pending: set[int]) -> list[int]:
+        layout = self._layout
+        if not self._by_tensor:
+            return list(range(layout.chunks))
+        index = sorted(pending)
+        low = layout.starts[index] // CHUNK
+        high = (layout.starts[index] + layout.elements[index] - 1) // CHUNK
+        return sorted({c for a, b in zip(low.tolist(), high.tolist(), strict=True)
+                       for c in range(a, b + 1)})  # fmt: skip
+
+    def _survey(self, chunk: int, stop: threading.Event, done: OnBytes) -> dict[int, _Seen]:
+        """What the chunk holds of pending populations that go on in other chunks."""
+        first, _ = self._layout.chunk_range(chunk)
+        spans = self._layout.spans(*self._layout.chunk_range(chunk))
+        scratch = np.empty(DRAW_SCRATCH, np.uint8)
+        found: dict[int, _Seen] = {}
+        begin = first
+        for window in self._windows(first, spans):
+            if stop.is_set():
+                raise Stopped
+            for i, word, elements in zip(
+                window.populations, window.words, window.elements, strict=True
+            ):
+                if i in self._pending:
+                    seen = found.pop(i, None) or _Seen(0, 0, [])
+                    seen.add(self._look(self._populations[i], word, elements, scratch))
+                    if not self._settled(i, seen):  # small tensors are at once
+                        found[i] = seen
+            done((window.end - begin) // 8)
+            begin = window.end
+        return found
+
+    def _look(self, population: Population, word: int, elements: int, scratch: Bytes) -> _Seen:
+        low, high = population.window()
+        expected = elements * (high - low) / 2.0**64
+        room = min(elements, int(expected + 8 * math.sqrt(expected)) + 64)
+        while True:
+            out = np.empty(1 + room, np.uint64)
+            found = self._near(
+                *population.stream, word, elements, low, high, out.ctypes.data, room,
+                scratch.ctypes.data,
+            )  # fmt: skip
+            if found <= room:
+                return _Seen(elements, int(out[0]), [out[1 : 1 + found]])
+            room = found
+
+    def _settled(self, i: int, seen: _Seen) -> bool:
+        """Whether that was the whole population; then its limit is known, or will be sought anew.
+
+        Called by one thread only: a population is whole either in one chunk or in ``prepare``.
+        """
+        population = self._populations[i]
+        if seen.elements < population.elements:
+            return False
+        population.settle(seen.below, np.concatenate(seen.keys))
+        return True
+
+    # the second pass
+
+    def make(
+        self, first: int, spans: Spans, mask: Bytes, changed: IntArray, done: OnBytes
+    ) -> Iterator[int]:
+        """See Maker."""
+        scratch = np.empty(DRAW_SCRATCH, np.uint8)
+        begin = first
+        for window in self._windows(first, spans):
+            counts = [
+                self._draw_piece(self._populations[i], word, elements, mask, place, scratch)
+                for i, word, elements, place in zip(
+                    window.populations, window.words, window.elements, window.places, strict=True
+                )
+            ]
+            changed[window.rows] += np.array(counts, np.int64)
+            done((window.end - begin) // 8)
+            begin = window.end
+            yield (window.end - first) // 8
+
+    def _draw_piece(
+        self, population: Population, word: int, elements: int, mask: Bytes, place: int,
+        scratch: Bytes,
+    ) -> int:  # fmt: skip
+        if not population.changed:
+            return 0
+        assert population.limit is not None
+        return int(
+            self._draw(
+                *population.stream, word, elements, population.limit, mask.ctypes.data + place,
+                scratch.ctypes.data,
+            )
+        )  # fmt: skip
+
+    def verify(self, changed: IntArray) -> None:
+        """See Maker: the numbers are exact, or there is a bug."""
+        expected = [population.changed for population in self._populations]
+        found = changed.tolist() if self._by_tensor else [int(changed.sum())]
+        assert found == expected, "a random mask must have exactly the changed elements asked for"
+
+    def _windows(self, first: int, spans: Spans) -> Iterator[_Window]:
+        end = min(first + CHUNK, self._layout.total)
+        for start in range(first, end, _WINDOW):
+            stop = min(start + _WINDOW, end)
+            inside = self._layout.spans(start, stop)
+            own = inside.starts if self._by_tensor else inside.addresses
+            yield _Window(
+                stop,
+                np.searchsorted(spans.tensors, inside.tensors),
+                inside.tensors.tolist() if self._by_tensor else [0] * len(inside),
+                (own // LANES).tolist(),
+                inside.elements.tolist(),
+                ((inside.addresses - first) // 8).tolist(),
+            )
+
+
+def _ignore(amount: int) -> None:
+    """What ``done`` is where nobody wants to know."""

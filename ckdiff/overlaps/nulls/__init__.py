@@ -1,0 +1,1 @@
+"""What chance would do: the nulls, and the evidence that each needs."""

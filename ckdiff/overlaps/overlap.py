@@ -1,0 +1,293 @@
+"""How much the masks of several runs agree, and whether that is more than chance would give.
+
+From stores to a result: matching, running the chunk tasks, adding up, and holding the sums against
+each other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff import budget
+from ckdiff.budget import format_size
+from ckdiff.checkpoints import open_together, path_for_workers
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.errors import (
+    BudgetError,
+    Interrupted,
+    StoreCorrupt,
+    UsageError,
+    printable,
+)
+from ckdiff.options import Observer, Progress, checked_int, checked_observer, several_texts
+from ckdiff.overlaps.counting import OverlapTask, Part
+from ckdiff.overlaps.nulls.registry import NULLS, Moments, of_tensors
+from ckdiff.overlaps.result import Overlap, diagonal
+from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
+from ckdiff.rules import Rule
+from ckdiff.running.dask import TreeTask, client_for, run_cluster_tree, run_tree
+from ckdiff.running.remote import Remote
+from ckdiff.stores.maskwalk import working_memory
+from ckdiff.stores.matching import Matched, StorePath, match
+from ckdiff.stores.summaries import By, checked_by, group_index, group_order
+
+if TYPE_CHECKING:
+    from ckdiff.running.dask import Scheduler
+
+IntArray = npt.NDArray[np.int64]
+BasePath = str | os.PathLike[str] | Checkpoint
+
+
+def overlap(
+    stores: Sequence[StorePath],
+    *,
+    rule: str | Rule | None = None,
+    by: By = "layer",
+    nulls: Sequence[str] = ("tensor",),
+    base: BasePath | None = None,
+    require_same_base: bool = False,
+    scheduler: Scheduler = None,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> Overlap:
+    """Compare the masks of 2 to 64 stores in one pass.
+
+    ``nulls`` are of ``model``, ``tensor``, ``magnitude`` (which needs ``base``) and ``rowcol``.
+    Runs on the cluster of ``scheduler`` (an address or a Dask client), else of a Dask client that
+    is active here, else on Dask's threads, as it does with ``scheduler="threads"``. Raises a
+    CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
+    """
+    observer = checked_observer(observer)
+    names = _null_names(nulls)
+    checked_by(by)
+    began = time.perf_counter()
+    matched = match(stores, rule, require_same_base=require_same_base)
+    for note in matched.notes():
+        observer.note(note)
+    if workers is not None and checked_int("workers", workers) < 1:
+        raise UsageError(f"workers must be at least 1, not {workers}")
+    threads = budget.usable_cores() if workers is None else workers
+    threads = max(1, min(threads, matched.layout.chunks))
+    groups, index = group_index(matched.names, matched.dtypes, by)
+    counted = tuple(name for name in names if NULLS[name].reads_masks)
+    _check_memory(matched, len(groups), counted, threads, memory, by)
+    with ExitStack() as stack:
+
+        def planned(sides: list[Checkpoint]) -> OverlapTask:
+            for side in sides:
+                check_one_base(matched, side)
+            return plan(matched, index, counted, *sides)
+
+        task = planned(_open_base(base, counted, planned, stack))
+        part = _run(task, matched, by, base, threads, scheduler, observer)
+    part = _complete(part, task, len(groups))
+    _check_counts(matched, part, index)
+    moments = part.moments
+    if "tensor" in names:
+        moments["tensor"] = of_tensors(matched.layout.elements, matched.changed, index, len(groups))
+    found = _with_model(matched, by, groups, index, part, moments)
+    if "model" in names:
+        sizes = found.pairs[:, diagonal(len(matched.stores))].T
+        rows = np.arange(len(found.groups))
+        found.moments["model"] = of_tensors(found.elements, sizes, rows, len(rows))
+    ordered = {name: found.moments[name] for name in names}
+    _self_test(found)
+    return Overlap(
+        [str(store.path) for store in matched.stores],
+        matched.rule,
+        by,
+        found.groups,
+        found.elements,
+        found.pairs,
+        found.votes,
+        names,
+        ordered,
+        matched.left_out,
+        matched.other_base,
+        time.perf_counter() - began,
+        matched.unknown_base,
+    )
+
+
+# what is asked for
+
+
+def _null_names(nulls: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(several_texts("nulls", nulls))) or ("tensor",)
+    for name in names:
+        if name not in NULLS:
+            raise UsageError(
+                f"there is no null {printable(name)!r}", hint=f"one of {', '.join(NULLS)}"
+            )
+    return names
+
+
+def _check_memory(
+    matched: Matched,
+    groups: int,
+    counted: tuple[str, ...],
+    workers: int,
+    memory: str | int | None,
+    by: By,
+) -> None:
+    """Refuse a grouping whose tables would not fit; BudgetError with the numbers."""
+    allowed = budget.default_memory(workers) if memory is None else budget.parse_size(memory)
+    stores = len(matched.stores)
+    pairs = stores * (stores + 1) // 2
+    row = 8 * (pairs + stores + 1 + 2 * pairs * (len(counted) + 1))
+    # Parts on their way up the tree hold rows of their own groups: all of them once more.
+    tables = 3 * row * groups + 8 * stores * len(matched.names) * 6
+    each = working_memory(stores) + (32 << 20 if counted else 0)
+    needed = 96 * budget.MIB + tables + workers * each
+    if needed > allowed:
+        raise BudgetError(
+            f"{format_size(allowed)} of memory is too little for {groups:,} groups of "
+            f"{stores} stores with {workers} workers: this needs {format_size(needed)}",
+            hint="raise memory"
+            if by == "model"
+            else "group more coarsely (--by layer, --by model)",
+        )
+
+
+def _open_base(
+    base: BasePath | None,
+    counted: tuple[str, ...],
+    rehearse: Callable[[list[Checkpoint]], object],
+    stack: ExitStack,
+) -> list[Checkpoint]:
+    """The base, if there is a null that reads it."""
+    needs = [name for name in counted if NULLS[name].reads_base]
+    if not needs:
+        return []
+    if base is None:
+        raise UsageError(
+            f"the null {needs[0]} reads the base checkpoint", hint="give it with --base"
+        )
+    return open_together(stack, [base], rehearse)
+
+
+# running
+
+
+def _run(
+    task: OverlapTask,
+    matched: Matched,
+    by: By,
+    base: BasePath | None,
+    workers: int,
+    scheduler: Scheduler,
+    observer: Observer,
+) -> Part | None:
+    chunks = matched.layout.chunks
+    if not chunks:
+        return None
+    began = time.perf_counter()
+    total = len(matched.stores) * matched.layout.total // 8
+
+    def tick(done: int) -> None:
+        observer.progress(Progress(total * done // chunks, total, time.perf_counter() - began, 0))
+
+    try:
+        with client_for(scheduler) as client:
+            tick(0)
+            if client is None:
+                return run_tree(chunks, task, workers=workers, tick=tick)
+            remote: Remote[TreeTask[Part]] = Remote(_recipe(task, matched, by, base))
+            return run_cluster_tree(chunks, remote, client, tick=tick)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None
+
+
+def _recipe(task: OverlapTask, matched: Matched, by: By, base: BasePath | None) -> OverlapRecipe:
+    path = None
+    if task.base is not None:
+        assert base is not None
+        path = path_for_workers(base, task.base.checkpoint)
+    stores = tuple((os.path.abspath(s.path), s.manifest_digest()) for s in matched.stores)
+    return OverlapRecipe(stores, matched.rule, by, task.nulls, path)
+
+
+# from the sum of all parts to the result
+
+
+@dataclass(slots=True, eq=False)
+class _Rows:
+    groups: list[str]
+    elements: IntArray
+    pairs: IntArray
+    votes: IntArray
+    moments: dict[str, Moments]
+
+
+def _complete(part: Part | None, task: OverlapTask, groups: int) -> Part:
+    """The part with a row for every group, those without elements included."""
+    every = task.empty(np.arange(groups, dtype=np.int64))
+    return every if part is None else task.merge(every, part)
+
+
+def _check_counts(matched: Matched, part: Part, index: IntArray) -> None:
+    """Hold what was counted against what the stores say."""
+    counted = part.pairs[:, diagonal(len(matched.stores))].T
+    for store, changed, found in zip(matched.stores, matched.changed, counted, strict=True):
+        said = np.zeros(len(part.groups), np.int64)
+        np.add.at(said, index, changed)
+        if not np.array_equal(said, found):
+            raise StoreCorrupt(
+                f"the {matched.rule} mask of {printable(str(store.path))} disagrees with its count",
+                hint="see ckdiff check",
+            )
+
+
+def _with_model(
+    matched: Matched,
+    by: By,
+    groups: list[str],
+    index: IntArray,
+    part: Part,
+    moments: dict[str, Moments],
+) -> _Rows:
+    """The rows as they are shown: the model first, then the groups."""
+    elements = np.zeros(len(groups), np.int64)
+    np.add.at(elements, index, matched.layout.elements)
+    votes = part.votes
+    votes[:, 0] = elements - votes[:, 1:].sum(1)
+    if by == "model":
+        return _Rows(groups, elements, part.pairs, votes, moments)
+    order = group_order(groups, by)
+
+    def stack(table: Any) -> Any:
+        return np.concatenate([table.sum(0, keepdims=True), table[order]])
+
+    # a group may have the name that belongs to the whole
+    shown = [f"{name} ({by})" if name == "model" else name for name in groups]
+    return _Rows(
+        ["model", *(shown[i] for i in order)],
+        stack(elements),
+        stack(part.pairs),
+        stack(votes),
+        {
+            name: Moments(stack(found.mean), stack(found.variance))
+            for name, found in moments.items()
+        },
+    )
+
+
+def _self_test(found: _Rows) -> None:
+    """Pairs and votes are counted by different code, and must say the same."""
+    ballots = np.arange(found.votes.shape[1])
+    stores = len(ballots) - 1
+    sizes = found.pairs[:, diagonal(stores)].sum(1)
+    shared = found.pairs.sum(1) - sizes
+    assert (found.votes >= 0).all()
+    assert np.array_equal(found.votes.sum(1), found.elements)
+    assert np.array_equal(found.votes @ ballots, sizes)
+    assert np.array_equal(found.votes @ (ballots * (ballots - 1) // 2), shared)

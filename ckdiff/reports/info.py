@@ -1,0 +1,96 @@
+"""What a path holds, as far as can be told without reading its data."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff.checkpoints import open_for_planning
+from ckdiff.deltas.container import Delta
+from ckdiff.deltas.ownheader import is_delta
+from ckdiff.deltas.room import Room
+from ckdiff.diffs.result import unpaired_names
+from ckdiff.layout import bits_of
+from ckdiff.options import checked_path
+from ckdiff.stores.maskstore import open_store
+from ckdiff.stores.recognising import is_store
+from ckdiff.stores.summaries import rule_counts
+
+
+def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Say what ``path`` is: its ``kind`` is ``delta``, ``store`` or ``checkpoint``.
+
+    Gives what ``ckdiff info --json`` prints. Reads headers and tables only; ``ckdiff check`` and
+    ``ckdiff apply`` verify the data. Raises DeltaError, StoreError and CheckpointError for what is
+    damaged or none of these, and BudgetError for a delta whose tables are larger than the memory
+    that is allowed by default.
+    """
+    text = checked_path("the path", path)
+    if Path(text).is_dir() and is_store(Path(text)):
+        return _store(text)
+    if is_delta(text):
+        return _delta(text)
+    return _checkpoint(text)
+
+
+def _delta(path: str) -> dict[str, Any]:
+    room = Room(each=0, hint="it may be damaged or hostile; ckdiff apply takes --memory")
+    with Delta(path, room) as delta:
+        manifest, blueprint = delta.manifest, delta.blueprint
+        return {
+            "kind": "delta",
+            "path": path,
+            "ckdiff": manifest["ckdiff"],
+            "encoding": delta.encoding,
+            "size": delta.size,
+            "rebuilt_size": sum(plan.size for plan in blueprint.files),
+            "files": [plan.name for plan in blueprint.files],
+            "index": None if blueprint.index is None else blueprint.index[0],
+            "base": manifest["base"],
+            "tensors": len(blueprint.names),
+            "paired": int(delta.tensors.based.sum()),
+            "elements": manifest["elements"],
+            "changed": manifest["changed"],
+            "density": manifest["changed"] / max(manifest["elements"], 1),
+            "unpaired": unpaired_names(manifest["unpaired"]),
+            "unpaired_details": manifest["unpaired"],
+            "lossy": manifest["lossy"],
+        }
+
+
+def _store(path: str) -> dict[str, Any]:
+    store = open_store(path)
+    elements = store.table.total_elements
+    totals = {rule: int(counts.sum()) for rule, counts in store.table.changed.items()}
+    return {
+        "kind": "store",
+        "path": path,
+        "tensors": len(store.table),
+        "elements": elements,
+        "masks": list(store.masks),
+        "rules": rule_counts(totals, elements),
+    }
+
+
+def _checkpoint(path: str) -> dict[str, Any]:
+    with closing(open_for_planning(path)) as checkpoint:
+        table = checkpoint.table
+        counts = table.nbytes * 8 // bits_of(table.dtypes)
+        dtypes = dict[str, int]()
+        for dtype, count in zip(table.dtypes, counts.tolist(), strict=True):
+            dtypes[dtype] = dtypes.get(dtype, 0) + count
+        commit = getattr(checkpoint, "origin", {}).get("commit")
+        return {
+            "kind": "checkpoint",
+            "path": path,
+            **({"commit": commit} if commit else {}),
+            "files": [file.name for file in checkpoint.files],
+            "size": sum(file.size for file in checkpoint.files),
+            "tensors": len(table),
+            "elements": int(np.sum(counts)),
+            "dtypes": dtypes,
+        }

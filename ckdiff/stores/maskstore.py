@@ -1,0 +1,310 @@
+"""Reading mask stores: nothing missing or damaged is ever taken for "unchanged".
+
+Knows the store format and nothing of where the masks came from. Format: docs/store-format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.layout import CHUNK
+from ckdiff.options import checked_function, checked_int, checked_path, checked_text
+from ckdiff.outputs.placing import MANIFEST
+from ckdiff.rules import Rule
+from ckdiff.stores import manifest as manifests
+from ckdiff.stores.manifest import TABLE
+from ckdiff.stores.metadata import documents
+from ckdiff.stores.objects import OBJECT
+from ckdiff.stores.recount import MaskBits
+from ckdiff.stores.table import MaskTable, TensorRecord
+from ckdiff.stores.tensortable import read_table
+from ckdiff.stores.verified import VerifiedObjects
+
+if TYPE_CHECKING:
+    import zarr
+
+    from ckdiff.stores.summaries import By
+    from ckdiff.stores.zarrview import VerifiedStore
+
+Progress = Callable[[int, int], None]
+
+
+def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
+    """Open a mask store: verifies the manifest, the tensor table, the Zarr metadata, every value in
+    them, and that every object is there with its size. Raises StoreIncomplete or StoreCorrupt.
+    """
+    if isinstance(path, MaskStore):
+        return path
+    return MaskStore(Path(checked_path("the store", path)))
+
+
+class MaskStore:
+    """A finished store: which elements of each tensor changed, under each stored rule."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path  #: the directory
+        self.manifest: dict[str, Any] = manifests.read_manifest(path)
+        self._shown = printable(str(path))
+        objects: dict[str, tuple[int, str]] = {
+            key: (size, digest) for key, (size, digest) in self.manifest["objects"].items()
+        }
+        #: rules that were counted; the first are those that were asked for
+        self.rules: tuple[str, ...] = tuple(self.manifest["rules"])
+        #: rules whose masks are stored
+        self.masks: tuple[str, ...] = tuple(self.manifest["masks"])
+        self._verified = VerifiedObjects(path, objects)
+        #: every file of the store but the manifest: key -> (size in bytes, digest); read-only
+        self.objects: Mapping[str, tuple[int, str]] = MappingProxyType(objects)
+        for key in objects:
+            self._verified.check_size(key)
+        self.tensors: Sequence[TensorRecord] = self._read_table()
+        length = self.manifest["layout"]["addresses"] // 8
+        self._bits = MaskBits(self._verified, self.table, length, documents(self.masks, length))
+        self._check_metadata()
+
+    @property
+    def table(self) -> MaskTable:
+        """The tensors in columns."""
+        assert isinstance(self.tensors, MaskTable)
+        return self.tensors
+
+    def mask(
+        self,
+        name: str,
+        rule: str | Rule | None = None,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """The mask of a tensor: bool, with the tensor's shape.
+
+        With ``start`` or ``stop`` only that range of its flattened elements, one-dimensional.
+        ``rule`` may be left out where the store has ``exact`` or a single mask. A whole mask is
+        held against its count. Raises CkdiffError for an unknown name or rule, StoreCorrupt for
+        damaged bytes.
+        """
+        position, record = self._record(name)
+        first, last = self._range(record, start, stop)
+        packed = self._bits.tensor(self._rule(rule), position, first, last)
+        low = 8 * (first // 8)
+        flat = np.unpackbits(packed, bitorder="little")[first - low : last - low].view(np.bool_)
+        return flat.reshape(record.shape) if start is None and stop is None else flat
+
+    def packed(
+        self,
+        name: str,
+        rule: str | Rule | None = None,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0.
+
+        With ``start``, a multiple of 8, or ``stop`` only that range of its flattened elements; bits
+        past the range are 0. A whole mask is held against its count. Raises CkdiffError for an
+        unknown name or rule and for a start inside a byte, StoreCorrupt for damaged bytes.
+        """
+        position, record = self._record(name)
+        first, last = self._range(record, start, stop)
+        if first % 8:
+            raise UsageError(f"start must be a multiple of 8, not {first}")
+        packed = self._bits.tensor(self._rule(rule), position, first, last)
+        if last % 8 and last > first:
+            packed[-1] &= (1 << last % 8) - 1
+        return packed
+
+    def _range(self, record: TensorRecord, start: object, stop: object) -> tuple[int, int]:
+        """[first, last) of a tensor's elements."""
+        limits = [
+            None if limit is None else checked_int(what, limit)
+            for what, limit in (("start", start), ("stop", stop))
+        ]
+        first, last, _ = slice(*limits).indices(record.elements)
+        return first, max(first, last)
+
+    def array(self, rule: str | Rule | None = None) -> zarr.Array[Any]:
+        """The flat mask of all tensors: a read-only zarr.Array of packed bytes (uint8).
+
+        A chunk that is missing or damaged, or has other bits than the table counts, raises
+        StoreCorrupt; it never reads as zeros.
+        """
+        import zarr
+
+        path = f"masks/{self._rule(rule)}"
+        return zarr.open_array(store=self._view(), path=path, mode="r", zarr_format=3)
+
+    def dask(self, rule: str | Rule | None = None) -> Any:
+        """``array(rule)`` as a dask array of uint8, one block for each stored object."""
+        import dask.array
+
+        array = self.array(rule)
+        name = f"ckdiff-{self.manifest_digest()}-{self._rule(rule)}"
+        return dask.array.from_array(array, chunks=(OBJECT,), name=name, inline_array=True)
+
+    def summary(
+        self, by: By = "layer", *, sort: str | None = None, top: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of counts by ``tensor``, ``layer``, ``module``, ``dtype`` or ``model``.
+
+        Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``), ``elements`` and
+        ``rules``: for each counted rule ``changed`` and ``density``; with statistics also
+        ``statistics``. ``sort`` names a column, largest first; ``top`` keeps that many rows, of
+        the highest density where nothing else is asked for.
+        """
+        from ckdiff.stores.summaries import summarise
+
+        if sort is not None:
+            checked_text("sort", sort)
+        if top is not None:
+            top = checked_int("top", top)
+        return summarise(self.table, by, sort=sort, top=top)
+
+    def manifest_digest(self) -> str:
+        """A digest of the whole store: two stores with the same content have the same."""
+        return str(json.loads(manifests.seal(self.manifest))["digest"])
+
+    def check(self, progress: Progress | None = None) -> int:
+        """Verify every byte: each file against its digest, each count against its mask.
+
+        Gives the store's size in bytes. ``progress`` is called with (bytes done, bytes in all).
+        Raises StoreCorrupt naming the first file that is wrong.
+        """
+        if progress is not None:
+            checked_function("progress", progress)
+        present = {
+            str(Path(folder, name).relative_to(self.path))
+            for folder, _, names in os.walk(self.path)
+            for name in names
+        }
+        strangers = sorted(present - self.objects.keys() - {MANIFEST})
+        if strangers:
+            raise StoreCorrupt(
+                f"{self._shown} holds a file that its manifest does not know: "
+                f"{printable(strangers[0])}",
+                hint="remove it if it is not yours to keep",
+            )
+        total = sum(size for size, _ in self.objects.values())
+        # masks are read twice: as files, and decoded to be counted
+        chunks = [f"masks/{rule}/c/" for rule in self.masks]
+        again = sum(
+            size for key, (size, _) in self.objects.items() if key.startswith(tuple(chunks))
+        )
+        done = 0
+
+        def advance(key: str) -> None:
+            nonlocal done
+            done += self.objects[key][0]
+            if progress is not None:
+                progress(done, total + again)
+
+        for key in self.objects:
+            self._verified.verify(key)
+            advance(key)
+        for key in self._bits.documents:
+            self._bits.metadata(key)
+        for rule in self.masks:
+            counts = np.zeros(len(self.table), np.int64)
+            for chunk in range(self._bits.chunks):
+                counts += self._bits.count(rule, chunk)
+                advance(f"masks/{rule}/c/{chunk}")
+            self._bits.check(rule, counts)
+        return total
+
+    def __repr__(self) -> str:
+        return f"<MaskStore {self._shown}: {len(self.tensors)} tensors, {', '.join(self.masks)}>"
+
+    # inside
+
+    def _record(self, name: str) -> tuple[int, TensorRecord]:
+        position = self.table.find(checked_text("a tensor's name", name))
+        return position, self.tensors[position]
+
+    def _rule(self, rule: str | Rule | None) -> str:
+        """Canonical text of a rule whose mask is stored."""
+        if rule is None:
+            if "exact" in self.masks:
+                return "exact"
+            if len(self.masks) == 1:
+                return self.masks[0]
+            raise UsageError(
+                f"{self._shown} has several masks", hint=f"name one of {', '.join(self.masks)}"
+            )
+        text = str(Rule.parse(rule))
+        if text not in self.masks:
+            raise UsageError(
+                f"{self._shown} has no mask for the rule {text}",
+                hint=f"it has {', '.join(self.masks) or 'none'}",
+            )
+        return text
+
+    def _view(self) -> VerifiedStore:
+        from ckdiff.stores.zarrview import VerifiedStore
+
+        # what was verified here says nothing about the files that another process sees
+        again = partial(_view_again, os.path.abspath(self.path), self.manifest_digest())
+        return VerifiedStore(self._bits, again)
+
+    def _read_table(self) -> MaskTable:
+        try:
+            return read_table(self._verified.read(TABLE), self.manifest)
+        except ValueError as error:
+            raise StoreCorrupt(
+                f"{self._shown}/{TABLE} makes no sense: {error}",
+                hint="it was not written by ckdiff: make the store again",
+            ) from None
+
+    def _check_metadata(self) -> None:
+        """Raise StoreCorrupt where a Zarr reader would be told of another array than ours.
+
+        Damage is another matter: masks can be read without these files, and who needs them says so.
+        """
+        for key in self._bits.documents:
+            try:
+                self._verified.read(key)
+            except StoreCorrupt:
+                continue
+            self._bits.metadata(key)
+
+
+def _view_again(path: str, digest: str) -> VerifiedStore:
+    """The Zarr view of a store in another process, which opens the store itself."""
+    return _opened_again(path, digest)._view()
+
+
+@lru_cache(maxsize=2)
+def _opened_again(path: str, digest: str) -> MaskStore:
+    # kept: every task of a Dask graph brings the view along
+    store = MaskStore(Path(path))
+    if store.manifest_digest() != digest:
+        raise StoreCorrupt(f"{printable(path)} is another store here than where it was opened")
+    return store
+
+
+def check_store(
+    path: str | os.PathLike[str] | MaskStore, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Verify every byte of a store; gives ``{"store", "bytes", "objects", "ok"}``.
+
+    Raises StoreIncomplete or StoreCorrupt.
+    """
+    store = open_store(path)
+    size = store.check(progress)
+    return {
+        "store": str(store.path),
+        "objects": len(store.manifest["objects"]),
+        "bytes": size,
+        "ok": True,
+    }
+
+
+assert CHUNK == 8 * OBJECT
