@@ -113,7 +113,7 @@ MAIN = "import sys; from ckdiff.cli import main; main(sys.argv[1:])"
 #: stands for a signal at the worst moment: when a chunk was recorded, and nothing after it
 _STOPPED = """
 import os, signal, sys
-from ckdiff.outputs.workdir import WorkDir
+from ckdiff.stores.workdir import WorkDir
 from ckdiff.cli import main
 record = WorkDir.record
 def stop(self, chunk, payload):

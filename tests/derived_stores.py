@@ -90,7 +90,7 @@ def fails_after(chunks: int, maker: type[Maker], error: BaseException) -> Callab
 #: a process that is killed right after its first chunk was recorded
 KILLED = """
 import os, signal, sys
-from ckdiff.outputs.workdir import WorkDir
+from ckdiff.stores.workdir import WorkDir
 from ckdiff.cli import main
 record = WorkDir.record
 def stop(self, chunk, payload):

@@ -414,7 +414,7 @@ def test_clean(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_clean_leaves_what_is_in_use(tmp_path: Path) -> None:
-    from ckdiff.outputs.workdir import WorkDir
+    from ckdiff.stores.workdir import WorkDir
 
     with WorkDir(tmp_path / "out.zarr", {}, overwrite=False) as work:
         assert ok("clean", str(tmp_path)).stdout == f"still in use: {work.path}\n"

@@ -112,7 +112,7 @@ def test_interrupted_when_the_store_is_in_place(pair: Pair, tmp_path: Path, clea
     code = f"""
 import os, signal, sys
 from ckdiff.cli import main
-from ckdiff.outputs.workdir import WorkDir
+from ckdiff.stores.workdir import WorkDir
 discard = WorkDir.discard
 def stop(self):
     if {cleaned}:

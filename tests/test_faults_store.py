@@ -30,9 +30,9 @@ from ckdiff.errors import (
     StoreLocked,
 )
 from ckdiff.layout import CHUNK
-from ckdiff.outputs import workdir
 from ckdiff.outputs.ownership import SUFFIX
-from ckdiff.outputs.workdir import WorkDir
+from ckdiff.stores import workdir
+from ckdiff.stores.workdir import WorkDir
 
 Tree = dict[str, bytes]
 

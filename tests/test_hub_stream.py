@@ -262,7 +262,7 @@ def test_a_run_that_was_stopped_fetches_no_chunk_twice(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, tuned = pair(hub)
-    from ckdiff.outputs.workdir import WorkDir
+    from ckdiff.stores.workdir import WorkDir
 
     def stopped(self: Any, manifest: bytes) -> None:
         raise KeyboardInterrupt

@@ -60,7 +60,7 @@ FORMS: list[Callable[[Path], None]] = [
 def test_a_store_that_could_not_say_it_is_not_begun(
     tmp_path: Path, form: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ckdiff.outputs import workdir
+    from ckdiff.stores import workdir
 
     def begun(path: Path, *, create: bool = True) -> None:
         pytest.fail("the work was begun")

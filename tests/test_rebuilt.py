@@ -432,7 +432,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from ckdiff.outputs import placing
-from ckdiff.outputs import workdir
+from ckdiff.stores import workdir
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 at, out, exchange, directory = int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 count = 0

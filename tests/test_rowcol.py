@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ckdiff.errors import UsageError
-from ckdiff.overlaps.nulls.margins import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
 from ckdiff.overlaps.nulls import margins as rowcol
+from ckdiff.overlaps.nulls.margins import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
 
 
 def margins(mask: BoolArray) -> Fit:

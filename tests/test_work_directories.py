@@ -21,7 +21,7 @@ import ckdiff
 from ckdiff.errors import CkdiffError, StoreExists
 from ckdiff.outputs import ownership
 from ckdiff.outputs.ownership import LOCK, MARKER, SUFFIX, acquire
-from ckdiff.outputs.workdir import WorkDir, clean
+from ckdiff.stores.workdir import WorkDir, clean
 
 DATA = Path(__file__).parent / "data" / "format-1"
 STORE, BASE, TUNED = DATA / "run.zarr", DATA / "base", DATA / "tuned"

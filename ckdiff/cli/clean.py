@@ -19,7 +19,7 @@ def command(directory: str) -> None:
     of version 0.1.0 too, which did not mark them as ckdiff's.
     """
     from ckdiff.errors import printable
-    from ckdiff.outputs.workdir import clean
+    from ckdiff.outputs.cleaning import clean
 
     cleaned = clean(Path(directory))
     lines = [f"removed {printable(str(path))}" for path in cleaned.removed]

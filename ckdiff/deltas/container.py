@@ -49,7 +49,7 @@ from ckdiff.deltas.streamplan import check_streams
 from ckdiff.deltas.tables import check_tables
 from ckdiff.errors import DeltaError, HeaderError, printable
 from ckdiff.outputs.rebuilt import FilePlan
-from ckdiff.stores.objects import write_all
+from ckdiff.outputs.writing import write_all
 
 _METADATA = {"format", "version", "encoding", "manifest", "entries"}
 _MOST_WINDOWS = 1 << 22  # of any checkpoint: 32 TiB of them

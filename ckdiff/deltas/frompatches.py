@@ -25,7 +25,7 @@ from ckdiff.errors import Interrupted, UsageError, printable
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, checked_observer, checked_output, checked_text
 from ckdiff.outputs.place import write_errors
-from ckdiff.stores.objects import write_all
+from ckdiff.outputs.writing import write_all
 
 _SLICE = 1 << 18  # elements that are put at a time
 

@@ -30,7 +30,7 @@ from ckdiff.deltas.streams import Bits, Bytes, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import OutputError
-from ckdiff.stores.objects import write_all
+from ckdiff.outputs.writing import write_all
 
 _SLICE = 1 << 18  # elements whose positions are in memory as machine words
 _SPARSE = 1 / 8  # where more differs than this, bits take less memory than positions

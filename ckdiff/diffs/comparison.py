@@ -24,12 +24,13 @@ from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
 from ckdiff.layout import Layout, Spans, bits_of
-from ckdiff.outputs.sharedwork import check_plan
 from ckdiff.rules import Rule
 from ckdiff.running.remote import SHARE
+from ckdiff.stores.sharedwork import check_plan
 
 if TYPE_CHECKING:
-    from ckdiff.diffs.task import ChunkResult, DiffTask
+    from ckdiff.diffs.task import DiffTask
+    from ckdiff.stores.chunkresult import ChunkResult
 
 
 _READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet

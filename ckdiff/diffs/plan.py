@@ -25,6 +25,7 @@ from ckdiff.checkpoints import (
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import same_files
 from ckdiff.diffs.comparison import Comparison, DiffRecipe, Selection
+from ckdiff.diffs.refusals import refusal, starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, Interrupted, SourceChanged
@@ -36,21 +37,21 @@ from ckdiff.options import (
     checked_observer,
     checked_output,
 )
-from ckdiff.outputs import sharedwork
-from ckdiff.outputs.checks import check_disk, check_place, refusal, starting_anew
-from ckdiff.outputs.workdir import WorkDir, check_early, stopped_hint, store_errors
+from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import EXACT, Rule, parse_rules
 from ckdiff.running.dask import client_for, run_cluster, threads_of
 from ckdiff.running.remote import Remote
 from ckdiff.running.threads import Amount, run_threads
+from ckdiff.stores import sharedwork
 from ckdiff.stores.summaries import rule_counts
 from ckdiff.stores.table import MaskTable
+from ckdiff.stores.workdir import WorkDir, check_early, stopped_hint, store_errors
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from ckdiff.diffs.disksharing import Streaming
-    from ckdiff.diffs.task import ChunkResult
+    from ckdiff.stores.chunkresult import ChunkResult
     from ckdiff.stores.collecting import Collected
 
 CheckpointPath = str | os.PathLike[str] | Checkpoint
@@ -396,7 +397,7 @@ class Diff:
     # results
 
     def _table(self, collected: Collected) -> MaskTable:
-        from ckdiff.stores.collecting import table_of
+        from ckdiff.diffs.tables import table_of
 
         return table_of(collected, self.comparison, self.rules, self._order)
 

@@ -6,7 +6,6 @@ given back, and the finished mask bits are encoded and written while they are st
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,58 +21,17 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
-from ckdiff.outputs.workdir import store_errors
 from ckdiff.running.threads import Stopped
+from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.stores.objects import INNER, ObjectWriter
+from ckdiff.stores.objects import INNER, ObjectWriter, object_key
+from ckdiff.stores.workdir import store_errors
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
 AHEAD = 3  #: windows asked of the source before they are needed
 
 assert SMALLEST_WINDOW % BLOCK == 0
-
-
-@dataclass(slots=True)
-class ChunkResult:
-    """What a chunk adds up to; rows are the tensors of the chunk in address order."""
-
-    tensors: IntArray  #: positions in the layout
-    changed: IntArray  #: (rows, rules)
-    hashes: npt.NDArray[np.uint64]  #: (rows, HASH_COLUMNS)
-    statistics: npt.NDArray[np.float64] | None  #: (rows, statistics.COLUMNS)
-    objects: dict[str, tuple[int, str]] = field(default_factory=dict)  #: key -> size, digest
-
-    def to_bytes(self) -> bytes:
-        """For the journal."""
-        columns = 0 if self.statistics is None else self.statistics.shape[1]
-        head = {
-            "rows": len(self.tensors),
-            "rules": self.changed.shape[1],
-            "statistics": columns,
-            "objects": self.objects,
-        }
-        parts = [self.tensors, self.changed, self.hashes]
-        if self.statistics is not None:
-            parts.append(self.statistics)  # type: ignore[arg-type]
-        return json.dumps(head).encode() + b"\n" + b"".join(p.tobytes() for p in parts)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> ChunkResult:
-        """What ``to_bytes`` wrote; ValueError where it does not add up."""
-        line, _, body = data.partition(b"\n")
-        head = json.loads(line)
-        rows, rules, columns = head["rows"], head["rules"], head["statistics"]
-        words = np.frombuffer(body, np.int64)
-        cuts = np.cumsum([rows, rows * rules, rows * HASH_COLUMNS])
-        tensors, changed, hashes, rest = np.split(words, cuts)
-        return cls(
-            tensors,
-            changed.reshape(rows, rules),
-            hashes.view(np.uint64).reshape(rows, HASH_COLUMNS),
-            rest.view(np.float64).reshape(rows, columns) if columns else None,
-            {key: (size, digest) for key, (size, digest) in head["objects"].items()},
-        )
 
 
 @dataclass(slots=True)
@@ -211,11 +169,6 @@ class DiffTask:
             self._local.encoder = MaskEncoder()
         encoder: MaskEncoder = self._local.encoder
         return encoder
-
-
-def object_key(rule: str, chunk: int) -> str:
-    """Where in a store a chunk's mask is."""
-    return f"masks/{rule}/c/{chunk}"
 
 
 def working_memory(layout: Layout, rules: int, window: int, *, with_statistics: bool) -> int:

@@ -10,7 +10,7 @@ from typing import Literal
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, CkdiffError, StoreError, printable
-from ckdiff.outputs.workdir import check_early, store_errors
+from ckdiff.outputs.placing import replaceable
 
 ELSEWHERE = "choose another place with -o"  #: a hint
 
@@ -49,15 +49,17 @@ def free_space(folder: Path) -> int:
     return system.f_bavail * system.f_frsize
 
 
-def refusal(out: Path, most: int, *, overwrite: bool) -> str | None:
-    """Why a run that writes at most ``most`` bytes would be refused as things stand, or None."""
-    try:
-        with store_errors(out):
-            check_early(out, overwrite=overwrite)
-        check_disk(out, most, note=lambda message: None)
-    except (StoreError, BudgetError) as error:
-        return error.one_line()
-    return None
+def check_replaceable(out: Path, folder: Path, *, error: type[CkdiffError]) -> None:
+    """Raise ``error`` where what is at ``out`` cannot be replaced in one step.
+
+    ``folder`` is ours and beside it.
+    """
+    if not replaceable(folder, out):
+        raise error(
+            f"{printable(str(out))} cannot be replaced in one step: its file system cannot "
+            "exchange two directories",
+            hint="remove it first, or choose another name",
+        )
 
 
 def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:
@@ -82,29 +84,3 @@ def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:
             f"warning: {format_size(free)} free at {where}, and masks that do not compress would "
             f"need {format_size(most)}; if it runs out, the same command resumes"
         )
-
-
-#: for what the plan of a diff holds, how people call it
-_PARTS = {
-    "base": "base",
-    "tuned": "tuned checkpoint",
-    "same": "files known to be equal, or --verify,",
-    "tensors": "tensors",
-    "rules": "rules",
-    "masks": "rules",
-    "statistics": "--stats",
-    "ckdiff": "version of ckdiff",
-}
-
-
-def starting_anew(differing: Sequence[str], base: Checkpoint, tuned: Checkpoint) -> str:
-    """The warning that earlier work cannot be resumed, because of these parts of its plan."""
-    parts = list(dict.fromkeys(_PARTS.get(key, "plan") for key in differing))
-    text = f"its {' and '.join(parts)} {'were' if len(parts) > 1 else 'was'} not the same"
-    moved = [
-        f"{side.label} is at {origin['commit'][:7]} now"
-        for key, side in (("base", base), ("tuned", tuned))
-        if key in differing and "commit" in (origin := getattr(side, "origin", {}))
-    ]
-    where = f" ({', '.join(moved)}; @COMMIT names one for good)" if moved else ""
-    return f"warning: an earlier run was stopped here, but {text}: starting anew{where}"

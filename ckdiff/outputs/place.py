@@ -17,7 +17,13 @@ from pathlib import Path
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, OutputError, StoreError, printable
-from ckdiff.outputs.checks import ELSEWHERE, check_place, free_space, relation
+from ckdiff.outputs.checks import (
+    ELSEWHERE,
+    check_place,
+    check_replaceable,
+    free_space,
+    relation,
+)
 from ckdiff.outputs.ownership import (
     FORMER,
     NEW,
@@ -28,7 +34,6 @@ from ckdiff.outputs.ownership import (
     work_path,
 )
 from ckdiff.outputs.placing import put_in_place, sync_path, sync_tree
-from ckdiff.outputs.workdir import check_replaceable
 
 #: says what an existing output holds that must not be deleted, or None where it may be replaced
 Policy = Callable[[Path], str | None]
@@ -88,7 +93,7 @@ class Place:
                     )
                 self._folder.clear()
                 self._check()  # again: another process may have finished just now
-                check_replaceable(self.out, self._folder.inside)
+                check_replaceable(self.out, self._folder.inside, error=OutputError)
                 if self._directory:
                     self.path.mkdir()
             except BaseException:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckdiff.stores.objects import start_writeback, write_all
+from ckdiff.outputs.writing import start_writeback, write_all
 
 MANIFEST = "manifest.json"  #: what makes a directory a store
 #: two directories that are exchanged to see whether directories can be

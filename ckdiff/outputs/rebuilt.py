@@ -33,7 +33,7 @@ from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, OutputError, printable
 from ckdiff.outputs.checks import ELSEWHERE
 from ckdiff.outputs.place import Place, write_errors
-from ckdiff.stores.objects import start_writeback
+from ckdiff.outputs.writing import start_writeback
 
 _WORTHWHILE = 1 << 20  # bytes that the disk is told of at once
 _OTHERS = "ckdiff-"  # how the formats of our own files begin that are no checkpoints

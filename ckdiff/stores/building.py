@@ -22,19 +22,19 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff._version import __version__
-from ckdiff.diffs.task import ChunkResult
 from ckdiff.errors import Interrupted, StoreError, printable
 from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.layout import Layout, Spans
 from ckdiff.options import Observer, Options, Progress, checked_observer, checked_output
 from ckdiff.outputs.checks import ELSEWHERE, check_disk, relation
-from ckdiff.outputs.workdir import WorkDir, stopped_hint, store_errors
 from ckdiff.running.threads import Amount, Stopped, run_threads
+from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.collecting import Collected, finished_before
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter
 from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable
+from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors
 from ckdiff.stores.writer import require_text, write_tables
 
 Bytes = npt.NDArray[np.uint8]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.diffs.comparison import Comparison
-from ckdiff.diffs.task import ChunkResult
-from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import HASH_COLUMNS, hashing
+from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.kernels import statistics as columns
 from ckdiff.layout import Layout
-from ckdiff.outputs.workdir import WorkDir
-from ckdiff.rules import Rule
+from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.objects import file_digest
 from ckdiff.stores.table import MaskTable, Statistics
+from ckdiff.stores.workdir import WorkDir
 
 
 class Collected:
@@ -87,39 +82,6 @@ def _trimmed(row: npt.NDArray[np.int64]) -> list[int]:
     """The histogram without the empty buckets at its end."""
     filled = np.flatnonzero(row)
     return [int(x) for x in row[: int(filled[-1]) + 1]] if filled.size else []
-
-
-def table_of(
-    collected: Collected, comparison: Comparison, rules: Sequence[Rule], order: Sequence[Rule]
-) -> MaskTable:
-    """The table of a finished diff. ``order`` is that of the columns of ``changed``."""
-    columns = {rule: collected.changed[:, i] for i, rule in enumerate(order)}
-    hashes = [
-        [
-            hashing.finish(low, high, nbytes)
-            for low, high, nbytes in zip(
-                collected.hashes[:, 2 * side].tolist(),
-                collected.hashes[:, 2 * side + 1].tolist(),
-                comparison.nbytes.tolist(),
-                strict=True,
-            )
-        ]
-        for side in range(2)
-    ]
-    for i, text in comparison.known_by().items():
-        hashes[0][i] = hashes[1][i] = text
-    numeric = np.array([DTYPES[name].numeric for name in comparison.dtypes], bool)
-    return MaskTable(
-        comparison.pairing.names,
-        comparison.dtypes,
-        comparison.shapes,
-        comparison.layout.elements,
-        comparison.layout.starts,
-        {str(rule): columns[rule] for rule in rules},
-        base_hashes=hashes[0],
-        tuned_hashes=hashes[1],
-        statistics=collected.statistics(numeric),
-    )
 
 
 def finished_before(work: WorkDir, chunk: int) -> ChunkResult | None:

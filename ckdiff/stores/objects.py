@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import zstandard
 
 from ckdiff.errors import StoreCorrupt
 from ckdiff.layout import CHUNK
+from ckdiff.outputs.writing import start_writeback, write_all
 
 OBJECT = CHUNK // 8  #: mask bytes of one stored object
 INNER = 1 << 16  #: mask bytes of one inner chunk
@@ -31,6 +31,11 @@ LARGEST_FRAME = 2 * INNER  #: bytes of a frame; a sound one is never much larger
 ABSENT = 2**64 - 1  #: Zarr's mark for an inner chunk that is not there: beyond the array's end
 
 Bytes = npt.NDArray[np.uint8]
+
+
+def object_key(rule: str, chunk: int) -> str:
+    """Where in a store a chunk's mask is."""
+    return f"masks/{rule}/c/{chunk}"
 
 
 def array_metadata(length: int) -> dict[str, Any]:
@@ -119,23 +124,6 @@ class ObjectWriter:
     def _write(self, data: bytes) -> None:
         self._digest.update(data)
         write_all(self._fd, data)
-
-
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """os.write until everything is written; OSError passes through."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
-    """Let the disk begin now what a later fsync would have to wait for; ``size`` 0: to the end."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).sync_file_range(
-            fd, ctypes.c_longlong(offset), ctypes.c_longlong(size), ctypes.c_uint(2)
-        )
 
 
 def file_digest(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The code of :mod:`ckdiff.kernels.gpu.fused`, in Triton: one pass over both sides under all rules.
 
-The arithmetic is that of :mod:`ckdiff.kernels.gpu.bits` and :mod:`ckdiff.kernels.gpu.changes`, operation by
-operation. An element's raw bits are an int32, or an int64 for 64 bits, with the sign carried on;
-of unsigned integers uint32 and uint64. So are distances, for which there is room then.
+The arithmetic is that of :mod:`ckdiff.kernels.gpu.bits` and :mod:`ckdiff.kernels.gpu.changes`,
+operation by operation. An element's raw bits are an int32, or an int64 for 64 bits, with the sign
+carried on; of unsigned integers uint32 and uint64. So are distances, for which there is room then.
 
 Everything in capitals is known when the code is compiled; each combination is compiled once and
 kept by Triton.

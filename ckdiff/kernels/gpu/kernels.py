@@ -1,7 +1,8 @@
 """Comparing windows on a device: the interface of the CPU's kernels, and their results to the bit.
 
-A window is cut into pieces of one dtype that go through the stages of :mod:`ckdiff.kernels.gpu.staging`.
-The CPU does what is left to it meanwhile: it copies the next piece, hashes the last one, takes
+A window is cut into pieces of one dtype that go through the stages of
+:mod:`ckdiff.kernels.gpu.staging`. The CPU does what is left to it meanwhile: it copies the next
+piece, hashes the last one, takes
 statistics where they are asked for, and compares what is too short to be worth a journey.
 """
 

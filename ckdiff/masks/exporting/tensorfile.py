@@ -12,7 +12,7 @@ import numpy as np
 from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.errors import StoreError, UsageError, printable
 from ckdiff.masks.exporting.masks import Masks, Piece, compact, encoded
-from ckdiff.stores.objects import write_all
+from ckdiff.outputs.writing import write_all
 from ckdiff.stores.table import IntArray
 
 #: how the masks lie in the file

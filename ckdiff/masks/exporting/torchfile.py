@@ -16,7 +16,7 @@ import numpy as np
 
 from ckdiff.errors import StoreError, UsageError, printable
 from ckdiff.masks.exporting.masks import Masks, encoded
-from ckdiff.stores.objects import write_all
+from ckdiff.outputs.writing import write_all
 from ckdiff.stores.table import IntArray
 
 _ENTRY = 512  # bytes that a tensor takes besides its elements, about

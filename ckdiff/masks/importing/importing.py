@@ -33,11 +33,11 @@ from ckdiff.masks.importing.staging import Staging
 from ckdiff.naming import natural_key
 from ckdiff.options import Observer, checked_path
 from ckdiff.outputs.checks import check_disk, check_place
-from ckdiff.outputs.workdir import check_early, store_errors
 from ckdiff.rules import Rule
 from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.table import UNKNOWN, IntArray
+from ckdiff.stores.workdir import check_early, store_errors
 
 _MOST_DECLARED = 1 << 36  # elements of a tensor of which only positions are there
 _MOST = 1 << 42  # elements in all

@@ -26,10 +26,11 @@ from ckdiff.errors import BudgetError, StoreError, printable
 from ckdiff.layout import CHUNK, Layout
 from ckdiff.masks.importing.maskfile import Item, bad, items_of, shown
 from ckdiff.outputs.checks import free_space
-from ckdiff.outputs.workdir import store_errors
+from ckdiff.outputs.writing import write_all
 from ckdiff.stores.building import Bytes
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.stores.objects import INNER, write_all
+from ckdiff.stores.objects import INNER
+from ckdiff.stores.workdir import store_errors
 
 _PART = CHUNK // 8  # bytes of mask of positions that are gathered at a time
 

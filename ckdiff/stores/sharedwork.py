@@ -15,7 +15,7 @@ import xxhash
 
 from ckdiff.errors import ClusterError, printable
 from ckdiff.outputs.ownership import PLAN, SUFFIX, check_work_path
-from ckdiff.outputs.workdir import WorkDir, store_errors
+from ckdiff.stores.workdir import WorkDir, store_errors
 
 _HINT = "the output must be on a file system that all workers share"
 

@@ -22,11 +22,12 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import xxhash
 
-from ckdiff.errors import StoreError, StoreExists, StoreLocked, printable
+from ckdiff.errors import StoreError, StoreExists, printable
+from ckdiff.outputs.checks import check_replaceable
 from ckdiff.outputs.ownership import (
     FORMER,
     JOURNAL,
@@ -37,7 +38,6 @@ from ckdiff.outputs.ownership import (
     WorkFolder,
     acquire,
     check_work_path,
-    leftovers,
     named,
     work_path,
 )
@@ -45,7 +45,6 @@ from ckdiff.outputs.placing import (
     MANIFEST,
     put_in_place,
     remove,
-    replaceable,
     sync_path,
     sync_tree,
     write_file,
@@ -121,7 +120,7 @@ class WorkDir:
                 try:
                     # again: another process may have finished while we waited for its lock
                     check_output(self.out, overwrite=self._overwrite)
-                    check_replaceable(self.out, self._inside)
+                    check_replaceable(self.out, self._inside, error=StoreExists)
                 except StoreError:
                     if not (self._inside / PLAN).exists():
                         self.discard()
@@ -260,51 +259,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
             raise StoreExists(f"{shown} exists", hint="use --overwrite to replace it")
 
 
-def check_replaceable(out: Path, folder: Path) -> None:
-    """Raise StoreExists where what is at ``out`` cannot be replaced in one step.
-
-    ``folder`` is ours and beside it.
-    """
-    if not replaceable(folder, out):
-        raise StoreExists(
-            f"{printable(str(out))} cannot be replaced in one step: its file system cannot "
-            "exchange two directories",
-            hint="remove it first, or choose another name",
-        )
-
-
 def _remove_temporaries(root: Path) -> None:
     """Delete what writers that were killed left of ``write_file`` and ``ObjectWriter``."""
     for path in root.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-class Cleaned(NamedTuple):
-    """What ``clean`` did with what has the name of a work directory."""
-
-    removed: list[Path]
-    busy: list[Path]  #: still in use by a running process
-    foreign: list[tuple[Path, str]]  #: left as it is, and the message that says why
-
-
-def clean(folder: Path) -> Cleaned:
-    """Remove the work directories of stopped runs directly below ``folder``, if they are ours."""
-    cleaned = Cleaned([], [], [])
-    for path in leftovers(folder):
-        with store_errors(path):
-            try:
-                work = acquire(path, create=False)
-            except StoreLocked:
-                cleaned.busy.append(path)
-                continue
-            except StoreError as error:
-                cleaned.foreign.append((path, str(error)))
-                continue
-            except FileNotFoundError:
-                continue  # its owner has just removed it
-            try:
-                work.remove()
-            finally:
-                work.close()
-        cleaned.removed.append(path)
-    return cleaned

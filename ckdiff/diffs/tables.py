@@ -1,0 +1,47 @@
+"""The table of tensors of a finished diff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ckdiff.diffs.comparison import Comparison
+from ckdiff.dtypes import DTYPES
+from ckdiff.kernels import hashing
+from ckdiff.rules import Rule
+from ckdiff.stores.collecting import Collected
+from ckdiff.stores.table import MaskTable
+
+
+def table_of(
+    collected: Collected, comparison: Comparison, rules: Sequence[Rule], order: Sequence[Rule]
+) -> MaskTable:
+    """The table of a finished diff. ``order`` is that of the columns of ``changed``."""
+    columns = {rule: collected.changed[:, i] for i, rule in enumerate(order)}
+    hashes = [
+        [
+            hashing.finish(low, high, nbytes)
+            for low, high, nbytes in zip(
+                collected.hashes[:, 2 * side].tolist(),
+                collected.hashes[:, 2 * side + 1].tolist(),
+                comparison.nbytes.tolist(),
+                strict=True,
+            )
+        ]
+        for side in range(2)
+    ]
+    for i, text in comparison.known_by().items():
+        hashes[0][i] = hashes[1][i] = text
+    numeric = np.array([DTYPES[name].numeric for name in comparison.dtypes], bool)
+    return MaskTable(
+        comparison.pairing.names,
+        comparison.dtypes,
+        comparison.shapes,
+        comparison.layout.elements,
+        comparison.layout.starts,
+        {str(rule): columns[rule] for rule in rules},
+        base_hashes=hashes[0],
+        tuned_hashes=hashes[1],
+        statistics=collected.statistics(numeric),
+    )

@@ -1,0 +1,23 @@
+"""Writing all of it, and letting the disk begin early."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """os.write until everything is written; OSError passes through."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
+    """Let the disk begin now what a later fsync would have to wait for; ``size`` 0: to the end."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).sync_file_range(
+            fd, ctypes.c_longlong(offset), ctypes.c_longlong(size), ctypes.c_uint(2)
+        )
