@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common import ckdiff, make_pair, median, table, watch
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parent.parent / "tests" / "helpers"
 SERVE = """
 import sys, threading
 from pathlib import Path

@@ -1,0 +1,371 @@
+"""Diffs on a device, whole: what is taken and why, what is said, and that stores are the same.
+
+There is no GPU here; ``torch-cpu`` goes the way of a GPU on torch's CPU device.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_pairs import RULES, Pair, files_of, some_model, some_pair, write_side
+from cli_support import error, ok
+
+import ckdiff
+from ckdiff.diffs import devices, trial
+from ckdiff.diffs.plan import Diff
+from ckdiff.diffs.task import SMALLEST_WINDOW
+from ckdiff.errors import BudgetError, CkdiffError, UsageError
+from ckdiff.kernels import gpu
+from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu import sizes, staging
+from ckdiff.options import DEVICES, Observer, Options
+
+BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
+MEMORY = "8GiB"  # the test process has plenty of memory in use already
+NO_GPU = not torch.cuda.is_available()
+without_gpu = pytest.mark.skipif(not NO_GPU, reason="says what happens without a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_kernels, "LEAST", 1)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("sides")
+    model = {**some_model(5, tensors=14, largest=9000), "long": long_pair()}
+    base, tuned = (write_side(root / side, model, side, 1) for side in ("base", "tuned"))
+    return base, tuned
+
+
+def long_pair() -> Pair:
+    """More than a window of the smallest size, with a ragged end."""
+    pair = some_pair("BF16", (1001,), 7)
+    return Pair("BF16", (1001, 700), pair.base * 700, pair.tuned * 700)
+
+
+def diff(
+    sides: tuple[Path, Path],
+    out: Path | None = None,
+    *,
+    notes: list[str] | None = None,
+    window: int | None = None,
+    **options: Any,
+) -> ckdiff.DiffResult:
+    asked = Options(memory=MEMORY, **{"workers": 2, "device": "torch-cpu", **options})
+    observer = Observer(note=(notes if notes is not None else []).append)
+    with Diff(*sides, out, asked, observer) as planned:
+        if window is not None:
+            planned.window = window
+        return planned.run()
+
+
+# -- the same store --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stats", [False, True])
+@pytest.mark.parametrize("window", [None, 1 << 19])
+def test_a_store_is_the_same_to_the_byte(
+    sides: tuple[Path, Path], tmp_path: Path, stats: bool, window: int | None
+) -> None:
+    here = diff(sides, tmp_path / "here", rules=RULES, stats=stats, device="cpu")
+    there = diff(sides, tmp_path / "there", rules=RULES, stats=stats, window=window)
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+    assert there.rules == here.rules
+    assert here.device_why is None
+    assert there.device_why == "torch's CPU: it was asked for"
+
+
+def test_a_run_goes_on_where_another_device_was(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    """What was done on the CPU is resumed on the GPU: where it was computed is not in the plan."""
+    with Diff(*sides, tmp_path / "x", Options(memory=MEMORY)) as planned:
+        first = planned._plan()
+    with Diff(*sides, tmp_path / "x", Options(memory=MEMORY, device="torch-cpu")) as planned:
+        assert planned._plan() == first
+
+
+def test_memory_that_runs_out_is_told_and_the_store_is_the_same(
+    sides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diff(sides, tmp_path / "here", rules=RULES, device="cpu")
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(staging, "_compare", fail)
+    notes: list[str] = []
+    there = diff(sides, tmp_path / "there", rules=RULES, notes=notes)
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+    assert notes[0] == "warning: torch's CPU is out of memory: going on with smaller pieces"
+    assert notes[-1] == "warning: torch's CPU is out of memory: comparing on the CPU from here on"
+    assert len(set(notes)) == 2
+    assert there.device == "cpu"
+    assert there.device_why == "the device ran out of memory"
+    assert there.to_dict()["device_why"] == there.device_why
+
+
+# -- what is asked for -----------------------------------------------------------------------------
+
+
+def test_options_of_the_command_line_and_of_python_are_the_same() -> None:
+    from ckdiff.cli import options
+
+    assert options.DEVICES == DEVICES
+
+
+def test_wrong_devices_are_refused(sides: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="device must be cpu, cuda or auto, not 'gpu'"):
+        ckdiff.diff(*sides, device="gpu")
+    with pytest.raises(UsageError, match="cannot read the size 'much'"):
+        ckdiff.diff(*sides, device_memory="much")
+    with pytest.raises(BudgetError, match="of device memory is too little: with 1 worker"):
+        Diff(*sides, None, Options(memory=MEMORY, device="torch-cpu", device_memory="1MiB"))
+
+
+@without_gpu
+def test_without_a_gpu(sides: tuple[Path, Path]) -> None:
+    line = error("diff", *map(str, sides), "--device", "cuda")
+    assert line.startswith("no GPU with CUDA was found")
+    assert line.rstrip().endswith("(leave out --device, or use --device auto)")
+
+
+def test_without_torch(sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match="a GPU is used through torch, which is not installed"):
+        diff(sides, device="cuda")
+    monkeypatch.setattr(devices, "WORTH_STARTING", 0)
+    found = diff(sides, device="auto")
+    assert found.device == "cpu"
+    assert found.device_why == "a GPU is used through torch, which is not installed"
+
+
+def test_a_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy() -> int:
+        raise RuntimeError("CUDA error: all devices are busy\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", busy)
+    with pytest.raises(UsageError, match=r"^the GPU cannot be used: CUDA error: all devices are"):
+        gpu.open_device("cuda")
+
+
+class Broken(importlib.abc.MetaPathFinder):
+    """torch is there, but a library that it needs is not."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "torch":
+            raise OSError("libcudart.so.13: cannot open shared object file\nmore")
+
+
+def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(UsageError) as caught:
+        gpu.open_device("cuda")
+    assert str(caught.value) == (
+        "a GPU is used through torch, which cannot be imported: "
+        "libcudart.so.13: cannot open shared object file"
+    )
+
+
+def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found before there is anything to clean up."""
+
+    def zeros(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "an old one")
+    monkeypatch.setattr(staging, "Device", lambda device, name: SimpleNamespace(device=device))
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(UsageError, match=r"^the GPU cannot be used: CUDA error: no kernel image"):
+        gpu.open_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("CUDA error: lost\nmore"), "torch's CPU failed: CUDA error: lost"),
+        (torch.cuda.OutOfMemoryError("no memory"), "the device ran out of memory"),
+    ],
+)
+def test_a_device_that_fails_before_the_first_window(
+    error: RuntimeError, why: str, sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    auto.setattr(device_kernels, "make_slots", fail)
+    notes: list[str] = []
+    assert diff(sides, device="auto", notes=notes).device_why == why
+    assert notes == []
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        assert diff(sides, notes=notes).device_why == why
+        assert notes == ["warning: torch's CPU is out of memory: comparing on the CPU"]
+    else:
+        with pytest.raises(CkdiffError, match=f"^{why}$"):
+            diff(sides)
+
+
+def test_host_memory_that_is_too_little_for_copies(
+    sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    auto.setattr(sizes, "staging_memory", lambda window, rules, bits: window << 20)
+    found = diff(sides, device="auto")
+    assert found.device == "cpu"
+    assert str(found.device_why).startswith("8.0 GiB of memory is too little")
+    with pytest.raises(BudgetError, match=r"8\.0 GiB of memory is too little"):
+        diff(sides)
+
+
+def test_windows_shrink_until_copies_fit(tmp_path: Path) -> None:
+    model = {"long": long_pair()}
+    pair = [write_side(tmp_path / side, model, side, 1) for side in ("base", "tuned")]
+
+    def planned(device: str, memory: int) -> tuple[int, int]:
+        with Diff(*pair, None, Options(memory=memory, workers=1, device=device)) as found:
+            return found.window, found.memory_needed
+
+    here, there = planned("cpu", 8 << 30), planned("torch-cpu", 8 << 30)
+    assert there[0] == here[0]
+    short = (here[1] + there[1]) // 2
+    assert SMALLEST_WINDOW <= planned("torch-cpu", short)[0] < planned("cpu", short)[0]
+
+
+def test_a_cluster_compares_on_cpus() -> None:
+    with pytest.raises(UsageError, match="a cluster's workers compare on their CPUs, not on cuda"):
+        devices.Devices(Options(device="cuda"), 1 << 40, on_cluster=True)
+    there = devices.Devices(Options(device="auto"), 1 << 40, on_cluster=True)
+    assert there.taken.why == "a cluster's workers compare on their CPUs"
+
+
+def test_the_cpu_path_imports_no_torch(sides: tuple[Path, Path]) -> None:
+    code = (
+        "import sys, ckdiff\n"
+        "for device in ('cpu', 'auto'):\n"
+        "    ckdiff.diff(*sys.argv[1:], device=device)\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *map(str, sides)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
+def test_the_memory_of_torch_itself_is_not_counted(sides: tuple[Path, Path]) -> None:
+    """Importing it takes most of what is allowed by default."""
+    code = (
+        "import sys\n"
+        "from ckdiff.diffs.plan import Diff\n"
+        "from ckdiff.options import Options\n"
+        "with Diff(*sys.argv[1:], None, Options(workers=2, device='torch-cpu')) as planned:\n"
+        "    print(planned.memory_needed < planned.memory == 256 << 20)\n"
+        "    print(planned._devices.resident > 32 << 20)\n"
+        "    planned.run()\n"
+    )
+    command = [sys.executable, "-c", code, *map(str, sides)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+# -- auto ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def auto(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """``auto`` looks for a GPU whatever the size, and finds torch's CPU device."""
+    opened = gpu.open_device
+    monkeypatch.setattr(devices, "WORTH_STARTING", 0)
+    monkeypatch.setattr(gpu, "open_device", lambda name: opened("torch-cpu"))
+    return monkeypatch
+
+
+def test_auto_leaves_small_checkpoints_to_the_cpu(sides: tuple[Path, Path]) -> None:
+    where = [str(side) for side in sides]
+    found = json.loads(ok("diff", *where, "--device", "auto", "--json").stdout)
+    assert found["device"] == "cpu"
+    assert "is too little for starting a GPU to pay" in found["device_why"]
+    text = ok("diff", *where, "--device", "auto").stdout
+    assert f"compared on the CPU: {found['device_why']}" in text
+    assert "compared on" not in ok("diff", *where).stdout
+    assert json.loads(ok("diff", *where, "--json").stdout)["device_why"] is None
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_auto_takes_what_is_faster(
+    faster: bool, sides: tuple[Path, Path], tmp_path: Path, auto: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[float, ...]] = []
+
+    def decide(source: float, cpu: float, gpu: float, name: str) -> tuple[bool, str]:
+        measured.append((source, cpu, gpu))
+        return faster, "we say so"
+
+    auto.setattr(trial, "decide", decide)
+    runs: list[int] = []
+    real = device_kernels.DeviceKernels.run
+
+    def run(self: Any, *arguments: Any) -> None:
+        runs.append(len(measured))
+        real(self, *arguments)
+
+    auto.setattr(device_kernels.DeviceKernels, "run", run)
+    left: list[bool] = []
+    auto.setattr(staging.Device, "drop_cache", lambda self: left.append(True))
+    found = diff(sides, tmp_path / "there", device="auto")
+    assert [min(rates) > 0 for rates in measured] == [True]
+    assert found.device_why == ("torch's CPU: we say so" if faster else "we say so")
+    assert (1 in runs) == faster  # used after the trial
+    assert 0 in runs  # and in it
+    assert left == ([] if faster else [True])  # memory is for those who use the device
+    diff(sides, tmp_path / "here", device="cpu")
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+
+
+def test_auto_leaves_streams_to_the_cpu(auto: pytest.MonkeyPatch) -> None:
+    there = devices.Devices(Options(device="auto", stream=True), 1 << 40, on_cluster=False)
+    assert there.taken.why == "what is streamed comes more slowly than the CPU compares"
+
+
+def test_auto_goes_on_without_a_device_that_fails(
+    sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: lost")
+
+    auto.setattr(staging, "_compare", fail)
+    assert diff(sides, device="auto").device_why == "torch's CPU failed: CUDA error: lost"
+    found = diff(sides, device="auto", device_memory="1MiB")
+    assert str(found.device_why).startswith("1.0 MiB of device memory is too little")
+
+
+@pytest.mark.parametrize(
+    ("rates", "use", "why"),
+    [
+        ((1e9, 20e9, 50e9), False, "the source delivers 1.0 GB/s, which the CPU keeps up with"),
+        ((60e9, 20e9, 21e9), False, "no faster here (20.0 GB/s on the CPU, 21.0 GB/s on X)"),
+        ((60e9, 20e9, 50e9), True, "faster here (20.0 GB/s on the CPU, 50.0 GB/s on X)"),
+    ],
+)
+def test_what_is_decided(rates: tuple[float, float, float], use: bool, why: str) -> None:
+    found = trial.decide(*rates, "X")
+    assert found[0] == use
+    assert found[1].endswith(why)
+
+
+@without_gpu
+def test_the_benchmark_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCH), "--quick", "--workers", "1", "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr  # it holds the counts against what was changed
+    assert "none measured" in done.stdout
+    assert "|---|" in done.stdout

@@ -1,0 +1,133 @@
+"""Machine code as images: loaded without numba, and refused where only a linker will do."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_runs import run, some_elements
+from numba import cfunc
+
+from ckdiff.kernels import compiled, image
+from ckdiff.kernels.abi import SIGNATURES
+from ckdiff.kernels.codegen import Compiled, compile_kernel
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64", reason="images are for x86-64"
+)
+
+RUN = """
+import json, sys
+from kernel_runs import run, some_elements
+found = run("BF16", ["atol=0.5", "ulp=3"], *some_elements("BF16", 1000, 1), stats=True)
+heavy = sorted({"numba", "llvmlite"} & set(sys.modules))
+print(json.dumps([list(found.changed.values()), found.hashes, heavy]))
+"""
+
+
+def counted(cache: Path, before: str = "") -> list[object]:
+    """What RUN prints in a process of its own, after the statements ``before``."""
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = os.environ | {"PYTHONPATH": paths, "NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", before + RUN], env=environment, capture_output=True, check=True
+    )
+    found: list[object] = json.loads(done.stdout)
+    return found
+
+
+def test_a_kernel_found_on_disk_is_loaded_without_numba(tmp_path: Path) -> None:
+    *first, heavy = counted(tmp_path)
+    assert heavy == ["llvmlite", "numba"]
+    *again, heavy = counted(tmp_path)
+    assert heavy == []
+    here = run("BF16", ["atol=0.5", "ulp=3"], *some_elements("BF16", 1000, 1), stats=True)
+    assert first == again == [list(here.changed.values()), here.hashes]
+
+
+@pytest.mark.parametrize("name", ["build", "load"])
+def test_where_no_image_can_be_had_numba_keeps_and_loads_the_code(
+    name: str, tmp_path: Path
+) -> None:
+    error = {"build": "ValueError", "load": "OSError"}[name]
+    refuse = f"""
+from ckdiff.kernels import image
+def refuse(*arguments):
+    raise {error}("not here")
+image.{name} = refuse
+"""
+    first = counted(tmp_path, refuse)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.bin")}
+    assert kept
+    assert counted(tmp_path, refuse) == first
+    *plain, heavy = counted(tmp_path)  # an image could be made here, but this is not asked again
+    assert plain == first[:2]
+    assert heavy == ["llvmlite", "numba"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.bin")} == kept
+
+
+def kernel() -> Compiled:
+    return compile_kernel("survey", "", SIGNATURES["survey"])
+
+
+def test_an_image_computes_what_the_linked_code_computes() -> None:
+    made = kernel()
+    data = ctypes.create_string_buffer(bytes(range(256)) * 4, 1024)
+    outcomes = []
+    for address in (made.address, image.load(image.build(made.object_code, made.symbol))):
+        out = (ctypes.c_int64 * 2)()
+        function = compiled.Function("survey", address).ctypes
+        function(ctypes.addressof(data), 128, ctypes.addressof(out))
+        outcomes.append(list(out))
+    assert outcomes == [[4096, 4]] * 2
+
+
+#: a kind of each kernel that has kinds
+KINDS = {
+    "agree": "2", "blend": "16", "cells": "BF16", "combine": "at-least:2", "compare": "F32:rtol",
+    "gather": "4", "merge": "16f", "scatter": "4", "split": "16f portable", "statistics": "BF16",
+    "tally": "16f",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(SIGNATURES) - {"guard"}))
+def test_every_kernel_is_kept_as_an_image(name: str) -> None:
+    """One that can raise is not: every process that needs it would have to import numba."""
+    made = compile_kernel(name, KINDS.get(name, ""), SIGNATURES[name])
+    assert image.build(made.object_code, made.symbol)
+
+
+def test_code_that_refers_to_anything_outside_is_refused() -> None:
+    divide = cfunc("int64(int64, int64)")(lambda a, b: a // b)  # can raise ZeroDivisionError
+    made = Compiled(divide._library, divide.native_name)
+    with pytest.raises(ValueError, match="outside"):
+        image.build(made.object_code, made.symbol)
+    with pytest.raises(ValueError, match="no symbol"):
+        image.build(kernel().object_code, "nonsense")
+
+
+def test_no_object_file_breaks_the_builder() -> None:
+    made = kernel()
+    whole = made.object_code
+    arm = whole[:18] + b"\xb7\x00" + whole[20:]
+    for data in (b"", b"\x7fELF", bytes(100), arm):
+        with pytest.raises(ValueError, match="object file"):
+            image.build(data, made.symbol)
+    for size in range(0, len(whole) - 1, 7):  # the section table is at the end
+        with pytest.raises(ValueError, match=r"\w"):
+            image.build(whole[:size], made.symbol)
+
+
+def test_a_damaged_image_is_not_loaded() -> None:
+    made = kernel()
+    whole = image.build(made.object_code, made.symbol)
+    for data in (b"", whole[:31], whole[:-1], whole + b"x", bytes(len(whole))):
+        with pytest.raises(ValueError, match=r"\w"):
+            image.load(data)
