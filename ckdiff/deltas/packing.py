@@ -93,8 +93,7 @@ class FrameEncoder:
     def encode(self, form: Form, base: int, tuned: int, nbytes: int) -> tuple[bytes, int]:
         """(frame, changed lanes) of the windows at two addresses; no frame where none changed.
 
-        A window is a multiple of a lane and at most ``form.frame`` bytes. ``near`` is told of each
-        piece of it, in order, when both sides are in the cache.
+        A window is a multiple of a lane and at most ``form.frame`` bytes.
         """
         state = self._split(form, base, tuned, nbytes)
         rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)

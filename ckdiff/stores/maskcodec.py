@@ -12,8 +12,10 @@ Which way a piece goes depends on its bits alone, so that a store's bytes do too
 from __future__ import annotations
 
 import heapq
-import math
+from bisect import bisect_right
 from functools import cache
+from itertools import accumulate, repeat
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +28,16 @@ from ckdiff.kernels.compiled import c_function
 Bytes = npt.NDArray[np.uint8]
 Table = tuple[npt.NDArray[np.uint32], bytes]  # codes of pairs of bytes; tree description
 
-#: densities that have a code; what is sparser or denser goes to the library
-LEVELS = [0.014 * 1.12**k for k in range(31)]
+# What decides about bytes is made of integers, sums and products, which every machine rounds alike;
+# logarithms and powers differ between C libraries.
+#: densities that have a code, a factor of 1.12 apart; what is sparser or denser goes to the library
+LEVELS = list(accumulate(repeat(1.12, 30), mul, initial=0.014))
+#: set bits from which on each level is the nearest one by the logarithm; the last is too dense
+FIRST_BITS = [
+    6936, 7768, 8701, 9745, 10914, 12224, 13690, 15333, 17173, 19234, 21542, 24127, 27022, 30264,
+    33896, 37963, 42519, 47621, 53336, 59736, 66904, 74933, 83924, 93995, 105275, 117907, 132056,
+    147903, 165651, 185529, 207793, 232728,
+]  # fmt: skip
 #: how far the share of zero bytes may be from that of scattered bits
 _SCATTERED = 0.02
 #: frames larger than this are not worth decoding: stored raw
@@ -79,9 +89,8 @@ class MaskEncoder:
         bits, zeros = (int(x) for x in self._seen)
         if bits == 0:
             return self._zero
-        density = bits / (8 * PIECE)
-        level = round(math.log(density / LEVELS[0]) / math.log(LEVELS[1] / LEVELS[0]))
-        scattered = abs(zeros / PIECE - (1 - density) ** 8) < _SCATTERED
+        level = bisect_right(FIRST_BITS, bits) - 1
+        scattered = abs(zeros / PIECE - _power(1 - bits / (8 * PIECE), 8)) < _SCATTERED
         if not scattered or not 0 <= level < len(LEVELS):
             return self._zstd.compress(piece.data)
         codes, tree = code_table(level)
@@ -102,6 +111,13 @@ class MaskEncoder:
         ))  # fmt: skip
 
 
+def _power(x: float, k: int) -> float:
+    found = 1.0
+    for _ in range(k):
+        found *= x
+    return found
+
+
 def _block_header(kind: int, size: int) -> bytes:
     last = 1
     return (last | kind << 1 | size << 3).to_bytes(3, "little")
@@ -111,7 +127,7 @@ def _block_header(kind: int, size: int) -> bytes:
 def code_table(level: int) -> Table:
     """The Huffman code for scattered bits of density LEVELS[level]."""
     p = LEVELS[level]
-    weights_of = [p**k * (1 - p) ** (8 - k) for k in range(9)]
+    weights_of = [_power(p, k) * _power(1 - p, 8 - k) for k in range(9)]
     lengths = limited_lengths([weights_of[symbol.bit_count()] for symbol in range(256)])
     longest = max(lengths)
     weights = [longest + 1 - length for length in lengths]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 
 import numcodecs.zstd
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from ckdiff.kernels.abi import LONGEST, PIECE
 from ckdiff.kernels.compiled import c_function
 from ckdiff.stores.maskcodec import (
+    FIRST_BITS,
     LEVELS,
     MaskEncoder,
     code_table,
@@ -46,6 +49,21 @@ def test_every_level_decodes(level: int) -> None:
     frame = checked(scattered(LEVELS[level], seed=level))
     library = zstandard.ZstdCompressor(level=1).compress(scattered(LEVELS[level], seed=level).data)
     assert len(frame) <= len(library) * 1.03
+
+
+def test_the_nearest_level_of_any_number_of_bits() -> None:
+    bits = np.arange(1, 8 * PIECE + 1)
+    by_formula = [math.log(n / (8 * PIECE) / 0.014) / math.log(1.12) for n in bits.tolist()]
+    by_table = np.searchsorted(FIRST_BITS, bits, side="right") - 1
+    assert (by_table == np.clip(np.rint(by_formula), -1, len(LEVELS))).all()
+
+
+def test_codes_are_those_that_stores_were_written_with() -> None:
+    tables = hashlib.sha256()
+    for level in range(len(LEVELS)):
+        codes, tree = code_table(level)
+        tables.update(codes.tobytes() + tree)
+    assert tables.hexdigest() == "c78b817b233d3d986f962aa08e188c3e995c472fba58f5df26cb38081d3abc1d"
 
 
 @pytest.mark.parametrize("density", [0, 1e-5, 0.001, 0.01, 0.45, 0.5, 0.6, 0.9, 0.999, 1])
