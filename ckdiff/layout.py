@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ckdiff.dtypes import DTYPES
 
 ALIGNMENT = 512  #: elements; each tensor starts at a multiple of it
-CHUNK = 1 << 26  #: elements of a chunk: 8 MiB of mask, one stored object
+CHUNK = 1 << 26  #: elements of a chunk where nothing else is said: 8 MiB of mask, a stored object
 
 IntArray = npt.NDArray[np.int64]
 
@@ -56,16 +56,22 @@ class Spans:
 
 
 class Layout:
-    """Element counts in, addresses out."""
+    """Element counts in, addresses out.
 
-    def __init__(self, elements: IntArray) -> None:
+    ``chunk`` is how many elements a chunk has. Stores need the default; results that are only added
+    up are the same with any.
+    """
+
+    def __init__(self, elements: IntArray, chunk: int | None = None) -> None:
+        self.chunk = CHUNK if chunk is None else chunk  #: elements
+        assert self.chunk % ALIGNMENT == 0, "each chunk's mask begins with a whole word"
         self.elements = np.ascontiguousarray(elements, np.int64)
         padded = -(-self.elements // ALIGNMENT) * ALIGNMENT
         padded_ends = np.cumsum(padded)
         self.starts: IntArray = padded_ends - padded  #: element address of each tensor
         self._ends = self.starts + self.elements
         self.total = int(padded_ends[-1]) if len(padded_ends) else 0  #: padding included
-        self.chunks = -(-self.total // CHUNK)  #: number of chunks
+        self.chunks = -(-self.total // self.chunk)  #: number of chunks
 
     def spans(self, first: int, stop: int) -> Spans:
         """What lies in the addresses [first, stop); tensors without elements lie nowhere."""
@@ -81,5 +87,5 @@ class Layout:
 
     def chunk_range(self, chunk: int) -> tuple[int, int]:
         """The addresses [first, stop) of a chunk."""
-        first = chunk * CHUNK
-        return first, min(first + CHUNK, self.total)
+        first = chunk * self.chunk
+        return first, min(first + self.chunk, self.total)

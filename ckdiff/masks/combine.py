@@ -15,7 +15,7 @@ import numpy as np
 from ckdiff.errors import UsageError, printable
 from ckdiff.kernels.abi import SEG_TARGET
 from ckdiff.kernels.compiled import c_function
-from ckdiff.layout import ALIGNMENT, CHUNK, Spans
+from ckdiff.layout import ALIGNMENT, Spans
 from ckdiff.options import Observer, checked_text
 from ckdiff.rules import Rule
 from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
@@ -145,8 +145,9 @@ class Combination(Maker):
     ) -> Iterator[int]:
         """See Maker. Raises StoreCorrupt, also where an input's bits are not as many as it says."""
         tally = Tally(self._said)
-        stores, end = len(self._sources), min(first + CHUNK, self._layout.total)
-        for window in walk(self._layout, self._starts, self._sources, first, end):
+        stores, layout = len(self._sources), self._layout
+        end = min(first + layout.chunk, layout.total)
+        for window in walk(layout, self._starts, self._sources, first, end):
             tally.add(window)
             rows = np.searchsorted(spans.tensors, window.spans.tensors)
             segments = window.segments(rows)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.kernels.abi import DRAW_SCRATCH, LANES
 from ckdiff.kernels.compiled import c_function
-from ckdiff.layout import CHUNK, Layout, Spans
+from ckdiff.layout import Layout, Spans
 from ckdiff.options import Observer, checked_int, checked_text
 from ckdiff.rules import Rule
 from ckdiff.running.threads import Stopped, run_threads
@@ -256,8 +256,8 @@ class RandomMask(Maker):
         if not self._by_tensor:
             return list(range(layout.chunks))
         index = sorted(pending)
-        low = layout.starts[index] // CHUNK
-        high = (layout.starts[index] + layout.elements[index] - 1) // CHUNK
+        low = layout.starts[index] // layout.chunk
+        high = (layout.starts[index] + layout.elements[index] - 1) // layout.chunk
         return sorted({c for a, b in zip(low.tolist(), high.tolist(), strict=True)
                        for c in range(a, b + 1)})  # fmt: skip
 
@@ -349,7 +349,7 @@ class RandomMask(Maker):
         assert found == expected, "a random mask must have exactly the changed elements asked for"
 
     def _windows(self, first: int, spans: Spans) -> Iterator[_Window]:
-        end = min(first + CHUNK, self._layout.total)
+        end = min(first + self._layout.chunk, self._layout.total)
         for start in range(first, end, _WINDOW):
             stop = min(start + _WINDOW, end)
             inside = self._layout.spans(start, stop)

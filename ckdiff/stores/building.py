@@ -32,7 +32,7 @@ from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.collecting import Collected, finished_before
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstore import MaskStore, open_store
-from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter
+from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key
 from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable
 from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors
 from ckdiff.stores.writer import require_text, write_tables
@@ -190,7 +190,7 @@ class MaskTask:
         mask, encoder = self._tools()
         mask.fill(0)
         size = -(-(end - first) // (8 * INNER)) * INNER
-        key = f"masks/{self.rule}/c/{chunk}"
+        key = object_key(self.rule, chunk)
         with ExitStack() as stack:
             stack.enter_context(store_errors(self.out))
             writer = ObjectWriter(self.store / key)

@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, UsageError, printable
-from ckdiff.layout import CHUNK
 from ckdiff.options import checked_function, checked_int, checked_path, checked_text
 from ckdiff.outputs.placing import MANIFEST
 from ckdiff.rules import Rule
 from ckdiff.stores import manifest as manifests
 from ckdiff.stores.manifest import TABLE
 from ckdiff.stores.metadata import documents
-from ckdiff.stores.objects import OBJECT
+from ckdiff.stores.objects import OBJECT, array_path, object_key, object_keys
 from ckdiff.stores.recount import MaskBits
 from ckdiff.stores.table import MaskTable, TensorRecord
 from ckdiff.stores.tensortable import read_table
@@ -140,7 +139,7 @@ class MaskStore:
         """
         import zarr
 
-        path = f"masks/{self._rule(rule)}"
+        path = array_path(self._rule(rule))
         return zarr.open_array(store=self._view(), path=path, mode="r", zarr_format=3)
 
     def dask(self, rule: str | Rule | None = None) -> Any:
@@ -195,9 +194,10 @@ class MaskStore:
             )
         total = sum(size for size, _ in self.objects.values())
         # masks are read twice: as files, and decoded to be counted
-        chunks = [f"masks/{rule}/c/" for rule in self.masks]
         again = sum(
-            size for key, (size, _) in self.objects.items() if key.startswith(tuple(chunks))
+            self.objects[key][0]
+            for rule in self.masks
+            for key in object_keys(rule, self._bits.length)
         )
         done = 0
 
@@ -216,7 +216,7 @@ class MaskStore:
             counts = np.zeros(len(self.table), np.int64)
             for chunk in range(self._bits.chunks):
                 counts += self._bits.count(rule, chunk)
-                advance(f"masks/{rule}/c/{chunk}")
+                advance(object_key(rule, chunk))
             self._bits.check(rule, counts)
         return total
 
@@ -305,6 +305,3 @@ def check_store(
         "bytes": size,
         "ok": True,
     }
-
-
-assert CHUNK == 8 * OBJECT

@@ -16,6 +16,7 @@ from ckdiff.naming import natural_key
 from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.maskstream import MaskSource
+from ckdiff.stores.objects import array_path, object_keys, objects_folder
 from ckdiff.stores.table import UNKNOWN, is_content_hash
 from ckdiff.stores.tally import Said
 
@@ -94,16 +95,12 @@ class Matched:
         """The masks, as another process can be told of them."""
         found = []
         for store in self.stores:
-            folder = f"masks/{self.rule}"
-            prefix = f"{folder}/c/"
-            chunks = {int(key[len(prefix) :]): entry for key, entry in store.objects.items()
-                      if key.startswith(prefix)}  # fmt: skip
-            path = os.path.abspath(store.path)
+            keys = object_keys(self.rule, store.manifest["layout"]["addresses"] // 8)
             found.append(
                 MaskSource(
-                    f"{path}/{prefix}".rstrip("/"),
-                    printable(f"{store.path}/{folder}"),
-                    tuple(chunks[i] for i in range(len(chunks))),
+                    f"{os.path.abspath(store.path)}/{objects_folder(self.rule)}",
+                    printable(f"{store.path}/{array_path(self.rule)}"),
+                    tuple(store.objects[key] for key in keys),
                 )
             )
         return found

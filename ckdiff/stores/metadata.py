@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ckdiff.stores.objects import array_metadata
+from ckdiff.stores.objects import GROUP, array_metadata, array_path
 from ckdiff.stores.schema import FORMAT, FORMAT_VERSION
 from ckdiff.stores.sealed import unique_keys
 
@@ -19,8 +19,8 @@ def documents(masks: Sequence[str], length: int) -> dict[str, dict[str, Any]]:
     """Every ``zarr.json`` of a store with these masks of ``length`` bytes, by its path."""
     group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     top = group | {"attributes": {"ckdiff": {"format": FORMAT, "format_version": FORMAT_VERSION}}}
-    arrays = {f"masks/{rule}/zarr.json": array_metadata(length) for rule in masks}
-    return {"zarr.json": top, "masks/zarr.json": group, **arrays}
+    arrays = {f"{array_path(rule)}/zarr.json": array_metadata(length) for rule in masks}
+    return {"zarr.json": top, f"{GROUP}/zarr.json": group, **arrays}
 
 
 def same_document(raw: bytes, wanted: dict[str, Any]) -> bool:

@@ -23,7 +23,8 @@ from ckdiff.errors import StoreCorrupt
 from ckdiff.layout import CHUNK
 from ckdiff.outputs.writing import start_writeback, write_all
 
-OBJECT = CHUNK // 8  #: mask bytes of one stored object
+GROUP = "masks"  #: of a store: the Zarr group of all masks
+OBJECT = CHUNK // 8  #: mask bytes of one stored object: a chunk's
 INNER = 1 << 16  #: mask bytes of one inner chunk
 INNERS = OBJECT // INNER
 INDEX_BYTES = INNERS * 16 + 4
@@ -33,9 +34,30 @@ ABSENT = 2**64 - 1  #: Zarr's mark for an inner chunk that is not there: beyond 
 Bytes = npt.NDArray[np.uint8]
 
 
+def array_path(rule: str) -> str:
+    """Where in a store the Zarr array of a rule's mask is."""
+    return f"{GROUP}/{rule}"
+
+
+def objects_folder(rule: str) -> str:
+    """Where the objects of a rule's mask are, each named for its chunk."""
+    return f"{array_path(rule)}/c"
+
+
 def object_key(rule: str, chunk: int) -> str:
-    """Where in a store a chunk's mask is."""
-    return f"masks/{rule}/c/{chunk}"
+    """Where a chunk's mask is."""
+    return f"{objects_folder(rule)}/{chunk}"
+
+
+def object_keys(rule: str, length: int) -> list[str]:
+    """Where all of a mask of ``length`` bytes is."""
+    return [object_key(rule, chunk) for chunk in range(-(-length // OBJECT))]
+
+
+def rule_and_chunk(key: str) -> tuple[str, int]:
+    """What an ``object_key`` is of."""
+    _, rule, _, chunk = key.split("/")
+    return rule, int(chunk)
 
 
 def array_metadata(length: int) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from typing import Any
 from ckdiff.errors import RuleError, StoreCorrupt, printable
 from ckdiff.outputs.placing import MANIFEST
 from ckdiff.rules import Rule
+from ckdiff.stores.objects import GROUP, array_path
 from ckdiff.stores.schema import FORMAT
 from ckdiff.stores.sealed import own_files
 
 _LARGEST = 1 << 16  # bytes of Zarr metadata that are read
-_NAMES = re.compile(r"(manifest|zarr|tensors)\.json|masks/zarr\.json", re.ASCII)
-_MASK = re.compile(r"masks/([^/]+)/(zarr\.json|c/[0-9]+)", re.ASCII)
+_NAMES = re.compile(rf"(manifest|zarr|tensors)\.json|{GROUP}/zarr\.json", re.ASCII)
+_MASK = re.compile(rf"{array_path('([^/]+)')}/(zarr\.json|c/[0-9]+)", re.ASCII)
 
 
 def is_store(path: Path) -> bool:
@@ -72,7 +73,7 @@ def _may_be_file(name: str) -> bool:
 
 
 def _may_be_folder(name: str) -> bool:
-    return name == "masks" or _may_be_file(f"{name}/zarr.json") or _may_be_file(f"{name}/0")
+    return name == GROUP or _may_be_file(f"{name}/zarr.json") or _may_be_file(f"{name}/0")
 
 
 def _is_rule(text: str) -> bool:
@@ -88,7 +89,7 @@ def _is_damaged_store(path: Path) -> bool:
         here = stat.S_ISREG(os.lstat(path / MANIFEST).st_mode)
     except OSError:
         return False
-    top, masks = _metadata(path / "zarr.json"), _metadata(path / "masks" / "zarr.json")
+    top, masks = _metadata(path / "zarr.json"), _metadata(path / GROUP / "zarr.json")
     group = {"zarr_format": 3, "node_type": "group"}
     if not (here and masks == group | {"attributes": {}}):
         return False

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.stores.metadata import same_document
-from ckdiff.stores.objects import INNER, OBJECT, check_absent, read_inners
+from ckdiff.stores.objects import INNER, OBJECT, check_absent, object_key, read_inners
 from ckdiff.stores.table import MaskTable
 from ckdiff.stores.verified import Identity, VerifiedObjects
 
@@ -58,7 +58,7 @@ class MaskBits:
             chunk, inside = divmod(first + at, OBJECT)
             size = min(count - at, OBJECT - inside)
             low, high = inside // INNER, -(-(inside + size) // INNER)
-            key = f"masks/{rule}/c/{chunk}"
+            key = object_key(rule, chunk)
             with self.verified.opened(key) as fd:
                 part = read_inners(fd, self._size(key), self.verified.shown(key), low, high)
             out[at : at + size] = part[inside - low * INNER :][:size]
@@ -88,7 +88,7 @@ class MaskBits:
         For readers that decode it themselves. Tensors that go on in other objects are not counted.
         Raises StoreCorrupt.
         """
-        key = f"masks/{rule}/c/{chunk}"
+        key = object_key(rule, chunk)
         identity = self.verified.check_size(key)
         if self._sound.get(key) == identity:
             return
@@ -113,7 +113,7 @@ class MaskBits:
         Raises StoreCorrupt, for padding bits that are set as well.
         """
         table = self.table
-        key = f"masks/{rule}/c/{chunk}"
+        key = object_key(rule, chunk)
         where, size = self.verified.shown(key), min(OBJECT, self.length - chunk * OBJECT)
         inners = -(-size // INNER)
         bits = np.zeros(inners * INNER, np.uint8)

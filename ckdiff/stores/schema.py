@@ -13,9 +13,9 @@ from typing import Any
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import RuleError, printable
-from ckdiff.layout import ALIGNMENT, CHUNK
+from ckdiff.layout import ALIGNMENT
 from ckdiff.rules import Rule
-from ckdiff.stores.objects import INDEX_BYTES, OBJECT
+from ckdiff.stores.objects import GROUP, INDEX_BYTES, OBJECT, array_path, object_key
 
 FORMAT = "ckdiff-mask-store"
 FORMAT_VERSION = 1
@@ -72,12 +72,12 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         natural(f"changed of {rule}", count, manifest["elements"])
     layout = object_of("layout", manifest["layout"], ("addresses", "alignment", "chunk"))
     addresses = natural("addresses", layout["addresses"], 2 * MOST_ELEMENTS)
-    for key, value in (("alignment", ALIGNMENT), ("chunk", CHUNK)):
+    for key, value in (("alignment", ALIGNMENT), ("chunk", 8 * OBJECT)):
         if natural(key, layout[key]) != value:
             raise ValueError(f"{key} is not {value}")
     if addresses % ALIGNMENT or addresses < manifest["elements"]:
         raise ValueError("addresses is no multiple of the alignment, or less than elements")
-    _check_objects(manifest["objects"], masks, -(-addresses // CHUNK))
+    _check_objects(manifest["objects"], masks, -(-addresses // (8 * OBJECT)))
     if derived:
         _check_made_by(manifest["made_by"])
     else:
@@ -100,10 +100,10 @@ def _check_rules(what: str, texts: Any) -> None:
 
 def object_names(masks: Sequence[str], chunks: int) -> set[str]:
     """The files of a store besides its manifest."""
-    found = {"zarr.json", "masks/zarr.json", TABLE}
+    found = {"zarr.json", f"{GROUP}/zarr.json", TABLE}
     for rule in masks:
-        found.add(f"masks/{rule}/zarr.json")
-        found |= {f"masks/{rule}/c/{chunk}" for chunk in range(chunks)}
+        found.add(f"{array_path(rule)}/zarr.json")
+        found |= {object_key(rule, chunk) for chunk in range(chunks)}
     return found
 
 

@@ -15,6 +15,7 @@ import xxhash
 
 from ckdiff.errors import ClusterError, printable
 from ckdiff.outputs.ownership import PLAN, SUFFIX, check_work_path
+from ckdiff.stores.objects import objects_folder
 from ckdiff.stores.workdir import WorkDir, store_errors
 
 _HINT = "the output must be on a file system that all workers share"
@@ -24,7 +25,7 @@ def prepare(work: WorkDir, rules: Iterable[str]) -> str:
     """Make the directories of masks, which workers never do; gives the plan's digest."""
     with store_errors(work.out):
         for rule in rules:
-            (work.store / "masks" / rule / "c").mkdir(parents=True, exist_ok=True)
+            (work.store / objects_folder(rule)).mkdir(parents=True, exist_ok=True)
         return _digest(work.path)
 
 

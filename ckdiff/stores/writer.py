@@ -10,7 +10,7 @@ import xxhash
 
 from ckdiff._version import __version__
 from ckdiff.errors import StoreError, printable
-from ckdiff.layout import ALIGNMENT, CHUNK, Layout
+from ckdiff.layout import ALIGNMENT, Layout
 from ckdiff.naming import natural_key
 from ckdiff.outputs.placing import write_file
 from ckdiff.stores import tensortable as reading
@@ -88,7 +88,7 @@ def write_tables(
         "elements": table.total_elements,
         "tensors": len(table),
         "changed": {rule: int(counts.sum()) for rule, counts in table.changed.items()},
-        "layout": {"addresses": layout.total, "alignment": ALIGNMENT, "chunk": CHUNK},
+        "layout": {"addresses": layout.total, "alignment": ALIGNMENT, "chunk": layout.chunk},
         **provenance,
         "objects": {key: list(everything[key]) for key in sorted(everything, key=natural_key)},
     }

@@ -22,7 +22,7 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from ckdiff.errors import StoreCorrupt, StoreError
-from ckdiff.stores.objects import read_bytes
+from ckdiff.stores.objects import read_bytes, rule_and_chunk
 from ckdiff.stores.recount import MaskBits
 
 
@@ -137,10 +137,8 @@ class VerifiedStore(Store):
         if key in bits.documents:
             raw = bits.metadata(key)
             return raw[slice(*_range(wanted, len(raw)))]
-        _, _, place = key.partition("masks/")
-        rule, _, chunk = place.partition("/c/")
-        if chunk:
-            bits.check_object(rule, int(chunk))
+        if "/c/" in key:
+            bits.check_object(*rule_and_chunk(key))
         with bits.verified.opened(key) as fd:
             first, stop = _range(wanted, os.fstat(fd).st_size)
             return read_bytes(fd, max(0, stop - first), first)

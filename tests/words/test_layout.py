@@ -29,18 +29,23 @@ def covered(layout: Layout, first: int, stop: int) -> list[tuple[int, int, int]]
 
 
 @settings(deadline=None)
-@given(st.lists(SIZES, max_size=12), st.sampled_from([1 << 19, 1 << 24, CHUNK]))
-@example([], CHUNK)
-@example([0], CHUNK)
-@example([0, 0, 5, 0, 0, CHUNK, 0], 1 << 19)
-def test_windows_cover_every_element_once(sizes: list[int], window: int) -> None:
-    layout = Layout(np.array(sizes, np.int64))
+@given(
+    st.lists(SIZES, max_size=12),
+    st.sampled_from([1 << 19, 1 << 24, CHUNK]),
+    st.sampled_from([CHUNK, 1 << 23]),
+)
+@example([], CHUNK, CHUNK)
+@example([0], CHUNK, CHUNK)
+@example([0, 0, 5, 0, 0, CHUNK, 0], 1 << 19, CHUNK)
+@example([512, 511, 5], 512, 512)
+def test_windows_cover_every_element_once(sizes: list[int], window: int, chunk_size: int) -> None:
+    layout = Layout(np.array(sizes, np.int64), chunk_size)
     assert (layout.starts % ALIGNMENT == 0).all()
     at = [0] * len(sizes)
     end = 0
     for chunk in range(layout.chunks):
         first, stop = layout.chunk_range(chunk)
-        assert first == end == chunk * CHUNK
+        assert first == end == chunk * chunk_size
         assert first < stop <= layout.total
         end = stop
         pieces = [p for low in range(first, stop, window)

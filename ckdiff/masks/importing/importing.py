@@ -18,7 +18,7 @@ import numpy as np
 from ckdiff.checkpoints import Checkpoint, open_together
 from ckdiff.diffs.diff import diff
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
-from ckdiff.layout import CHUNK, Layout, Spans
+from ckdiff.layout import Layout, Spans
 from ckdiff.masks.exporting.masks import CHANGED, FROZEN, text_label
 from ckdiff.masks.importing.maskfile import (
     Item,
@@ -235,7 +235,7 @@ class Staged(Maker):
         self, first: int, spans: Spans, mask: Bytes, changed: IntArray, done: OnBytes
     ) -> Iterator[int]:
         """See Maker."""
-        size = (min(first + CHUNK, self._layout.total) - first) // 8
+        size = (min(first + self._layout.chunk, self._layout.total) - first) // 8
         self._bits.read(first, mask[:size])
         places = (spans.addresses - first) // 8
         for row, (at, elements) in enumerate(

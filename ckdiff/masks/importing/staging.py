@@ -23,16 +23,16 @@ import zstandard
 
 from ckdiff.budget import format_size
 from ckdiff.errors import BudgetError, StoreError, printable
-from ckdiff.layout import CHUNK, Layout
+from ckdiff.layout import Layout
 from ckdiff.masks.importing.maskfile import Item, bad, items_of, shown
 from ckdiff.outputs.checks import free_space
 from ckdiff.outputs.writing import write_all
 from ckdiff.stores.building import Bytes
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.stores.objects import INNER
+from ckdiff.stores.objects import INNER, OBJECT
 from ckdiff.stores.workdir import store_errors
 
-_PART = CHUNK // 8  # bytes of mask of positions that are gathered at a time
+_PART = 8 * OBJECT  # elements of which the positions are gathered at a time
 
 
 class Staging:
@@ -102,7 +102,7 @@ class Staging:
 
     def _add_positions(self, item: Item, at: int, elements: int) -> None:
         """Parts of the tensor, one after the other, from positions in whatever order."""
-        parts = -(-elements // CHUNK)
+        parts = -(-elements // _PART)
         with ExitStack() as stack:
             pieces = _checked(item, elements)
             if parts > 1:
@@ -111,14 +111,14 @@ class Staging:
             for positions in pieces:
                 for number, some in _by_part(positions):
                     if number != part:
-                        self._put_part(item, at + part * _PART, bits, count)
+                        self._put_part(item, at + part * (_PART // 8), bits, count)
                         part, count = number, 0
-                        size = min(CHUNK, elements - part * CHUNK)
+                        size = min(_PART, elements - part * _PART)
                         bits = np.zeros(-(-size // 8), np.uint8)
-                    places = some - part * CHUNK
+                    places = some - part * _PART
                     np.bitwise_or.at(bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
                     count += len(some)
-            self._put_part(item, at + part * _PART, bits, count)
+            self._put_part(item, at + part * (_PART // 8), bits, count)
 
     def _put_part(self, item: Item, at: int, bits: Bytes, count: int) -> None:
         if int(np.bitwise_count(bits).sum(dtype=np.int64)) != count:
@@ -136,7 +136,7 @@ class Staging:
         """
         counts, last, ordered = np.zeros(parts, np.int64), 0, True
         for positions in _checked(item, elements):
-            numbers = positions // CHUNK
+            numbers = positions // _PART
             ordered = ordered and last <= numbers[0] and bool((np.diff(numbers) >= 0).all())
             last = int(numbers[-1])
             counts += np.bincount(numbers, minlength=parts)
@@ -157,7 +157,7 @@ class Staging:
     def _spill(self, item: Item, elements: int, counts: npt.NDArray[np.int64], fd: int) -> None:
         cursors = np.cumsum(counts) - counts
         for positions in _checked(item, elements):
-            order = np.argsort(positions // CHUNK, kind="stable")
+            order = np.argsort(positions // _PART, kind="stable")
             for number, some in _by_part(positions[order]):
                 with store_errors(self._out):
                     os.lseek(fd, int(cursors[number]) * 8, os.SEEK_SET)
@@ -213,7 +213,7 @@ def _by_part(
     positions: npt.NDArray[np.int64],
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Runs of positions that lie in the same part, with its number."""
-    numbers = positions // CHUNK
+    numbers = positions // _PART
     cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(positions)]
     for begin, end in pairwise(cuts):
         yield int(numbers[begin]), positions[begin:end]
