@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ckdiff._version import __version__
-from ckdiff.checkpoints import open_together
+from ckdiff.checkpoints.opening import fetch_all, open_all
 from ckdiff.checkpoints.pairing import Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
@@ -26,7 +26,6 @@ from ckdiff.deltas.outcome import DeltaResult, allowed_workers
 from ckdiff.deltas.parts import Tensors, UInt64
 from ckdiff.diffs.result import by_reason, details
 from ckdiff.errors import CheckpointError, CkdiffError, Interrupted, UsageError, printable
-from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import (
@@ -81,20 +80,15 @@ def delta(
     with ExitStack() as stack:
         if mask is None and rule is not None:
             raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
-
-        def rehearse(sides: list[Checkpoint]) -> None:
-            _pair(sides[0], sides[1])
-            _check_names(sides[1])
-            inputs: list[Path] = []
-            if mask is not None:
-                inputs = Masking(mask, rule, sides[0].table, sides[1].table).inputs
-            _place(path, options, sides, inputs).check()
-            allowed_workers(options, 1)
-
-        sides = open_together(stack, (base, tuned), rehearse)
-        work = Making(sides[0], sides[1], path, encoding, options, observer)
-        if mask is not None:
-            work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
+        sides = open_all(stack, base, tuned)
+        pairing = _pair(*sides)
+        _check_names(sides[1])
+        merger = None if mask is None else Masking(mask, rule, sides[0].table, sides[1].table)
+        _place(path, options, sides, [] if merger is None else merger.inputs).check()
+        allowed_workers(options, 1)
+        fetch_all(sides)
+        work = Making(sides[0], sides[1], path, encoding, options, observer, pairing=pairing)
+        work.merger = merger
         try:
             return work.run()
         except KeyboardInterrupt:
@@ -112,6 +106,8 @@ class Making:
         encoding: Encoding,
         options: Options,
         observer: Observer,
+        *,
+        pairing: Pairing | None = None,
     ) -> None:
         self._base, self._tuned, self._out = base, tuned, out
         self._encoding, self._options, self._observer = encoding, options, observer
@@ -123,7 +119,7 @@ class Making:
             raise _unwritable(tuned, fault)
         self.merger: Merger | None = None
         self._left_out = self._bytes_read = 0
-        self._pairing = _pair(base, tuned)
+        self._pairing = pairing or _pair(base, tuned)
         self._based = np.full(len(self.blueprint.names), -1, np.int64)
         self._based[self._pairing.tuned_index] = self._pairing.base_index
         self._windows = self.blueprint.windows()
@@ -174,11 +170,7 @@ class Making:
         def report() -> None:
             self._observer.progress(Progress(done, total, time.perf_counter() - began, 0))
 
-        guard.install()
-        try:
-            run_threads(range(len(groups)), task, workers=workers, done=finished, tick=report)
-        finally:
-            guard.remove()
+        run_threads(range(len(groups)), task, workers=workers, done=finished, tick=report)
         report()
         return tensors
 
@@ -224,12 +216,9 @@ def _place(
 
 
 def _check_names(tuned: Checkpoint) -> None:
-    """Raise CheckpointError for files that ``apply`` would not write. Opened ones say what is
-    their index, planned ones of the hub not yet.
-    """
-    directory = bool(getattr(tuned, "directory", True))
-    index = getattr(tuned, "index_name", None)
-    fault = names_fault([file.name for file in tuned.files], index, directory=directory)
+    """Raise CheckpointError for files that ``apply`` would not write."""
+    names, directory = [file.name for file in tuned.files], tuned.directory is not None
+    fault = names_fault(names, tuned.index_name, directory=directory)
     if fault is not None:
         raise _unwritable(tuned, fault)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.opening import open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
@@ -28,7 +28,6 @@ from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, DeltaError, UsageError, printable
-from ckdiff.kernels import guard
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_int, checked_path
@@ -82,14 +81,14 @@ def _stream(
         source: _Source
         if isinstance(given, str) and is_delta(given):
             room = Room(hint="ckdiff apply takes --memory; compare the files that it makes")
-            source = _DeltaSource(stack.enter_context(Delta(given, room)), below, stack)
+            source = _DeltaSource(stack.enter_context(Delta(given, room)), below)
         elif below is None:
             raise UsageError(
                 f"{printable(str(given))} is not a delta",
                 hint="of a checkpoint, records can be made with base=",
             )
         else:
-            source = _PairSource(below, open_in(stack, given), stack)
+            source = _PairSource(below, open_in(stack, given))
         for tensor in range(len(source.blueprint.names)):
             yield from _records(source, tensor, most, as_torch)
         source.verify()
@@ -164,19 +163,17 @@ class _Source(Protocol):
 class _Copier:
     """Copies windows of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, stack: ExitStack) -> None:
-        self._reader = stack.enter_context(closing(checkpoint.reader()))
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
 
     def __call__(self, tensor: int, start: int, out: Bytes) -> None:
         """Fill ``out`` with bytes from ``start`` on."""
         span = (np.array([value], np.int64) for value in (tensor, start, len(out)))
-        guard.install()  # not for longer: it is the process's, and records are given in between
-        try:
-            address = int(self._reader.acquire(*span)[0])
+        # not open for longer: the guard is the process's, and records are given in between
+        with closing(self._checkpoint.reader()) as reader:
+            address = int(reader.acquire(*span)[0])
             ctypes.memmove(out.ctypes.data, address, len(out))
-            self._reader.release()
-        finally:
-            guard.remove()
+            reader.release()
 
 
 class _Compared:
@@ -224,11 +221,11 @@ class _Compared:
 class _PairSource(_Compared):
     """Two checkpoints."""
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, stack: ExitStack) -> None:
+    def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
         blueprint = Blueprint.of_checkpoint(tuned)
         super().__init__(blueprint, blueprint.windows())
         self._sides = base, tuned
-        self._base, self._tuned = _Copier(base, stack), _Copier(tuned, stack)
+        self._base, self._tuned = _Copier(base), _Copier(tuned)
         paired = pair(base.table, tuned.table)
         self._index = np.full(len(blueprint.names), -1, np.int64)
         self._index[paired.tuned_index] = paired.base_index
@@ -269,12 +266,12 @@ class _PairSource(_Compared):
 class _DeltaSource(_Compared):
     """A delta, and its base where there is one. Nothing of another base's tensor is given."""
 
-    def __init__(self, delta: Delta, base: Checkpoint | None, stack: ExitStack) -> None:
+    def __init__(self, delta: Delta, base: Checkpoint | None) -> None:
         super().__init__(delta.blueprint, delta.windows)
         self._delta, self._side = delta, base
         self._patcher = patcher_of(delta.encoding)
         self._streams = streams_of(delta) if delta.encoding == "indices" else None
-        self._base = None if base is None else _Copier(base, stack)
+        self._base = None if base is None else _Copier(base)
         self._links = None if base is None else Links(base, [delta])
         self._hasher = ContentHasher()
         self._bits = bits_of(self.blueprint.dtypes)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.opening import open_recipe
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
@@ -172,15 +172,15 @@ class Comparison:
 
 def _identity(side: Checkpoint) -> dict[str, Any]:
     files = [file.to_dict() for file in side.files]
-    return {"label": side.label, **getattr(side, "origin", {}), "files": files}
+    return {"label": side.label, **side.origin, "files": files}
 
 
 @dataclass(frozen=True, slots=True)
 class DiffRecipe:
     """What another process needs to make the same task. Paths are absolute."""
 
-    base: str
-    tuned: str
+    base: dict[str, Any]  #: how it is opened
+    tuned: dict[str, Any]
     selection: Selection
     order: tuple[str, ...]  #: all rules, exact first
     masks: tuple[str, ...]  #: those whose masks are stored
@@ -194,11 +194,12 @@ class DiffRecipe:
 
     def make(self, stack: ExitStack) -> RemoteDiff:
         """See Recipe."""
-        base, tuned = open_in(stack, self.base), open_in(stack, self.tuned)
+        base, tuned = (stack.enter_context(open_recipe(side)) for side in (self.base, self.tuned))
         comparison = Comparison(base, tuned, self.selection, self.same)
         if comparison.seen() != self.seen:
+            first, second = (printable(*side.values()) for side in (self.base, self.tuned))
             raise ClusterError(
-                f"a worker sees other files at {printable(self.base)} or {printable(self.tuned)}",
+                f"a worker sees other files at {first} or {second}",
                 hint=SHARE,
             )
         work = None if self.work is None else Path(self.work)
@@ -224,12 +225,6 @@ class RemoteDiff:
 
     def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
         """See ChunkTask. Raises ClusterError where the work directory is not here as well."""
-        from ckdiff.kernels import guard
-
         if self.work is not None:
             check_plan(self.work, self.plan)  # for every chunk: another run may have it by now
-        guard.install()
-        try:
-            return self.task(chunk, stop)
-        finally:
-            guard.remove()
+        return self.task(chunk, stop)

@@ -323,8 +323,6 @@ class Diff:
         report: Callable[[], None],
     ) -> None:
         """Compare chunks on our own threads."""
-        from ckdiff.kernels import guard
-
         task = self.comparison.task(
             self._order,
             self.mask_rules,
@@ -334,15 +332,9 @@ class Diff:
             out=self.out,
             on_bytes=done.add,
         )
-        guard.install()
-        try:
-            task = self._devices.task(task, self._order, todo, self.workers)
-            stopping = self._streaming.hang_up if self._streaming else lambda: None
-            run_threads(
-                todo, task, workers=self.workers, done=finished, tick=report, stopping=stopping
-            )
-        finally:
-            guard.remove()
+        task = self._devices.task(task, self._order, todo, self.workers)
+        stopping = self._streaming.hang_up if self._streaming else lambda: None
+        run_threads(todo, task, workers=self.workers, done=finished, tick=report, stopping=stopping)
 
     def _run_there(
         self,

@@ -6,6 +6,9 @@ faulting address and the kernel goes on; the identity check at the end of the wi
 that the file has changed and nothing computed from it is kept.
 
 A fault outside our mappings is handed on to the handler that was installed before.
+
+The handler is the whole process's: it is there while readers of mappings are open, and no longer.
+:mod:`ckdiff.checkpoints.places.mapped` sees to that, so that whoever reads need not.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class _SigAction(ctypes.Structure):
     )
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _lock = threading.Lock()
 _table = np.zeros(GUARD_FIRST + GUARD_COLUMNS * _CAPACITY, np.int64)
 _mappings = _table[GUARD_FIRST:].reshape(_CAPACITY, GUARD_COLUMNS)
@@ -66,15 +70,14 @@ def install() -> None:
         if _users > 1:
             return
         guard = c_function("guard")
-        libc = ctypes.CDLL(None, use_errno=True)
-        for field, function in ((GUARD_MMAP, libc.mmap), (GUARD_SIGNAL, libc.signal)):
+        for field, function in ((GUARD_MMAP, _libc.mmap), (GUARD_SIGNAL, _libc.signal)):
             _table[field] = ctypes.cast(function, ctypes.c_void_p).value or 0
         _table[GUARD_PAGE] = mmap.PAGESIZE
         ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)(guard.address)(
             GUARD_SET_TABLE, _table.ctypes.data, 0
         )
         action = _SigAction(handler=guard.address, flags=_SA_SIGINFO | _SA_ONSTACK)
-        if libc.sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(_previous)) != 0:
+        if _libc.sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(_previous)) != 0:
             raise OSError(ctypes.get_errno(), "sigaction(SIGBUS)")
         _table[GUARD_PREVIOUS] = _previous.handler or 0
 
@@ -87,7 +90,7 @@ def remove() -> None:
     with _lock:
         _users -= 1
         if _users == 0:
-            ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(_previous), None)
+            _libc.sigaction(signal.SIGBUS, ctypes.byref(_previous), None)
 
 
 def watch(address: int, size: int) -> None:

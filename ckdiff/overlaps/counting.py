@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.kernels import guard
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import Layout
 from ckdiff.overlaps.nulls.evidence import (
@@ -77,8 +76,7 @@ class OverlapTask:
         tally = Tally(self.said)
         with ExitStack() as stack:
             collectors = {
-                name: stack.enter_context(closing(self._collector(name, stack)))
-                for name in self.nulls
+                name: stack.enter_context(closing(self._collector(name))) for name in self.nulls
             }
             for window in walk(self.layout, self.starts, self.sources, first, end):
                 if stop.is_set():
@@ -127,12 +125,10 @@ class OverlapTask:
             {name: Moments.zeros(rows, stores) for name in self.nulls},
         )
 
-    def _collector(self, name: str, stack: ExitStack) -> Collector:
+    def _collector(self, name: str) -> Collector:
         if name == "rowcol":
             return MarginCollector(self.shapes, self.stores)
         assert self.base is not None
-        guard.install()
-        stack.callback(guard.remove)
         return BinadeCollector(self.base, self.dtypes, self.stores)
 
     def _close(self, part: Part, name: str, found: dict[int, Evidence]) -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from support import write_safetensors, write_sparse
 from victim import Case, ForkServer, Meddling, Outcome, Shim
 
 import ckdiff
+from ckdiff.checkpoints import open_checkpoint
 from ckdiff.diffs.task import LARGEST_WINDOW
 from ckdiff.errors import SourceChanged
+from ckdiff.kernels import guard
 from ckdiff.outputs.ownership import SUFFIX
 
 PAGE = mmap.PAGESIZE
@@ -397,6 +399,20 @@ def test_foreign_fault_after_the_guard_is_gone(case: Case) -> None:
     )
     assert run.returncode == -signal.SIGBUS, run
     assert "Fatal Python error: Bus error" in run.stderr
+
+
+def test_whoever_reads_a_mapping_is_guarded(case: Case) -> None:
+    with closing(open_checkpoint(case.base)) as opened:
+        first, second = opened.reader(), opened.reader()
+        span = np.array([0], np.int64), np.array([0], np.int64), np.array([1], np.int64)
+        found = []
+        for step in (first.acquire, second.acquire, first.acquire):
+            step(*span)
+            found.append(guard._users)
+        for close in (first.close, first.close, second.close):
+            close()
+            found.append(guard._users)
+    assert found == [1, 2, 2, 1, 1, 0]
 
 
 def test_handler_that_python_code_had_is_back_after_a_run(case: Case) -> None:

@@ -80,7 +80,8 @@ class Mappings:
 class MappedReader:
     """A SpanReader over local files; one for each worker.
 
-    ``file_index`` and ``offset`` say for each tensor in which file it lies, and where.
+    ``file_index`` and ``offset`` say for each tensor in which file it lies, and where. From the
+    first window until it is closed the SIGBUS guard is in place.
     """
 
     def __init__(self, maps: Mappings, file_index: npt.NDArray[np.int32], offset: IntArray) -> None:
@@ -89,9 +90,13 @@ class MappedReader:
         self._offset = offset
         self._held: list[tuple[int, int, int]] = []
         self._cold = True  # until a window proves otherwise, ask the disk ahead of time
+        self._guarded = False
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader. The addresses lie inside the mappings; nothing is copied."""
+        if not self._guarded:
+            guard.install()
+            self._guarded = True
         ranges, addresses = self._ranges(tensors, starts, nbytes)
         self._held = ranges
         began = time.perf_counter()
@@ -124,6 +129,9 @@ class MappedReader:
     def close(self) -> None:
         """See SpanReader."""
         self._drop()
+        if self._guarded:
+            self._guarded = False
+            guard.remove()
 
     def _drop(self) -> set[int]:
         held, self._held = self._held, []
