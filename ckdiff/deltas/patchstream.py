@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints.opening import open_in
+from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of

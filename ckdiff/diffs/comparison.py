@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckdiff.checkpoints.opening import open_recipe
+from ckdiff.checkpoints import open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
@@ -172,15 +172,15 @@ class Comparison:
 
 def _identity(side: Checkpoint) -> dict[str, Any]:
     files = [file.to_dict() for file in side.files]
-    return {"label": side.label, **side.origin, "files": files}
+    return {"label": side.label, **getattr(side, "origin", {}), "files": files}
 
 
 @dataclass(frozen=True, slots=True)
 class DiffRecipe:
     """What another process needs to make the same task. Paths are absolute."""
 
-    base: dict[str, Any]  #: how it is opened
-    tuned: dict[str, Any]
+    base: str
+    tuned: str
     selection: Selection
     order: tuple[str, ...]  #: all rules, exact first
     masks: tuple[str, ...]  #: those whose masks are stored
@@ -194,12 +194,11 @@ class DiffRecipe:
 
     def make(self, stack: ExitStack) -> RemoteDiff:
         """See Recipe."""
-        base, tuned = (stack.enter_context(open_recipe(side)) for side in (self.base, self.tuned))
+        base, tuned = open_in(stack, self.base), open_in(stack, self.tuned)
         comparison = Comparison(base, tuned, self.selection, self.same)
         if comparison.seen() != self.seen:
-            first, second = (printable(*side.values()) for side in (self.base, self.tuned))
             raise ClusterError(
-                f"a worker sees other files at {first} or {second}",
+                f"a worker sees other files at {printable(self.base)} or {printable(self.tuned)}",
                 hint=SHARE,
             )
         work = None if self.work is None else Path(self.work)
