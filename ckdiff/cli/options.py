@@ -10,9 +10,6 @@ import click
 #: what a table can be grouped by; the same as ckdiff.stores.summaries.By, which is not imported
 #: here because ``--help`` must answer at once
 BY = ("tensor", "layer", "module", "dtype", "model")
-#: notions of chance; the same as the keys of ckdiff.overlaps.nulls.registry.NULLS, for that
-#: reason too
-NULLS = ("model", "tensor", "magnitude", "rowcol")
 #: where windows can be compared; the same as ckdiff.options.DEVICES, for the same reason
 DEVICES = ("cpu", "cuda", "auto")
 

@@ -7,6 +7,9 @@ from typing import Any
 import click
 
 from ckdiff.cli import options
+from ckdiff.overlaps.nulls.registry import NULLS, USUAL
+
+_MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.items())
 
 
 @click.command("overlap")
@@ -16,10 +19,9 @@ from ckdiff.cli import options
 @click.option(
     "--null",
     "nulls",
-    type=click.Choice(options.NULLS),
+    type=click.Choice(list(NULLS)),
     multiple=True,
-    help="What chance means: masks spread over the model, inside each tensor (the default), inside "
-    "each tensor and binade of the base's values, or given row and column counts. Repeatable; the "
+    help=f"What chance means: masks spread {_MEANINGS}; {USUAL[0]} by default. Repeatable; the "
     "first one is the headline.",
 )
 @click.option(
@@ -61,12 +63,14 @@ def command(
     from ckdiff.overlaps.overlap import overlap
 
     with Reporter("compared") as reporter, compilation_noted(reporter):
-        if base is not None and "magnitude" not in nulls:
-            reporter.note("hint: --base is not read; only --null magnitude needs it")
-        found = overlap(stores, nulls=nulls, base=base, observer=reporter.observer(), **asked)
+        readers = [name for name in NULLS if NULLS[name].reads_base]
+        if base is not None and not set(readers) & set(nulls):
+            named = " or ".join(readers)
+            reporter.note(f"hint: --base is not read; only --null {named} needs it")
+        result = overlap(stores, nulls=nulls, base=base, observer=reporter.observer(), **asked)
     if as_json:
-        write_json_rows(found.head(), found.each_row())
+        write_json_rows(result.head(), result.each_row())
     else:
         from ckdiff.cli import overlap_text
 
-        write_lines(overlap_text.lines(found, top))
+        write_lines(overlap_text.lines(result, top))

@@ -33,21 +33,6 @@ _LISTED = 10  #: stores up to which every number of votes has its own line
 _BAR = 24
 _LEFT_OUT = 20  #: tensors that are named
 
-#: for the sentence "... times what chance would give", by null
-_WHERE = {
-    "model": "over all elements",
-    "tensor": "inside each tensor",
-    "magnitude": "inside each tensor and binade of the base's values",
-    "rowcol": "with the row and column counts of each matrix",
-}
-#: what a null takes as given
-_GIVEN = {
-    "model": "In a group's row masks are spread over that group, given their sizes in it.",
-    "tensor": "Given each mask's size in each tensor.",
-    "magnitude": "Given each mask's size in each tensor and binade (power of two) of |base|.",
-    "rowcol": "Given row and column counts in each matrix; any other tensor is one cell.",
-}
-
 
 def lines(found: Overlap, top: int) -> list[str]:
     """The tables: ``top`` groups of the highest lift, and as many of the lowest."""
@@ -68,7 +53,7 @@ def lines(found: Overlap, top: int) -> list[str]:
 
 def _headline(page: Page) -> str:
     """The lift, in one sentence."""
-    where = _WHERE[page.headline]
+    where = NULLS.lines[page.headline].help
     lifts = page.defined(page.headline, "lift")
     if not len(lifts):
         return f"There is no lift: chance would give nothing shared {where}."
@@ -250,7 +235,7 @@ def _sentences(page: Page) -> list[str]:
     indent = max(map(len, page.found.null_names)) + 2
     for name in page.found.null_names:
         null = NULLS[name]
-        text = f"{name:<{indent}}rules out {null.rules_out}; leaves {null.leaves}. {_GIVEN[name]}"
+        text = f"{name:<{indent}}rules out {null.rules_out}; leaves {null.leaves}. {null.given}"
         first, *rest = page.wrapped(text, indent)
         out += [first.replace(name, page.terminal.paint(name, "cyan"), 1), *rest]
     return [*out, *page.wrapped("Read the lift: at the size of models every z is far from 0.")]

@@ -16,15 +16,10 @@ import numpy.typing as npt
 
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import Layout
-from ckdiff.overlaps.nulls.evidence import (
-    Base,
-    BinadeCollector,
-    BinadeCounts,
-    Collector,
-    Evidence,
-    MarginCollector,
-)
-from ckdiff.overlaps.nulls.registry import Moments
+from ckdiff.overlaps.nulls.base import Base
+from ckdiff.overlaps.nulls.moments import Moments
+from ckdiff.overlaps.nulls.null import Collector, Evidence, Inputs
+from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.running.threads import Stopped
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.maskwalk import walk
@@ -107,11 +102,11 @@ class OverlapTask:
                 out.moments[name].mean[rows] += moments.mean
                 out.moments[name].variance[rows] += moments.variance
         for name in self.nulls:
-            found = dict(left.open.get(name, {}))
+            joined = dict(left.open.get(name, {}))
             for tensor, evidence in right.open.get(name, {}).items():
-                before = found.get(tensor)
-                found[tensor] = evidence if before is None else before.join(evidence)
-            self._close(out, name, found)
+                before = joined.get(tensor)
+                joined[tensor] = evidence if before is None else before.join(evidence)
+            self._close(out, name, joined)
         out.ones = Tally(self.said, left.ones).join(right.ones)
         return out
 
@@ -126,20 +121,17 @@ class OverlapTask:
         )
 
     def _collector(self, name: str) -> Collector:
-        if name == "rowcol":
-            return MarginCollector(self.shapes, self.stores)
-        assert self.base is not None
-        return BinadeCollector(self.base, self.dtypes, self.stores)
+        make = NULLS[name].collector
+        assert make is not None  # ``nulls`` are those that have one
+        return make(Inputs(self.dtypes, self.shapes, self.stores, self.base))
 
-    def _close(self, part: Part, name: str, found: dict[int, Evidence]) -> None:
+    def _close(self, part: Part, name: str, known: dict[int, Evidence]) -> None:
         """Turn the evidence of whole tensors into moments; the rest stays open."""
         unfinished = {}
-        for tensor, evidence in sorted(found.items()):
+        for tensor, evidence in sorted(known.items()):
             if evidence.elements < self.layout.elements[tensor]:
                 unfinished[tensor] = evidence
                 continue
-            if isinstance(evidence, BinadeCounts) and self.base is not None:
-                self.base.verify(tensor, evidence)
             row = int(np.searchsorted(part.groups, self.groups[tensor]))
-            part.moments[name].add(row, *evidence.moments())
+            part.moments[name].add(row, *evidence.moments(tensor, self.base))
         part.open[name] = unfinished

@@ -22,6 +22,7 @@ from ckdiff.checkpoints import open_together, path_for_workers
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import (
     BudgetError,
+    CkdiffError,
     Interrupted,
     StoreCorrupt,
     UsageError,
@@ -29,7 +30,9 @@ from ckdiff.errors import (
 )
 from ckdiff.options import Observer, Progress, checked_int, checked_observer, several_texts
 from ckdiff.overlaps.counting import OverlapTask, Part
-from ckdiff.overlaps.nulls.registry import NULLS, Moments, of_tensors
+from ckdiff.overlaps.nulls.moments import Moments
+from ckdiff.overlaps.nulls.null import Counts
+from ckdiff.overlaps.nulls.registry import NULLS, USUAL
 from ckdiff.overlaps.result import Overlap, diagonal
 from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
 from ckdiff.rules import Rule
@@ -51,7 +54,7 @@ def overlap(
     *,
     rule: str | Rule | None = None,
     by: By = "layer",
-    nulls: Sequence[str] = ("tensor",),
+    nulls: Sequence[str] = USUAL,
     base: BasePath | None = None,
     require_same_base: bool = False,
     scheduler: Scheduler = None,
@@ -61,7 +64,7 @@ def overlap(
 ) -> Overlap:
     """Compare the masks of 2 to 64 stores in one pass.
 
-    ``nulls`` are of ``model``, ``tensor``, ``magnitude`` (which needs ``base``) and ``rowcol``.
+    ``nulls`` say what chance means; docs/cli.md has a line for each. Some read ``base``.
     Runs on the cluster of ``scheduler`` (an address or a Dask client), else of a Dask client that
     is active here, else on Dask's threads, as it does with ``scheduler="threads"``. Raises a
     CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
@@ -78,39 +81,32 @@ def overlap(
     threads = budget.usable_cores() if workers is None else workers
     threads = max(1, min(threads, matched.layout.chunks))
     groups, index = group_index(matched.names, matched.dtypes, by)
-    counted = tuple(name for name in names if NULLS[name].reads_masks)
+    counted = tuple(name for name in names if NULLS[name].collector is not None)
+    readers = [name for name in counted if NULLS[name].reads_base]
     _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
 
         def planned(sides: list[Checkpoint]) -> OverlapTask:
             for side in sides:
-                check_one_base(matched, side)
+                check_one_base(matched, side, readers[0])
             return plan(matched, index, counted, *sides)
 
-        task = planned(_open_base(base, counted, planned, stack))
+        task = planned(_open_base(base, readers, planned, stack))
         part = _run(task, matched, by, base, threads, scheduler, observer)
     part = _complete(part, task, len(groups))
     _check_counts(matched, part, index)
-    moments = part.moments
-    if "tensor" in names:
-        moments["tensor"] = of_tensors(matched.layout.elements, matched.changed, index, len(groups))
-    found = _with_model(matched, by, groups, index, part, moments)
-    if "model" in names:
-        sizes = found.pairs[:, diagonal(len(matched.stores))].T
-        rows = np.arange(len(found.groups))
-        found.moments["model"] = of_tensors(found.elements, sizes, rows, len(rows))
-    ordered = {name: found.moments[name] for name in names}
-    _self_test(found)
+    rows = _rows(matched, by, groups, index, part)
+    _self_test(rows)
     return Overlap(
         [str(store.path) for store in matched.stores],
         matched.rule,
         by,
-        found.groups,
-        found.elements,
-        found.pairs,
-        found.votes,
+        rows.groups,
+        rows.elements,
+        rows.pairs,
+        rows.votes,
         names,
-        ordered,
+        _moments(names, matched, part, index, rows),
         matched.left_out,
         matched.other_base,
         time.perf_counter() - began,
@@ -122,12 +118,9 @@ def overlap(
 
 
 def _null_names(nulls: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(several_texts("nulls", nulls))) or ("tensor",)
+    names = tuple(dict.fromkeys(several_texts("nulls", nulls))) or USUAL
     for name in names:
-        if name not in NULLS:
-            raise UsageError(
-                f"there is no null {printable(name)!r}", hint=f"one of {', '.join(NULLS)}"
-            )
+        NULLS.check(name)
     return names
 
 
@@ -160,17 +153,16 @@ def _check_memory(
 
 def _open_base(
     base: BasePath | None,
-    counted: tuple[str, ...],
+    readers: Sequence[str],
     rehearse: Callable[[list[Checkpoint]], object],
     stack: ExitStack,
 ) -> list[Checkpoint]:
     """The base, if there is a null that reads it."""
-    needs = [name for name in counted if NULLS[name].reads_base]
-    if not needs:
+    if not readers:
         return []
     if base is None:
         raise UsageError(
-            f"the null {needs[0]} reads the base checkpoint", hint="give it with --base"
+            f"the null {readers[0]} reads the base checkpoint", hint="give it with --base"
         )
     return open_together(stack, [base], rehearse)
 
@@ -221,11 +213,23 @@ def _recipe(task: OverlapTask, matched: Matched, by: By, base: BasePath | None) 
 
 @dataclass(slots=True, eq=False)
 class _Rows:
+    """What is shown: the model first, then the groups."""
+
+    order: list[int] | None  #: of the groups; None where the model is all that is shown
     groups: list[str]
     elements: IntArray
     pairs: IntArray
     votes: IntArray
-    moments: dict[str, Moments]
+
+    def shown(self, table: Any) -> Any:
+        """A table with a row for each group as it is shown."""
+        if self.order is None:
+            return table
+        return np.concatenate([table.sum(0, keepdims=True), table[self.order]])
+
+    def shown_moments(self, moments: Moments) -> Moments:
+        """Moments of each group as they are shown."""
+        return Moments(self.shown(moments.mean), self.shown(moments.variance))
 
 
 def _complete(part: Part | None, task: OverlapTask, groups: int) -> Part:
@@ -237,57 +241,66 @@ def _complete(part: Part | None, task: OverlapTask, groups: int) -> Part:
 def _check_counts(matched: Matched, part: Part, index: IntArray) -> None:
     """Hold what was counted against what the stores say."""
     counted = part.pairs[:, diagonal(len(matched.stores))].T
-    for store, changed, found in zip(matched.stores, matched.changed, counted, strict=True):
+    for store, changed, sizes in zip(matched.stores, matched.changed, counted, strict=True):
         said = np.zeros(len(part.groups), np.int64)
         np.add.at(said, index, changed)
-        if not np.array_equal(said, found):
+        if not np.array_equal(said, sizes):
             raise StoreCorrupt(
                 f"the {matched.rule} mask of {printable(str(store.path))} disagrees with its count",
                 hint="see ckdiff check",
             )
 
 
-def _with_model(
-    matched: Matched,
-    by: By,
-    groups: list[str],
-    index: IntArray,
-    part: Part,
-    moments: dict[str, Moments],
-) -> _Rows:
-    """The rows as they are shown: the model first, then the groups."""
+def _rows(matched: Matched, by: By, groups: list[str], index: IntArray, part: Part) -> _Rows:
+    """The counts as they are shown."""
     elements = np.zeros(len(groups), np.int64)
     np.add.at(elements, index, matched.layout.elements)
     votes = part.votes
     votes[:, 0] = elements - votes[:, 1:].sum(1)
     if by == "model":
-        return _Rows(groups, elements, part.pairs, votes, moments)
+        return _Rows(None, groups, elements, part.pairs, votes)
     order = group_order(groups, by)
-
-    def stack(table: Any) -> Any:
-        return np.concatenate([table.sum(0, keepdims=True), table[order]])
-
     # a group may have the name that belongs to the whole
-    shown = [f"{name} ({by})" if name == "model" else name for name in groups]
-    return _Rows(
-        ["model", *(shown[i] for i in order)],
-        stack(elements),
-        stack(part.pairs),
-        stack(votes),
-        {
-            name: Moments(stack(found.mean), stack(found.variance))
-            for name, found in moments.items()
-        },
+    names = [f"{name} ({by})" if name == "model" else name for name in groups]
+    rows = _Rows(order, ["model", *(names[i] for i in order)], elements, part.pairs, votes)
+    rows.elements, rows.pairs, rows.votes = map(rows.shown, (elements, part.pairs, votes))
+    return rows
+
+
+def _moments(
+    names: tuple[str, ...], matched: Matched, part: Part, index: IntArray, rows: _Rows
+) -> dict[str, Moments]:
+    """What each null expects of every row."""
+    counts = Counts(
+        matched.layout.elements,
+        matched.changed,
+        index,
+        len(part.groups),
+        rows.elements,
+        rows.pairs[:, diagonal(len(matched.stores))].T,
+        rows.shown_moments,
     )
+    out = {}
+    for name in names:
+        make = NULLS[name].moments
+        out[name] = rows.shown_moments(part.moments[name]) if make is None else make(counts)
+    return out
 
 
-def _self_test(found: _Rows) -> None:
-    """Pairs and votes are counted by different code, and must say the same."""
-    ballots = np.arange(found.votes.shape[1])
-    stores = len(ballots) - 1
-    sizes = found.pairs[:, diagonal(stores)].sum(1)
-    shared = found.pairs.sum(1) - sizes
-    assert (found.votes >= 0).all()
-    assert np.array_equal(found.votes.sum(1), found.elements)
-    assert np.array_equal(found.votes @ ballots, sizes)
-    assert np.array_equal(found.votes @ (ballots * (ballots - 1) // 2), shared)
+def _self_test(rows: _Rows) -> None:
+    """Raise CkdiffError where pairs and votes, counted by different code, do not say the same."""
+    ballots = np.arange(rows.votes.shape[1])
+    sizes = rows.pairs[:, diagonal(len(ballots) - 1)].sum(1)
+    shared = rows.pairs.sum(1) - sizes
+    right = (
+        (rows.votes.min(1) >= 0)
+        & (rows.votes.sum(1) == rows.elements)
+        & (rows.votes @ ballots == sizes)
+        & (rows.votes @ (ballots * (ballots - 1) // 2) == shared)
+    )
+    if not right.all():
+        raise CkdiffError(
+            f"the pairs and the votes of {printable(rows.groups[int(right.argmin())])} contradict "
+            "each other",
+            hint="run it again; if it stays, please report it",
+        )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.overlaps.nulls.registry import Moments, figures
+from ckdiff.overlaps.nulls.moments import Moments, figures
 from ckdiff.stores.summaries import By
 
 IntArray = npt.NDArray[np.int64]
@@ -70,9 +70,9 @@ class Overlap:
             keys = ("expected", "lift", "z", "expected_jaccard")
             tables = {key: np.full((size, size), np.nan) for key in keys}
             for pair in self._pairs(0):
-                a, b, found = pair["a"], pair["b"], pair["nulls"][name]
+                a, b, values = pair["a"], pair["b"], pair["nulls"][name]
                 for key, table in tables.items():
-                    table[a, b] = table[b, a] = np.nan if found[key] is None else found[key]
+                    table[a, b] = table[b, a] = np.nan if values[key] is None else values[key]
             out[name] = tables
         return out
 
@@ -118,7 +118,7 @@ class Overlap:
     def _pairs(self, row: int) -> list[dict[str, Any]]:
         elements = int(self.elements[row])
         counts = self._square(self.pairs[row]).tolist()
-        found = []
+        out = []
         pairs = [(a, b) for a in range(len(counts)) for b in range(a + 1, len(counts))]
         for i, (a, b) in enumerate(pairs):
             both, one, other = counts[a][b], counts[a][a], counts[b][b]
@@ -130,7 +130,7 @@ class Overlap:
                 for name in self.null_names
             }  # fmt: skip
             first = nulls[self.null_names[0]]
-            found.append(
+            out.append(
                 {
                     "a": a,
                     "b": b,
@@ -141,7 +141,7 @@ class Overlap:
                     "nulls": nulls,
                 }
             )
-        return found
+        return out
 
 
 def diagonal(stores: int) -> list[int]:

@@ -13,7 +13,7 @@ from ckdiff.checkpoints.sameness import known_by
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, PairingError, printable
 from ckdiff.overlaps.counting import OverlapTask
-from ckdiff.overlaps.nulls.evidence import Base
+from ckdiff.overlaps.nulls.base import Base
 from ckdiff.running.remote import SHARE
 from ckdiff.stores.matching import Matched, match
 from ckdiff.stores.summaries import By, group_index
@@ -58,8 +58,8 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
     return Base(checkpoint, np.array(index, np.int64), bits, hashes, matched.names)
 
 
-def check_one_base(matched: Matched, base: Checkpoint) -> None:
-    """Raise PairingError where values of another base than a store's would be counted.
+def check_one_base(matched: Matched, base: Checkpoint, null: str) -> None:
+    """Raise PairingError where ``null`` would count values of another base than a store's.
 
     Content hashes are verified when the base is read. What a run did not read for being equal on
     both sides has no changed element there, and chance gives none either, whatever the values are;
@@ -73,7 +73,7 @@ def check_one_base(matched: Matched, base: Checkpoint) -> None:
             continue
         if len({text for text in found if is_content_hash(text)}) > 1:
             raise PairingError(
-                f"the null magnitude needs stores with one base, and these differ in "
+                f"the null {null} needs stores with one base, and these differ in "
                 f"{printable(name)}",
                 hint="leave out the stores that started from another checkpoint",
             )

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import click
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,6 +19,7 @@ from mask_stores import Base, Flags, make_base, make_store, random_base
 
 import ckdiff
 from ckdiff.cli import options, overlap_page
+from ckdiff.cli import overlap as overlap_command
 from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.running import dask as daskrun
 from ckdiff.stores.summaries import By, layer_of, module_of
@@ -210,7 +212,9 @@ def test_what_the_command_prints_is_what_the_api_gives(runs: Runs) -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert tuple(NULLS) == options.NULLS
+    (asked,) = (option for option in overlap_command.command.params if option.name == "nulls")
+    assert isinstance(asked.type, click.Choice)
+    assert tuple(NULLS) == tuple(asked.type.choices)
     assert get_args(By) == options.BY
 
 
@@ -333,8 +337,8 @@ def test_text_of_several_runs_and_nulls(runs: Runs, monkeypatch: pytest.MonkeyPa
     assert re.search(rf"^1 run0 +{cells[0, 1]} +{cells[0, 2]}$", text, re.M)
     assert re.search(rf"^2 run1 +{cells[1, 2]}$", text, re.M)
     words = " ".join(text.split())
-    for null in NULLS.values():
-        assert f"{null.name} rules out {null.rules_out}; leaves {null.leaves}." in words
+    for name, null in NULLS.items():
+        assert f"{name} rules out {null.rules_out}; leaves {null.leaves}." in words
     assert "In a group's row masks are spread over that group" in words
     assert "any other tensor is one cell" in words
     assert "binade (power of two) of |base|" in words

@@ -22,7 +22,7 @@ from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Layout
 from ckdiff.masks.random import Population, RandomMask
 from ckdiff.options import Observer
-from ckdiff.overlaps.nulls import registry as nulls
+from ckdiff.overlaps.nulls import moments as nulls
 from ckdiff.stores.table import MaskTable
 
 Words = tuple[int, int, int, int]

@@ -14,7 +14,7 @@ import pytest
 from mask_stores import make_base, make_store, random_base
 
 import ckdiff
-from ckdiff.overlaps.nulls import registry as nulls
+from ckdiff.overlaps.nulls import moments as nulls
 
 Flags = npt.NDArray[np.bool_]
 Rng = np.random.Generator

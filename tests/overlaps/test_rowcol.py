@@ -11,11 +11,16 @@ import time
 import tracemalloc
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ckdiff.errors import UsageError
-from ckdiff.overlaps.nulls import margins as rowcol
-from ckdiff.overlaps.nulls.margins import BoolArray, Fit, FloatArray, expected, expected_pairs, fit
+from ckdiff.overlaps.nulls import fitting
+from ckdiff.overlaps.nulls.fitting import Fit, fit
+from ckdiff.overlaps.nulls.grid import FloatArray
+from ckdiff.overlaps.nulls.margins import expected, expected_pairs
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 def margins(mask: BoolArray) -> Fit:
@@ -84,7 +89,7 @@ def test_a_fit_reproduces_the_margins(name: str, shape: tuple[int, int]) -> None
 def test_a_fit_with_many_distinct_counts_reproduces_the_margins() -> None:
     rng = np.random.default_rng(2)
     mask = draw(rng, heavy(rng, 2500, 1200)[0])
-    assert min(np.unique(mask.sum(axis)).size for axis in (0, 1)) > rowcol.FITTED
+    assert min(np.unique(mask.sum(axis)).size for axis in (0, 1)) > fitting.FITTED
     found = margins(mask)
     assert found.converged
     assert worst(found, mask) < 1e-6

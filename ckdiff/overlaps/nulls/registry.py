@@ -1,137 +1,30 @@
-"""What chance would give: expected intersections of masks, under several notions of chance.
-
-Inside a *cell* of n elements, of which a changed in one run and b in another, independence given
-those counts makes the intersection hypergeometric: mean a*b/n, variance
-a*b*(n-a)*(n-b) / (n**2 * (n-1)). A null says what the cells are; means and variances of cells add.
-"""
+"""The nulls: one line for each; what it is, is in its file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from ckdiff.registry import Line, Registry
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from ckdiff.overlaps.nulls.null import Null
 
-_BLOCK = 1 << 20  # numbers worked on at a time
+#: what is meant where none is asked for
+USUAL = ("tensor",)
 
-
-@dataclass(frozen=True, slots=True)
-class Null:
-    """One notion of chance."""
-
-    name: str
-    rules_out: str  #: what a lift above 1 cannot be blamed on
-    leaves: str  #: what it still can be blamed on
-    reads_masks: bool = False  #: whether its cells have to be counted in the masks
-    reads_base: bool = False
-
-
-NULLS = {
-    null.name: null
-    for null in (
-        Null(
-            "model",
-            "an agreement that comes from the sizes of the masks",
-            "some tensors changing more than others",
+#: the phrases also end the sentence "... times what chance would give"
+NULLS: Registry[Null] = Registry(
+    "null",
+    {
+        "model": Line("ckdiff.overlaps.nulls.model:NULL", "over all elements"),
+        "tensor": Line("ckdiff.overlaps.nulls.tensor:NULL", "inside each tensor"),
+        "magnitude": Line(
+            "ckdiff.overlaps.nulls.magnitude:NULL",
+            "inside each tensor and binade of the base's values",
         ),
-        Null(
-            "tensor",
-            "some tensors changing more than others",
-            "small weights flipping more easily under rounding, and favoured rows and columns",
+        "rowcol": Line(
+            "ckdiff.overlaps.nulls.rowcol:NULL",
+            "with the row and column counts of each matrix",
         ),
-        Null(
-            "magnitude",
-            "some tensors changing more than others, and small weights flipping more easily",
-            "the scale of gradients, and rows that no data reached",
-            reads_masks=True,
-            reads_base=True,
-        ),
-        Null(
-            "rowcol",
-            "favoured rows and columns of a matrix, such as tokens that the data had",
-            "small weights flipping more easily under rounding",
-            reads_masks=True,
-        ),
-    )
-}
-
-
-@dataclass(slots=True, eq=False)
-class Moments:
-    """Mean and variance of the intersection, for rows x pairs of runs (a < b, row-major)."""
-
-    mean: FloatArray
-    variance: FloatArray
-
-    @classmethod
-    def zeros(cls, rows: int, stores: int) -> Moments:
-        """Nothing expected yet."""
-        pairs = stores * (stores - 1) // 2
-        return cls(np.zeros((rows, pairs)), np.zeros((rows, pairs)))
-
-    def add(self, row: int, mean: FloatArray, variance: FloatArray) -> None:
-        """Add the moments of a cell, or of several added up, to a row."""
-        self.mean[row] += mean
-        self.variance[row] += variance
-
-
-def of_cells(elements: npt.ArrayLike, changed: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """(mean, variance) of the intersection of each pair, summed over cells.
-
-    ``elements`` has shape (cells,), ``changed`` (stores, cells).
-    """
-    n = np.asarray(elements, np.float64)
-    a = np.asarray(changed, np.float64)
-    some = n > 0
-    n, a = n[some], a[:, some]
-    # n - a is exact as long as counts are below 2**53; n - 1 is 0 where nothing can vary
-    spread = a * (n - a)
-    return _pair_sums(a / n, a), _pair_sums(spread / (n * n * np.maximum(n - 1, 1)), spread)
-
-
-def _pair_sums(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Sums of products of the rows of each pair a < b.
-
-    Not a matrix product: libraries for those add up in an order that depends on threads and on the
-    processor, and a result must not depend on which worker of a cluster computed it.
-    """
-    sums = [(left[i] * right[i + 1 :]).sum(1) for i in range(len(left) - 1)]
-    return np.concatenate(sums) if sums else np.empty(0)
-
-
-def of_tensors(elements: IntArray, changed: IntArray, groups: IntArray, number: int) -> Moments:
-    """Moments of each group, every tensor (or whatever ``elements`` counts) being one cell.
-
-    ``elements`` and ``groups`` have shape (tensors,), ``changed`` (stores, tensors).
-    """
-    stores = len(changed)
-    first, second = np.triu_indices(stores, 1)
-    out = Moments.zeros(number, stores)
-    step = max(1, _BLOCK // max(1, len(first)))
-    for at in range(0, len(elements), step):
-        part = slice(at, at + step)
-        n = np.maximum(elements[part].astype(np.float64), 1)
-        a = changed[:, part].astype(np.float64)
-        mean = a[first] * (a[second] / n)
-        spread = a * (n - a)
-        variance = spread[first] * (spread[second] / (n * n * np.maximum(n - 1, 1)))
-        np.add.at(out.mean, groups[part], mean.T)
-        np.add.at(out.variance, groups[part], variance.T)
-    return out
-
-
-def figures(
-    intersection: int, one: int, other: int, mean: float, variance: float
-) -> dict[str, Any]:
-    """The figures of one pair under one null, for JSON: what has no value is None."""
-    union = one + other - mean
-    return {
-        "expected": mean,
-        "lift": intersection / mean if mean > 0 else None,
-        "z": (intersection - mean) / variance**0.5 if variance > 0 else None,
-        "expected_jaccard": mean / union if union > 0 else None,
-    }
+    },
+)

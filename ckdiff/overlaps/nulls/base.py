@@ -1,0 +1,41 @@
+"""The base that the runs started from, for nulls that read its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.errors import CheckpointError, printable
+from ckdiff.kernels import hashing
+from ckdiff.overlaps.nulls.moments import IntArray
+from ckdiff.stores.table import UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Base:
+    """The base checkpoint, and what its tensors must be."""
+
+    checkpoint: Checkpoint
+    index: IntArray  #: for each tensor of the layout, its position in the checkpoint
+    bits: IntArray  #: of one element of each
+    hashes: Sequence[str]  #: content hashes that the stores recorded; UNKNOWN: none has read it
+    names: Sequence[str]
+
+    def verify(self, tensor: int, sums: npt.NDArray[np.uint64]) -> None:
+        """Raise CheckpointError unless the content read is what the store was made from.
+
+        ``sums`` are those of the content hash of the whole tensor.
+        """
+        nbytes = int(self.checkpoint.table.nbytes[self.index[tensor]])
+        low, high = sums.tolist()
+        wanted = self.hashes[tensor]
+        if wanted != UNKNOWN and hashing.finish(low, high, nbytes) != wanted:
+            raise CheckpointError(
+                f"{self.checkpoint.label} is not the base of these stores: "
+                f"{printable(self.names[tensor])} has other content",
+                hint="give the checkpoint that the runs started from to --base",
+            )
