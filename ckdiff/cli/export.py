@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from ckdiff.cli import options
 from ckdiff.cli.made import one_rule
 from ckdiff.cli.output import write_json, write_lines
+from ckdiff.masks.exporting.registry import FORMATS
 
-if TYPE_CHECKING:
-    from ckdiff.masks.exporting.exporting import Format
+_FORMATS = ", ".join(f"{name} ({line.help})" for name, line in FORMATS.lines.items())
 
 
 @click.command("export")
 @click.argument("store")
 @click.option(
     "--to",
-    type=click.Choice(["safetensors", "indices", "npz", "torch"]),
-    help="The format; indices are a safetensors file with the positions of ones. By default what "
-    "the name says: .npz, .pt and .pth (torch); else safetensors.",
+    type=click.Choice(list(FORMATS)),
+    help=f"The format: {_FORMATS}.",
 )
 @click.option("-o", "out", required=True, metavar="PATH", help="Write the masks there.")
 @click.option("--packed", is_flag=True, help="safetensors: eight elements in a byte.")
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
 @options.as_json
 def command(
     store: str,
-    to: Format | None,
+    to: str | None,
     out: str,
     packed: bool,
     invert: bool,

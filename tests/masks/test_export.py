@@ -19,7 +19,6 @@ from safetensors import numpy as safetensors_numpy
 from support import write_index, write_safetensors
 
 import ckdiff
-from ckdiff.masks.exporting import exporting
 from ckdiff.masks.exporting.masks import Masks
 
 
@@ -95,7 +94,7 @@ def test_indices(invert: bool, made: tuple[ckdiff.MaskStore, Flags], tmp_path: P
 def test_wide_indices_come_first_in_the_file(
     made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckdiff.masks.exporting.tensorfile._NARROW", 1000)
+    monkeypatch.setattr("ckdiff.masks.exporting.indices._NARROW", 1000)
     store, masks = made
     out = tmp_path / "masks.safetensors"
     ckdiff.export_masks(store, out, to="indices")
@@ -135,7 +134,7 @@ def test_torch(made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["safetensors", "indices"])
 def test_like_a_sharded_checkpoint(
-    to: exporting.Format, made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path
+    to: str, made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path
 ) -> None:
     store, masks = made
     out = tmp_path / "masks"
@@ -236,7 +235,7 @@ def stop_after(pieces: int, failure: BaseException) -> Callable[..., object]:
     ids=["full disk", "Ctrl-C"],
 )
 def test_what_fails_leaves_nothing(
-    to: exporting.Format,
+    to: str,
     failure: BaseException,
     kind: type[Exception],
     words: str,

@@ -33,7 +33,6 @@ from support import write_safetensors
 
 import ckdiff
 from ckdiff.layout import CHUNK, Layout
-from ckdiff.masks.exporting import exporting
 from ckdiff.masks.exporting.masks import Masks
 from ckdiff.masks.importing import importing, maskfile
 from ckdiff.masks.importing.maskfile import Item, Kind, MaskFile, Notes
@@ -717,7 +716,7 @@ def test_a_store_with_such_a_name_is_said_before_the_work(
         self.names = ["\ud800"]
 
     monkeypatch.setattr(Masks, "__init__", named)
-    kinds: list[exporting.Format] = ["safetensors", "indices", "npz", "torch"]
+    kinds: list[str] = ["safetensors", "indices", "npz", "torch"]
     for to in kinds:
         with pytest.raises(ckdiff.StoreCorrupt, match="not valid text"):
             ckdiff.export_masks(store, tmp_path / "out", to=to)

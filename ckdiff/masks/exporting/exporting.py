@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any
 
 import numpy as np
 
 from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
 from ckdiff.checkpoints.choosing import INDEX_NAME
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
+from ckdiff.masks.exporting.format import Output
 from ckdiff.masks.exporting.masks import Masks, compact, encoded, everything, text_label
 from ckdiff.masks.exporting.recognising import foreign
-from ckdiff.masks.exporting.tensorfile import TensorFile
+from ckdiff.masks.exporting.registry import FORMATS
 from ckdiff.options import (
     Observer,
     Options,
@@ -30,34 +30,12 @@ from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.table import IntArray
 
-Format = Literal["safetensors", "indices", "npz", "torch"]
-
-#: what a name says that only some formats have; the first is meant where none is asked for
-_SAID: dict[str, tuple[Format, ...]] = {
-    ".npz": ("npz",),
-    ".pt": ("torch",),
-    ".pth": ("torch",),
-    ".safetensors": ("safetensors", "indices"),
-}
-#: what is meant by names that others use as well
-_USUAL: dict[str, Format] = {".bin": "torch", ".ckpt": "torch"}
-
-
-class Output(Protocol):
-    """A file to be written, whatever its format."""
-
-    data_size: int  #: bytes that ``done`` will be told of
-    size: int  #: bytes that it takes on the disk, about
-
-    def write(self, path: Path, done: Callable[[int], None]) -> None:
-        """Write it to ``path``, where nothing is."""
-
 
 def export_masks(
     store: str | os.PathLike[str] | MaskStore,
     out: str | os.PathLike[str],
     *,
-    to: Format | None = None,
+    to: str | None = None,
     packed: bool = False,
     invert: bool = False,
     rule: str | Rule | None = None,
@@ -90,11 +68,10 @@ def export_masks(
         place = Place(path, directory=folder, overwrite=overwrite, in_the_way=foreign)
         place.keep_away_from([] if source is None else [source], [opened.path])
         groups, left_out = {"": everything(masks)}, list[str]()
+        make = (packed and FORMATS[to].packed) or FORMATS[to].output
         if source is not None:
             groups, left_out = _shards(masks, source)
-        outputs: dict[str, Output] = {
-            name: _output(masks, chosen, to, packed=packed) for name, chosen in groups.items()
-        }
+        outputs: dict[str, Output] = {name: make(masks, chosen) for name, chosen in groups.items()}
         try:
             with place:
                 place.check_disk(sum(output.size for output in outputs.values()))
@@ -124,47 +101,31 @@ def export_masks(
     }
 
 
-def _checked_format(to: str | None, name: str, *, packed: bool, like: object) -> Format:
+def _checked_format(to: str | None, name: str, *, packed: bool, like: object) -> str:
     """The format that is meant; UsageError where the arguments contradict each other."""
-    if to is not None and checked_text("to", to) not in get_args(Format):
-        raise UsageError(
-            f"there is no format {printable(to)!r}", hint=f"one of {', '.join(get_args(Format))}"
-        )
     suffix = os.path.splitext(name)[1].lower()
-    said, meant = _SAID.get(suffix), cast("Format | None", to)
-    if meant is None:
-        found = said[0] if said else _USUAL.get(suffix, "safetensors")
-    elif said and meant not in said:
+    said = [known for known, format_ in FORMATS.items() if suffix in format_.suffixes]
+    if to is None:
+        usual = [known for known, format_ in FORMATS.items() if suffix in format_.also]
+        to = [*said, *usual, *FORMATS][0]
+    else:
+        FORMATS.check(checked_text("to", to))
+    if said and to not in said:
         # readers go by the name: numpy and torch would refuse the file, or look for a pickle in it
         raise UsageError(
-            f"{printable(name)} is named like {said[0]}, and {meant} was asked for",
-            hint=f"leave out --to {meant}, or choose another name",
+            f"{printable(name)} is named like {said[0]}, and {to} was asked for",
+            hint=f"leave out --to {to}, or choose another name",
         )
-    else:
-        found = meant
-    if packed and found != "safetensors":
+    if packed and FORMATS[to].packed is None:
+        packers = " or ".join(known for known, format_ in FORMATS.items() if format_.packed)
+        raise UsageError(f"packed masks go to {packers}, not to {to}", hint="leave out --packed")
+    if like is not None and not FORMATS[to].shards:
+        sharded = " or ".join(f"--to {known}" for known in FORMATS if FORMATS[known].shards)
         raise UsageError(
-            f"packed masks go to safetensors, not to {found}", hint="leave out --packed"
+            f"--like gives the shards of safetensors files; {to} has none",
+            hint=f"use {sharded}, and a name that fits",
         )
-    if like is not None and found in ("npz", "torch"):
-        raise UsageError(
-            f"--like gives the shards of safetensors files; {found} has none",
-            hint="use --to safetensors or --to indices, and a name that fits",
-        )
-    return found
-
-
-def _output(masks: Masks, chosen: IntArray, to: Format, *, packed: bool) -> Output:
-    if to == "npz":
-        from ckdiff.masks.exporting.npz import Npz
-
-        return Npz(masks, chosen)
-    if to == "torch":
-        from ckdiff.masks.exporting.torchfile import TorchFile
-
-        return TorchFile(masks, chosen)
-    encoding = "indices" if to == "indices" else "packed" if packed else "bool"
-    return TensorFile(masks, chosen, encoding)
+    return to
 
 
 def _shards(masks: Masks, like: Checkpoint) -> tuple[dict[str, IntArray], list[str]]:
@@ -215,11 +176,6 @@ def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder
         path.parent.mkdir(parents=True, exist_ok=True)
         output.write(path, done)
     if folder:
-        weight_map = {
-            name: file
-            for file, output in outputs.items()
-            if isinstance(output, TensorFile)
-            for name in output.names
-        }
+        weight_map = {name: file for file, output in outputs.items() for name in output.names}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (root / INDEX_NAME).write_bytes(encoded(compact(index)) + b"\n")

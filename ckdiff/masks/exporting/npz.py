@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 
 from ckdiff.errors import UsageError, printable
+from ckdiff.masks.exporting.format import Format
 from ckdiff.masks.exporting.masks import Masks, compact, encoded
 from ckdiff.stores.table import IntArray
 
@@ -26,8 +27,8 @@ class Npz:
         self._masks = masks
         self._chosen = chosen
         self._metadata = encoded(compact(masks.metadata("bool", chosen)))
-        names = [masks.names[i] for i in chosen.tolist()]
-        for name in names:
+        self.names = [masks.names[i] for i in chosen.tolist()]
+        for name in self.names:
             if "\0" in name or name == METADATA or len(encoded(name)) > _LONGEST:
                 raise UsageError(
                     f"npz cannot hold a tensor called {printable(name[:80])}",
@@ -35,11 +36,11 @@ class Npz:
                 )
         self.data_size = int(masks.elements[chosen].sum())
         #: bytes of the file, about
-        self.size = self.data_size + len(self._metadata) + _ENTRY * (len(names) + 1)
-        self.size += 2 * sum(map(len, names))
+        self.size = self.data_size + len(self._metadata) + _ENTRY * (len(self.names) + 1)
+        self.size += 2 * sum(map(len, self.names))
 
     def write(self, path: Path, done: Callable[[int], None]) -> None:
-        """Stream it; ``done`` is told of bytes. Raises OSError and StoreCorrupt."""
+        """See Output."""
         with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
             with _member(archive, METADATA, len(self._metadata)) as member:
                 _header(member, (len(self._metadata),), "|u1")
@@ -62,3 +63,6 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> IO[bytes]:
 def _header(member: IO[bytes], shape: tuple[int, ...], descr: str) -> None:
     fields = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, fields)
+
+
+FORMAT = Format(Npz, suffixes=(".npz",))

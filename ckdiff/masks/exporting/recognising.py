@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ckdiff.checkpoints.choosing import INDEX_NAME, indexed
 from ckdiff.errors import CkdiffError, printable
-from ckdiff.masks.exporting.tensorfile import INDICES
+from ckdiff.masks.exporting.indices import Indices
 
 
 def foreign(out: Path) -> str | None:
@@ -66,7 +66,7 @@ def exported(path: Path) -> list[str] | None:
         whole = names == found.tensors.keys() and not found.notes.others
         if not itself or not found.notes.ours or not whole:
             return None
-        suffix = INDICES if found.notes.encoding == "indices" else ""
+        suffix = Indices.suffix if found.notes.encoding == Indices.encoding else ""
         return [item.name + suffix for item in found.items]
 
 

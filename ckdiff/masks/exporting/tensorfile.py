@@ -1,13 +1,15 @@
-"""Masks as a safetensors file: a byte for each element, packed bits, or the positions of ones."""
+"""Masks as a safetensors file, whatever their bits are stored as: the header, and the writing."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.errors import StoreError, UsageError, printable
@@ -15,46 +17,53 @@ from ckdiff.masks.exporting.masks import Masks, Piece, compact, encoded
 from ckdiff.outputs.writing import write_all
 from ckdiff.stores.table import IntArray
 
-#: how the masks lie in the file
-ENCODINGS = ("bool", "packed", "indices")
-INDICES = ".indices"  #: follows a tensor's name where the positions of its ones are stored
-_NARROW = 1 << 31  # fewer elements than this have int32 positions
 _BUFFER = 1 << 20
 
 
-class TensorFile:
+class TensorFile(ABC):
     """A file to be written: everything about it but the bits is known before."""
 
-    def __init__(self, masks: Masks, chosen: IntArray, encoding: str) -> None:
+    encoding: ClassVar[str]  #: what the file says of how its masks lie in it
+    suffix: ClassVar[str] = ""  #: follows the names of tensors
+
+    def __init__(self, masks: Masks, chosen: IntArray) -> None:
         self._masks = masks
         self._chosen = chosen
-        self._encoding = encoding
-        elements, ones = masks.elements[chosen], masks.ones[chosen]
-        self._wide = elements >= _NARROW
-        if encoding == "bool":
-            sizes = elements
-        elif encoding == "packed":
-            sizes = -(-elements // 8)
-        else:
-            sizes = ones * np.where(self._wide, 8, 4)
-        # int64 positions come first, so that all are aligned; names stay in natural order
-        order = np.argsort(~self._wide, kind="stable") if encoding == INDICES[1:] else slice(None)
+        elements = masks.elements[chosen]
+        sizes = self._sizes(elements, masks.ones[chosen])
+        self._are_wide = self._wide(elements)
+        # what is wide comes first, so that all is aligned; names stay in natural order
+        order = np.argsort(~self._are_wide, kind="stable")
         ends = np.cumsum(sizes[order])
         self._begins = np.empty(len(chosen), np.int64)
         self._begins[order] = ends - sizes[order]
-        self._sizes = sizes
         self.data_size = int(sizes.sum())
-        self._header = self._make_header()
+        self._header = self._make_header(sizes)
         self.size = len(self._header) + self.data_size  #: bytes of the file
+
+    @abstractmethod
+    def _sizes(self, elements: IntArray, ones: IntArray) -> IntArray:
+        """Bytes of tensors."""
+
+    @abstractmethod
+    def _entry(self, position: int, size: int, wide: bool) -> tuple[str, list[int]]:
+        """Dtype and shape of what is stored of the mask at ``position``, in ``size`` bytes."""
+
+    @abstractmethod
+    def _data(self, piece: Piece, wide: bool) -> bytes:
+        """What is stored of a piece."""
+
+    def _wide(self, elements: IntArray) -> npt.NDArray[np.bool_]:
+        """Which tensors have numbers of 8 bytes."""
+        return np.zeros(len(elements), np.bool_)
 
     @property
     def names(self) -> list[str]:
-        """What the tensors of the file are called."""
-        suffix = INDICES if self._encoding == "indices" else ""
-        return [self._masks.names[i] + suffix for i in self._chosen.tolist()]
+        """See Output."""
+        return [self._masks.names[i] + self.suffix for i in self._chosen.tolist()]
 
     def write(self, path: Path, done: Callable[[int], None]) -> None:
-        """Stream it; ``done`` is told of bytes. Raises OSError and StoreCorrupt."""
+        """See Output."""
         rows = np.zeros(len(self._masks.names), np.int64)
         rows[self._chosen] = np.arange(len(self._chosen))
         cursor = self._begins + len(self._header)
@@ -62,34 +71,22 @@ class TensorFile:
             output.put(0, self._header)
             for piece in self._masks.pieces(self._chosen):
                 row = int(rows[piece.tensor])
-                data = self._data(piece, bool(self._wide[row]))
+                data = self._data(piece, bool(self._are_wide[row]))
                 output.put(int(cursor[row]), data)
                 cursor[row] += len(data)
                 done(len(data))
             output.flush()
 
-    def _data(self, piece: Piece, wide: bool) -> bytes:
-        if self._encoding == "packed":
-            return piece.packed.tobytes()
-        flags = piece.flags()
-        if self._encoding == "bool":
-            return flags.tobytes()
-        return (np.flatnonzero(flags) + piece.first).astype("<i8" if wide else "<i4").tobytes()
-
-    def _make_header(self) -> bytes:
-        masks, entries = self._masks, dict[str, Any]()
-        entries["__metadata__"] = masks.metadata(self._encoding, self._chosen)
-        columns = (self._chosen, self._begins, self._sizes, self._wide)
-        names = self.names
-        for name, i, begin, size, wide in zip(names, *(c.tolist() for c in columns), strict=True):
+    def _make_header(self, sizes: IntArray) -> bytes:
+        entries: dict[str, Any] = {
+            "__metadata__": self._masks.metadata(self.encoding, self._chosen)
+        }
+        columns = (self._chosen, self._begins, sizes, self._are_wide)
+        rows = zip(self.names, *(c.tolist() for c in columns), strict=True)
+        for name, position, begin, size, wide in rows:
             if name in entries:
                 raise UsageError(f"a tensor called {printable(name)} cannot be exported")
-            if self._encoding == "bool":
-                dtype, shape = "BOOL", list(masks.shapes[i])
-            elif self._encoding == "packed":
-                dtype, shape = "U8", [size]
-            else:
-                dtype, shape = ("I64", [size // 8]) if wide else ("I32", [size // 4])
+            dtype, shape = self._entry(position, size, wide)
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + size]}
         raw = encoded(compact(entries))
         raw += b" " * (-len(raw) % 8)  # readers that map the file want data aligned

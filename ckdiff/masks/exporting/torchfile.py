@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckdiff.errors import StoreError, UsageError, printable
+from ckdiff.masks.exporting.format import Format
 from ckdiff.masks.exporting.masks import Masks, encoded
 from ckdiff.outputs.writing import write_all
 from ckdiff.stores.table import IntArray
@@ -41,14 +42,15 @@ class TorchFile:
         self._torch = load_torch()
         self._masks = masks
         self._chosen = chosen
+        self.names = [masks.names[i] for i in chosen.tolist()]
         self.data_size = int(masks.elements[chosen].sum())
         # encoded now: a name that is no text is said before the work
-        names = sum(len(encoded(masks.names[i])) for i in chosen.tolist())
+        names = sum(len(encoded(name)) for name in self.names)
         #: bytes on the disk while it is written, about
         self.size = 2 * self.data_size + _ENTRY * len(chosen) + 2 * names
 
     def write(self, path: Path, done: Callable[[int], None]) -> None:
-        """Write it; ``done`` is told of bytes. Raises OSError and StoreCorrupt."""
+        """See Output."""
         flags = path.with_name("flags")
         fd = os.open(flags, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -94,3 +96,6 @@ class TorchFile:
 
     def _metadata(self) -> dict[str, str]:
         return self._masks.metadata("bool", self._chosen)
+
+
+FORMAT = Format(TorchFile, suffixes=(".pt", ".pth"), also=(".bin", ".ckpt"))

@@ -23,8 +23,8 @@ from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, printable
+from ckdiff.masks.exporting.indices import INDICES
 from ckdiff.masks.exporting.masks import CHANGED, FORMAT, FROZEN
-from ckdiff.masks.exporting.tensorfile import INDICES
 
 #: what the items of a tensor are: bytes of 0 or 1, eight elements in a byte, positions of ones
 Kind = Literal["flags", "packed", "indices"]
