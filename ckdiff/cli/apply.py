@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ckdiff.cli import options
@@ -11,20 +13,9 @@ from ckdiff.cli.output import write_json, write_lines
 @click.command("apply")
 @click.argument("base")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA...")
-@click.option("-o", "out", required=True, metavar="PATH", help="Write the checkpoint there.")
-@options.overwrite
-@options.workers
-@options.memory
-@options.as_json
-def command(
-    base: str,
-    deltas: tuple[str, ...],
-    out: str,
-    overwrite: bool,
-    workers: int | None,
-    memory: str | None,
-    as_json: bool,
-) -> None:
+@options.output("PATH", "Write the checkpoint there.")
+@options.files
+def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
     """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
     several that follow each other.
 
@@ -38,15 +29,7 @@ def command(
     from ckdiff.errors import printable
 
     with Reporter("rebuilt") as reporter, compilation_noted(reporter):
-        made = apply(
-            base,
-            deltas,
-            out,
-            overwrite=overwrite,
-            workers=workers,
-            memory=memory,
-            observer=reporter.observer(),
-        )
+        made = apply(base, deltas, out, observer=reporter.observer(), **asked)
     if as_json:
         write_json(made.to_dict())
         return

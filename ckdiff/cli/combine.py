@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.made import one_rule, output
 
 
 @click.command("combine")
 @click.argument("operation")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE STORE...")
-@one_rule
-@output
-@options.overwrite
-@options.workers
-@options.as_json
-def command(
-    operation: str,
-    stores: tuple[str, ...],
-    rule: str | None,
-    out: str,
-    overwrite: bool,
-    workers: int | None,
-    as_json: bool,
-) -> None:
+@options.from_stores
+def command(operation: str, stores: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
     """Combine the masks of 2 to 64 stores into a new store.
 
     OPERATION is intersection, union, difference (the first without all others),
@@ -36,13 +25,5 @@ def command(
     from ckdiff.masks.combine import combine
 
     with Reporter("combined") as reporter, compilation_noted(reporter):
-        made = combine(
-            operation,
-            stores,
-            out,
-            rule=rule,
-            overwrite=overwrite,
-            workers=workers,
-            observer=reporter.observer(),
-        )
-    report(made, as_json=as_json)
+        store = combine(operation, stores, out, observer=reporter.observer(), **asked)
+    report(store, as_json=as_json)

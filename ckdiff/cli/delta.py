@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from ckdiff.cli import options
 from ckdiff.cli.output import write_json, write_lines
 
-if TYPE_CHECKING:
-    from ckdiff.deltas.creating import Encoding
-
 
 @click.command("delta")
 @click.argument("base")
 @click.argument("tuned")
-@click.option("-o", "out", required=True, metavar="DELTA", help="Write the delta to this file.")
+@options.output("DELTA", "Write the delta to this file.")
 @click.option("--mask", metavar="STORE", help="Take only what this mask marks; the delta is lossy.")
 @click.option("--rule", metavar="RULE", help="Which of the mask store's masks.")
 @click.option(
@@ -26,22 +23,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="packed is the smallest; indices are positions and values that other tools read.",
 )
-@options.overwrite
-@options.workers
-@options.memory
-@options.as_json
-def command(
-    base: str,
-    tuned: str,
-    out: str,
-    mask: str | None,
-    rule: str | None,
-    encoding: Encoding,
-    overwrite: bool,
-    workers: int | None,
-    memory: str | None,
-    as_json: bool,
-) -> None:
+@options.files
+def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write everything that is needed to rebuild TUNED from BASE, bit for bit.
 
     Both may be on the hub, hf://org/name. `ckdiff apply BASE DELTA -o OUT` rebuilds TUNED. The
@@ -53,18 +36,7 @@ def command(
     from ckdiff.errors import printable
 
     with Reporter("compared") as reporter, compilation_noted(reporter):
-        made = delta(
-            base,
-            tuned,
-            out,
-            mask=mask,
-            rule=rule,
-            encoding=encoding,
-            overwrite=overwrite,
-            workers=workers,
-            memory=memory,
-            observer=reporter.observer(),
-        )
+        made = delta(base, tuned, out, observer=reporter.observer(), **asked)
     if as_json:
         write_json(made.to_dict())
         return

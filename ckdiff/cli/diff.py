@@ -12,7 +12,7 @@ from ckdiff.cli import options
 @click.command("diff")
 @click.argument("base")
 @click.argument("tuned")
-@options.output
+@options.output("STORE", "Write the masks to this mask store.", required=False)
 @options.rules
 @click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; this wins.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.made import one_rule
 from ckdiff.cli.output import write_json, write_lines
 from ckdiff.masks.exporting.registry import FORMATS
 
@@ -19,10 +20,10 @@ _FORMATS = ", ".join(f"{name} ({line.help})" for name, line in FORMATS.lines.ite
     type=click.Choice(list(FORMATS)),
     help=f"The format: {_FORMATS}.",
 )
-@click.option("-o", "out", required=True, metavar="PATH", help="Write the masks there.")
+@options.output("PATH", "Write the masks there.")
 @click.option("--packed", is_flag=True, help="safetensors: eight elements in a byte.")
 @click.option("--invert", is_flag=True, help="Write ones for what did not change.")
-@one_rule
+@options.one_rule
 @click.option(
     "--like",
     metavar="CHECKPOINT",
@@ -32,17 +33,7 @@ _FORMATS = ", ".join(f"{name} ({line.help})" for name, line in FORMATS.lines.ite
     "--overwrite", is_flag=True, help="Replace masks exported earlier, once these are whole."
 )
 @options.as_json
-def command(
-    store: str,
-    to: str | None,
-    out: str,
-    packed: bool,
-    invert: bool,
-    rule: str | None,
-    like: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(store: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write the masks of a store in a format that other tools read.
 
     Each file records what a one means, the rule, and which store and checkpoints the masks are of.
@@ -53,17 +44,7 @@ def command(
     from ckdiff.masks.exporting.exporting import export_masks
 
     with Reporter("written") as reporter, compilation_noted(reporter):
-        made = export_masks(
-            store,
-            out,
-            to=to,
-            packed=packed,
-            invert=invert,
-            rule=rule,
-            like=like,
-            overwrite=overwrite,
-            observer=reporter.observer(),
-        )
+        made = export_masks(store, out, observer=reporter.observer(), **asked)
     if as_json:
         write_json(made)
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.made import one_rule
 from ckdiff.cli.output import write_json, write_lines
 
 
@@ -13,23 +14,10 @@ from ckdiff.cli.output import write_json, write_lines
 @click.argument("base")
 @click.argument("tuned")
 @click.option("--mask", required=True, metavar="STORE", help="Where TUNED's elements are taken.")
-@click.option("-o", "out", required=True, metavar="PATH", help="Write the checkpoint there.")
-@one_rule
-@options.overwrite
-@options.workers
-@options.memory
-@options.as_json
-def command(
-    base: str,
-    tuned: str,
-    mask: str,
-    out: str,
-    rule: str | None,
-    overwrite: bool,
-    workers: int | None,
-    memory: str | None,
-    as_json: bool,
-) -> None:
+@options.output("PATH", "Write the checkpoint there.")
+@options.one_rule
+@options.files
+def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write BASE with the elements of TUNED wherever a mask has ones.
 
     Does the subnetwork alone carry the change? Both may be on the hub, hf://org/name. The mask may
@@ -42,17 +30,7 @@ def command(
     from ckdiff.grafts.graft import graft
 
     with Reporter("grafted") as reporter, compilation_noted(reporter):
-        made = graft(
-            base,
-            tuned,
-            mask,
-            out,
-            rule=rule,
-            overwrite=overwrite,
-            workers=workers,
-            memory=memory,
-            observer=reporter.observer(),
-        )
+        made = graft(base, tuned, mask, out, observer=reporter.observer(), **asked)
     if as_json:
         write_json(made)
         return

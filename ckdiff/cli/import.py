@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.made import output
 
 
 @click.command("import")
 @click.argument("file")
-@output
+@options.new_store
 @click.option(
     "--rule",
     metavar="RULE",
@@ -24,15 +25,7 @@ from ckdiff.cli.made import output
 )
 @options.overwrite
 @options.as_json
-def command(
-    file: str,
-    out: str,
-    rule: str | None,
-    invert: bool,
-    base: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(file: str, out: str, as_json: bool, **asked: Any) -> None:
     """Make a mask store from masks made elsewhere: safetensors, npz or torch.
 
     Masks are bool or uint8 tensors of 0 and 1, or positions of ones called NAME.indices.
@@ -42,13 +35,5 @@ def command(
     from ckdiff.masks.importing.importing import import_masks
 
     with Reporter("imported") as reporter, compilation_noted(reporter):
-        made = import_masks(
-            file,
-            out,
-            rule=rule,
-            invert=invert,
-            base=base,
-            overwrite=overwrite,
-            observer=reporter.observer(),
-        )
-    report(made, as_json=as_json)
+        store = import_masks(file, out, observer=reporter.observer(), **asked)
+    report(store, as_json=as_json)

@@ -1,28 +1,13 @@
-"""What commands that make a store from other stores share: options, and what they print."""
+"""What commands that make a store print, and how a store came about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from ckdiff.cli.output import write_json, write_lines
 
 if TYPE_CHECKING:
     from ckdiff.stores.maskstore import MaskStore
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-one_rule: Decorator = click.option(
-    "--rule",
-    metavar="RULE",
-    help="Which of the stores' masks; needed where they have several and none is exact.",
-)
-
-output: Decorator = click.option(
-    "-o", "out", required=True, metavar="STORE", help="Write the mask to this mask store."
-)
 
 
 def title(made_by: Any) -> str:

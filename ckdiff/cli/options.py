@@ -27,9 +27,22 @@ as_json: Decorator = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document."
 )
 
-output: Decorator = click.option(
-    "-o", "out", metavar="STORE", help="Write the masks to this mask store."
-)
+
+def output(metavar: str, help: str, *, required: bool = True) -> Decorator:
+    """``-o``: where the result goes."""
+    return click.option("-o", "out", required=required, metavar=metavar, help=help)
+
+
+def block(*options: Decorator) -> Decorator:
+    """Options that go together, in the order in which ``--help`` lists them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
 
 overwrite: Decorator = click.option(
     "--overwrite", is_flag=True, help="Replace the output if it exists, once the new one is whole."
@@ -50,6 +63,12 @@ rule: Decorator = click.option(
     help="The rule whose masks are read; may be left out where every store has exact, or only one.",
 )
 
+one_rule: Decorator = click.option(
+    "--rule",
+    metavar="RULE",
+    help="Which of the stores' masks; needed where they have several and none is exact.",
+)
+
 workers: Decorator = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -62,6 +81,14 @@ memory: Decorator = click.option(
     metavar="SIZE",
     help="Bound on anonymous memory, such as 512MiB; refused before any work if it is too little.",
 )
+
+#: of what writes files the size of a model
+files: Decorator = block(overwrite, workers, memory, as_json)
+
+new_store: Decorator = output("STORE", "Write the mask to this mask store.")
+
+#: of what makes a mask store from others
+from_stores: Decorator = block(one_rule, new_store, overwrite, workers, as_json)
 
 device: Decorator = click.option(
     "--device",

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.made import one_rule, output
-
-if TYPE_CHECKING:
-    from ckdiff.masks.random import Within
 
 
 @click.command("random")
@@ -27,21 +23,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Keep the number in each tensor, or only in all together.",
 )
-@one_rule
-@output
-@options.overwrite
-@options.workers
-@options.as_json
-def command(
-    like: str,
-    seed: int,
-    within: Within,
-    rule: str | None,
-    out: str,
-    overwrite: bool,
-    workers: int | None,
-    as_json: bool,
-) -> None:
+@options.from_stores
+def command(like: str, out: str, as_json: bool, **asked: Any) -> None:
     """Make a random mask with exactly as many changed elements as a store has.
 
     It is the control for an overlap: what agrees no more than this agrees by chance. The same seed
@@ -52,14 +35,5 @@ def command(
     from ckdiff.masks.random import random_mask
 
     with Reporter("drawn") as reporter, compilation_noted(reporter):
-        made = random_mask(
-            like,
-            out,
-            seed=seed,
-            within=within,
-            rule=rule,
-            overwrite=overwrite,
-            workers=workers,
-            observer=reporter.observer(),
-        )
-    report(made, as_json=as_json)
+        store = random_mask(like, out, observer=reporter.observer(), **asked)
+    report(store, as_json=as_json)
