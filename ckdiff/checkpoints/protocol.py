@@ -1,4 +1,4 @@
-"""The small protocol behind which every source of tensors stands.
+"""The protocol behind which every source of tensors stands.
 
 A checkpoint is a table of tensors plus readers that make spans of their bytes addressable. The
 engine never learns where bytes come from: a local file hands out addresses inside its mapping, a
@@ -8,12 +8,20 @@ copies them into its own buffers and hands out addresses of those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from ckdiff.errors import CheckpointError, UsageError, printable
+
+if TYPE_CHECKING:
+    from ckdiff.checkpoints.places.openfile import OpenFile
 
 IntArray = npt.NDArray[np.int64]
 
@@ -70,13 +78,93 @@ class SpanReader(Protocol):
         """Release everything, without verification."""
 
 
-class Checkpoint(Protocol):
-    """Where tensors come from."""
+class Checkpoint(ABC):
+    """Where tensors come from, and all that anybody may ask of it. A context manager that closes.
+
+    Nobody asks of which kind it is: what a kind does not have it has as nothing, by default.
+    Opening costs headers only. Whoever wants to read calls ``fetch`` first, once all is planned.
+    """
 
     label: str  #: how messages name it
     table: TensorTable
-    files: Sequence[SourceFile]
+    files: Sequence[SourceFile] = ()  #: in natural order of their names; none where there are none
+    #: the files that are open on this machine: none, or one for each of ``files``. No output may
+    #: replace one of them.
+    open_files: Sequence[OpenFile] = ()
+    #: the directory of this machine that all of it is, or will be once it is fetched; None where it
+    #: is one file, or none. No output may lie inside.
+    directory: str | None = None
+    index_name: str | None = None  #: of the index that was followed
+    origin: Mapping[str, str] = MappingProxyType({})  #: provenance, as stores record it
+    #: whether its readers fetch what they are asked for into spools, of which ``share`` is told
+    streams: bool = False
 
+    # what its files say of it
+
+    @cached_property
+    def file_index(self) -> npt.NDArray[np.int32]:
+        """For each tensor the position of its file in ``files``, -1 where it is in none."""
+        return np.full(len(self.table), -1, np.int32)
+
+    @cached_property
+    def offset(self) -> IntArray:
+        """For each tensor its first byte counted from the start of its file, -1 in none."""
+        return np.full(len(self.table), -1, np.int64)
+
+    @property
+    def in_files(self) -> bool:
+        """Whether each tensor is in one of ``files``, so that these can be made again."""
+        return bool(self.files) and bool((self.file_index >= 0).all())
+
+    def head(self, file: int) -> bytes:
+        """The header of ``files[file]`` as it is stored, its 8 bytes of length included.
+
+        Raises SourceChanged, and CheckpointError where it cannot be read or there is none.
+        """
+        raise CheckpointError(f"{printable(self.label)} does not say what its files are")
+
+    def index(self) -> bytes | None:
+        """The index ``index_name`` as it is stored; None where none was followed.
+
+        Raises SourceChanged where it is not the one by which the checkpoint was opened.
+        """
+        return None
+
+    # what is to be fetched before it can be read
+
+    def missing_bytes(self) -> Mapping[tuple[str, ...], int]:
+        """What ``fetch`` would download: bytes by what they are known by, as two checkpoints may
+        lack the same. Raises CheckpointError.
+        """
+        return {}
+
+    def fetch(self) -> None:  # noqa: B027
+        """Download what is missing. The table stays: raises SourceChanged where that is not what
+        arrived, CheckpointError and BudgetError; may be called again.
+        """
+
+    # reading
+
+    @abstractmethod
+    def reader(self) -> SpanReader:
+        """A new reader over this checkpoint, for one worker. CheckpointError before ``fetch``."""
+
+    def reader_memory(self, window: int) -> int:
+        """Bytes of anonymous memory that a reader takes by itself, for windows of so many bytes."""
+        return 0
+
+    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:  # noqa: B027
+        """Start reading spans, before there is any reader; may do nothing, may block a while."""
+
+    def share(self, spool: int, connections: int) -> None:  # noqa: B027
+        """What each reader may have of the disk, and all of them of connections, if it streams."""
+
+    def hang_up(self) -> None:  # noqa: B027
+        """Let nobody wait for bytes any more, on whatever thread: nothing can be read after it."""
+
+    # whether it is still the same
+
+    @abstractmethod
     def fingerprint(self) -> list[Any]:
         """JSON-able identity of the exact bytes on this machine (device, inode, size, times).
 
@@ -87,27 +175,24 @@ class Checkpoint(Protocol):
         """JSON-able identity of the same bytes on any machine that shares their file system: sizes,
         modification times, and where in them each tensor is. It never enters a store either.
         """
+        return self.fingerprint()
 
-    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
-        """Start reading spans, before there is any reader; may do nothing, may block a while."""
+    def recipe(self) -> str:
+        """How ``open_recipe`` opens the same in another process: a JSON object. UsageError."""
+        raise UsageError(
+            f"on a cluster every worker opens the checkpoints, and {printable(self.label)} is only "
+            "here",
+            hint='scheduler="threads"',
+        )
 
-    def reader(self) -> SpanReader:
-        """A new reader over this checkpoint, for one worker."""
+    def verify(self) -> None:  # noqa: B027
+        """Raise SourceChanged if it is no longer what was opened."""
 
-    def verify(self) -> None:
-        """Raise SourceChanged if any file is no longer what was opened."""
+    def close(self) -> None:  # noqa: B027
+        """Close files, mappings and connections; may be called more than once."""
 
-    def close(self) -> None:
-        """Close files and mappings."""
+    def __enter__(self) -> Self:
+        return self
 
-
-class Located(Checkpoint, Protocol):
-    """A checkpoint that says where in its files the tensors lie."""
-
-    file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file in ``files``
-    offset: IntArray  #: for each tensor, its first byte counted from the start of that file
-
-
-def is_located(checkpoint: Checkpoint) -> TypeGuard[Located]:
-    """Whether it says where in its files the tensors lie."""
-    return hasattr(checkpoint, "file_index")
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, is_located
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 
 #: positions of a base file and a tuned file
 FilePair = tuple[int, int]
@@ -19,8 +19,6 @@ FilePair = tuple[int, int]
 
 def same_files(base: Checkpoint, tuned: Checkpoint) -> tuple[FilePair, ...]:
     """The pairs of files that are known to be equal; a file of the tuned side is in one at most."""
-    if not (is_located(base) and is_located(tuned)):
-        return ()  # of a source that does not say where its tensors lie, nothing is known
     known: dict[object, int] = {}
     for i, keys in enumerate(_keys(base)):
         for key in keys:
@@ -38,7 +36,7 @@ def _keys(side: Checkpoint) -> list[list[object]]:
     keys: list[list[object]] = [
         [(file.content, file.size)] if file.content else [] for file in side.files
     ]
-    for found, file in zip(keys, getattr(side, "open_files", ()), strict=False):
+    for found, file in zip(keys, side.open_files, strict=False):
         # sizes and times as well: some network file systems make inode numbers up
         found.append(file.identity)
     return keys
@@ -55,12 +53,12 @@ def same_tensors(
     """
     if not pairs:
         return np.zeros(len(indexes[0]), np.bool_)
-    partner = np.full(len(sides[1].files), -1, np.int64)
+    # tensors in no file have -1 there, and so the last partner, which is none of theirs either
+    partner = np.full(len(sides[1].files) + 1, -2, np.int64)
     for i, j in pairs:
         partner[j] = i
     files, offsets = [], []
     for side, index in zip(sides, indexes, strict=True):
-        assert is_located(side)  # or there would be no pairs
         files.append(side.file_index[index])
         offsets.append(side.offset[index])
     same: npt.NDArray[np.bool_] = (partner[files[1]] == files[0]) & (offsets[0] == offsets[1])
@@ -71,7 +69,8 @@ def known_by(side: Checkpoint, tensor: int) -> str:
     """What a tensor is known by that was not read: ``CONTENT@OFFSET``, the hash of its file and the
     byte of the file at which it begins; empty where the file has no hash.
     """
-    if not is_located(side):
+    position = int(side.file_index[tensor])
+    if position < 0:
         return ""
-    file = side.files[int(side.file_index[tensor])]
+    file = side.files[position]
     return f"{file.content}@{int(side.offset[tensor])}" if file.content else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ckdiff.checkpoints import open_together
+from ckdiff.checkpoints.opening import fetch_all, open_all
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.change import Bytes, Patcher
@@ -68,24 +68,22 @@ def apply(
         allowed_workers(options, 1)
         room = Room(options.memory)
         chain = [stack.enter_context(Delta(checked_path("a delta", item), room)) for item in listed]
-
-        def rehearse(sides: list[Checkpoint]) -> None:
-            Links(sides[0], chain)
-            allowed_workers(options, 1, room.taken)
-            blueprint = chain[-1].blueprint
-            refuse_early(
-                path,
-                size=sum(plan.size for plan in blueprint.files),
-                directory=blueprint.directory,
-                overwrite=options.overwrite,
-                apart=sides,
-                inputs=[Path(delta.path) for delta in chain],
-            )
-
-        (opened,) = open_together(stack, [base], rehearse)
+        (opened,) = open_all(stack, base)
+        links = Links(opened, chain)
+        allowed_workers(options, 1, room.taken)
+        blueprint = chain[-1].blueprint
+        refuse_early(
+            path,
+            size=sum(plan.size for plan in blueprint.files),
+            directory=blueprint.directory,
+            overwrite=options.overwrite,
+            apart=[opened],
+            inputs=[Path(delta.path) for delta in chain],
+        )
+        fetch_all([opened])
         began = time.perf_counter()
         try:
-            _rebuild(opened, chain, path, options, observer, room.taken)
+            _rebuild(links, path, options, observer, room.taken)
         except KeyboardInterrupt:
             raise Interrupted("interrupted", hint="nothing was written") from None
     last = chain[-1].blueprint
@@ -100,15 +98,8 @@ def apply(
     )
 
 
-def _rebuild(
-    base: Checkpoint,
-    chain: list[Delta],
-    out: Path,
-    options: Options,
-    observer: Observer,
-    tables: int,
-) -> None:
-    links = Links(base, chain)
+def _rebuild(links: Links, out: Path, options: Options, observer: Observer, tables: int) -> None:
+    base, chain = links.base, links.chain
     blueprint = chain[-1].blueprint
     files = Rebuilt(
         out,
@@ -168,7 +159,7 @@ class Links:
     """Which tensor of each delta in a chain, and of the base, each rebuilt tensor is made from."""
 
     def __init__(self, base: Checkpoint, chain: list[Delta]) -> None:
-        self._base, self._chain = base, chain
+        self.base, self.chain = base, chain
         count = len(chain[-1].blueprint.names)
         #: (deltas, tensors): position in that delta, or -1 where a later one has all of it
         self.position: IntArray = np.full((len(chain), count), -1, np.int64)
@@ -183,7 +174,7 @@ class Links:
 
     def check_sums(self, base_sums: UInt64, out_sums: UInt64) -> None:
         """Raise DeltaError unless the base was the right one, and the result is."""
-        first, last = self._chain[0], self._chain[-1]
+        first, last = self.chain[0], self.chain[-1]
         used = np.flatnonzero(self.origin >= 0)
         wrong = used[
             (base_sums[used] != first.tensors.base_hashes[self.position[0, used]]).any(axis=1)
@@ -200,7 +191,7 @@ class Links:
 
         ``changed`` is (tensors, deltas).
         """
-        for k, delta in enumerate(self._chain):
+        for k, delta in enumerate(self.chain):
             taking_part = np.flatnonzero(self.position[k] >= 0)
             at = self.position[k, taking_part]
             wrong = changed[taking_part, k] != delta.tensors.changed[at]
@@ -212,16 +203,16 @@ class Links:
         """The error for a base that is not the one of the first delta."""
         others = f" and {count - 1:,} more" if count > 1 else ""
         return DeltaError(
-            f"{printable(self._chain[0].path)} was not made for {printable(self._base.label)}:"
+            f"{printable(self.chain[0].path)} was not made for {printable(self.base.label)}:"
             f" {called(name)}{others} differ{'s' if count == 1 else ''}",
             hint="give the checkpoint that the delta was made from",
         )
 
     def _before(self, k: int) -> IntArray:
         """For each tensor of delta ``k`` its position in what comes before, or -1 for none."""
-        delta = self._chain[k]
-        former: Blueprint | None = self._chain[k - 1].blueprint if k else None
-        table = self._base.table if former is None else former
+        delta = self.chain[k]
+        former: Blueprint | None = self.chain[k - 1].blueprint if k else None
+        table = self.base.table if former is None else former
         where = {name: i for i, name in enumerate(table.names)}
         made = delta.blueprint
         found = np.full(len(made.names), -1, np.int64)
@@ -233,13 +224,13 @@ class Links:
                 made.shapes[i],
             )
             if same and former is not None:
-                hashes = self._chain[k - 1].tensors.tuned_hashes[at]
+                hashes = self.chain[k - 1].tensors.tuned_hashes[at]
                 same = bool((hashes == delta.tensors.base_hashes[i]).all())
             if not same and former is None:
                 raise self.other_base(name)
             if not same:
                 raise DeltaError(
-                    f"{printable(delta.path)} does not follow {printable(self._chain[k - 1].path)}:"
+                    f"{printable(delta.path)} does not follow {printable(self.chain[k - 1].path)}:"
                     f" {called(name)} differs",
                     hint="give the deltas in the order in which they were made",
                 )

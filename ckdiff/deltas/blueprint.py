@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckdiff.checkpoints.formats.safetensors import parse_header
-from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.form import FORMS, FRAME_BYTES
 from ckdiff.errors import CheckpointError, HeaderError, printable
@@ -63,7 +62,7 @@ class Blueprint:
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> Blueprint:
         """The files of an open checkpoint, with the tensors in the order of its table."""
-        if not isinstance(checkpoint, LocalCheckpoint):
+        if not checkpoint.in_files:
             raise CheckpointError(f"{printable(checkpoint.label)} does not say what its files are")
         plans = [
             FilePlan(source.name, checkpoint.head(i), source.size)
@@ -71,7 +70,7 @@ class Blueprint:
         ]
         raw = checkpoint.index()
         index = None if raw is None else (checkpoint.index_name or "", raw)
-        return cls.of(plans, index, directory=checkpoint.folder is not None)
+        return cls.of(plans, index, directory=checkpoint.directory is not None)
 
     def window_count(self) -> int:
         """How many windows there are; cheap, whatever a header claims."""

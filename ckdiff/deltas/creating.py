@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ckdiff._version import __version__
-from ckdiff.checkpoints import open_together
+from ckdiff.checkpoints.opening import Given, fetch_all, open_all
 from ckdiff.checkpoints.pairing import Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
@@ -42,14 +42,13 @@ from ckdiff.running.threads import InOrder, Stopped, run_threads
 from ckdiff.stores.maskstore import MaskStore
 
 Encoding = Literal["packed", "indices"]
-CheckpointPath = str | os.PathLike[str] | Checkpoint
 
 _AHEAD = 3  # groups for each worker that may be done before the oldest is written
 
 
 def delta(
-    base: CheckpointPath,
-    tuned: CheckpointPath,
+    base: Given,
+    tuned: Given,
     out: str | os.PathLike[str],
     *,
     mask: str | os.PathLike[str] | MaskStore | None = None,
@@ -80,20 +79,15 @@ def delta(
     with ExitStack() as stack:
         if mask is None and rule is not None:
             raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
-
-        def rehearse(sides: list[Checkpoint]) -> None:
-            _pair(sides[0], sides[1])
-            _check_names(sides[1])
-            inputs: list[Path] = []
-            if mask is not None:
-                inputs = Masking(mask, rule, sides[0].table, sides[1].table).inputs
-            _place(path, options, sides, inputs).check()
-            allowed_workers(options, 1)
-
-        sides = open_together(stack, (base, tuned), rehearse)
-        work = Making(sides[0], sides[1], path, encoding, options, observer)
-        if mask is not None:
-            work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
+        sides = open_all(stack, base, tuned)
+        pairing = _pair(*sides)
+        _check_names(sides[1])
+        merger = None if mask is None else Masking(mask, rule, sides[0].table, sides[1].table)
+        _place(path, options, sides, [] if merger is None else merger.inputs).check()
+        allowed_workers(options, 1)
+        fetch_all(sides)
+        work = Making(sides[0], sides[1], path, encoding, options, observer, pairing=pairing)
+        work.merger = merger
         try:
             return work.run()
         except KeyboardInterrupt:
@@ -111,6 +105,8 @@ class Making:
         encoding: Encoding,
         options: Options,
         observer: Observer,
+        *,
+        pairing: Pairing | None = None,
     ) -> None:
         self._base, self._tuned, self._out = base, tuned, out
         self._encoding, self._options, self._observer = encoding, options, observer
@@ -122,7 +118,7 @@ class Making:
             raise _unwritable(tuned, fault)
         self.merger: Merger | None = None
         self._left_out = self._bytes_read = 0
-        self._pairing = _pair(base, tuned)
+        self._pairing = _pair(base, tuned) if pairing is None else pairing
         self._based = np.full(len(self.blueprint.names), -1, np.int64)
         self._based[self._pairing.tuned_index] = self._pairing.base_index
         self._windows = self.blueprint.windows()
@@ -219,12 +215,9 @@ def _place(
 
 
 def _check_names(tuned: Checkpoint) -> None:
-    """Raise CheckpointError for files that ``apply`` would not write. Opened ones say what is
-    their index, planned ones of the hub not yet.
-    """
-    directory = bool(getattr(tuned, "directory", True))
-    index = getattr(tuned, "index_name", None)
-    fault = names_fault([file.name for file in tuned.files], index, directory=directory)
+    """Raise CheckpointError for files that ``apply`` would not write."""
+    names, directory = [file.name for file in tuned.files], tuned.directory is not None
+    fault = names_fault(names, tuned.index_name, directory=directory)
     if fault is not None:
         raise _unwritable(tuned, fault)
 

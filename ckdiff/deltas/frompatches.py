@@ -15,9 +15,9 @@ from typing import IO, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.deltas.change import Bytes
-from ckdiff.deltas.creating import CheckpointPath, Encoding, Making
+from ckdiff.deltas.creating import Encoding, Making
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
@@ -31,7 +31,7 @@ _SLICE = 1 << 18  # elements that are put at a time
 
 
 def delta_from_patches(
-    base: CheckpointPath,
+    base: Given,
     patches: Iterable[WeightPatch | Any],
     out: str | os.PathLike[str],
     *,

@@ -11,13 +11,12 @@ from typing import Protocol
 import numpy as np
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.applying import Links, patcher_of
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.container import Delta
-from ckdiff.deltas.creating import CheckpointPath
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.parts import called
@@ -36,9 +35,9 @@ Piece = tuple[Positions, Bits]
 
 
 def weight_patches(
-    source: CheckpointPath,
+    source: Given,
     *,
-    base: CheckpointPath | None = None,
+    base: Given | None = None,
     max_bytes: int = 256 << 20,
     as_torch: bool = False,
 ) -> Iterator[WeightPatch]:
@@ -74,7 +73,7 @@ def weight_patches(
 
 
 def _stream(
-    given: str | Checkpoint, base: CheckpointPath | None, most: int, as_torch: bool
+    given: str | Checkpoint, base: Given | None, most: int, as_torch: bool
 ) -> Iterator[WeightPatch]:
     with ExitStack() as stack:
         below = None if base is None else open_in(stack, base)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.opening import open_recipe, place_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import ClusterError, printable
+from ckdiff.errors import ClusterError
 from ckdiff.layout import Layout, Spans, bits_of
 from ckdiff.rules import Rule
 from ckdiff.running.remote import SHARE
@@ -58,7 +58,7 @@ class Comparison:
         selection: Selection,
         same: Sequence[FilePair] = (),
     ) -> None:
-        self.base, self.tuned, self.selection, self.same = base, tuned, selection, tuple(same)
+        self.base, self.tuned, self.selection = base, tuned, selection
         self.pairing = pair(
             base.table,
             tuned.table,
@@ -72,9 +72,14 @@ class Comparison:
         self.nbytes: IntArray = table.nbytes[index]
         self.bits = bits_of(self.dtypes)
         self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
-        indexes = index, self.pairing.tuned_index
+        self.knowing(same)
+
+    def knowing(self, same: Sequence[FilePair]) -> None:
+        """These are the files that are equal: more may be known once they are fetched, or less."""
+        self.same = tuple(same)
+        indexes = self.pairing.base_index, self.pairing.tuned_index
         #: equal, and not read; reading nothing of an empty tensor gives it a content hash
-        self.known = same_tensors((base, tuned), indexes, self.same) & (self.nbytes > 0)
+        self.known = same_tensors((self.base, self.tuned), indexes, self.same) & (self.nbytes > 0)
         self.bytes_known = 2 * int(self.nbytes[self.known].sum())  #: of both sides
         self.bytes_to_read = 2 * int(self.nbytes.sum()) - self.bytes_known  #: of both sides
 
@@ -172,15 +177,14 @@ class Comparison:
 
 def _identity(side: Checkpoint) -> dict[str, Any]:
     files = [file.to_dict() for file in side.files]
-    return {"label": side.label, **getattr(side, "origin", {}), "files": files}
+    return {"label": side.label, **side.origin, "files": files}
 
 
 @dataclass(frozen=True, slots=True)
 class DiffRecipe:
     """What another process needs to make the same task. Paths are absolute."""
 
-    base: str
-    tuned: str
+    sides: tuple[str, str]  #: how base and tuned are opened
     selection: Selection
     order: tuple[str, ...]  #: all rules, exact first
     masks: tuple[str, ...]  #: those whose masks are stored
@@ -194,11 +198,12 @@ class DiffRecipe:
 
     def make(self, stack: ExitStack) -> RemoteDiff:
         """See Recipe."""
-        base, tuned = open_in(stack, self.base), open_in(stack, self.tuned)
+        base, tuned = (stack.enter_context(open_recipe(side)) for side in self.sides)
         comparison = Comparison(base, tuned, self.selection, self.same)
         if comparison.seen() != self.seen:
+            first, second = map(place_in, self.sides)
             raise ClusterError(
-                f"a worker sees other files at {printable(self.base)} or {printable(self.tuned)}",
+                f"a worker sees other files at {first} or {second}",
                 hint=SHARE,
             )
         work = None if self.work is None else Path(self.work)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckdiff.diffs.plan import CheckpointPath, Diff
+from ckdiff.checkpoints.opening import Given
+from ckdiff.diffs.plan import Diff
 from ckdiff.diffs.result import DiffResult
 from ckdiff.options import Observer, Options
 from ckdiff.rules import Rule
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def diff(
-    base: CheckpointPath,
-    tuned: CheckpointPath,
+    base: Given,
+    tuned: Given,
     out: str | os.PathLike[str] | None = None,
     *,
     rules: Sequence[str | Rule] = ("exact",),

@@ -10,7 +10,8 @@ import numpy as np
 
 from ckdiff.budget import format_size, parse_size
 from ckdiff.checkpoints.places.hub.spool import PAGE, room_for, temporary_folder
-from ckdiff.checkpoints.places.hub.streamed import CONNECTIONS, HubStream
+from ckdiff.checkpoints.places.hub.streamed import CONNECTIONS
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.diffs.allotment import Allotment
 from ckdiff.diffs.task import AHEAD, SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, UsageError
@@ -30,7 +31,7 @@ class Streaming:
     """What streaming needs of a diff."""
 
     allotment: Allotment  #: so that it fits the disk as well
-    streams: list[HubStream]
+    streams: list[Checkpoint]
     nbytes: int  #: fetched, but for headers and small gaps between tensors
     refusal: str | None  #: of a rehearsal: why a run would be refused
 
@@ -55,8 +56,8 @@ def share_disk(
     nothing can be streamed, and BudgetError where it does not fit, unless it is a dry run.
     """
     sides = comparison.base, comparison.tuned
-    streams = [side for side in sides if isinstance(side, HubStream)]
-    if not any(isinstance(side, HubStream) or getattr(side, "origin", None) for side in sides):
+    streams = [side for side in sides if side.streams]
+    if not any(side.streams or side.origin for side in sides):
         raise UsageError("neither checkpoint is on the hub", hint="leave out --stream")
     if on_cluster:
         raise UsageError(
@@ -78,7 +79,7 @@ def share_disk(
 def _fitting(
     comparison: Comparison,
     found: Allotment,
-    streams: list[HubStream],
+    streams: list[Checkpoint],
     options: Options,
     note: Callable[[str], None],
 ) -> Allotment:
@@ -116,8 +117,8 @@ def _fitting(
             f"{format_size(allowed)} of disk"
         )
     for stream in streams:
-        stream.fetchers.most = CONNECTIONS // len(streams)
-        stream.spool = max(PAGE, min(each(count), -(-need.all // PAGE) * PAGE))
+        spool = max(PAGE, min(each(count), -(-need.all // PAGE) * PAGE))
+        stream.share(spool, CONNECTIONS // len(streams))
     return replace(found, workers=count, window=need.window)
 
 

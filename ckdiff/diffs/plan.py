@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff import budget
 from ckdiff._version import __version__
-from ckdiff.checkpoints import (
+from ckdiff.checkpoints.opening import (
+    Given,
     bytes_to_download,
+    fetch_all,
     no_room,
     open_for_planning,
     open_for_streaming,
     open_in,
-    open_together,
-    path_for_workers,
+    recipe_for_workers,
 )
-from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.checkpoints.sameness import same_files
+from ckdiff.checkpoints.sameness import FilePair, same_files
 from ckdiff.diffs.comparison import Comparison, DiffRecipe, Selection
 from ckdiff.diffs.refusals import refusal, starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from ckdiff.stores.chunkresult import ChunkResult
     from ckdiff.stores.collecting import Collected
 
-CheckpointPath = str | os.PathLike[str] | Checkpoint
-
 
 def plan_rules(asked: Sequence[str | Rule]) -> tuple[list[Rule], list[Rule]]:
     """(rules to store masks of, rules to count in the order in which they are reported)."""
@@ -68,8 +66,8 @@ class Diff:
 
     def __init__(
         self,
-        base: CheckpointPath,
-        tuned: CheckpointPath,
+        base: Given,
+        tuned: Given,
         out: str | os.PathLike[str] | None,
         options: Options,
         observer: Observer | None = None,
@@ -82,18 +80,27 @@ class Diff:
         self.out = None if out is None else checked_output(out)
         self._stack = ExitStack()
         self._resident = budget.resident_anonymous()
-        self._rehearsed: str | None = None  #: for which tensors, if it was
         self._streaming: Streaming | None = None
         with ExitStack() as stack:
-            self.base, self.tuned = self._open(stack, base, tuned)
+            opening = open_for_streaming if options.stream else open_for_planning
+            self.base, self.tuned = (open_in(stack, side, opening) for side in (base, tuned))
             self._began = time.perf_counter()
-            self._compare(self.base, self.tuned)
-            self._meet(stack)
+            self._compare()
+            if self.out is not None and not options.dry_run:
+                with store_errors(self.out):
+                    check_early(self.out, overwrite=options.overwrite)
+                check_disk(self.out, self._disk_at_most(), note=lambda message: None)
+            self._client = self._meet(stack)
             if self._client is None:
                 self._read_ahead(stack)
             else:
-                self._paths = path_for_workers(base, self.base), path_for_workers(tuned, self.tuned)
-            self._settle()
+                self._recipes = (
+                    recipe_for_workers(base, self.base),
+                    recipe_for_workers(tuned, self.tuned),
+                )
+            self._allot()
+            if not options.dry_run:
+                self._fetch()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Diff:
@@ -104,63 +111,43 @@ class Diff:
 
     # planning
 
-    def _open(
-        self, stack: ExitStack, base: CheckpointPath, tuned: CheckpointPath
-    ) -> tuple[Checkpoint, Checkpoint]:
-        if not (self.options.dry_run or self.options.stream):
-            first, second = open_together(
-                stack, (base, tuned), partial(self._rehearse, stack, (base, tuned))
-            )
-            return first, second
-        open_side = open_for_streaming if self.options.stream else open_for_planning
-        return open_in(stack, base, open_side), open_in(stack, tuned, open_side)
-
-    def _rehearse(
-        self, stack: ExitStack, given: Sequence[CheckpointPath], sides: list[Checkpoint]
-    ) -> None:
-        """Raise what a run would raise before it compares anything."""
-        self._compare(sides[0], sides[1])
-        if self.out is not None:
-            with store_errors(self.out):
-                check_early(self.out, overwrite=self.options.overwrite)
-            check_disk(self.out, self._disk_at_most(), note=lambda message: None)
-        self._meet(stack)
-        if self._client is not None:
-            for path, side in zip(given, sides, strict=True):
-                path_for_workers(path, side)
-        self._allot()
-        self._rehearsed = self.comparison.tensors_digest()
-
-    def _meet(self, stack: ExitStack) -> None:
-        """Find the cluster, and say what is odd about the pair; once."""
-        if self._rehearsed is not None:
-            return
-        self._client: Client | None = stack.enter_context(client_for(self.options.scheduler))
+    def _meet(self, stack: ExitStack) -> Client | None:
+        """Find the cluster, and say what is odd about the pair."""
+        client: Client | None = stack.enter_context(client_for(self.options.scheduler))
         for warning in self.pairing.warnings:
             self._observer.note(f"warning: {warning}")
         if self.pairing.hint:
             self._observer.note(f"hint: {self.pairing.hint}")
+        return client
 
-    def _settle(self) -> None:
-        """How much memory there is for what, unless a rehearsal of the same tensors said so."""
-        if self._rehearsed is None or self._rehearsed != self.comparison.tensors_digest():
-            self._allot()
+    def _fetch(self) -> None:
+        """Download what is left of both sides, whose tables stay. Of files that are here now, more
+        or less is known than their headers said.
+        """
+        missing = bytes_to_download((self.base, self.tuned))
+        fetch_all((self.base, self.tuned))
+        if missing:
+            self._began = time.perf_counter()
+        if (same := self._same()) != self.comparison.same:
+            self.comparison.knowing(same)
 
-    def _compare(self, base: Checkpoint, tuned: Checkpoint) -> None:
+    def _same(self) -> tuple[FilePair, ...]:
+        read_all = self.options.verify or self.options.stats  # they say it of equal tensors too
+        return () if read_all else same_files(self.base, self.tuned)
+
+    def _compare(self) -> None:
+        base, tuned = self.base, self.tuned
         if self.out is not None:
             check_place(self.out, (base, tuned))
         chosen = self.options
         selection = Selection(*map(tuple, (chosen.include, chosen.exclude, chosen.rename)))
-        read_all = chosen.verify or chosen.stats  # what statistics say of equal tensors too
-        same = () if read_all else same_files(base, tuned)
-        self.comparison = Comparison(base, tuned, selection, same)
+        self.comparison = Comparison(base, tuned, selection, self._same())
         self.pairing, self.layout = self.comparison.pairing, self.comparison.layout
         if self.out is not None:
             from ckdiff.stores.writer import require_text
 
             unpaired = details(self.pairing.unpaired)
             require_text([self.comparison.provenance(unpaired), self.pairing.names])
-        self.bytes_to_read = self.comparison.bytes_to_read
 
     def _read_ahead(self, stack: ExitStack) -> None:
         """Let the disk start on what each worker will need first, while kernels are loaded."""
@@ -181,7 +168,7 @@ class Diff:
         from ckdiff.diffs.devices import Devices
 
         on_cluster = self._client is not None
-        self._devices = Devices(self.options, self.bytes_to_read, on_cluster=on_cluster)
+        self._devices = Devices(self.options, self.comparison.bytes_to_read, on_cluster=on_cluster)
         planned = partial(
             allot,
             self.layout,
@@ -216,7 +203,7 @@ class Diff:
             tensors=len(self.pairing),
             elements=int(self.layout.elements.sum()),
             chunks=self.layout.chunks,
-            bytes_to_read=self.bytes_to_read,
+            bytes_to_read=self.comparison.bytes_to_read,
             bytes_known_equal=self.comparison.bytes_known,
             bytes_to_download=fetch,
             disk_at_most=most,
@@ -293,12 +280,12 @@ class Diff:
                 f"resuming: {self.layout.chunks - len(todo)} of {self.layout.chunks} chunks "
                 "were done already"
             )
-        began = time.perf_counter()
+        began, to_read = time.perf_counter(), self.comparison.bytes_to_read
 
         def report() -> None:
             self._devices.report(self._observer.note)
             self._observer.progress(
-                Progress(done.value, self.bytes_to_read, time.perf_counter() - began, resumed)
+                Progress(done.value, to_read, time.perf_counter() - began, resumed)
             )
 
         def finished(chunk: int, result: ChunkResult) -> None:
@@ -348,7 +335,7 @@ class Diff:
         """Compare chunks on the workers of a cluster, which write their objects themselves."""
         masks = tuple(map(str, self.mask_rules)) if work is not None else ()
         recipe = DiffRecipe(
-            *self._paths,
+            self._recipes,
             self.comparison.selection,
             order=tuple(map(str, self._order)),
             masks=masks,
@@ -428,7 +415,7 @@ class Diff:
             unpaired_details=details(self.pairing.unpaired),
             excluded=self.pairing.excluded,
             exact_only=exact_only,
-            bytes_read=self.bytes_to_read,
+            bytes_read=self.comparison.bytes_to_read,
             bytes_resumed=resumed,
             bytes_known_equal=self.comparison.bytes_known,
             seconds=seconds,

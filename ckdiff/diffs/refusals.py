@@ -42,7 +42,7 @@ def starting_anew(differing: Sequence[str], base: Checkpoint, tuned: Checkpoint)
     moved = [
         f"{side.label} is at {origin['commit'][:7]} now"
         for key, side in (("base", base), ("tuned", tuned))
-        if key in differing and "commit" in (origin := getattr(side, "origin", {}))
+        if key in differing and "commit" in (origin := side.origin)
     ]
     where = f" ({', '.join(moved)}; @COMMIT names one for good)" if moved else ""
     return f"warning: an earlier run was stopped here, but {text}: starting anew{where}"

@@ -91,7 +91,7 @@ class DiffResult:
 
 def commits(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
     """Of the sides that are on the hub the commit, 40 hex digits."""
-    origins = {side: getattr(c, "origin", {}) for side, c in (("base", base), ("tuned", tuned))}
+    origins = {side: c.origin for side, c in (("base", base), ("tuned", tuned))}
     return {side: origin["commit"] for side, origin in origins.items() if "commit" in origin}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, Located
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.layout import Layout, bits_of
 from ckdiff.naming import natural_key
@@ -17,7 +17,7 @@ from ckdiff.stores.tally import Tally, recount
 class Plan:
     """Which tensors are blended and which copied, and where everything is."""
 
-    def __init__(self, base: Located, tuned: Checkpoint, matched: Matched) -> None:
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
         self.base, self.tuned, self.matched = base, tuned, matched
         in_base = {name: i for i, name in enumerate(base.table.names)}
         in_tuned = {name: i for i, name in enumerate(tuned.table.names)}

@@ -21,13 +21,13 @@ def check_place(
     """Raise ``error`` where the output would lie inside a source, be one, or hold one."""
     place = os.path.realpath(out)
     for side in sides:
-        for file in getattr(side, "open_files", ()):
+        for file in side.open_files:
             paths = {os.path.abspath(file.path), os.path.realpath(file.path)}
             if any(path == place or path.startswith(place + os.sep) for path in paths):
                 raise error(
                     f"the output {printable(str(out))} would replace a source", hint=ELSEWHERE
                 )
-        folder = getattr(side, "folder", None)
+        folder = side.directory
         if folder is not None and (place + os.sep).startswith(os.path.realpath(folder) + os.sep):
             raise error(
                 f"the output {printable(str(out))} lies inside the source {printable(folder)}",

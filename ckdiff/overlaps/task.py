@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckdiff.checkpoints import open_in
+from ckdiff.checkpoints.opening import open_recipe
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import known_by
 from ckdiff.dtypes import DTYPES
@@ -99,7 +99,7 @@ class OverlapRecipe:
     rule: str
     by: By
     counted: tuple[str, ...]
-    base: str | None  #: absolute path
+    base: str | None  #: how it is opened
 
     def make(self, stack: ExitStack) -> OverlapTask:
         """See Recipe."""
@@ -110,6 +110,6 @@ class OverlapRecipe:
                     f"{printable(str(store.path))} is another store on a worker than here",
                     hint=SHARE,
                 )
-        base = None if self.base is None else open_in(stack, self.base)
+        base = None if self.base is None else stack.enter_context(open_recipe(self.base))
         _, groups = group_index(matched.names, matched.dtypes, self.by)
         return plan(matched, groups, self.counted, base)

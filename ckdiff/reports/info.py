@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints import open_for_planning
+from ckdiff.checkpoints.opening import open_for_planning
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.room import Room
@@ -83,7 +83,7 @@ def _checkpoint(path: str) -> dict[str, Any]:
         dtypes = dict[str, int]()
         for dtype, count in zip(table.dtypes, counts.tolist(), strict=True):
             dtypes[dtype] = dtypes.get(dtype, 0) + count
-        commit = getattr(checkpoint, "origin", {}).get("commit")
+        commit = checkpoint.origin.get("commit")
         return {
             "kind": "checkpoint",
             "path": path,

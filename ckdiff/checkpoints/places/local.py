@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from ckdiff.checkpoints.choosing import digest, find_shards, read_index
+from ckdiff.checkpoints.choosing import Shards, digest, find_shards, read_index
 from ckdiff.checkpoints.formats.safetensors import Header, read_header
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
-from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader, TensorTable
-from ckdiff.checkpoints.views.joined import Joining
+from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
+from ckdiff.checkpoints.views.joined import Joined, JoinedFiles, Joining
 from ckdiff.errors import CheckpointError, SourceChanged
 
 if TYPE_CHECKING:
@@ -28,32 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["LocalCheckpoint", "OpenFile", "file_metadata", "open_local"]
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class LocalCheckpoint:
-    """An open checkpoint. The files stay open until ``close``; it is a context manager too."""
+class LocalCheckpoint(JoinedFiles):
+    """A checkpoint whose files are here, and stay open until ``close``."""
 
-    label: str  #: how messages name it: the last part of the path it was opened by, or its address
-    table: TensorTable
-    files: Sequence[SourceFile]  #: in natural order of their names
-    open_files: list[OpenFile]  #: one for each of ``files``
-    file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
-    offset: IntArray  #: for each tensor, its first byte counted from the start of that file
-    head_sizes: list[int]  #: for each of ``files``, the first byte after its header
-    path: str = ""  #: what it was opened by, absolute
-    origin: dict[str, str] = field(default_factory=dict)  #: provenance: where the files come from
-    folder: str | None = None  #: the directory that all of it is, unless it was given as one file
-    index_name: str | None = None  #: of the index that was followed, in ``folder``
-    _index_digest: bytes = b""
-    _mappings: Mappings | None = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def __repr__(self) -> str:
-        return f"<LocalCheckpoint {self.label}: {len(self.table):,} tensors>"
-
-    @property
-    def directory(self) -> bool:
-        """Whether it is a directory of files, and not one file."""
-        return self.folder is not None
+    def __init__(self, joined: Joined, opened: list[OpenFile], shards: Shards, path: str) -> None:
+        super().__init__(os.path.basename(os.path.abspath(path)), joined)
+        self.open_files: list[OpenFile] = opened
+        self.path = os.path.abspath(path)  #: what it was opened by
+        if shards.index is not None or os.path.isdir(path):
+            self.directory = shards.root
+        if shards.index is not None:
+            self.index_name = os.path.basename(shards.index)
+        self._index_digest = shards.index_digest
+        self._mappings: Mappings | None = None
+        self._lock = threading.Lock()
 
     def fingerprint(self) -> list[Any]:
         """For each file its name, device, inode, size and times (nanoseconds)."""
@@ -103,10 +87,7 @@ class LocalCheckpoint:
             return self._mappings
 
     def head(self, file: int) -> bytes:
-        """The header of ``files[file]`` as it is on the disk, its 8 bytes of length included.
-
-        Raises SourceChanged, and CheckpointError where it cannot be read.
-        """
+        """See Checkpoint."""
         opened, size = self.open_files[file], self.head_sizes[file]
         try:
             raw = os.pread(opened.fd, size, 0)
@@ -118,13 +99,10 @@ class LocalCheckpoint:
         return raw
 
     def index(self) -> bytes | None:
-        """The index as it is on the disk, or None where none was followed.
-
-        Raises SourceChanged where it is not the one by which the checkpoint was opened.
-        """
-        if self.index_name is None or self.folder is None:
+        """See Checkpoint."""
+        if self.index_name is None or self.directory is None:
             return None
-        path = os.path.join(self.folder, self.index_name)
+        path = os.path.join(self.directory, self.index_name)
         changed = SourceChanged(
             f"{path}: was rewritten or removed while it was being read",
             hint="let whatever writes it finish, then run again",
@@ -136,6 +114,12 @@ class LocalCheckpoint:
         if digest(raw) != self._index_digest:
             raise changed
         return raw
+
+    def recipe(self) -> str:
+        """See Checkpoint. Of the hub it is the cached files: nobody downloads them again, or asks
+        which commit it is.
+        """
+        return json.dumps({"path": self.path})
 
     def verify(self) -> None:
         """Raise SourceChanged if a file changed or its path leads elsewhere by now."""
@@ -151,17 +135,6 @@ class LocalCheckpoint:
             mappings.close()
         for file in self.open_files:
             file.close()
-
-    def __enter__(self) -> LocalCheckpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
@@ -188,22 +161,7 @@ def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
             opened.append(file)
             joining.add(SourceFile(name, file.size), header)
         joined = joining.finish(shards.index or path)
-        where = os.path.abspath(path)
-        checkpoint = LocalCheckpoint(
-            label=os.path.basename(where),
-            table=joined.table,
-            files=joined.files,
-            open_files=opened,
-            file_index=joined.file_index,
-            offset=joined.offset,
-            head_sizes=joined.head_sizes,
-            path=where,
-        )
-        if shards.index is not None or os.path.isdir(path):
-            checkpoint.folder = shards.root
-        if shards.index is not None:
-            checkpoint.index_name = os.path.basename(shards.index)
-            checkpoint._index_digest = shards.index_digest
+        checkpoint = LocalCheckpoint(joined, opened, shards, path)
         cleanup.pop_all()
     return checkpoint
 

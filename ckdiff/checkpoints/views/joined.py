@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ckdiff.checkpoints.choosing import Shards
 from ckdiff.checkpoints.formats.safetensors import Header
 from ckdiff.checkpoints.formats.strictjson import shown
-from ckdiff.checkpoints.protocol import IntArray, SourceFile, TensorTable
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SourceFile, TensorTable
 from ckdiff.errors import CheckpointError, HeaderError
 
 #: problems that one message lists; the rest are counted
@@ -26,6 +26,19 @@ class Joined:
     file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
     offset: IntArray  #: for each tensor, its first byte counted from the start of that file
     head_sizes: list[int]  #: for each file, the first byte after its header
+
+
+class JoinedFiles(Checkpoint):
+    """A checkpoint in safetensors files, wherever they are: what their headers say of it."""
+
+    def __init__(self, label: str, joined: Joined) -> None:
+        self.label = label
+        self.table, self.files = joined.table, joined.files
+        self.file_index, self.offset = joined.file_index, joined.offset
+        self.head_sizes = joined.head_sizes  #: bytes before the tensors of each of ``files``
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label}: {len(self.table):,} tensors>"
 
 
 class Joining:

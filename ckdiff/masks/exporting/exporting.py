@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
 from ckdiff.checkpoints.choosing import INDEX_NAME
+from ckdiff.checkpoints.opening import open_for_planning, open_in
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
 from ckdiff.masks.exporting.format import Output
 from ckdiff.masks.exporting.masks import Masks, compact, encoded, everything, text_label
@@ -64,7 +65,7 @@ def export_masks(
         source = None
         if like is not None:
             source = open_in(stack, like, open_for_planning)
-        folder = bool(getattr(source, "directory", False))
+        folder = source is not None and source.directory is not None
         place = Place(path, directory=folder, overwrite=overwrite, in_the_way=foreign)
         place.keep_away_from([] if source is None else [source], [opened.path])
         groups, left_out = {"": everything(masks)}, list[str]()
@@ -139,8 +140,8 @@ def _shards(masks: Masks, like: Checkpoint) -> tuple[dict[str, IntArray], list[s
             f"{printable(missing[0])}",
             hint="give the checkpoint that the store was made from",
         )
-    files = getattr(like, "file_index", None)
-    if files is None:
+    files = like.file_index
+    if not like.in_files:
         raise CheckpointError(f"{printable(like.label)} does not say where its tensors are")
     groups: dict[str, list[int]] = {}
     for i, (name, shape) in enumerate(zip(masks.names, masks.shapes, strict=True)):

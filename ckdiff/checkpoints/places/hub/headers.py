@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from ckdiff.checkpoints.choosing import INDEX_LIMIT, Shards, parsed_index
+from ckdiff.checkpoints.choosing import INDEX_LIMIT, Shards, digest, parsed_index
 from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.places.hub.address import HubAddress
 from ckdiff.checkpoints.places.hub.cache import CachedRepository, Missing
 from ckdiff.checkpoints.places.hub.cached import open_cached, open_repository
 from ckdiff.checkpoints.places.hub.client import HubRepository, filled
 from ckdiff.checkpoints.places.hub.fetching import Batch, Check, Fetchers
-from ckdiff.checkpoints.places.hub.listing import meant_by, shards_in
+from ckdiff.checkpoints.places.hub.listing import Meant, meant_by, shards_in
 from ckdiff.checkpoints.places.hub.settings import Settings
 from ckdiff.checkpoints.places.local import LocalCheckpoint
-from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader, TensorTable
-from ckdiff.checkpoints.views.joined import Joined, Joining
-from ckdiff.errors import CheckpointError, HeaderError
+from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
+from ckdiff.checkpoints.views.joined import Joined, JoinedFiles, Joining
+from ckdiff.errors import CheckpointError, HeaderError, SourceChanged
 
 _AT_ONCE = 8  # headers that are fetched at a time
 _AHEAD = 2 * _AT_ONCE  # headers that are in memory, or on their way, before they are parsed
@@ -33,78 +30,145 @@ _FIRST = 1 << 16  # bytes of the first request for a header: often all of it
 _LONG = 1 << 20  # bytes of a header that is fetched and parsed while no other is
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class HubHeaders:
-    """A Checkpoint whose tensors are known and not fetched: good for planning."""
+class HubCheckpoint(JoinedFiles):
+    """A checkpoint of which only the headers are here, until ``fetch`` brings its files into the
+    hub's cache; then it is what those are.
+    """
 
-    label: str
-    table: TensorTable
-    files: Sequence[SourceFile]
-    file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
-    offset: IntArray  #: for each tensor, its first byte counted from the start of that file
-    head_sizes: list[int]  #: for each of ``files``, the first byte after its header
-    names: list[str]  #: of ``files`` in the repository
-    repository: HubRepository
-    origin: dict[str, str]  #: provenance
-    directory: bool  #: whether it is a directory of files, and not one file
+    def __init__(self, repository: HubRepository, meant: Meant, shards: Shards) -> None:
+        self._names = [posixpath.join(meant.folder, name) for name in shards.names]
+        joined = _joined(repository, shards, self._names)
+        super().__init__(str(repository.address), joined)
+        self.repository = repository
+        self.origin = repository.address.origin(repository.commit)
+        self._cache = CachedRepository(repository.address, repository.settings)
+        self._root = self._cache.snapshot(repository.commit)
+        self._index = meant.index
+        self._index_digest = shards.index_digest
+        if meant.index is not None or not repository.address.names_file:
+            self.directory = str(self._root / meant.folder)
+        if meant.index is not None:
+            self.index_name = posixpath.basename(meant.index)
+        self._here: LocalCheckpoint | None = None
+
+    def missing_bytes(self) -> Missing:
+        """See Checkpoint; what is cached is not missing."""
+        return {} if self._here else self._cache.missing(self.repository, self._names)
+
+    def fetch(self) -> None:
+        """See Checkpoint. It is fetched at the commit whose headers are known."""
+        if self._here is not None:
+            return
+        here = open_repository(self.repository)
+        if not _is_same(self, here):
+            here.close()
+            raise SourceChanged(
+                f"{self.label}: what is in the cache is not what the hub has",
+                hint="remove its files from the cache, and run it again",
+            )
+        self.files, self.open_files = here.files, here.open_files
+        here.table = self.table  # tables may be large: one of them is enough
+        here.file_index, here.offset = self.file_index, self.offset
+        self._here = here
+
+    def reader(self) -> SpanReader:
+        """See Checkpoint."""
+        if self._here is None:
+            raise CheckpointError(f"{self.label}: only its headers were fetched")
+        return self._here.reader()
+
+    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """See Checkpoint."""
+        if self._here is not None:
+            self._here.read_ahead(tensors, starts, nbytes)
+
+    def head(self, file: int) -> bytes:
+        """See Checkpoint."""
+        if self._here is not None:
+            return self._here.head(file)
+        return self.repository.read(self._names[file], 0, self.head_sizes[file])
+
+    def index(self) -> bytes | None:
+        """See Checkpoint."""
+        if self._here is not None or self._index is None:
+            return None if self._here is None else self._here.index()
+        raw = _whole(self.repository, self._index)
+        if digest(raw) != self._index_digest:
+            raise SourceChanged(f"{self.label}: its index was replaced", hint="run it again")
+        return raw
 
     def fingerprint(self) -> list[Any]:
-        """The commit, and for each file its name, size and content hash."""
+        """The commit, and for each file its name, size and content hash; of cached files theirs."""
+        if self._here is not None:
+            return self._here.fingerprint()
         listed = [[file.name, file.size, file.content] for file in self.files]
         return [self.repository.address.repo, self.repository.commit, *listed]
 
     def seen(self) -> list[Any]:
         """The same: a commit never changes."""
-        return self.fingerprint()
+        return self.fingerprint() if self._here is None else self._here.seen()
 
-    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
-        """See Checkpoint; nothing can be read."""
-
-    def reader(self) -> SpanReader:
-        """See Checkpoint. Raises CheckpointError."""
-        raise CheckpointError(f"{self.label}: only its headers were fetched")
-
-    def missing(self) -> Missing:
-        """What opening it for real would download; what is cached is not."""
-        cache = CachedRepository(self.repository.address, self.repository.settings)
-        return cache.missing(self.repository, self.names)
-
-    def download(self) -> LocalCheckpoint:
-        """Open it for real, at the same commit. Raises CheckpointError and BudgetError."""
-        return open_repository(self.repository)
+    def recipe(self) -> str:
+        """See Checkpoint: the files where they are, or will be."""
+        return json.dumps({"path": str(self._root / (self._index or self.repository.address.path))})
 
     def verify(self) -> None:
-        """See Checkpoint; a commit never changes."""
+        """See Checkpoint; a commit never changes, but the cache may."""
+        if self._here is not None:
+            self._here.verify()
 
     def close(self) -> None:
         """See Checkpoint."""
+        if self._here is not None:
+            self._here.close()
 
 
-def open_headers(text: str) -> HubHeaders | LocalCheckpoint:
+def _is_same(planned: HubCheckpoint, here: LocalCheckpoint) -> bool:
+    """Whether files hold the tensors, each at its place, that their headers were said to have."""
+
+    def places(side: JoinedFiles) -> object:
+        table = side.table
+        files = [(file.name, file.size) for file in side.files]
+        numbers = (table.nbytes, side.file_index, side.offset)
+        columns = [column.tobytes() for column in numbers]
+        return files, table.names, table.dtypes, table.shapes, columns, side.head_sizes
+
+    return places(planned) == places(here)
+
+
+Kind = TypeVar("Kind", bound=HubCheckpoint)
+
+
+def open_headers(text: str) -> HubCheckpoint | LocalCheckpoint:
     """The checkpoint at a hub address, without its data, if that is not all in the cache.
 
     Raises CheckpointError and HeaderError.
     """
+    return open_as(HubCheckpoint, text)
+
+
+def open_as(kind: type[Kind], text: str) -> Kind | LocalCheckpoint:
+    """``open_headers``, of that kind unless all of it is in the cache."""
     address = HubAddress.parse(text)
     settings = Settings.of_environment()
     if settings.offline:
         return open_cached(text)
     repository = HubRepository.open(address, settings)
-    shards, names, directory = _shards(repository)
+    meant, shards = _shards(repository)
+    names = [posixpath.join(meant.folder, name) for name in shards.names]
     # what the cache has for another commit only is not linked to this one by those who just look
     if CachedRepository(address, settings).holds(repository.commit, names):
         return open_repository(repository)
-    return _headers(repository, shards, names, directory=directory)
+    return kind(repository, meant, shards)
 
 
-def _shards(repository: HubRepository) -> tuple[Shards, list[str], bool]:
-    """(the shards, their paths in the repository, whether they are a directory of files)."""
+def _shards(repository: HubRepository) -> tuple[Meant, Shards]:
+    """What the address means, and the shards of it."""
     address = repository.address
     meant = meant_by(address, repository.names)
-    directory = not address.names_file or meant.index is not None
     if meant.index is None:
         names = [posixpath.relpath(name, meant.folder or ".") for name in meant.shards]
-        return Shards(meant.folder, names), list(meant.shards), directory
+        return meant, Shards(meant.folder, names)
     size = repository.file(meant.index).size
     where = f"hf://{address.repo}/{meant.index}"
     if size > INDEX_LIMIT:
@@ -112,28 +176,15 @@ def _shards(repository: HubRepository) -> tuple[Shards, list[str], bool]:
             f"{where}: an index of {size:,} bytes, more than {INDEX_LIMIT:,}",
             hint="the index must map tensor names to file names",
         )
-    cached = CachedRepository(address, repository.settings).read(repository, meant.index)
-    raw = repository.read(meant.index, 0, size) if cached is None else cached
-    shards = parsed_index(raw, meant.folder, where)
-    return shards, list(shards_in(address, meant, shards.names, repository.names)), directory
+    shards = parsed_index(_whole(repository, meant.index), meant.folder, where)
+    shards_in(address, meant, shards.names, repository.names)  # all of them are there
+    return meant, shards
 
 
-def _headers(
-    repository: HubRepository, shards: Shards, names: list[str], *, directory: bool
-) -> HubHeaders:
-    joined = _joined(repository, shards, names)
-    return HubHeaders(
-        label=str(repository.address),
-        table=joined.table,
-        files=joined.files,
-        file_index=joined.file_index,
-        offset=joined.offset,
-        head_sizes=joined.head_sizes,
-        names=names,
-        repository=repository,
-        origin=repository.address.origin(repository.commit),
-        directory=directory,
-    )
+def _whole(repository: HubRepository, name: str) -> bytes:
+    """All bytes of a small file, from the cache where it is there."""
+    cached = CachedRepository(repository.address, repository.settings).read(repository, name)
+    return repository.read(name, 0, repository.file(name).size) if cached is None else cached
 
 
 def _joined(repository: HubRepository, shards: Shards, names: list[str]) -> Joined:

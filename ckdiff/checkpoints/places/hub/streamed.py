@@ -8,16 +8,21 @@ compared, and their room is used again when that is done. What is not compared i
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from ckdiff.budget import format_size
+from ckdiff.checkpoints.choosing import Shards
+from ckdiff.checkpoints.places.hub.cache import Missing
+from ckdiff.checkpoints.places.hub.client import HubRepository
 from ckdiff.checkpoints.places.hub.fetching import Batch, Check, Fetchers
-from ckdiff.checkpoints.places.hub.headers import HubHeaders, open_headers
+from ckdiff.checkpoints.places.hub.headers import HubCheckpoint, open_as
+from ckdiff.checkpoints.places.hub.listing import Meant
 from ckdiff.checkpoints.places.hub.spool import ALIGNED, Range, ranges, unnamed_file
 from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import IntArray
@@ -26,35 +31,39 @@ from ckdiff.errors import BudgetError
 CONNECTIONS = 8  #: ranges that are fetched at a time, for all workers and both sides together
 
 
-class HubStream(HubHeaders):
-    """A Checkpoint whose readers fetch what they are asked for. ``close`` ends its connections."""
+class HubStream(HubCheckpoint):
+    """A checkpoint whose readers fetch what they are asked for. ``close`` ends its connections."""
 
-    #: bytes of each reader's spool; set before the first reader is made
-    spool: int = 1 << 30
+    streams = True
 
-    @classmethod
-    def of(cls, headers: HubHeaders) -> HubStream:
-        """The same checkpoint, to be read."""
-        names = headers.__dataclass_fields__
-        made = cls(**{name: getattr(headers, name) for name in names})
-        made.fetchers = Fetchers(CONNECTIONS, made.label)
-        made._fetched = 0
-        made._lock = threading.Lock()
-        made.repository.wait = made.fetchers.pause
-        return made
+    def __init__(self, repository: HubRepository, meant: Meant, shards: Shards) -> None:
+        super().__init__(repository, meant, shards)
+        self.spool = 1 << 30  #: bytes of each reader's spool; set before the first reader is made
+        self.fetchers = Fetchers(CONNECTIONS, self.label)
+        self.bytes_fetched = 0  #: of tensors, so far
+        self._lock = threading.Lock()
+        repository.wait = self.fetchers.pause
 
-    fetchers: Fetchers
-    _fetched: int
-    _lock: threading.Lock
+    def missing_bytes(self) -> Missing:
+        """See Checkpoint: nothing has to be here before it can be read."""
+        return {}
 
-    @property
-    def bytes_fetched(self) -> int:
-        """Bytes of tensors that were fetched so far."""
-        return self._fetched
+    def fetch(self) -> None:
+        """See Checkpoint: readers fetch what is needed."""
 
     def reader(self) -> StreamReader:
         """See Checkpoint. Its spool is made when it is first needed."""
         return StreamReader(self, self.spool)
+
+    def share(self, spool: int, connections: int) -> None:
+        """See Checkpoint."""
+        self.spool, self.fetchers.most = spool, connections
+
+    def recipe(self) -> str:
+        """See Checkpoint: the same commit, streamed as well."""
+        return json.dumps(
+            {"stream": str(replace(self.repository.address, revision=self.repository.commit))}
+        )
 
     def hang_up(self) -> None:
         """Whoever waits for bytes, on whatever thread, gets a CheckpointError at once; nothing can
@@ -79,11 +88,11 @@ class HubStream(HubHeaders):
             between=between,
         )
 
-    def fetch(self, wanted: Range, view: memoryview, check: Check) -> None:
+    def read_range(self, wanted: Range, view: memoryview, check: Check) -> None:
         """Fill ``view`` with a range of a file."""
-        self.repository.read_into(self.names[wanted.file], wanted.begin, view, check)
+        self.repository.read_into(self._names[wanted.file], wanted.begin, view, check)
         with self._lock:
-            self._fetched += len(view)
+            self.bytes_fetched += len(view)
 
 
 @dataclass(slots=True)
@@ -197,7 +206,7 @@ class StreamReader:
             for position, first in one.spans:
                 addresses[position] = start + at + first - one.begin
             part = view[at : at + one.stop - one.begin]
-            jobs.append(partial(self._source.fetch, one, part))
+            jobs.append(partial(self._source.read_range, one, part))
             at += size
         self._pieces[key] = piece = _Piece(begin, at, addresses, self._source.fetchers.start(jobs))
         return piece
@@ -220,5 +229,4 @@ def open_stream(text: str) -> HubStream | LocalCheckpoint:
     """Open the checkpoint at a hub address for streaming, or the cached one where all of it is in
     the cache. Raises CheckpointError and HeaderError.
     """
-    found = open_headers(text)
-    return HubStream.of(found) if isinstance(found, HubHeaders) else found
+    return open_as(HubStream, text)

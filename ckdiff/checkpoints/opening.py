@@ -1,0 +1,141 @@
+"""Opening checkpoints: which kind of one a path means, and what is done to several together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+
+from ckdiff.checkpoints.places.hub.address import is_hub_address
+from ckdiff.checkpoints.places.local import open_local
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.errors import BudgetError, UsageError, printable
+
+Given = str | os.PathLike[str] | Checkpoint  #: what the API takes
+
+
+def open_checkpoint(path: Given) -> Checkpoint:
+    """Open a checkpoint; an object that is one already is passed through.
+
+    A path is a safetensors file, a directory of them, or the ``*.safetensors.index.json`` of one;
+    or one of these on the hub, ``hf://org/name[@revision][/path]``, which is downloaded into the
+    hub's cache unless it is there. Raises CheckpointError, and BudgetError for a download that does
+    not fit; the caller closes what it opened.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        text = os.fspath(path)
+        if not isinstance(text, str):
+            raise UsageError("a checkpoint path must be text, not bytes")
+        if is_hub_address(text):
+            from ckdiff.checkpoints.places.hub.cached import open_cached
+
+            return open_cached(text)
+        return open_local(text)
+    if not isinstance(path, Checkpoint):
+        raise UsageError(
+            f"a checkpoint is a path or what open_checkpoint gives, not {type(path).__name__}"
+        )
+    return path
+
+
+def open_for_planning(path: Given) -> Checkpoint:
+    """``open_checkpoint``, but of a checkpoint of the hub nothing is fetched except its headers, so
+    that only its tensors are known.
+    """
+    if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
+        from ckdiff.checkpoints.places.hub.headers import open_headers
+
+        return open_headers(str(os.fspath(path)))
+    return open_checkpoint(path)
+
+
+def open_for_streaming(path: Given) -> Checkpoint:
+    """``open_checkpoint``, but a checkpoint of the hub is not downloaded: its readers fetch what
+    they are asked for.
+    """
+    if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
+        from ckdiff.checkpoints.places.hub.streamed import open_stream
+
+        return open_stream(str(os.fspath(path)))
+    return open_checkpoint(path)
+
+
+def open_recipe(recipe: str) -> Checkpoint:
+    """What a ``Checkpoint.recipe`` of another process says. Raises what opening raises."""
+    ((way, path),) = json.loads(recipe).items()
+    return {"stream": open_for_streaming, "path": open_checkpoint}[way](path)
+
+
+def place_in(recipe: str) -> str:
+    """Where a recipe looks, for people."""
+    return printable(*json.loads(recipe).values())
+
+
+def open_in(
+    stack: ExitStack,
+    given: Given,
+    opening: Callable[[Given], Checkpoint] = open_checkpoint,
+) -> Checkpoint:
+    """``opening`` a checkpoint, which ``stack`` closes unless it was open before."""
+    opened = opening(given)
+    if opened is not given:
+        stack.callback(opened.close)
+    return opened
+
+
+def open_all(stack: ExitStack, *given: Given) -> list[Checkpoint]:
+    """``open_for_planning`` for several, in ``stack``: see ``fetch_all``."""
+    return [open_in(stack, one, open_for_planning) for one in given]
+
+
+def fetch_all(checkpoints: Sequence[Checkpoint]) -> None:
+    """Download what is left of checkpoints, before they are read and once all is planned: what is
+    refused then, and a download that does not fit the disk, costs no time.
+
+    Raises BudgetError, CheckpointError and SourceChanged.
+    """
+    _check_room(checkpoints)
+    for checkpoint in checkpoints:
+        checkpoint.fetch()
+
+
+def no_room(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Why ``fetch_all`` would refuse a download as things stand, or None."""
+    try:
+        _check_room(checkpoints)
+    except BudgetError as error:
+        return error.one_line()
+    return None
+
+
+def _check_room(checkpoints: Sequence[Checkpoint]) -> None:
+    lacking = [checkpoint.label for checkpoint in checkpoints if checkpoint.missing_bytes()]
+    if not lacking:
+        return
+    from ckdiff.checkpoints.places.hub.cache import check_room
+    from ckdiff.checkpoints.places.hub.settings import Settings
+
+    needed = bytes_to_download(checkpoints)
+    check_room(Settings.of_environment().cache, needed, " and ".join(lacking))
+
+
+def bytes_to_download(checkpoints: Iterable[Checkpoint]) -> int:
+    """Bytes that ``fetch_all`` downloads; what two of them share counts once."""
+    missing: dict[tuple[str, ...], int] = {}
+    for checkpoint in checkpoints:
+        missing |= checkpoint.missing_bytes()
+    return sum(missing.values())
+
+
+def recipe_for_workers(given: Given, opened: Checkpoint) -> str:
+    """How other processes open ``opened`` as well; see ``open_recipe``.
+
+    Raises UsageError where the caller ``given`` an open checkpoint.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        raise UsageError(
+            "on a cluster every worker opens the checkpoints, and one was given open",
+            hint='give its path, or scheduler="threads"',
+        )
+    return opened.recipe()
