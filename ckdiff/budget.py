@@ -1,4 +1,4 @@
-"""Sizes as people write them, and what a run will need before it runs."""
+"""Sizes as people write them, and how much memory there is; see also ckdiff.running.memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ckdiff.errors import BudgetError, UsageError
+from ckdiff.errors import UsageError
 
 MIB = 1 << 20
 _SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)\s*(?P<unit>[a-z]*)", re.ASCII)
@@ -46,29 +46,6 @@ def default_memory(workers: int) -> int:
     wanted = (256 + 32 * max(0, workers - 2)) * MIB
     limit = cgroup_limit()
     return wanted if limit is None else min(wanted, limit // 2)
-
-
-def fit_workers(
-    asked: int | None, tasks: int, memory: str | int | None, *, fixed: int, each: int
-) -> int:
-    """How many workers there will be for ``tasks``, in the memory asked for or the default one.
-
-    ``fixed`` bytes are needed in any case and ``each`` by a worker. Workers that were not asked for
-    are fewer where they do not fit. Raises BudgetError where one does not, or those asked for.
-    """
-    workers = max(1, min(asked or usable_cores(), tasks))
-    allowed = default_memory(workers) if memory is None else parse_size(memory)
-    fit = (allowed - fixed) // each
-    if asked is None or memory is None:
-        workers = max(1, min(workers, fit))
-    if fit < workers:
-        many = workers > 1
-        raise BudgetError(
-            f"{format_size(allowed)} of memory is too little: with {workers} "
-            f"worker{'s' if many else ''} this needs {format_size(fixed + workers * each)}",
-            hint="raise --memory" + (" or lower --workers" if many else ""),
-        )
-    return workers
 
 
 def cgroup_limit() -> int | None:

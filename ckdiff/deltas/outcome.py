@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckdiff.budget import fit_workers
-from ckdiff.deltas.room import EACH, FIXED, INCLUDED
+from ckdiff.deltas.room import EACH, INCLUDED
 from ckdiff.options import Options
+from ckdiff.running.memory import Need, fit_workers
 
 
 def allowed_workers(options: Options, tasks: int, tables: int = 0) -> int:
@@ -16,8 +16,8 @@ def allowed_workers(options: Options, tasks: int, tables: int = 0) -> int:
 
     ``tables`` are bytes that were taken for deltas.
     """
-    fixed = FIXED + max(0, tables - INCLUDED)
-    return fit_workers(options.workers, tasks, options.memory, fixed=fixed, each=EACH)
+    need = Need(tables=max(0, tables - INCLUDED), worker=EACH)
+    return fit_workers(options.workers, tasks, need, options.memory)
 
 
 @dataclass(slots=True)

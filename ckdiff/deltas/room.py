@@ -18,9 +18,9 @@ from ckdiff.budget import (
 from ckdiff.deltas.blueprint import MOST_WINDOWS
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.errors import BudgetError
+from ckdiff.running.memory import PROCESS
 
-FIXED = 96 * MIB  #: the interpreter, libraries, and ``INCLUDED``
-INCLUDED = 68 * MIB  #: tables that are part of ``FIXED``
+INCLUDED = 68 * MIB  #: tables that are part of ``PROCESS``
 #: a worker's streams, windows and what the compressor needs, all of it in use at once
 EACH = 56 * MIB
 TENSOR, OWN_TENSOR = 330, 200  #: bytes that a rebuilt tensor takes, and one of the file's own
@@ -45,7 +45,7 @@ class Room:
     ) -> None:
         allowed = default_memory(1) if allowed is None else parse_size(allowed)
         self._hint = hint
-        self._size = max(0, allowed - (FIXED - INCLUDED) - each)
+        self._size = max(0, allowed - (PROCESS - INCLUDED) - each)
         self.taken = 0
 
     def take(self, size: int, shown: str) -> None:

@@ -10,6 +10,7 @@ from ckdiff.budget import format_size
 from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW, working_memory
 from ckdiff.errors import BudgetError
 from ckdiff.layout import Layout
+from ckdiff.running.memory import Need
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +40,14 @@ def allot(
     """
     workers = max(1, min(workers, layout.chunks))
     memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
-    # The interpreter and libraries, what both tables took, what compiling kernels adds, and the
-    # table of results. What a host process held before is not ours to count.
+    # What both tables took, and the table of results. What a host process held before is not ours
+    # to count.
     tensors = len(layout.elements)
-    fixed = 96 * budget.MIB + held
-    fixed += tensors * (400 + 16 * rules + (1200 if with_statistics else 0))
+    tables = held + tensors * (400 + 16 * rules + (1200 if with_statistics else 0))
     window = LARGEST_WINDOW
     while True:
         each = working_memory(layout, rules, window, with_statistics=with_statistics)
-        needed = fixed + workers * (each + staging(window))
+        needed = Need(tables, each + staging(window)).total(workers)
         if needed <= memory or window == SMALLEST_WINDOW:
             break
         window //= 2

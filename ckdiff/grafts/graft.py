@@ -7,32 +7,32 @@ others are copied. The files are the base's: same names, same headers, same inde
 from __future__ import annotations
 
 import os
-import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckdiff import budget
-from ckdiff.checkpoints.opening import fetch_all, open_all
-from ckdiff.checkpoints.protocol import IntArray
-from ckdiff.errors import CheckpointError, Interrupted, StoreCorrupt, printable
+from ckdiff.checkpoints import open_together
+from ckdiff.checkpoints.places.local import LocalCheckpoint
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, is_located
+from ckdiff.errors import CheckpointError, StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, working_memory
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_output
+from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt, refuse_early
 from ckdiff.rules import Rule
-from ckdiff.running.threads import Amount, run_threads
+from ckdiff.running.memory import Need, fit_workers
+from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import match
 
 if TYPE_CHECKING:
-    from ckdiff.checkpoints.opening import Given
+    from ckdiff.diffs.plan import CheckpointPath
 
 
 def graft(
-    base: Given,
-    tuned: Given,
+    base: CheckpointPath,
+    tuned: CheckpointPath,
     mask: str | os.PathLike[str] | MaskStore,
     out: str | os.PathLike[str],
     *,
@@ -56,24 +56,32 @@ def graft(
     store = open_store(mask)
     digest = store.manifest_digest()
     with ExitStack() as stack:
+
+        def rehearse(sides: list[Checkpoint]) -> None:
+            if not is_located(sides[0]):
+                raise no_files(sides[0])
+            _threads(Plan(sides[0], sides[1], matched), options)
+            refuse_early(
+                path,
+                size=sum(file.size for file in sides[0].files),
+                directory=getattr(sides[0], "directory", False),
+                overwrite=options.overwrite,
+                apart=sides,
+                inputs=[store.path],
+            )
+
+        def no_files(side: Checkpoint) -> CheckpointError:
+            return CheckpointError(f"{printable(side.label)} has no files to be rebuilt")
+
         matched = match([store], rule, least=1)
-        sides = open_all(stack, base, tuned)
+        sides = open_together(stack, (base, tuned), rehearse)
         source = sides[0]
-        if not source.in_files:
-            raise CheckpointError(f"{printable(source.label)} has no files to be rebuilt")
+        if not isinstance(source, LocalCheckpoint):
+            raise no_files(source)
         plan = Plan(source, sides[1], matched)
         threads = _threads(plan, options)
-        folder = source.directory is not None
-        refuse_early(
-            path,
-            size=sum(file.size for file in source.files),
-            directory=folder,
-            overwrite=options.overwrite,
-            apart=sides,
-            inputs=[store.path],
-        )
-        fetch_all(sides)
-        name, raw = source.index_name, source.index()
+        folder, raw = source.folder is not None, source.index()
+        name = source.index_name
         index = None if name is None or raw is None else (name, raw)
         rebuilt = Rebuilt(
             path,
@@ -86,20 +94,17 @@ def graft(
         )
         for note in plan.notes():
             observer.note(note)
-        try:
-            with rebuilt:
-                found = _run(plan, rebuilt, threads, observer)
-                plan.check_counts(found)
-                for side in sides:
-                    side.verify()
-                if open_store(store.path).manifest_digest() != digest:
-                    raise StoreCorrupt(
-                        f"{printable(str(store.path))} was replaced while it was being read",
-                        hint="run it again",
-                    )
-                rebuilt.commit()
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint=rebuilt.stopped_hint) from None
+        with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
+            found = _run(plan, rebuilt, threads, observer)
+            plan.check_counts(found)
+            for side in sides:
+                side.verify()
+            if open_store(store.path).manifest_digest() != digest:
+                raise StoreCorrupt(
+                    f"{printable(str(store.path))} was replaced while it was being read",
+                    hint="run it again",
+                )
+            rebuilt.commit()
         names = [*(file.name for file in source.files), *([index[0]] if index else [])]
     return {
         "out": str(path),
@@ -118,32 +123,22 @@ def graft(
 def _threads(plan: Plan, options: Options) -> int:
     """How many workers there will be; raises BudgetError where the memory does not suffice."""
     tensors = len(plan.base.table) + len(plan.tuned.table) + len(plan.matched.names)
-    return budget.fit_workers(
-        options.workers,
-        plan.blending.chunks + plan.copying.chunks,
-        options.memory,
-        # the interpreter and libraries, and what compiling kernels adds; the tables
-        fixed=96 * budget.MIB + tensors * 1000,
-        each=working_memory(),
-    )
+    need = Need(tables=tensors * 1000, worker=working_memory())
+    chunks = plan.blending.chunks + plan.copying.chunks
+    return fit_workers(options.workers, chunks, need, options.memory)
 
 
 def _run(plan: Plan, rebuilt: Rebuilt, workers: int, observer: Observer) -> IntArray:
     """Write everything; gives for each blended tensor the elements taken, and those that differ."""
     found = np.zeros((len(plan.rows), 2), np.int64)
-    done, began = Amount(), time.perf_counter()
-
-    def report() -> None:
-        seconds = time.perf_counter() - began
-        observer.progress(Progress(done.value, plan.bytes_to_read, seconds, 0))
+    meter = Meter(observer, plan.bytes_to_read)
 
     def add(chunk: int, counts: tuple[IntArray, IntArray]) -> None:
         rows, numbers = counts
         found[rows] += numbers  # each row once
 
     plan.check_copied()
-    task = GraftTask(plan, rebuilt, done)
+    task = GraftTask(plan, rebuilt, meter)
     chunks = range(plan.blending.chunks + plan.copying.chunks)
-    run_threads(chunks, task, workers=workers, done=add, tick=report)
-    report()
+    run_chunks(chunks, task, workers=workers, done=add, meter=meter)
     return found

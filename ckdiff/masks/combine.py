@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import CkdiffError, UsageError, printable
 from ckdiff.kernels.abi import SEG_TARGET
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import ALIGNMENT, Spans
 from ckdiff.options import Observer, checked_text
 from ckdiff.rules import Rule
+from ckdiff.running.memory import Need
 from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.maskstream import MaskSource
-from ckdiff.stores.maskwalk import walk
+from ckdiff.stores.maskwalk import walk, working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.table import UNKNOWN, IntArray
 from ckdiff.stores.tally import Tally, recount
@@ -122,6 +123,7 @@ class Combination(Maker):
         self._kernel = c_function("combine", operation.kernel).ctypes
         self._threshold = operation.threshold
         self.total = len(self._sources) * matched.layout.total // 8
+        self.need = Need(tables=0, worker=working_memory(len(self._sources)))
 
     def prepare(
         self, chunks: Sequence[int], workers: int, tick: Callable[[], None], done: OnBytes
@@ -152,7 +154,8 @@ class Combination(Maker):
             rows = np.searchsorted(spans.tensors, window.spans.tensors)
             segments = window.segments(rows)
             places = (window.spans.addresses - first) // 8
-            assert len(segments) == len(places), "tensors are not merged: each has its own row"
+            if len(segments) != len(places):  # each tensor has its own row, so none are merged
+                raise CkdiffError("masks to combine were cut otherwise", hint="please report it")
             segments[:, SEG_TARGET] = mask.ctypes.data + places
             self._kernel(
                 segments.ctypes.data, len(segments), stores, self._threshold, changed.ctypes.data

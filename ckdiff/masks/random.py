@@ -1,30 +1,22 @@
 """Random masks: as many changed elements as in another store, anywhere. The control for overlaps.
 
-Every element of a *population* (a tensor, or the model) has a random 64-bit key, and those with the
-k smallest keys are changed. That is uniform over all masks with exactly k changed elements, needs
-no floating point, and lets any chunk be drawn alone once the k-th smallest key, the *limit*, is
-known. A first pass finds the limits: it counts the keys below a narrow window in which the limit
-must be, as good as always, and looks only at those inside. See docs/design/0011-random-masks.md.
+A first pass over the chunks finds the limits of what is sampled, a second draws; see sampling.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.errors import CkdiffError, StoreCorrupt, UsageError, printable
 from ckdiff.kernels.abi import DRAW_SCRATCH, LANES
-from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import Layout, Spans
+from ckdiff.masks.sampling import Population, Seen, memory
 from ckdiff.options import Observer, checked_int, checked_text
 from ckdiff.rules import Rule
 from ckdiff.running.threads import Stopped, run_threads
@@ -34,13 +26,9 @@ from ckdiff.stores.matching import StorePath
 from ckdiff.stores.table import IntArray
 
 Within = Literal["tensor", "model"]
-Keys = npt.NDArray[np.uint64]
-Stream = tuple[int, int]  # key and high half of the counter of Philox4x32-10
 
 _SEEDS = 1 << 64
-_LARGEST = (1 << 64) - 1
 _WINDOW = 1 << 22  # elements drawn between two looks at whether to stop
-_SIGMAS = 8  # half the width of the first window around where the limit is expected
 
 
 def random_mask(
@@ -113,78 +101,6 @@ def _counted_rule(store: MaskStore, rule: str | Rule | None) -> str:
 
 
 @dataclass(slots=True)
-class Population:
-    """Some elements of which a fixed number is changed, all choices being equally likely."""
-
-    seed: int
-    label: str
-    elements: int
-    changed: int
-    limit: int | None = None  #: the largest key of a changed element, once it is known
-    stream: Stream = (0, 0)
-    _attempt: int = -1
-    _width: float = _SIGMAS
-
-    def __post_init__(self) -> None:
-        if self.changed == self.elements:
-            self.limit = _LARGEST
-        self._begin()
-
-    def _begin(self) -> None:
-        """Give all elements their keys, or new ones."""
-        self._attempt += 1
-        text = f"ckdiff random mask 1\0{self.seed}\0{self._attempt}\0{self.label}"
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        key, high = struct.unpack_from("<QQ", digest)
-        self.stream = key, high
-
-    def window(self) -> tuple[int, int]:
-        """The limit is in here, first end excluded, but for once in 10^15 times."""
-        n, k = self.elements, self.changed
-        # Floats decide only where to look first, never what is found.
-        half = (self._width * math.sqrt(k * (n - k) / n) + 5 * self._width) / n
-        ends = (int((k / n + side * half) * 2.0**64) for side in (-1, 1))
-        low, high = (max(0, min(end, _LARGEST)) for end in ends)
-        return low, high
-
-    def settle(self, below: int, keys: Keys) -> None:
-        """Find the limit among all keys of the window; ``below`` are at most its low end.
-
-        Where it is not among them, the window is made wider. Should two keys be equal right at the
-        limit (once in 2**64 / elements times), all elements get new keys: no number of smallest
-        keys would then be exact, and which elements it happens to does not depend on their places.
-        """
-        low, _ = self.window()
-        rank = self.changed - below
-        if rank == 0:
-            self.limit = low
-        elif 0 < rank <= len(keys):
-            keys = np.sort(keys)
-            if rank < len(keys) and keys[rank] == keys[rank - 1]:
-                self._begin()
-            else:
-                self.limit = int(keys[rank - 1])
-        elif rank < 0 and low == 0:  # several keys are 0
-            self._begin()
-        else:
-            self._width *= _SIGMAS
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What was seen of a population so far."""
-
-    elements: int
-    below: int
-    keys: list[Keys]
-
-    def add(self, other: _Seen) -> None:
-        self.elements += other.elements
-        self.below += other.below
-        self.keys += other.keys
-
-
-@dataclass(slots=True)
 class _Window:
     """Some addresses of a chunk; columns are the pieces of tensors in them."""
 
@@ -206,9 +122,8 @@ class RandomMask(Maker):
         self._populations = populations
         self._by_tensor = by_tensor
         self._pending: set[int] = set()
-        self._draw = c_function("draw").ctypes
-        self._near = c_function("near").ctypes
         self.total = 2 * layout.total // 8
+        self.need = memory(populations)
 
     # the first pass
 
@@ -233,14 +148,14 @@ class RandomMask(Maker):
     ) -> None:
         """Look at every element of the pending populations once."""
         self._pending = pending
-        waiting: dict[int, _Seen] = {}
+        waiting: dict[int, Seen] = {}
 
-        def survey(chunk: int, stop: threading.Event) -> dict[int, _Seen]:
+        def survey(chunk: int, stop: threading.Event) -> dict[int, Seen]:
             return self._survey(chunk, stop, done)
 
-        def gather(chunk: int, found: dict[int, _Seen]) -> None:
+        def gather(chunk: int, found: dict[int, Seen]) -> None:
             for i, seen in found.items():
-                so_far = waiting.setdefault(i, _Seen(0, 0, []))
+                so_far = waiting.setdefault(i, Seen(0, 0, []))
                 so_far.add(seen)
                 if self._settled(i, so_far):
                     del waiting[i]
@@ -261,12 +176,12 @@ class RandomMask(Maker):
         return sorted({c for a, b in zip(low.tolist(), high.tolist(), strict=True)
                        for c in range(a, b + 1)})  # fmt: skip
 
-    def _survey(self, chunk: int, stop: threading.Event, done: OnBytes) -> dict[int, _Seen]:
+    def _survey(self, chunk: int, stop: threading.Event, done: OnBytes) -> dict[int, Seen]:
         """What the chunk holds of pending populations that go on in other chunks."""
         first, _ = self._layout.chunk_range(chunk)
         spans = self._layout.spans(*self._layout.chunk_range(chunk))
         scratch = np.empty(DRAW_SCRATCH, np.uint8)
-        found: dict[int, _Seen] = {}
+        found: dict[int, Seen] = {}
         begin = first
         for window in self._windows(first, spans):
             if stop.is_set():
@@ -275,29 +190,15 @@ class RandomMask(Maker):
                 window.populations, window.words, window.elements, strict=True
             ):
                 if i in self._pending:
-                    seen = found.pop(i, None) or _Seen(0, 0, [])
-                    seen.add(self._look(self._populations[i], word, elements, scratch))
+                    seen = found.pop(i, None) or Seen(0, 0, [])
+                    seen.add(self._populations[i].look(word, elements, scratch))
                     if not self._settled(i, seen):  # small tensors are at once
                         found[i] = seen
             done((window.end - begin) // 8)
             begin = window.end
         return found
 
-    def _look(self, population: Population, word: int, elements: int, scratch: Bytes) -> _Seen:
-        low, high = population.window()
-        expected = elements * (high - low) / 2.0**64
-        room = min(elements, int(expected + 8 * math.sqrt(expected)) + 64)
-        while True:
-            out = np.empty(1 + room, np.uint64)
-            found = self._near(
-                *population.stream, word, elements, low, high, out.ctypes.data, room,
-                scratch.ctypes.data,
-            )  # fmt: skip
-            if found <= room:
-                return _Seen(elements, int(out[0]), [out[1 : 1 + found]])
-            room = found
-
-    def _settled(self, i: int, seen: _Seen) -> bool:
+    def _settled(self, i: int, seen: Seen) -> bool:
         """Whether that was the whole population; then its limit is known, or will be sought anew.
 
         Called by one thread only: a population is whole either in one chunk or in ``prepare``.
@@ -315,10 +216,10 @@ class RandomMask(Maker):
     ) -> Iterator[int]:
         """See Maker."""
         scratch = np.empty(DRAW_SCRATCH, np.uint8)
-        begin = first
+        begin, at = first, mask.ctypes.data
         for window in self._windows(first, spans):
             counts = [
-                self._draw_piece(self._populations[i], word, elements, mask, place, scratch)
+                self._populations[i].draw(word, elements, at + place, scratch)
                 for i, word, elements, place in zip(
                     window.populations, window.words, window.elements, window.places, strict=True
                 )
@@ -328,25 +229,16 @@ class RandomMask(Maker):
             begin = window.end
             yield (window.end - first) // 8
 
-    def _draw_piece(
-        self, population: Population, word: int, elements: int, mask: Bytes, place: int,
-        scratch: Bytes,
-    ) -> int:  # fmt: skip
-        if not population.changed:
-            return 0
-        assert population.limit is not None
-        return int(
-            self._draw(
-                *population.stream, word, elements, population.limit, mask.ctypes.data + place,
-                scratch.ctypes.data,
-            )
-        )  # fmt: skip
-
     def verify(self, changed: IntArray) -> None:
         """See Maker: the numbers are exact, or there is a bug."""
         expected = [population.changed for population in self._populations]
-        found = changed.tolist() if self._by_tensor else [int(changed.sum())]
-        assert found == expected, "a random mask must have exactly the changed elements asked for"
+        drawn = changed.tolist() if self._by_tensor else [int(changed.sum())]
+        if drawn != expected:
+            raise CkdiffError(
+                f"a random mask must have exactly {sum(expected):,} changed elements, and "
+                f"{sum(drawn):,} were drawn",
+                hint="please report it",
+            )
 
     def _windows(self, first: int, spans: Spans) -> Iterator[_Window]:
         end = min(first + self._layout.chunk, self._layout.total)

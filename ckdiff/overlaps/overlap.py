@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,17 +19,16 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff.budget import format_size
-from ckdiff.checkpoints.opening import Given, fetch_all, open_all, recipe_for_workers
+from ckdiff.checkpoints import open_together, path_for_workers
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import (
     BudgetError,
     CkdiffError,
-    Interrupted,
     StoreCorrupt,
     UsageError,
     printable,
 )
-from ckdiff.options import Observer, Progress, checked_int, checked_observer, several_texts
+from ckdiff.options import Observer, checked_int, checked_observer, several_texts
 from ckdiff.overlaps.counting import OverlapTask, Part
 from ckdiff.overlaps.nulls.moments import Moments
 from ckdiff.overlaps.nulls.null import Counts
@@ -36,8 +36,9 @@ from ckdiff.overlaps.nulls.registry import NULLS, USUAL
 from ckdiff.overlaps.result import Overlap, diagonal
 from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
 from ckdiff.rules import Rule
-from ckdiff.running.dask import TreeTask, client_for, run_cluster_tree, run_tree
-from ckdiff.running.remote import Remote
+from ckdiff.running.dask import client_for
+from ckdiff.running.memory import Need
+from ckdiff.running.runners import Meter, add_up, interruptible
 from ckdiff.stores.maskwalk import working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.summaries import By, checked_by, group_index, group_order
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ckdiff.running.dask import Scheduler
 
 IntArray = npt.NDArray[np.int64]
+BasePath = str | os.PathLike[str] | Checkpoint
 
 
 def overlap(
@@ -54,7 +56,7 @@ def overlap(
     rule: str | Rule | None = None,
     by: By = "layer",
     nulls: Sequence[str] = USUAL,
-    base: Given | None = None,
+    base: BasePath | None = None,
     require_same_base: bool = False,
     scheduler: Scheduler = None,
     workers: int | None = None,
@@ -65,7 +67,7 @@ def overlap(
 
     ``nulls`` say what chance means; docs/cli.md has a line for each. Some read ``base``.
     Runs on the cluster of ``scheduler`` (an address or a Dask client), else of a Dask client that
-    is active here, else on Dask's threads, as it does with ``scheduler="threads"``. Raises a
+    is active here, else on threads, as it does with ``scheduler="threads"``. Raises a
     CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
     """
     observer = checked_observer(observer)
@@ -84,13 +86,13 @@ def overlap(
     readers = [name for name in counted if NULLS[name].reads_base]
     _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
-        sides = _open_base(base, readers, stack)
-        for side in sides:
-            check_one_base(matched, side, readers[0])
-        task = plan(matched, index, counted, *sides)
-        fetch_all(sides)
-        for side in sides:  # of a cached file that is not the hub's, no content hash is known
-            check_one_base(matched, side, readers[0])
+
+        def planned(sides: list[Checkpoint]) -> OverlapTask:
+            for side in sides:
+                check_one_base(matched, side, readers[0])
+            return plan(matched, index, counted, *sides)
+
+        task = planned(_open_base(base, readers, planned, stack))
         part = _run(task, matched, by, base, threads, scheduler, observer)
     part = _complete(part, task, len(groups))
     _check_counts(matched, part, index)
@@ -139,7 +141,7 @@ def _check_memory(
     # Parts on their way up the tree hold rows of their own groups: all of them once more.
     tables = 3 * row * groups + 8 * stores * len(matched.names) * 6
     each = working_memory(stores) + (32 << 20 if counted else 0)
-    needed = 96 * budget.MIB + tables + workers * each
+    needed = Need(tables, each).total(workers)
     if needed > allowed:
         raise BudgetError(
             f"{format_size(allowed)} of memory is too little for {groups:,} groups of "
@@ -151,18 +153,19 @@ def _check_memory(
 
 
 def _open_base(
-    base: Given | None,
+    base: BasePath | None,
     readers: Sequence[str],
+    rehearse: Callable[[list[Checkpoint]], object],
     stack: ExitStack,
 ) -> list[Checkpoint]:
-    """The base, if there is a null that reads it: its headers."""
+    """The base, if there is a null that reads it."""
     if not readers:
         return []
     if base is None:
         raise UsageError(
             f"the null {readers[0]} reads the base checkpoint", hint="give it with --base"
         )
-    return open_all(stack, base)
+    return open_together(stack, [base], rehearse)
 
 
 # running
@@ -172,7 +175,7 @@ def _run(
     task: OverlapTask,
     matched: Matched,
     by: By,
-    base: Given | None,
+    base: BasePath | None,
     workers: int,
     scheduler: Scheduler,
     observer: Observer,
@@ -180,30 +183,19 @@ def _run(
     chunks = matched.layout.chunks
     if not chunks:
         return None
-    began = time.perf_counter()
-    total = len(matched.stores) * matched.layout.total // 8
-
-    def tick(done: int) -> None:
-        observer.progress(Progress(total * done // chunks, total, time.perf_counter() - began, 0))
-
-    try:
-        with client_for(scheduler) as client:
-            tick(0)
-            if client is None:
-                return run_tree(chunks, task, workers=workers, tick=tick)
-            remote: Remote[TreeTask[Part]] = Remote(_recipe(task, matched, by, base))
-            return run_cluster_tree(chunks, remote, client, tick=tick)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted") from None
+    meter = Meter(observer, len(matched.stores) * matched.layout.total // 8)
+    recipe = partial(_recipe, task, matched, by, base)
+    with interruptible(), client_for(scheduler) as client:
+        return add_up(chunks, task, recipe, client=client, workers=workers, meter=meter)
 
 
-def _recipe(task: OverlapTask, matched: Matched, by: By, base: Given | None) -> OverlapRecipe:
-    recipe = None
+def _recipe(task: OverlapTask, matched: Matched, by: By, base: BasePath | None) -> OverlapRecipe:
+    path = None
     if task.base is not None:
         assert base is not None
-        recipe = recipe_for_workers(base, task.base.checkpoint)
+        path = path_for_workers(base, task.base.checkpoint)
     stores = tuple((os.path.abspath(s.path), s.manifest_digest()) for s in matched.stores)
-    return OverlapRecipe(stores, matched.rule, by, task.nulls, recipe)
+    return OverlapRecipe(stores, matched.rule, by, task.nulls, path)
 
 
 # from the sum of all parts to the result

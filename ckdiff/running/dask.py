@@ -1,6 +1,5 @@
-"""Running chunk tasks on Dask: its threads, a local cluster, or any scheduler.
+"""Running chunk tasks on a Dask cluster: a local one, or that of any scheduler.
 
-Chunks are the tasks and results are merged in a tree whose shape depends only on their number.
 Nothing but small results ever moves: each worker reads sources and stores itself.
 """
 
@@ -13,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from ckdiff.errors import CkdiffError, ClusterError, UsageError, printable
 from ckdiff.running.remote import Remote
-from ckdiff.running.threads import ChunkTask
+from ckdiff.running.threads import ChunkTask, TreeTask
+from ckdiff.running.tree import Tree
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -36,13 +36,6 @@ _TICK = 0.1  # seconds between progress reports
 _LOOK = 2.0  # seconds without a result after which the cluster is asked how it is
 _SAME = "install the same ckdiff and the same Python packages on all machines"  # a hint
 _RESUME = "see the logs of the scheduler; the same command begins again"  # a hint
-
-
-class TreeTask(ChunkTask[T], Protocol[T]):
-    """A chunk task whose results can be added up."""
-
-    def merge(self, left: T, right: T) -> T:
-        """The sum of the results of neighbouring chunks."""
 
 
 # which cluster
@@ -174,48 +167,6 @@ def threads_of(client: Client) -> int:
 # adding up
 
 
-def run_tree(
-    chunks: int,
-    task: TreeTask[T],
-    *,
-    workers: int,
-    tick: Callable[[int], None] = lambda done: None,
-) -> T:
-    """The sum of the task's results for chunks 0, 1, ... (at least one), on Dask's threads.
-
-    ``tick`` is called with the number of chunks done. Raises what a task raises.
-    """
-    from dask.callbacks import Callback
-    from dask.threaded import get
-
-    stop = threading.Event()
-    graph: dict[Any, Any] = {}
-    for i in range(chunks):
-        graph["chunk", i] = (task, i, stop)
-
-    def merge(left: Any, right: Any) -> Any:
-        key = ("merge", len(graph))
-        graph[key] = (task.merge, left, right)
-        return key
-
-    root = _tree(list(graph), merge)
-    done = 0
-
-    def count(key: Any, *rest: object) -> None:
-        nonlocal done
-        done += key[0] == "chunk"
-        tick(done)
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="ckdiff")
-    try:
-        with Callback(posttask=count):
-            result: T = get(graph, root, pool=pool)
-        return result
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)  # what tasks read is closed after this
-
-
 def run_cluster_tree(
     chunks: int,
     task: Remote[TreeTask[T]],
@@ -232,8 +183,11 @@ def run_cluster_tree(
         return future
 
     with _releasing(futures):
-        root = _tree(list(futures), merge)
-        leaves = set(futures[:chunks])
+        leaves = set(futures)
+        tree = Tree(chunks, merge)
+        for chunk, future in enumerate(list(futures)):
+            tree.put(chunk, future)
+        root = tree.root()
         done: set[Future[T]] = set()
         for future in _finished(client, {root, *leaves}, lambda: tick(len(done))):
             if future in leaves:
@@ -241,14 +195,6 @@ def run_cluster_tree(
             tick(len(done))
         result: T = _result(client, root)
         return result
-
-
-def _tree(items: list[T], merge: Callable[[T, T], T]) -> T:
-    """Merge neighbours until one is left."""
-    while len(items) > 1:
-        merged = [merge(a, b) for a, b in zip(items[::2], items[1::2], strict=False)]
-        items = merged + items[len(merged) * 2 :]
-    return items[0]
 
 
 # one by one

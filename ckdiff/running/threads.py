@@ -39,6 +39,13 @@ class ChunkTask(Protocol[T_co]):
         """Do chunk number ``chunk``; may raise Stopped soon after ``stop`` is set."""
 
 
+class TreeTask(ChunkTask[T], Protocol[T]):
+    """A chunk task whose results can be added up."""
+
+    def merge(self, left: T, right: T) -> T:
+        """The sum of the results of neighbouring chunks."""
+
+
 class InOrder(Generic[T]):
     """Hands results on in the order of their chunks, and keeps only a few that came too early.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,16 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff import budget
 from ckdiff._version import __version__
-from ckdiff.errors import Interrupted, StoreError, printable
+from ckdiff.errors import StoreError, printable
 from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.layout import Layout, Spans
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_output
+from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.checks import ELSEWHERE, check_disk, relation
-from ckdiff.running.threads import Amount, Stopped, run_threads
+from ckdiff.running.memory import Need, fit_workers
+from ckdiff.running.runners import Meter, interruptible, run_chunks
+from ckdiff.running.threads import Stopped
 from ckdiff.stores.chunkresult import ChunkResult
-from ckdiff.stores.collecting import Collected, finished_before
+from ckdiff.stores.collecting import Collected, recorder, resume
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key
@@ -45,6 +45,8 @@ class Maker(ABC):
     """How the mask comes about, a chunk at a time. Shared by the threads of a process."""
 
     total: int  #: bytes of work in all, for the progress report
+    #: memory, besides that of the chunk tasks and the tables of the store
+    need: Need = Need(tables=0, worker=0)
 
     def prepare(  # noqa: B027 - optional
         self, chunks: Sequence[int], workers: int, tick: Callable[[], None], done: OnBytes
@@ -95,7 +97,7 @@ class Target:
         options = Options(overwrite=overwrite, workers=workers)
         self.out = checked_output(out)
         self.overwrite = options.overwrite
-        self.workers = options.workers or budget.usable_cores()
+        self.asked = options.workers
         self.observer = checked_observer(observer)
 
     def keep_away_from(self, stores: Sequence[MaskStore]) -> None:
@@ -116,57 +118,40 @@ class Target:
         A run that was stopped is resumed by the same call.
         """
         require_text([derived.made_by, derived.names])
+        # there is no --memory here: the default bounds the workers
+        workers = fit_workers(
+            self.asked, derived.layout.chunks, _need(derived, maker), None, option=False
+        )
         check_disk(self.out, _disk_at_most(derived), self.observer.note)
         manifest = b""
-        try:
-            with WorkDir(self.out, _plan(derived), overwrite=self.overwrite) as work:
-                if work.discarded:
-                    self.observer.note(
-                        "warning: an earlier run was stopped here, but it was another one: "
-                        "starting anew"
-                    )
-                collected = self._run_chunks(derived, maker, work)
-                maker.verify(collected.changed[:, 0])
-                with store_errors(self.out):
-                    manifest = _write_tables(derived, collected, work.store)
-                work.commit(manifest)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint=stopped_hint(self.out, manifest)) from None
+        with (
+            interruptible(lambda: stopped_hint(self.out, manifest)),
+            WorkDir(self.out, _plan(derived), overwrite=self.overwrite) as work,
+        ):
+            if work.discarded:
+                self.observer.note(
+                    "warning: an earlier run was stopped here, but it was another one: "
+                    "starting anew"
+                )
+            collected = self._run_chunks(derived, maker, work, workers)
+            maker.verify(collected.changed[:, 0])
+            with store_errors(self.out):
+                manifest = _write_tables(derived, collected, work.store)
+            work.commit(manifest)
         return open_store(self.out)
 
-    def _run_chunks(self, derived: Derived, maker: Maker, work: WorkDir) -> Collected:
+    def _run_chunks(self, derived: Derived, maker: Maker, work: WorkDir, workers: int) -> Collected:
         layout = derived.layout
         collected = Collected(len(derived.names), 1, layout, with_statistics=False)
-        todo = []
-        for chunk in range(layout.chunks):
-            found = finished_before(work, chunk)
-            if found is None:
-                todo.append(chunk)
-            else:
-                collected.add(chunk, found)
+        todo = resume(work, collected, layout.chunks)
         finished = layout.chunks - len(todo)
         if finished:
             self.observer.note(f"resuming: {finished} of {layout.chunks} chunks were done already")
-        done = Amount(maker.total * finished // max(1, layout.chunks))
-        resumed = done.value
-        began = time.perf_counter()
-
-        def report() -> None:
-            seconds = time.perf_counter() - began
-            value = min(done.value, maker.total)
-            self.observer.progress(Progress(value, maker.total, seconds, resumed))
-
-        def record(chunk: int, result: ChunkResult) -> None:
-            with store_errors(self.out):
-                work.record(chunk, result.to_bytes())
-            collected.add(chunk, result)
-
-        workers = max(1, min(self.workers, len(todo)))
-        maker.prepare(todo, workers, report, done.add)
-        task = MaskTask(maker, layout, derived.rule, work.store, self.out, done.add)
-        run_threads(todo, task, workers=workers, done=record, tick=report)
-        done.value = maker.total
-        report()
+        meter = Meter(self.observer, maker.total, maker.total * finished // max(1, layout.chunks))
+        workers = max(1, min(workers, len(todo)))
+        maker.prepare(todo, workers, meter.report, meter.add)
+        task = MaskTask(maker, layout, derived.rule, work.store, self.out, meter.add)
+        run_chunks(todo, task, workers=workers, done=recorder(work, collected), meter=meter)
         return collected
 
 
@@ -216,6 +201,14 @@ class MaskTask:
             self._local.tools = np.empty(OBJECT, np.uint8), MaskEncoder()
         tools: tuple[Bytes, MaskEncoder] = self._local.tools
         return tools
+
+
+def _need(derived: Derived, maker: Maker) -> Need:
+    """The memory of a run: columns, records and JSON of tensors and of objects; a chunk's mask, and
+    what encodes it.
+    """
+    tables = 1000 * len(derived.names) + 600 * derived.layout.chunks
+    return Need(maker.need.tables + tables, maker.need.worker + OBJECT + (4 << 20))
 
 
 def _disk_at_most(derived: Derived) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +13,7 @@ from ckdiff.layout import Layout
 from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.objects import file_digest
 from ckdiff.stores.table import MaskTable, Statistics
-from ckdiff.stores.workdir import WorkDir
+from ckdiff.stores.workdir import WorkDir, store_errors
 
 
 class Collected:
@@ -82,6 +84,30 @@ def _trimmed(row: npt.NDArray[np.int64]) -> list[int]:
     """The histogram without the empty buckets at its end."""
     filled = np.flatnonzero(row)
     return [int(x) for x in row[: int(filled[-1]) + 1]] if filled.size else []
+
+
+def resume(work: WorkDir | None, collected: Collected, chunks: int) -> list[int]:
+    """Add up what an earlier run finished; gives the chunks that are left to do."""
+    todo = []
+    for chunk in range(chunks):
+        found = None if work is None else finished_before(work, chunk)
+        if found is None:
+            todo.append(chunk)
+        else:
+            collected.add(chunk, found)
+    return todo
+
+
+def recorder(work: WorkDir | None, collected: Collected) -> Callable[[int, ChunkResult], None]:
+    """What takes in the results of a run, so that they can be resumed from."""
+
+    def record(chunk: int, result: ChunkResult) -> None:
+        if work is not None:
+            with store_errors(work.out):
+                work.record(chunk, result.to_bytes())
+        collected.add(chunk, result)
+
+    return record
 
 
 def finished_before(work: WorkDir, chunk: int) -> ChunkResult | None:

@@ -20,7 +20,8 @@ from ckdiff.errors import StoreCorrupt, StoreError, StoreExists, StoreIncomplete
 from ckdiff.kernels.abi import DRAW_SCRATCH
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Layout
-from ckdiff.masks.random import Population, RandomMask
+from ckdiff.masks.random import RandomMask
+from ckdiff.masks.sampling import Population
 from ckdiff.options import Observer
 from ckdiff.overlaps.nulls import moments as nulls
 from ckdiff.stores.table import MaskTable

@@ -46,6 +46,8 @@ from ckdiff.running import remote
 from ckdiff.stores.objects import INNER, ObjectWriter
 
 ROOT = Path(__file__).parents[2]
+#: where a worker finds what tests define
+PATHS = f"{ROOT}:{Path(__file__).parent}:{ROOT / 'tests' / 'helpers'}"
 TENSORS = {
     "model.embed.weight": ("BF16", (4096, 40000)),
     "model.layers.0.norm.weight": ("BF16", (1000,)),
@@ -313,7 +315,7 @@ class Deadly:
 
 def test_a_task_that_kills_every_worker_ends(tmp_path: Path) -> None:
     with (
-        cluster_of(tmp_path / "frail", 4, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}") as frail,
+        cluster_of(tmp_path / "frail", 4, PYTHONPATH=PATHS) as frail,
         Client(frail.address, set_as_default=False) as client,
     ):
         deadly: remote.Remote[Any] = remote.Remote(Deadly())

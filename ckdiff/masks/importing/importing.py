@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints.opening import fetch_all, open_all
-from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.diffs.diff import diff
-from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
+from ckdiff.checkpoints import Checkpoint, open_together
+from ckdiff.errors import CheckpointError, PairingError, UsageError, printable
 from ckdiff.layout import Layout, Spans
 from ckdiff.masks.exporting.masks import CHANGED, FROZEN, text_label
+from ckdiff.masks.importing.contenthashes import content_hashes
 from ckdiff.masks.importing.maskfile import (
     Item,
     MaskFile,
@@ -35,6 +34,8 @@ from ckdiff.naming import natural_key
 from ckdiff.options import Observer, checked_path
 from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import Rule
+from ckdiff.running.memory import Need
+from ckdiff.running.runners import interruptible
 from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.table import UNKNOWN, IntArray
@@ -80,10 +81,12 @@ def import_masks(
             raise CheckpointError(f"{printable(source)} has two masks for one tensor")
         known, hashes = dict(found.tensors), dict[str, str]()
         if base is not None:
-            (checkpoint,) = open_all(stack, base)
-            _check_names(checkpoint, names)
+
+            def rehearse(sides: list[Checkpoint]) -> None:
+                _check_names(sides[0], names)
+
+            (checkpoint,) = open_together(stack, [base], rehearse)
             check_place(target.out, [checkpoint])
-            fetch_all([checkpoint])
             known, hashes = _of_base(checkpoint, names, target.observer)
         kinds = [_kind(item, known.get(item.name)) for item in found.items]
         _check_extent(source, found.items, kinds, declared=base is None)
@@ -107,12 +110,10 @@ def import_masks(
         )
         # nothing is gathered for a store that could not be written; the store itself says more
         check_disk(target.out, layout.total // 8, note=lambda message: None)
-        try:
+        with interruptible("nothing was written"):
             found.prove()
             staged = _stage(found.items, layout, target.out, stack)
             found.check()
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint="nothing was written") from None
         return target.write(derived, Staged(staged, layout, invert=polarity == FROZEN))
 
 
@@ -168,10 +169,10 @@ def _of_base(
     base: Checkpoint, names: list[str], observer: Observer
 ) -> tuple[dict[str, tuple[str, Shape]], dict[str, str]]:
     """Dtypes and shapes, and content hashes, of the base's tensors."""
-    # a diff with itself hashes each tensor as any diff does
-    table = diff(base, base, verify=True, observer=observer).table
-    known = {record.name: (record.dtype, record.shape) for record in table}
-    return known, dict(zip(table.names, table.base_hashes, strict=True))
+    _check_names(base, names)
+    table = base.table
+    known = dict(zip(table.names, zip(table.dtypes, table.shapes, strict=True), strict=True))
+    return known, content_hashes(base, names, observer)
 
 
 def _check_names(base: Checkpoint, names: list[str]) -> None:
@@ -228,6 +229,7 @@ class Staged(Maker):
         self._layout = layout
         self._invert = invert
         self.total = layout.total // 8
+        self.need = Need(tables=bits.memory, worker=1 << 20)
 
     def make(
         self, first: int, spans: Spans, mask: Bytes, changed: IntArray, done: OnBytes

@@ -166,6 +166,11 @@ class Staging:
 
     # reading
 
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that it takes to know where the blocks with ones lie."""
+        return 12 * int(np.count_nonzero(self._sizes))
+
     def read(self, first: int, mask: Bytes) -> None:
         """Put the bits that begin at the address ``first``, of a block, into a zeroed ``mask``.
 

@@ -1,0 +1,98 @@
+"""How a command runs its chunks: on threads or on a cluster, told about, and interruptible.
+
+What an earlier run left is the business of the store that is written: see ckdiff.stores.collecting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from ckdiff.errors import Interrupted
+from ckdiff.options import Observer, Progress
+from ckdiff.running.threads import Amount, ChunkTask, TreeTask, run_threads
+from ckdiff.running.tree import run_tree
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from ckdiff.running.remote import Recipe
+
+T = TypeVar("T")
+
+
+class Meter(Amount):
+    """How much of a run is done, and who is told; the run begins when its meter is made."""
+
+    def __init__(self, observer: Observer, total: int, resumed: int = 0) -> None:
+        super().__init__(resumed)
+        self.total = total  #: bytes
+        self._observer, self._resumed = observer, resumed
+        self._began = time.perf_counter()
+
+    def report(self) -> None:
+        """Tell the observer; to be called about ten times a second."""
+        seconds = time.perf_counter() - self._began
+        done = min(self.value, self.total)
+        self._observer.progress(Progress(done, self.total, seconds, self._resumed))
+
+    def finish(self) -> None:
+        """Say that everything is done."""
+        self.value = self.total
+        self.report()
+
+
+@contextmanager
+def interruptible(hint: str | Callable[[], str | None] | None = None) -> Iterator[None]:
+    """Raise Interrupted for a signal; ``hint`` says what is left behind, or what to do.
+
+    SIGTERM and Ctrl-C both arrive as KeyboardInterrupt, in the main thread.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        said = hint() if callable(hint) else hint
+        raise Interrupted("interrupted", hint=said) from None
+
+
+def run_chunks(
+    chunks: Iterable[int],
+    task: ChunkTask[T],
+    *,
+    workers: int,
+    done: Callable[[int, T], None],
+    meter: Meter,
+) -> None:
+    """Run the task for every chunk on threads; see run_threads. The meter reports."""
+    run_threads(chunks, task, workers=workers, done=done, tick=meter.report)
+    meter.finish()
+
+
+def add_up(
+    chunks: int,
+    task: TreeTask[T],
+    recipe: Callable[[], Recipe[TreeTask[T]]],
+    *,
+    client: Client | None,
+    workers: int,
+    meter: Meter,
+) -> T:
+    """The sum of the task's results for chunks 0, 1, ... (at least one), added in a fixed tree.
+
+    On ``workers`` threads, or with ``client`` on the workers of its cluster, which make the task
+    from the recipe. The meter's total is spread evenly over the chunks.
+    """
+
+    def tick(done: int) -> None:
+        meter.value = meter.total * done // chunks
+        meter.report()
+
+    tick(0)
+    if client is None:
+        return run_tree(chunks, task, workers=workers, tick=tick)
+    from ckdiff.running.dask import run_cluster_tree
+    from ckdiff.running.remote import Remote
+
+    return run_cluster_tree(chunks, Remote(recipe()), client, tick=tick)
