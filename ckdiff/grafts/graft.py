@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckdiff.checkpoints import open_together
-from ckdiff.checkpoints.places.local import LocalCheckpoint
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, is_located
+from ckdiff.checkpoints.opening import fetch_all, open_all
+from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import CheckpointError, StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, working_memory
@@ -27,12 +26,12 @@ from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import match
 
 if TYPE_CHECKING:
-    from ckdiff.diffs.plan import CheckpointPath
+    from ckdiff.checkpoints.opening import Given
 
 
 def graft(
-    base: CheckpointPath,
-    tuned: CheckpointPath,
+    base: Given,
+    tuned: Given,
     mask: str | os.PathLike[str] | MaskStore,
     out: str | os.PathLike[str],
     *,
@@ -56,32 +55,24 @@ def graft(
     store = open_store(mask)
     digest = store.manifest_digest()
     with ExitStack() as stack:
-
-        def rehearse(sides: list[Checkpoint]) -> None:
-            if not is_located(sides[0]):
-                raise no_files(sides[0])
-            _threads(Plan(sides[0], sides[1], matched), options)
-            refuse_early(
-                path,
-                size=sum(file.size for file in sides[0].files),
-                directory=getattr(sides[0], "directory", False),
-                overwrite=options.overwrite,
-                apart=sides,
-                inputs=[store.path],
-            )
-
-        def no_files(side: Checkpoint) -> CheckpointError:
-            return CheckpointError(f"{printable(side.label)} has no files to be rebuilt")
-
         matched = match([store], rule, least=1)
-        sides = open_together(stack, (base, tuned), rehearse)
+        sides = open_all(stack, base, tuned)
         source = sides[0]
-        if not isinstance(source, LocalCheckpoint):
-            raise no_files(source)
+        if not source.in_files:
+            raise CheckpointError(f"{printable(source.label)} has no files to be rebuilt")
         plan = Plan(source, sides[1], matched)
         threads = _threads(plan, options)
-        folder, raw = source.folder is not None, source.index()
-        name = source.index_name
+        folder = source.directory is not None
+        refuse_early(
+            path,
+            size=sum(file.size for file in source.files),
+            directory=folder,
+            overwrite=options.overwrite,
+            apart=sides,
+            inputs=[store.path],
+        )
+        fetch_all(sides)
+        name, raw = source.index_name, source.index()
         index = None if name is None or raw is None else (name, raw)
         rebuilt = Rebuilt(
             path,

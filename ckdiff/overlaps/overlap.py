@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff.budget import format_size
-from ckdiff.checkpoints import open_together, path_for_workers
+from ckdiff.checkpoints.opening import Given, fetch_all, open_all, recipe_for_workers
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import (
     BudgetError,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from ckdiff.running.dask import Scheduler
 
 IntArray = npt.NDArray[np.int64]
-BasePath = str | os.PathLike[str] | Checkpoint
 
 
 def overlap(
@@ -56,7 +55,7 @@ def overlap(
     rule: str | Rule | None = None,
     by: By = "layer",
     nulls: Sequence[str] = USUAL,
-    base: BasePath | None = None,
+    base: Given | None = None,
     require_same_base: bool = False,
     scheduler: Scheduler = None,
     workers: int | None = None,
@@ -86,13 +85,13 @@ def overlap(
     readers = [name for name in counted if NULLS[name].reads_base]
     _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
-
-        def planned(sides: list[Checkpoint]) -> OverlapTask:
-            for side in sides:
-                check_one_base(matched, side, readers[0])
-            return plan(matched, index, counted, *sides)
-
-        task = planned(_open_base(base, readers, planned, stack))
+        sides = _open_base(base, readers, stack)
+        for side in sides:
+            check_one_base(matched, side, readers[0])
+        task = plan(matched, index, counted, *sides)
+        fetch_all(sides)
+        for side in sides:  # of a cached file that is not the hub's, no content hash is known
+            check_one_base(matched, side, readers[0])
         part = _run(task, matched, by, base, threads, scheduler, observer)
     part = _complete(part, task, len(groups))
     _check_counts(matched, part, index)
@@ -153,19 +152,18 @@ def _check_memory(
 
 
 def _open_base(
-    base: BasePath | None,
+    base: Given | None,
     readers: Sequence[str],
-    rehearse: Callable[[list[Checkpoint]], object],
     stack: ExitStack,
 ) -> list[Checkpoint]:
-    """The base, if there is a null that reads it."""
+    """The base, if there is a null that reads it: its headers."""
     if not readers:
         return []
     if base is None:
         raise UsageError(
             f"the null {readers[0]} reads the base checkpoint", hint="give it with --base"
         )
-    return open_together(stack, [base], rehearse)
+    return open_all(stack, base)
 
 
 # running
@@ -175,7 +173,7 @@ def _run(
     task: OverlapTask,
     matched: Matched,
     by: By,
-    base: BasePath | None,
+    base: Given | None,
     workers: int,
     scheduler: Scheduler,
     observer: Observer,
@@ -189,13 +187,13 @@ def _run(
         return add_up(chunks, task, recipe, client=client, workers=workers, meter=meter)
 
 
-def _recipe(task: OverlapTask, matched: Matched, by: By, base: BasePath | None) -> OverlapRecipe:
-    path = None
+def _recipe(task: OverlapTask, matched: Matched, by: By, base: Given | None) -> OverlapRecipe:
+    recipe = None
     if task.base is not None:
         assert base is not None
-        path = path_for_workers(base, task.base.checkpoint)
+        recipe = recipe_for_workers(base, task.base.checkpoint)
     stores = tuple((os.path.abspath(s.path), s.manifest_digest()) for s in matched.stores)
-    return OverlapRecipe(stores, matched.rule, by, task.nulls, path)
+    return OverlapRecipe(stores, matched.rule, by, task.nulls, recipe)
 
 
 # from the sum of all parts to the result

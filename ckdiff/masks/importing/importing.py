@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints import Checkpoint, open_together
+from ckdiff.checkpoints.opening import fetch_all, open_all
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, PairingError, UsageError, printable
 from ckdiff.layout import Layout, Spans
 from ckdiff.masks.exporting.masks import CHANGED, FROZEN, text_label
@@ -81,12 +82,10 @@ def import_masks(
             raise CheckpointError(f"{printable(source)} has two masks for one tensor")
         known, hashes = dict(found.tensors), dict[str, str]()
         if base is not None:
-
-            def rehearse(sides: list[Checkpoint]) -> None:
-                _check_names(sides[0], names)
-
-            (checkpoint,) = open_together(stack, [base], rehearse)
+            (checkpoint,) = open_all(stack, base)
+            _check_names(checkpoint, names)
             check_place(target.out, [checkpoint])
+            fetch_all([checkpoint])
             known, hashes = _of_base(checkpoint, names, target.observer)
         kinds = [_kind(item, known.get(item.name)) for item in found.items]
         _check_extent(source, found.items, kinds, declared=base is None)
@@ -169,7 +168,6 @@ def _of_base(
     base: Checkpoint, names: list[str], observer: Observer
 ) -> tuple[dict[str, tuple[str, Shape]], dict[str, str]]:
     """Dtypes and shapes, and content hashes, of the base's tensors."""
-    _check_names(base, names)
     table = base.table
     known = dict(zip(table.names, zip(table.dtypes, table.shapes, strict=True), strict=True))
     return known, content_hashes(base, names, observer)
