@@ -16,7 +16,14 @@ from cli_support import python
 from derived_stores import KILLED, fails_after, first_bits, tree
 
 import ckdiff
-from ckdiff.errors import StoreCorrupt, StoreError, StoreExists, StoreIncomplete, UsageError
+from ckdiff.errors import (
+    CkdiffError,
+    StoreCorrupt,
+    StoreError,
+    StoreExists,
+    StoreIncomplete,
+    UsageError,
+)
 from ckdiff.kernels.abi import DRAW_SCRATCH
 from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import CHUNK, Layout
@@ -319,7 +326,7 @@ def test_a_wrong_number_would_be_noticed() -> None:
     maker = RandomMask(
         Layout(np.array([100], np.int64)), [Population(0, "tensor a", 100, 10)], by_tensor=True
     )
-    with pytest.raises(AssertionError, match="exactly"):
+    with pytest.raises(CkdiffError, match="exactly 10 changed elements, and 11"):
         maker.verify(np.array([11], np.int64))
 
 
