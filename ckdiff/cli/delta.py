@@ -8,6 +8,7 @@ import click
 
 from ckdiff.cli import options
 from ckdiff.cli.output import write_json, write_lines
+from ckdiff.deltas.registry import ENCODINGS
 
 
 @click.command("delta")
@@ -18,10 +19,10 @@ from ckdiff.cli.output import write_json, write_lines
 @click.option("--rule", metavar="RULE", help="Which of the mask store's masks.")
 @click.option(
     "--encoding",
-    type=click.Choice(["packed", "indices"]),
-    default="packed",
+    type=click.Choice(list(ENCODINGS)),
+    default=next(iter(ENCODINGS)),
     show_default=True,
-    help="packed is the smallest; indices are positions and values that other tools read.",
+    help="; ".join(f"{name} {line.help}" for name, line in ENCODINGS.lines.items()) + ".",
 )
 @options.files
 def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> None:

@@ -16,26 +16,27 @@ import numpy as np
 from ckdiff.checkpoints.opening import fetch_all, open_all
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.deltas.blueprint import Blueprint
-from ckdiff.deltas.change import Bytes, Patcher
+from ckdiff.deltas.change import Bytes, Encoding, Patcher
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
 from ckdiff.deltas.parts import UInt64, called
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
-from ckdiff.errors import DeltaError, Interrupted, UsageError, printable
+from ckdiff.errors import DeltaError, UsageError, printable
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import (
     Observer,
     Options,
-    Progress,
     checked_observer,
     checked_output,
     checked_path,
 )
 from ckdiff.outputs.rebuilt import Rebuilt, refuse_early
-from ckdiff.running.threads import Stopped, run_threads
+from ckdiff.running.runners import Meter, interruptible, run_chunks
+from ckdiff.running.threads import Stopped
 
 DeltaPath = str | os.PathLike[str]
 
@@ -82,10 +83,8 @@ def apply(
         )
         fetch_all([opened])
         began = time.perf_counter()
-        try:
+        with interruptible("nothing was written"):
             _rebuild(links, path, options, observer, room.taken)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint="nothing was written") from None
     last = chain[-1].blueprint
     return ApplyResult(
         out=path,
@@ -112,29 +111,24 @@ def _rebuild(links: Links, out: Path, options: Options, observer: Observer, tabl
     )
     groups = chain[-1].windows.groups
     workers = allowed_workers(options, len(groups), tables)
-    total, done, began = int(blueprint.nbytes.sum()), 0, time.perf_counter()
+    meter = Meter(observer, int(blueprint.nbytes.sum()))
     base_sums, out_sums = np.zeros((2, len(blueprint.names), 2), np.uint64)
     changed = np.zeros((len(blueprint.names), len(chain)), np.int64)
 
     def finished(group: int, found: tuple[UInt64, IntArray]) -> None:
-        nonlocal done
         first, stop = groups[group]
         tensor = chain[-1].windows.tensor[first:stop]
         np.add.at(base_sums, tensor, found[0][:, 0])
         np.add.at(out_sums, tensor, found[0][:, 1])
         np.add.at(changed, tensor, found[1])
-        done += int(chain[-1].windows.size[first:stop].sum())
-
-    def report() -> None:
-        observer.progress(Progress(done, total, time.perf_counter() - began, 0))
+        meter.add(int(chain[-1].windows.size[first:stop].sum()))
 
     with files:
         order = _in_turn(chain[-1])
         coming = np.full(len(order), -1, np.int64)
         coming[order[: max(0, len(order) - workers)]] = order[workers:]
         task = _ApplyTask(base, chain, links, files, coming)
-        run_threads(order, task, workers=workers, done=finished, tick=report)
-        report()
+        run_chunks(order, task, workers=workers, done=finished, meter=meter)
         links.check_sums(base_sums, out_sums)
         links.check_counts(changed)
         base.verify()
@@ -361,12 +355,7 @@ class _ApplyTask:
         return tools
 
 
-def patcher_of(encoding: str) -> Patcher:
+def patcher_of(name: str) -> Patcher:
     """What undoes an encoding."""
-    if encoding == "indices":
-        from ckdiff.deltas.indices import IndicesPatcher
-
-        return IndicesPatcher()
-    from ckdiff.deltas.frames import PackedPatcher
-
-    return PackedPatcher()
+    encoding: Encoding = ENCODINGS[name]
+    return encoding.patcher()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FORMS
 from ckdiff.deltas.parts import Tensors
@@ -65,6 +66,14 @@ class Patcher(Protocol):
 
     def whole(self, delta: Delta, window: int, out: Bytes) -> None:
         """Write a window that has no base to ``out``. Raises Damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One way to write down what became of the windows."""
+
+    recorder: Callable[[Path, Blueprint, Windows], Recorder]
+    patcher: Callable[[], Patcher]
 
 
 class Merger(Protocol):

@@ -47,7 +47,7 @@ from ckdiff.deltas.parts import (
 from ckdiff.deltas.room import TENSOR, Room, header_cost, index_cost, json_cost, windows_cost
 from ckdiff.deltas.streamplan import check_streams
 from ckdiff.deltas.tables import check_tables
-from ckdiff.errors import DeltaError, HeaderError, printable
+from ckdiff.errors import DeltaError, HeaderError, OutputError, printable
 from ckdiff.outputs.rebuilt import FilePlan
 from ckdiff.outputs.writing import write_all
 
@@ -86,7 +86,11 @@ class DeltaWriter:
         while data := os.pread(fd, min(size - copied, _COPIED), start + copied):
             self.append(data)
             copied += len(data)
-        assert copied == size
+        if copied != size:
+            raise OutputError(
+                f"{size - copied:,} bytes of a delta were lost on the way to its file",
+                hint="does something else write to its directory?",
+            )
 
     def end(self, name: str, dtype: str = "U8", shape: Sequence[int] | None = None) -> None:
         """What was appended since the last call is a tensor."""
@@ -137,7 +141,12 @@ class DeltaWriter:
         header = json.dumps(
             {"__metadata__": metadata} | self._entries, ensure_ascii=False, separators=(",", ":")
         ).encode("utf-8", "surrogatepass")
-        assert len(header) <= self._reserved
+        if len(header) > self._reserved:
+            raise OutputError(
+                f"the header of the delta has {len(header):,} bytes, and {self._reserved:,} were "
+                "kept for it",
+                hint="please report it",
+            )
         head = self._reserved.to_bytes(8, "little") + header.ljust(self._reserved)
         os.lseek(self._fd, 0, os.SEEK_SET)
         write_all(self._fd, head)

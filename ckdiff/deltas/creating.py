@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -18,30 +18,29 @@ from ckdiff.checkpoints.opening import Given, fetch_all, open_all
 from ckdiff.checkpoints.pairing import Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Change, Coder, Merger, Recorder
+from ckdiff.deltas.change import Change, Coder, Encoding, Merger, Recorder
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.filenames import index_fault, names_fault
 from ckdiff.deltas.masking import Masking
 from ckdiff.deltas.outcome import DeltaResult, allowed_workers
 from ckdiff.deltas.parts import Tensors, UInt64
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.diffs.result import by_reason, details
-from ckdiff.errors import CheckpointError, CkdiffError, Interrupted, UsageError, printable
+from ckdiff.errors import CheckpointError, CkdiffError, UsageError, printable
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.layout import bits_of
 from ckdiff.options import (
     Observer,
     Options,
-    Progress,
     checked_observer,
     checked_output,
     checked_text,
 )
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.rules import Rule
-from ckdiff.running.threads import InOrder, Stopped, run_threads
+from ckdiff.running.runners import Meter, interruptible, run_chunks
+from ckdiff.running.threads import InOrder, Stopped
 from ckdiff.stores.maskstore import MaskStore
-
-Encoding = Literal["packed", "indices"]
 
 _AHEAD = 3  # groups for each worker that may be done before the oldest is written
 
@@ -53,7 +52,7 @@ def delta(
     *,
     mask: str | os.PathLike[str] | MaskStore | None = None,
     rule: str | Rule | None = None,
-    encoding: Encoding = "packed",
+    encoding: str = "packed",
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -68,11 +67,7 @@ def delta(
     UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError, OutputError
     and Interrupted.
     """
-    if checked_text("encoding", encoding) not in get_args(Encoding):
-        raise UsageError(
-            f"there is no encoding {printable(encoding)!r}",
-            hint=f"one of {', '.join(get_args(Encoding))}",
-        )
+    ENCODINGS.check(checked_text("encoding", encoding))
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer = checked_observer(observer)
     path = checked_output(out)
@@ -88,10 +83,8 @@ def delta(
         fetch_all(sides)
         work = Making(sides[0], sides[1], path, encoding, options, observer, pairing=pairing)
         work.merger = merger
-        try:
+        with interruptible("nothing was written"):
             return work.run()
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint="nothing was written") from None
 
 
 class Making:
@@ -102,7 +95,7 @@ class Making:
         base: Checkpoint,
         tuned: Checkpoint,
         out: Path,
-        encoding: Encoding,
+        encoding: str,
         options: Options,
         observer: Observer,
         *,
@@ -127,7 +120,8 @@ class Making:
         inputs = [] if self.merger is None else self.merger.inputs
         place = _place(self._out, self._options, [self._base, self._tuned], inputs)
         with place, write_errors(self._out):
-            recorder = _recorder(self._encoding, place.path, self.blueprint, self._windows)
+            encoding: Encoding = ENCODINGS[self._encoding]
+            recorder = encoding.recorder(place.path, self.blueprint, self._windows)
             with closing(recorder):
                 tensors = self._compare(recorder)
                 if self.merger is not None:
@@ -150,11 +144,10 @@ class Making:
             order.wait, self.merger, workers,
         )  # fmt: skip
         sides = np.where(self._based[windows.tensor] >= 0, 2, 1) * windows.size
-        self._bytes_read = total = int(sides.sum())
-        done, began = 0, time.perf_counter()
+        self._bytes_read = int(sides.sum())
+        meter = Meter(self._observer, self._bytes_read)
 
         def finished(group: int, result: list[_Window]) -> None:
-            nonlocal done
             for number, found in order.put(group, result):
                 first, stop = groups[number]
                 for window, one in zip(range(first, stop), found, strict=True):
@@ -164,13 +157,9 @@ class Making:
                     tensors.tuned_hashes[at] += one.sums[1]
                     tensors.changed[at] += one.change.changed
                     self._left_out += one.left_out
-                done += int(sides[first:stop].sum())
+                meter.add(int(sides[first:stop].sum()))
 
-        def report() -> None:
-            self._observer.progress(Progress(done, total, time.perf_counter() - began, 0))
-
-        run_threads(range(len(groups)), task, workers=workers, done=finished, tick=report)
-        report()
+        run_chunks(range(len(groups)), task, workers=workers, done=finished, meter=meter)
         return tensors
 
     def _manifest(self, tensors: Tensors) -> dict[str, Any]:
@@ -241,16 +230,6 @@ def _foreign(out: Path) -> str | None:
 def _pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     """Which tensors have a base; a delta may also be of checkpoints that share none."""
     return pair(base.table, tuned.table)
-
-
-def _recorder(encoding: Encoding, path: Path, blueprint: Blueprint, windows: Windows) -> Recorder:
-    if encoding == "indices":
-        from ckdiff.deltas.indices import IndicesRecorder
-
-        return IndicesRecorder(path, blueprint, windows)
-    from ckdiff.deltas.frames import PackedRecorder
-
-    return PackedRecorder(path, blueprint, windows)
 
 
 @dataclass(slots=True)

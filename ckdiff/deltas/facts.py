@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT, MAX_DIMS
 from ckdiff.checkpoints.formats.strictjson import shown
 from ckdiff.deltas.filenames import names_fault
-from ckdiff.deltas.parts import ENCODINGS, FRAMES, HEADS, TENSORS, called
+from ckdiff.deltas.parts import FRAMES, HEADS, TENSORS, called
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import RuleError
 from ckdiff.rules import Rule
@@ -44,7 +45,7 @@ def read_manifest(raw: bytes) -> dict[str, Any]:
         facts = _object(_DECODER.decode(raw.decode("utf-8", "surrogatepass")), "it", _KEYS)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
-    if facts["encoding"] not in ENCODINGS or not isinstance(facts["encoding"], str):
+    if not isinstance(facts["encoding"], str) or facts["encoding"] not in ENCODINGS:
         raise ValueError("an unknown encoding")
     if not _matches(_VERSION, facts["ckdiff"]):
         raise ValueError("its ckdiff is not a version")

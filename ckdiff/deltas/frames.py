@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Change, bytes_at, changed_elements
+from ckdiff.deltas.change import Change, Encoding, bytes_at, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
 from ckdiff.deltas.form import FORMS, Form
 from ckdiff.deltas.packing import FrameEncoder
@@ -96,3 +96,6 @@ def _dtype(delta: Delta, window: int) -> str:
 
 def _form(delta: Delta, window: int) -> Form:
     return FORMS[_dtype(delta, window)]
+
+
+ENCODING = Encoding(PackedRecorder, PackedPatcher)

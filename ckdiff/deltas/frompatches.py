@@ -10,18 +10,19 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.deltas.change import Bytes
-from ckdiff.deltas.creating import Encoding, Making
+from ckdiff.deltas.creating import Making
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import DeltaResult
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
-from ckdiff.errors import Interrupted, UsageError, printable
+from ckdiff.errors import Interrupted, UsageError
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, checked_observer, checked_output, checked_text
 from ckdiff.outputs.place import write_errors
@@ -35,7 +36,7 @@ def delta_from_patches(
     patches: Iterable[WeightPatch | Any],
     out: str | os.PathLike[str],
     *,
-    encoding: Encoding = "packed",
+    encoding: str = "packed",
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -52,11 +53,7 @@ def delta_from_patches(
     Raises UsageError for what is no patch, PairingError for one that does not fit the base, and
     what ``delta`` raises.
     """
-    if checked_text("encoding", encoding) not in get_args(Encoding):
-        raise UsageError(
-            f"there is no encoding {printable(encoding)!r}",
-            hint=f"one of {', '.join(get_args(Encoding))}",
-        )
+    ENCODINGS.check(checked_text("encoding", encoding))
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer = checked_observer(observer)
     path = checked_output(out)

@@ -22,7 +22,7 @@ import xxhash
 
 from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Change, bytes_at, changed_elements
+from ckdiff.deltas.change import Change, Encoding, bytes_at, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
 from ckdiff.deltas.parts import Tensors
 from ckdiff.deltas.streamplan import Plan, Stream, check_names
@@ -239,3 +239,6 @@ def _header_room(streams: list[tuple[int, bool, Stream]]) -> int:
             hint="use the packed encoding",
         )
     return room
+
+
+ENCODING = Encoding(IndicesRecorder, IndicesPatcher)

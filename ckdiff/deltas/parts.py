@@ -21,7 +21,6 @@ PREFIX = "ckdiff."
 DATA, FRAMES, TENSORS, HEADS, MANIFEST = (
     PREFIX + part for part in ("data", "frames", "tensors", "heads", "manifest")
 )
-ENCODINGS = ("packed", "indices")
 _SHOWN = 120  # characters of a name in a message
 _AT_ONCE = 1000  # entries of a header that are objects at a time
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import xxhash
 import zstandard
 
+from ckdiff.errors import CkdiffError
 from ckdiff.kernels.abi import LONGEST, OUTPUT, PIECE, ROOM, STREAM
 from ckdiff.kernels.compiled import c_function
 
@@ -181,10 +182,12 @@ def describe_tree(weights: list[int]) -> bytes:
         else:
             half = 1 << (width - 1)
             table.add(value + slack if value >= half else value, width)
-        assert count > 0  # else runs of zeros would have to be written
+        if count <= 0:
+            raise CkdiffError("runs of zeros in the tree of a code", hint="please report it")
         remaining -= count
     data = table.whole_bytes() + _fse(symbols, counts, log)
-    assert len(data) < 128
+    if len(data) > 127:
+        raise CkdiffError("the tree of a code is too long to be described", hint="please report it")
     return bytes([len(data)]) + data
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import xxhash
 import zstandard
 
-from ckdiff.errors import StoreCorrupt
+from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
 from ckdiff.kernels.compiled import c_function
@@ -80,7 +80,11 @@ class MaskWindows:
         count = 0
         owners: list[tuple[_Stream, IntArray, int]] = []
         for k, (stream, wanted) in enumerate(zip(self._streams, inners, strict=True)):
-            assert len(wanted) <= self.room
+            if len(wanted) > self.room:  # machine code would write past the end
+                raise CkdiffError(
+                    f"{len(wanted)} pieces of a mask, and room for {self.room}",
+                    hint="please report it",
+                )
             # Where stores differ in layout, the end of one window is the beginning of the next.
             kept = self._reuse(k, wanted)
             rest = wanted[kept:]

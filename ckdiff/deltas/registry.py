@@ -1,0 +1,18 @@
+"""The encodings of deltas: one line for each; what it is, is in its file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckdiff.registry import Line, Registry
+
+#: of Encoding, whose file reads deltas; and whoever reads a delta looks here for its encoding
+ENCODINGS: Registry[Any] = Registry(
+    "encoding",
+    {
+        "packed": Line("ckdiff.deltas.frames:ENCODING", "is the smallest"),
+        "indices": Line(
+            "ckdiff.deltas.indices:ENCODING", "are positions and values that other tools read"
+        ),
+    },
+)
