@@ -29,11 +29,11 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     from ckdiff.errors import printable
 
     with Reporter("rebuilt") as reporter, compilation_noted(reporter):
-        made = apply(base, deltas, out, observer=reporter.observer(), **asked)
+        result = apply(base, deltas, out, observer=reporter.observer(), **asked)
     if as_json:
-        write_json(made.to_dict())
+        write_json(result.to_dict())
         return
-    took = f"in {formats.duration(made.seconds)}, {formats.rate(made.size, made.seconds)}"
-    what = f"{formats.counted(made.tensors, 'tensor')}, {format_size(made.size)}"
-    how = "not the tuned checkpoint: a delta is lossy" if made.lossy else "verified"
-    write_lines([printable(f"{made.out}: {what}, {how}, {took}")])
+    took = f"in {formats.duration(result.seconds)}, {formats.rate(result.size, result.seconds)}"
+    what = f"{formats.counted(result.tensors, 'tensor')}, {format_size(result.size)}"
+    how = "not the tuned checkpoint: a delta is lossy" if result.lossy else "verified"
+    write_lines([printable(f"{result.out}: {what}, {how}, {took}")])

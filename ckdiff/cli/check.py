@@ -19,9 +19,9 @@ def command(store: str, as_json: bool) -> None:
     from ckdiff.stores.maskstore import check_store
 
     with Reporter("checked") as reporter, compilation_noted(reporter):
-        found = check_store(store, reporter.update)
+        counts = check_store(store, reporter.update)
     if as_json:
-        write_json(found)
+        write_json(counts)
     else:
-        size = format_size(found["bytes"])
-        write_lines([f"{printable(store)}: ok, {found['objects']:,} files, {size} verified"])
+        size = format_size(counts["bytes"])
+        write_lines([f"{printable(store)}: ok, {counts['objects']:,} files, {size} verified"])

@@ -37,16 +37,16 @@ def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> Non
     from ckdiff.errors import printable
 
     with Reporter("compared") as reporter, compilation_noted(reporter):
-        made = delta(base, tuned, out, observer=reporter.observer(), **asked)
+        result = delta(base, tuned, out, observer=reporter.observer(), **asked)
     if as_json:
-        write_json(made.to_dict())
+        write_json(result.to_dict())
         return
     from ckdiff.cli.delta_text import changes, lossy_line, sizes
 
-    lines = [changes(made.changed, made.elements, made.paired, made.unpaired)]
-    if made.lossy is not None:
-        lines.append(lossy_line(made.lossy))
-    speed = formats.rate(made.bytes_read, made.seconds)
-    took = f"in {formats.duration(made.seconds)}, {speed}"
-    lines.append(f"{made.out}: {sizes(made.size, made.rebuilt_size)}, {took}")
+    lines = [changes(result.changed, result.elements, result.paired, result.unpaired)]
+    if result.lossy is not None:
+        lines.append(lossy_line(result.lossy))
+    speed = formats.rate(result.bytes_read, result.seconds)
+    took = f"in {formats.duration(result.seconds)}, {speed}"
+    lines.append(f"{result.out}: {sizes(result.size, result.rebuilt_size)}, {took}")
     write_lines(map(printable, lines))

@@ -17,9 +17,9 @@ def changes(
 ) -> str:
     """How much changed, and which tensors have no counterpart."""
     others = ", ".join(f"{len(names):,} {reason}" for reason, names in unpaired.items() if names)
-    found = f"{formats.extent(elements, tensors)}: {changed:,} changed"
-    found += f", {formats.percent(changed, elements)}"
-    return found + (f"; tensors: {others}" if others else "")
+    text = f"{formats.extent(elements, tensors)}: {changed:,} changed"
+    text += f", {formats.percent(changed, elements)}"
+    return text + (f"; tensors: {others}" if others else "")
 
 
 def sizes(size: int, rebuilt: int) -> str:

@@ -97,8 +97,8 @@ def command(
     else:
         write_lines(diff_text.lines(result, base, tuned, out))
         say(diff_text.next_step(out))
-    rule, found = next(iter(result.rules.items()))
-    if fail_above is not None and found["density"] > fail_above:
-        say(f"the {rule} density {found['density']:.6g} exceeds --fail-above {fail_above:g}")
+    rule, counts = next(iter(result.rules.items()))
+    if fail_above is not None and counts["density"] > fail_above:
+        say(f"the {rule} density {counts['density']:.6g} exceeds --fail-above {fail_above:g}")
         return 1
     return int(exit_code and result.differs)

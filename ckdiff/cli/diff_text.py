@@ -30,7 +30,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     sides = {"base": base, "tuned": tuned}.items()
     first, second = (formats.at_commit(text, result.commits.get(side)) for side, text in sides)
     title = f"{first} {terminal.glyphs.arrow} {second}"
-    found = [
+    texts = [
         terminal.paint(title, "bold"),
         formats.extent(result.elements, len(result.table))
         + (f"; {result.excluded:,} tensors excluded" if result.excluded else ""),
@@ -38,7 +38,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         *_model(result, terminal),
     ]
     if not result.differs:
-        found += ["", terminal.paint("No element and no tensor differs.", "green")]
+        texts += ["", terminal.paint("No element and no tensor differs.", "green")]
     for part in (
         _short_table(result.table, terminal) if result.rules["exact"]["changed"] else [],
         _statistics(result.table, terminal),
@@ -46,7 +46,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         _unpaired(result.unpaired_details, terminal),
     ):
         if part:
-            found += ["", *part]
+            texts += ["", *part]
     fresh = result.bytes_read - result.bytes_resumed
     speed = formats.rate(fresh, result.seconds)
     took = formats.duration(result.seconds)
@@ -55,13 +55,13 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         read += f"; {format_size(result.bytes_resumed)} were read by the run that was stopped"
     if result.bytes_known_equal:
         read += f"; {format_size(result.bytes_known_equal)} known to be equal were not read"
-    found += ["", read]
+    texts += ["", read]
     if result.device_why is not None:
         place = "the CPU" if result.device == "cpu" else "the GPU"
-        found.append(f"compared on {place}: {printable(result.device_why)}")
+        texts.append(f"compared on {place}: {printable(result.device_why)}")
     if result.store is not None and out is not None:
-        found.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
-    return found
+        texts.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
+    return texts
 
 
 def next_step(out: str | None) -> str:
@@ -111,12 +111,12 @@ def _model(result: DiffResult, terminal: Terminal) -> list[str]:
     rows = [
         [
             rule,
-            f"{found['changed']:,}",
-            formats.percent(found["changed"], result.elements),
-            formats.percent(result.elements - found["changed"], result.elements),
+            f"{counts['changed']:,}",
+            formats.percent(counts["changed"], result.elements),
+            formats.percent(result.elements - counts["changed"], result.elements),
             stored,
         ]
-        for rule, found in result.rules.items()
+        for rule, counts in result.rules.items()
     ]
     return table(heads, rows, terminal)
 
@@ -140,10 +140,10 @@ def _short_table(source: MaskTable, terminal: Terminal) -> list[str]:
     more = len(rows) - _SHORT
     if more > 0:
         rows = summarise(source, by, top=_SHORT)
-    found = row_table(source, by, rows, terminal, statistics=False)
+    out = row_table(source, by, rows, terminal, statistics=False)
     if more > 0:
-        found.append(f"(the {_SHORT} {by}s of the highest density; {more:,} more)")
-    return found
+        out.append(f"(the {_SHORT} {by}s of the highest density; {more:,} more)")
+    return out
 
 
 def _unpaired(details: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[str]:
@@ -161,10 +161,10 @@ def _unpaired(details: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[
         Column("tensor", "left", "cyan", flexible=True),
         Column("base" + f" {terminal.glyphs.arrow} tuned", "left"),
     ]
-    found = table(heads, rows, terminal)
+    out = table(heads, rows, terminal)
     if len(details) > _UNPAIRED:
-        found.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
-    return found
+        out.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
+    return out
 
 
 def _fallen_back(exact_only: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _statistics(source: MaskTable, terminal: Terminal) -> list[str]:
         Column("sign flips"),
     ]
     model = summarise(source, "model")[0]
-    found = table(
+    out = table(
         heads,
         [_moved(row["name"], row) for row in rows if row.get("statistics")],
         terminal,
@@ -197,19 +197,19 @@ def _statistics(source: MaskTable, terminal: Terminal) -> list[str]:
     )
     statistics = model.get("statistics") or {}
     if statistics.get("nonfinite"):
-        found.append(f"left out: {statistics['nonfinite']:,} elements with an infinity or NaN")
+        out.append(f"left out: {statistics['nonfinite']:,} elements with an infinity or NaN")
     histogram = statistics.get("ulp_histogram") or []
-    return [*found, "", *_histogram(histogram, terminal)] if any(histogram) else found
+    return [*out, "", *_histogram(histogram, terminal)] if any(histogram) else out
 
 
 def _moved(name: str, row: Row) -> list[str]:
-    found = row.get("statistics") or {}
+    measured = row.get("statistics") or {}
     return [
         formats.name(name),
         formats.number(relative_delta(row)),
-        formats.number(found.get("max_abs_delta")),
-        formats.cosine(found.get("cosine")),
-        f"{found.get('sign_flips', 0):,}",
+        formats.number(measured.get("max_abs_delta")),
+        formats.cosine(measured.get("cosine")),
+        f"{measured.get('sign_flips', 0):,}",
     ]
 
 

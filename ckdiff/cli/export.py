@@ -44,16 +44,16 @@ def command(store: str, out: str, as_json: bool, **asked: Any) -> None:
     from ckdiff.masks.exporting.exporting import export_masks
 
     with Reporter("written") as reporter, compilation_noted(reporter):
-        made = export_masks(store, out, observer=reporter.observer(), **asked)
+        result = export_masks(store, out, observer=reporter.observer(), **asked)
     if as_json:
-        write_json(made)
+        write_json(result)
         return
-    ones, elements = made["ones"], made["elements"]
-    files = len(made["files"])
+    ones, elements = result["ones"], result["elements"]
+    files = len(result["files"])
     write_lines(
         [
-            f"{formats.extent(elements, made['tensors'])}, {made['polarity']}: "
+            f"{formats.extent(elements, result['tensors'])}, {result['polarity']}: "
             f"{ones:,} ones, {formats.percent(ones, elements)}",
-            f"written to {printable(made['out'])}" + (f", {files} files" if files > 1 else ""),
+            f"written to {printable(result['out'])}" + (f", {files} files" if files > 1 else ""),
         ]
     )

@@ -30,15 +30,16 @@ def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: 
     from ckdiff.grafts.graft import graft
 
     with Reporter("grafted") as reporter, compilation_noted(reporter):
-        made = graft(base, tuned, mask, out, observer=reporter.observer(), **asked)
+        result = graft(base, tuned, mask, out, observer=reporter.observer(), **asked)
     if as_json:
-        write_json(made)
+        write_json(result)
         return
-    grafted, elements, files = made["grafted"], made["elements"], len(made["files"])
+    grafted, elements, files = result["grafted"], result["elements"], len(result["files"])
+    differing = result["differing"]
     write_lines(
         [
-            f"{formats.extent(elements, made['tensors'])}: {grafted:,} taken from tuned, "
-            f"{formats.percent(grafted, elements)}; {made['differing']:,} of them differ from base",
-            f"written to {printable(made['out'])}" + (f", {files} files" if files > 1 else ""),
+            f"{formats.extent(elements, result['tensors'])}: {grafted:,} taken from tuned, "
+            f"{formats.percent(grafted, elements)}; {differing:,} of them differ from base",
+            f"written to {printable(result['out'])}" + (f", {files} files" if files > 1 else ""),
         ]
     )

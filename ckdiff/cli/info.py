@@ -19,55 +19,55 @@ def command(path: str, as_json: bool) -> None:
     """
     from ckdiff.reports.info import info
 
-    found = info(path)
+    about = info(path)
     if as_json:
-        write_json(found)
+        write_json(about)
         return
     from ckdiff.errors import printable
 
     # whatever a file says of itself, nothing of it acts on the terminal
-    write_lines(map(printable, _LINES[found["kind"]](found)))
+    write_lines(map(printable, _LINES[about["kind"]](about)))
 
 
-def _delta(found: dict[str, Any]) -> list[str]:
+def _delta(about: dict[str, Any]) -> list[str]:
     from ckdiff.cli.delta_text import changes, lossy_line, sizes
     from ckdiff.cli.formats import counted
 
-    files = counted(len(found["files"]), "file")
-    index = f" and {found['index']}" if found["index"] else ""
+    files = counted(len(about["files"]), "file")
+    index = f" and {about['index']}" if about["index"] else ""
     lines = [
-        f"{found['path']}: a delta, {found['encoding']}, by ckdiff {found['ckdiff']}",
-        changes(found["changed"], found["elements"], found["paired"], found["unpaired"]),
-        f"{sizes(found['size'], found['rebuilt_size'])}; rebuilds {files}{index}",
+        f"{about['path']}: a delta, {about['encoding']}, by ckdiff {about['ckdiff']}",
+        changes(about["changed"], about["elements"], about["paired"], about["unpaired"]),
+        f"{sizes(about['size'], about['rebuilt_size'])}; rebuilds {files}{index}",
         "configs, tokenizers and other files are not part of it",
     ]
-    if found["lossy"]:
-        lines.append(lossy_line(found["lossy"]))
+    if about["lossy"]:
+        lines.append(lossy_line(about["lossy"]))
     return lines
 
 
-def _store(found: dict[str, Any]) -> list[str]:
+def _store(about: dict[str, Any]) -> list[str]:
     from ckdiff.cli import formats
 
     lines = [
-        f"{found['path']}: a mask store, {formats.extent(found['elements'], found['tensors'])}"
+        f"{about['path']}: a mask store, {formats.extent(about['elements'], about['tensors'])}"
     ]
-    for rule, counts in found["rules"].items():
-        part = formats.percent(counts["changed"], found["elements"])
-        kept = "" if rule in found["masks"] else " (counted only)"
+    for rule, counts in about["rules"].items():
+        part = formats.percent(counts["changed"], about["elements"])
+        kept = "" if rule in about["masks"] else " (counted only)"
         lines.append(f"{rule}: {counts['changed']:,} changed, {part}{kept}")
     return lines
 
 
-def _checkpoint(found: dict[str, Any]) -> list[str]:
+def _checkpoint(about: dict[str, Any]) -> list[str]:
     from ckdiff.budget import format_size
     from ckdiff.cli import formats
 
     return [
-        f"{formats.at_commit(found['path'], found.get('commit'))}: a checkpoint, "
-        f"{formats.counted(len(found['files']), 'file')}, {format_size(found['size'])}",
-        f"{formats.extent(found['elements'], found['tensors'])}: "
-        + ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items()),
+        f"{formats.at_commit(about['path'], about.get('commit'))}: a checkpoint, "
+        f"{formats.counted(len(about['files']), 'file')}, {format_size(about['size'])}",
+        f"{formats.extent(about['elements'], about['tensors'])}: "
+        + ", ".join(f"{count:,} {dtype}" for dtype, count in about["dtypes"].items()),
     ]
 
 

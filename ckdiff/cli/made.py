@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 def title(made_by: Any) -> str:
     """How a store came about, in a few words; ``made_by`` is what its manifest says."""
-    made = made_by if isinstance(made_by, dict) else {}
-    if made.get("operation") == "random":
-        within = "the model" if made.get("within") == "model" else "each tensor"
-        return f"random within {within}, seed {made.get('seed')}"
-    sources = made.get("stores", made.get("files"))
+    record = made_by if isinstance(made_by, dict) else {}
+    if record.get("operation") == "random":
+        within = "the model" if record.get("within") == "model" else "each tensor"
+        return f"random within {within}, seed {record.get('seed')}"
+    sources = record.get("stores", record.get("files"))
     labels = [str(s.get("label", "?")) for s in sources or () if isinstance(s, dict)]
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
-    return f"{made.get('operation', '?')} of {shown}"
+    return f"{record.get('operation', '?')} of {shown}"
 
 
 def report(store: MaskStore, *, as_json: bool) -> None:

@@ -26,7 +26,7 @@ _WIDE = 100  #: columns of text where there is no terminal
 class Page:
     """What every part of the output is made from; the tables over the model are made once."""
 
-    found: Overlap
+    result: Overlap
     terminal: Terminal
     labels: list[str]  #: of the runs
     top: int
@@ -37,7 +37,7 @@ class Page:
     @property
     def headline(self) -> str:
         """The null whose lift stands for all."""
-        return self.found.null_names[0]
+        return self.result.null_names[0]
 
     @property
     def lift(self) -> FloatArray:

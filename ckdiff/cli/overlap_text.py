@@ -34,16 +34,16 @@ _BAR = 24
 _LEFT_OUT = 20  #: tensors that are named
 
 
-def lines(found: Overlap, top: int) -> list[str]:
+def lines(result: Overlap, top: int) -> list[str]:
     """The tables: ``top`` groups of the highest lift, and as many of the lowest."""
     terminal = Terminal()
     labels = [
         f"{i} {formats.shorten(name, _LABEL, terminal.glyphs.ellipsis)}"
-        for i, name in enumerate(short_names(found.stores), 1)
+        for i, name in enumerate(short_names(result.stores), 1)
     ]
-    page = Page(found, terminal, labels, top, found.counts, found.jaccard, found.nulls)
-    extent = formats.counted(int(found.elements[0]), "element")
-    title = f"{len(labels)} runs, {found.rule} masks of {extent}"
+    page = Page(result, terminal, labels, top, result.counts, result.jaccard, result.nulls)
+    extent = formats.counted(int(result.elements[0]), "element")
+    title = f"{len(labels)} runs, {result.rule} masks of {extent}"
     out = [terminal.paint(title, "bold"), *page.wrapped(_headline(page))]
     for part in (_runs, _agreement, _votes, _chance, _sentences, _groups, _notes):
         if text := part(page):
@@ -70,7 +70,7 @@ def _headline(page: Page) -> str:
 
 def _runs(page: Page) -> list[str]:
     """Which run has which number, and how much it changed."""
-    elements = int(page.found.elements[0])
+    elements = int(page.result.elements[0])
     heads = [
         Column("run", "left", "cyan"),
         Column("changed"),
@@ -80,7 +80,7 @@ def _runs(page: Page) -> list[str]:
     sizes = np.diag(page.counts).tolist()
     rows = [
         [label, f"{size:,}", formats.percent(size, elements), formats.name(path)]
-        for label, size, path in zip(page.labels, sizes, page.found.stores, strict=True)
+        for label, size, path in zip(page.labels, sizes, page.result.stores, strict=True)
     ]
     return table(heads, rows, page.terminal)
 
@@ -147,11 +147,11 @@ def _pairs(page: Page, pairs: Sequence[tuple[int, int]]) -> list[str]:
 
     def cells(pair: tuple[int, int]) -> list[str]:
         a, b = pair
-        both, one, other = (int(page.counts[at]) for at in (pair, (a, a), (b, b)))
+        both, first, second = (int(page.counts[at]) for at in (pair, (a, a), (b, b)))
         return [
             f"{page.labels[a]}, {page.labels[b]}",
             f"{both:,}",
-            *(formats.percent(both, size) if size else "-" for size in (one, other)),
+            *(formats.percent(both, size) if size else "-" for size in (first, second)),
             ratio(page.jaccard[pair]),
             lift(page.lift[pair]),
         ]
@@ -173,8 +173,8 @@ def _natural_width(heads: Sequence[Column], rows: Sequence[Sequence[str]]) -> in
 
 def _votes(page: Page) -> list[str]:
     """How many elements changed in how many runs."""
-    votes = page.found.votes[0].tolist()
-    elements, runs = int(page.found.elements[0]), len(votes) - 1
+    votes = page.result.votes[0].tolist()
+    elements, runs = int(page.result.elements[0]), len(votes) - 1
     terminal = page.terminal
     bins = [("no run", votes[0])]
     low = 1
@@ -220,7 +220,7 @@ def _chance(page: Page) -> list[str]:
         least = Column(f"{title}\nleast", optional=spare)
         heads += [least, middle, Column("most", optional=spare)] if several else [middle]
     rows = []
-    for null in page.found.null_names:
+    for null in page.result.null_names:
         row = [null]
         for _, key, show in shown:
             values = spread(page.defined(null, key))
@@ -232,8 +232,8 @@ def _chance(page: Page) -> list[str]:
 def _sentences(page: Page) -> list[str]:
     """What each null rules out and what it does not."""
     out = []
-    indent = max(map(len, page.found.null_names)) + 2
-    for name in page.found.null_names:
+    indent = max(map(len, page.result.null_names)) + 2
+    for name in page.result.null_names:
         null = NULLS[name]
         text = f"{name:<{indent}}rules out {null.rules_out}; leaves {null.leaves}. {null.given}"
         first, *rest = page.wrapped(text, indent)
@@ -246,23 +246,23 @@ def _sentences(page: Page) -> list[str]:
 
 def _groups(page: Page) -> list[str]:
     """The groups that agree most and least, with counts added up over all pairs of runs."""
-    found, runs = page.found, len(page.labels)
-    groups = len(found.groups) - 1  # the first row is the model
-    if found.by == "model" or not groups:
+    result, runs = page.result, len(page.labels)
+    groups = len(result.groups) - 1  # the first row is the model
+    if result.by == "model" or not groups:
         return []
     first, second = np.triu_indices(runs)
     alone = first == second
-    changed, shared = found.pairs[:, alone].sum(1), found.pairs[:, ~alone].sum(1)
+    changed, shared = result.pairs[:, alone].sum(1), result.pairs[:, ~alone].sum(1)
     united = (runs - 1) * changed - shared
-    expected = {null: found.moments[null].mean.sum(1) for null in found.null_names}
+    expected = {null: result.moments[null].mean.sum(1) for null in result.null_names}
     ranked = _ranked(page, shared, expected[page.headline])
     if not len(ranked):
-        return page.wrapped(f"No {found.by} is ranked: {_TOO_SMALL}.")
+        return page.wrapped(f"No {result.by} is ranked: {_TOO_SMALL}.")
 
     def cells(row: int) -> list[str]:
-        elements = int(found.elements[row])
+        elements = int(result.elements[row])
         return [
-            formats.name(found.groups[row]),
+            formats.name(result.groups[row]),
             f"{elements:,}",
             formats.percent(int(changed[row]), runs * elements),
             ratio(quotient(shared[row], united[row])),
@@ -270,33 +270,35 @@ def _groups(page: Page) -> list[str]:
         ]
 
     heads = [
-        Column(found.by, "left", "cyan", flexible=True),
+        Column(result.by, "left", "cyan", flexible=True),
         Column("elements", optional=True),
         Column("density", optional=True),
         Column("Jaccard"),
         Column(f"lift\n{page.headline}", style="bold"),
-        *map(Column, found.null_names[1:]),
+        *map(Column, result.null_names[1:]),
     ]
     rows = ends(page, ranked, cells, len(heads))
-    said = f"The {found.by}s of the most and the least lift. No lift can be much above 1 / density."
+    said = (
+        f"The {result.by}s of the most and the least lift. No lift can be much above 1 / density."
+    )
     if runs > 2:
         said += " Counts are added up over all pairs of runs."
     out = [*table(heads, rows, page.terminal, footer=cells(0)), *page.wrapped(said)]
     if len(ranked) < groups:
-        few = formats.counted(groups - len(ranked), found.by)
+        few = formats.counted(groups - len(ranked), result.by)
         out += page.wrapped(f"Not ranked: {few}; {_TOO_SMALL}.")
     return out
 
 
 def _ranked(page: Page, shared: npt.NDArray[np.int64], expected: FloatArray) -> list[int]:
     """The groups about which a lift says something, the highest lift first."""
-    moments = page.found.moments[page.headline]
+    moments = page.result.moments[page.headline]
     # in a group that changed whole in some run, chance and the masks say the same
     telling = (moments.mean.min(1) >= _EXPECTED) & (moments.variance.min(1) > 0)
     telling[0] = False  # the model
     rows = np.flatnonzero(telling)
-    found: list[int] = rows[np.argsort(-shared[rows] / expected[rows], kind="stable")].tolist()
-    return found
+    ranked: list[int] = rows[np.argsort(-shared[rows] / expected[rows], kind="stable")].tolist()
+    return ranked
 
 
 # notes
@@ -304,11 +306,11 @@ def _ranked(page: Page, shared: npt.NDArray[np.int64], expected: FloatArray) -> 
 
 def _notes(page: Page) -> list[str]:
     """What was not compared, and runs that started from different weights."""
-    found = page.found
+    result = page.result
     out = []
-    if found.left_out:
+    if result.left_out:
         rows = []
-        for entry in found.left_out[:_LEFT_OUT]:
+        for entry in result.left_out[:_LEFT_OUT]:
             if entry["reason"] == "missing":
                 runs = [page.labels[i] for i in entry["stores"]]
                 why = f"not in {', '.join(runs)}"
@@ -321,12 +323,12 @@ def _notes(page: Page) -> list[str]:
             Column("why", "left", flexible=True),
         ]
         out += table(heads, rows, page.terminal)
-        if len(found.left_out) > _LEFT_OUT:
-            more = len(found.left_out) - _LEFT_OUT
-            out.append(f"and {more:,} more ({len(found.left_out):,} in all)")
+        if len(result.left_out) > _LEFT_OUT:
+            more = len(result.left_out) - _LEFT_OUT
+            out.append(f"and {more:,} more ({len(result.left_out):,} in all)")
     for names, have, one, many in (
-        (found.other_base, "have", "differs in content", "differ in content"),
-        (found.unknown_base, "may have", "was not read by all", "were not read by all"),
+        (result.other_base, "have", "differs in content", "differ in content"),
+        (result.unknown_base, "may have", "was not read by all", "were not read by all"),
     ):
         if names:
             some = ", ".join(map(formats.name, names[:3]))

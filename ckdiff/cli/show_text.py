@@ -87,22 +87,22 @@ def row_table(
     highest = max((row["rules"][rules[0]]["density"] for row in rows), default=0.0) or 1.0
 
     def cells(row: Row, *, bar: bool = True) -> list[str]:
-        found = [formats.name(row["name"] if by == "tensor" else row["group"])]
+        texts = [formats.name(row["name"] if by == "tensor" else row["group"])]
         if by == "tensor":
-            found += [row["dtype"], formats.shape(row["shape"])] if "dtype" in row else ["", ""]
-        found.append(f"{row['elements']:,}")
+            texts += [row["dtype"], formats.shape(row["shape"])] if "dtype" in row else ["", ""]
+        texts.append(f"{row['elements']:,}")
         for rule in rules:
             changed = row["rules"][rule]["changed"]
-            found += [f"{changed:,}", formats.percent(changed, row["elements"])]
+            texts += [f"{changed:,}", formats.percent(changed, row["elements"])]
         if moved:
             measured = row.get("statistics") or {}
-            found += [
+            texts += [
                 formats.number(relative_delta(row)),
                 formats.number(measured.get("max_abs_delta")),
                 formats.cosine(measured.get("cosine")),
             ]
         share = row["rules"][rules[0]]["density"] / highest
-        return [*found, terminal.bar(share, _BAR) if bar else ""]
+        return [*texts, terminal.bar(share, _BAR) if bar else ""]
 
     footer = None
     if by != "model":

@@ -121,10 +121,10 @@ class Overlap:
         out = []
         pairs = [(a, b) for a in range(len(counts)) for b in range(a + 1, len(counts))]
         for i, (a, b) in enumerate(pairs):
-            both, one, other = counts[a][b], counts[a][a], counts[b][b]
+            both, size_a, size_b = counts[a][b], counts[a][a], counts[b][b]
             nulls = {
                 name: figures(
-                    both, one, other, float(self.moments[name].mean[row, i]),
+                    both, size_a, size_b, float(self.moments[name].mean[row, i]),
                     float(self.moments[name].variance[row, i]),
                 )
                 for name in self.null_names
@@ -134,7 +134,7 @@ class Overlap:
                 {
                     "a": a,
                     "b": b,
-                    **pair_figures(both, one, other, elements),
+                    **pair_figures(both, size_a, size_b, elements),
                     "lift": first["lift"],
                     "z": first["z"],
                     "expected_jaccard": first["expected_jaccard"],
@@ -149,18 +149,18 @@ def diagonal(stores: int) -> list[int]:
     return [a * stores - a * (a - 1) // 2 for a in range(stores)]
 
 
-def pair_figures(both: int, one: int, other: int, elements: int) -> dict[str, Any]:
+def pair_figures(both: int, size_a: int, size_b: int, elements: int) -> dict[str, Any]:
     """What the four counts of two masks say about their agreement; None where it has no value."""
-    union = one + other - both
+    union = size_a + size_b - both
     neither = elements - union
-    spread = math.sqrt(one * (elements - one)) * math.sqrt(other * (elements - other))
-    crossed = (one - both) * (other - both)
+    spread = math.sqrt(size_a * (elements - size_a)) * math.sqrt(size_b * (elements - size_b))
+    crossed = (size_a - both) * (size_b - both)
     return {
         "intersection": both,
         "union": union,
         "jaccard": both / union if union else None,
-        "o1": both / one if one else None,
-        "o2": both / other if other else None,
-        "phi": (both * elements - one * other) / spread if spread else None,
+        "o1": both / size_a if size_a else None,
+        "o2": both / size_b if size_b else None,
+        "phi": (both * elements - size_a * size_b) / spread if spread else None,
         "odds_ratio": both * neither / crossed if crossed else None,
     }

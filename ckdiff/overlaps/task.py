@@ -66,19 +66,19 @@ def check_one_base(matched: Matched, base: Checkpoint, null: str) -> None:
     but a store derived from it may have some, and then only the hash of the base's file tells.
     """
     place = {name: i for i, name in enumerate(base.table.names)}
-    for i, (name, found) in enumerate(
+    for i, (name, recorded) in enumerate(
         zip(matched.names, zip(*matched.recorded, strict=True), strict=True)
     ):
-        if len(set(found)) == 1 and is_content_hash(found[0]):
+        if len(set(recorded)) == 1 and is_content_hash(recorded[0]):
             continue
-        if len({text for text in found if is_content_hash(text)}) > 1:
+        if len({text for text in recorded if is_content_hash(text)}) > 1:
             raise PairingError(
                 f"the null {null} needs stores with one base, and these differ in "
                 f"{printable(name)}",
                 hint="leave out the stores that started from another checkpoint",
             )
         for store, text, changed in zip(
-            matched.stores, found, matched.changed[:, i].tolist(), strict=True
+            matched.stores, recorded, matched.changed[:, i].tolist(), strict=True
         ):
             if not changed or is_content_hash(text):
                 continue

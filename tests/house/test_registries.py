@@ -53,6 +53,15 @@ def test_every_line_leads_somewhere(registry: Registry[Any]) -> None:
     assert caught.value.hint == f"one of {', '.join(registry)}"
 
 
+def test_every_name_has_its_paragraph() -> None:
+    pages = Path(__file__).parents[2] / "docs"
+    text = (pages / "cli.md").read_text("utf-8")
+    assert [name for name in NULLS if f"\n| `{name}` |" not in text] == []
+    assert [name for name in FORMATS if f"\n| `--to {name}` |" not in text] == []
+    text = (pages / "delta-format.md").read_text("utf-8")
+    assert [name for name in ENCODINGS if f"`{name}`" not in text] == []
+
+
 # -- a null ----------------------------------------------------------------------------------------
 
 

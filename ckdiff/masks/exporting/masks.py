@@ -86,7 +86,7 @@ class Masks:
         """
         layout = Layout(self.elements[chosen])
         starts = self._matched.starts[:, chosen]
-        found = np.zeros(len(chosen), np.int64)
+        counted = np.zeros(len(chosen), np.int64)
         for window in walk(layout, starts, self._matched.sources(), 0, layout.total):
             spans = window.spans
             columns = (spans.tensors, spans.starts, spans.elements, window.addresses[0])
@@ -94,9 +94,9 @@ class Masks:
                 for low in range(0, elements, _PIECE):
                     count = min(_PIECE, elements - low)
                     packed = self._packed(address + low // 8, count, int(chosen[row]))
-                    found[row] += int(np.bitwise_count(packed).sum(dtype=np.int64))
+                    counted[row] += int(np.bitwise_count(packed).sum(dtype=np.int64))
                     yield Piece(int(chosen[row]), first + low, count, packed)
-        wrong = np.flatnonzero(found != self.ones[chosen])
+        wrong = np.flatnonzero(counted != self.ones[chosen])
         if wrong.size:
             raise self._damaged(int(chosen[wrong[0]]), "disagrees with its count")
 

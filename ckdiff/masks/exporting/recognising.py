@@ -58,16 +58,16 @@ def exported(path: Path) -> list[str] | None:
         return None
     with ExitStack() as stack:
         try:
-            found = open_mask_file(os.fspath(path), stack)
+            masks = open_mask_file(os.fspath(path), stack)
         except CkdiffError:
             return None
-        itself = [file.path for file in found.files] == [os.path.abspath(path)]  # and no index
-        names = {item.name for item in found.items}
-        whole = names == found.tensors.keys() and not found.notes.others
-        if not itself or not found.notes.ours or not whole:
+        itself = [file.path for file in masks.files] == [os.path.abspath(path)]  # and no index
+        names = {item.name for item in masks.items}
+        whole = names == masks.tensors.keys() and not masks.notes.others
+        if not itself or not masks.notes.ours or not whole:
             return None
-        suffix = Indices.suffix if found.notes.encoding == Indices.encoding else ""
-        return [item.name + suffix for item in found.items]
+        suffix = Indices.suffix if masks.notes.encoding == Indices.encoding else ""
+        return [item.name + suffix for item in masks.items]
 
 
 def _files(out: Path) -> Iterator[str]:

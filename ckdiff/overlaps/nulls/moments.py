@@ -84,10 +84,10 @@ def of_tensors(elements: IntArray, changed: IntArray, groups: IntArray, number: 
 
 
 def figures(
-    intersection: int, one: int, other: int, mean: float, variance: float
+    intersection: int, size_a: int, size_b: int, mean: float, variance: float
 ) -> dict[str, Any]:
     """The figures of one pair under one null, for JSON: what has no value is None."""
-    union = one + other - mean
+    union = size_a + size_b - mean
     return {
         "expected": mean,
         "lift": intersection / mean if mean > 0 else None,

@@ -120,11 +120,11 @@ class MarginCollector:
         self._rows, self._elements, self._tensor = [], 0, -1
 
     def _totals(self, size: int, masks: list[int]) -> IntArray:
-        found = np.zeros((self.stores, 2), np.int64)
+        counts = np.zeros((self.stores, 2), np.int64)
         survey = c_function("survey").ctypes
         for k, mask in enumerate(masks):
-            survey(mask, size // 8, found[k].ctypes.data)
-        return found[:, 0]
+            survey(mask, size // 8, counts[k].ctypes.data)
+        return counts[:, 0]
 
     def finish(self) -> dict[int, Evidence]:
         """See Collector."""
