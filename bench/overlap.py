@@ -99,8 +99,8 @@ class Floor:
                     self.layout, self.starts, self.sources, *self.layout.chunk_range(chunk)
                 ):
                     size = int(window.sizes.sum())
-                    for address in window.addresses[:, 0].tolist():
-                        self.total(address, size // 8)
+                    for place in window.places[:, 0].tolist():
+                        self.total(window.memory[place:].ctypes.data, size // 8)
 
         threads = [threading.Thread(target=work) for _ in range(THREADS)]
         for thread in threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import time
@@ -26,6 +25,7 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
 from ckdiff.errors import DeltaError, UsageError, printable
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import views
 from ckdiff.layout import bits_of
 from ckdiff.options import (
     Observer,
@@ -261,12 +261,13 @@ class _ApplyTask:
         with closing(self.base.reader()) as reader:
             if self.coming[chunk] >= 0:
                 reader.prefetch(*self._read(int(self.coming[chunk])))
-            addresses = iter(reader.acquire(*self._read(chunk)).tolist())
+            chosen = self._read(chunk)
+            held = iter(views(reader.acquire(*chosen), chosen[2]))
             for window, row, counts in zip(range(first, after), sums, changed, strict=True):
                 if stop.is_set():
                     raise Stopped
                 tensor = int(self.chain[-1].windows.tensor[window])
-                here = next(addresses) if self.links.origin[tensor] >= 0 else 0
+                here = next(held) if self.links.origin[tensor] >= 0 else None
                 self._rebuild(window, tensor, here, row, counts)
             reader.release()
         return sums, changed
@@ -282,42 +283,42 @@ class _ApplyTask:
             windows.size[chosen],
         )
 
-    def _rebuild(self, window: int, tensor: int, here: int, sums: UInt64, counts: IntArray) -> None:
-        """Make a window, add to its hashes, and write it. ``here`` is the base's, or 0."""
+    def _rebuild(
+        self, window: int, tensor: int, here: Bytes | None, sums: UInt64, counts: IntArray
+    ) -> None:
+        """Make a window, add to its hashes, and write it. ``here`` is the base's, if it has one."""
         windows, blueprint = self.chain[-1].windows, self.chain[-1].blueprint
-        start, size = int(windows.start[window]), int(windows.size[window])
-        number = window - int(windows.first[tensor])
-        bits = int(self._bits[tensor])
-        if here:
-            self._hasher.add(sums[0], here, size, start, bits)
-        found = self._through_chain(tensor, number, here, size, counts)
-        if found == here:
+        start, bits = int(windows.start[window]), int(self._bits[tensor])
+        if here is not None:
+            self._hasher.add(sums[0], here, start, bits)
+        found = self._through_chain(window, tensor, here, counts)
+        if here is not None and found is here:
             sums[1] = sums[0]
             # not from the mapping: a file that was cut would look like a failure to write
-            found = self._tools()[0][0].ctypes.data
-            ctypes.memmove(found, here, size)
+            found = self._tools()[0][0][: len(here)]
+            found[:] = here
         else:
-            self._hasher.add(sums[1], found, size, start, bits)
-        data = (ctypes.c_uint8 * size).from_address(found)
+            self._hasher.add(sums[1], found, start, bits)
         place = int(blueprint.begin[tensor]) + start
-        self.files.write(int(blueprint.file[tensor]), place, memoryview(data))
+        self.files.write(int(blueprint.file[tensor]), place, found.data)
 
     def _through_chain(
-        self, tensor: int, number: int, here: int, size: int, counts: IntArray
-    ) -> int:
-        """The address of the window after all deltas."""
+        self, window: int, tensor: int, here: Bytes | None, counts: IntArray
+    ) -> Bytes:
+        """The window after all deltas: one of the buffers, or ``here`` where nothing changed."""
         buffers, patchers = self._tools()
-        target = 0  # which buffer is free
+        windows, target = self.chain[-1].windows, 0  # which buffer is free
+        size, number = int(windows.size[window]), window - int(windows.first[tensor])
         for k in range(int(self.links.start[tensor]), len(self.chain)):
             delta = self.chain[k]
             at = int(self.links.position[k, tensor])
-            window = int(delta.windows.first[at]) + number
-            out = buffers[target]
+            mine = int(delta.windows.first[at]) + number
+            out = buffers[target][:size]
             try:
-                if not delta.tensors.based[at]:
-                    patchers[k].whole(delta, window, out[:size])
+                if here is None or not delta.tensors.based[at]:
+                    patchers[k].whole(delta, mine, out)
                 else:
-                    changed = patchers[k].changes(delta, window, here, size, out.ctypes.data)
+                    changed = patchers[k].changes(delta, mine, here, out)
                     counts[k] = changed
                     if not changed:
                         continue
@@ -326,7 +327,8 @@ class _ApplyTask:
                 if k == 0 and delta.tensors.based[at] and not self._is_base(tensor):
                     raise self.links.other_base(delta.blueprint.names[at]) from None
                 raise delta.damaged(str(error)) from None
-            here, target = out.ctypes.data, 1 - target
+            here, target = out, 1 - target
+        assert here is not None, "a tensor without a base is whole in some delta"
         return here
 
     def _is_base(self, tensor: int) -> bool:
@@ -336,9 +338,9 @@ class _ApplyTask:
             for window in range(*windows.first[tensor : tensor + 2].tolist()):
                 start, size = int(windows.start[window]), int(windows.size[window])
                 span = (self.links.origin[tensor], start, size)
-                address = reader.acquire(*(np.array([value], np.int64) for value in span))
-                bits = int(self._bits[tensor])
-                self._hasher.add(sums, int(address[0]), size, start, bits)
+                tensors, starts, sizes = (np.array([value], np.int64) for value in span)
+                (found,) = views(reader.acquire(tensors, starts, sizes), sizes)
+                self._hasher.add(sums, found, start, int(self._bits[tensor]))
                 reader.release()
         at = self.links.position[0, tensor]
         return bool((sums == self.chain[0].tensors.base_hashes[at]).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,10 @@ class Change:
 class Coder(Protocol):
     """An encoding at work: one for each thread."""
 
-    def changes(self, dtype: str, base: int, tuned: int, nbytes: int) -> Change:
-        """Two windows at addresses."""
+    def changes(self, dtype: str, base: Bytes, tuned: Bytes) -> Change:
+        """Two windows."""
 
-    def whole(self, dtype: str, tuned: int, nbytes: int) -> Change:
+    def whole(self, dtype: str, tuned: Bytes) -> Change:
         """A window that has no base."""
 
 
@@ -57,7 +56,7 @@ class Recorder(Protocol):
 class Patcher(Protocol):
     """An encoding being undone: one for each thread."""
 
-    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> int:
+    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
         """Write the tuned window to ``out``; gives the changed elements.
 
         Where they are 0 it is the base's, and ``out`` may be as it was. Raises Damaged where
@@ -83,10 +82,10 @@ class Merger(Protocol):
     def inputs(self) -> Sequence[Path]:
         """What is read besides checkpoints."""
 
-    def merge(self, tensor: int, base: int, tuned: int, start: int, size: int) -> tuple[int, int]:
-        """The address of the merged window, and the changed elements that are left out of it.
+    def merge(self, tensor: int, base: Bytes, tuned: Bytes, start: int) -> tuple[Bytes, int]:
+        """The merged window, and the changed elements that are left out of it.
 
-        ``start`` and ``size`` are bytes. The address holds until this thread's next call.
+        ``start`` is the window's first byte. It holds until this thread's next call.
         """
 
     def check(self) -> None:
@@ -99,12 +98,7 @@ class Merger(Protocol):
 _PIECE = 3 << 16  # bytes that are unpacked to bits at a time; whole elements of any width
 
 
-def bytes_at(address: int, size: int) -> Bytes:
-    """Memory as an array; whoever has the address sees to it that it stays."""
-    return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
-
-
-def changed_elements(dtype: str, lanes: int, base: int, tuned: int, nbytes: int) -> int:
+def changed_elements(dtype: str, lanes: int, one: Bytes, other: Bytes) -> int:
     """How many elements differ in two windows of which ``lanes`` lanes do.
 
     A lane is an element, but for complex numbers, which are two, and elements that share bytes.
@@ -112,12 +106,11 @@ def changed_elements(dtype: str, lanes: int, base: int, tuned: int, nbytes: int)
     bits = DTYPES[dtype].bits
     if lanes == 0 or bits == 8 * FORMS[dtype].bytes:
         return lanes
-    one, other = bytes_at(base, nbytes), bytes_at(tuned, nbytes)
     if bits >= 8:
         pairs = (one ^ other).reshape(-1, bits // 8)
         return int(pairs.any(axis=1).sum())
     count = 0
-    for at in range(0, nbytes, _PIECE):
+    for at in range(0, len(one), _PIECE):
         differing = np.unpackbits(
             one[at : at + _PIECE] ^ other[at : at + _PIECE], bitorder="little"
         )

@@ -28,6 +28,7 @@ from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.diffs.result import by_reason, details
 from ckdiff.errors import CheckpointError, CkdiffError, UsageError, printable
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import Bytes, views
 from ckdiff.layout import bits_of
 from ckdiff.options import (
     Observer,
@@ -270,12 +271,13 @@ class _GroupTask:
             if coming < len(self.windows.groups):
                 for reader, chosen in self._read(coming, readers):
                     reader.prefetch(*chosen)
-            addresses = [
-                reader.acquire(*chosen).tolist() for reader, chosen in self._read(chunk, readers)
+            held = [
+                views(reader.acquire(*chosen), chosen[2])
+                for reader, chosen in self._read(chunk, readers)
             ]
             if stop.is_set():
                 raise Stopped
-            found = self._compare(chunk, *addresses)
+            found = self._compare(chunk, *held)
             for reader in readers:
                 reader.release()
         return found
@@ -291,25 +293,25 @@ class _GroupTask:
         base = self.based[self.windows.tensor[paired]], start[paired], size[paired]
         return [(readers[0], base), (readers[1], (tensor, start[window], size[window]))]
 
-    def _compare(self, group: int, base: list[int], tuned: list[int]) -> list[_Window]:
+    def _compare(self, group: int, base: list[Bytes], tuned: list[Bytes]) -> list[_Window]:
         coder = self._coder()
         found, bases = [], iter(base)
         first, stop = self.windows.groups[group]
         for window, there in zip(range(first, stop), tuned, strict=True):
             at = int(self.windows.tensor[window])
-            start, size = int(self.windows.start[window]), int(self.windows.size[window])
+            start = int(self.windows.start[window])
             dtype, bits = self.blueprint.dtypes[at], int(self._bits[at])
             sums, left_out = np.zeros((2, 2), np.uint64), 0
             if self.based[at] < 0:
-                change = coder.whole(dtype, there, size)
+                change = coder.whole(dtype, there)
             else:
                 here = next(bases)
                 if self.merger is not None:
-                    there, left_out = self.merger.merge(at, here, there, start, size)
-                change = coder.changes(dtype, here, there, size)
-                self._hasher.add(sums[0], here, size, start, bits)
+                    there, left_out = self.merger.merge(at, here, there, start)
+                change = coder.changes(dtype, here, there)
+                self._hasher.add(sums[0], here, start, bits)
             if change.changed or self.based[at] < 0:
-                self._hasher.add(sums[1], there, size, start, bits)
+                self._hasher.add(sums[1], there, start, bits)
             else:
                 sums[1] = sums[0]
             found.append(_Window(change, sums, left_out))

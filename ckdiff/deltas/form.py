@@ -19,13 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES, DType
-from ckdiff.kernels.abi import (
-    CLASS_BITS,
-    CLASS_COLUMNS,
-    CLASS_LEAST,
-    CLASS_SYMBOLS,
-    DELTA_HEAD,
-)
 
 Bytes = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
@@ -69,13 +62,3 @@ def largest_frame(nbytes: Int64, lane: Int64) -> Int64:
 
 
 FORMS = {name: Form(dtype) for name, dtype in DTYPES.items()}
-
-
-def initial_state(least: list[int], bits: Bytes, symbols: Bytes) -> Int64:
-    """The state of the kernels at the start of a frame."""
-    state = np.zeros(DELTA_HEAD + CLASS_COLUMNS * len(least), np.int64)
-    rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
-    rows[:, CLASS_LEAST] = least
-    for row, row_bits, row_symbols in zip(rows, bits, symbols, strict=False):
-        row[CLASS_BITS], row[CLASS_SYMBOLS] = row_bits.ctypes.data, row_symbols.ctypes.data
-    return state

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Change, Encoding, bytes_at, changed_elements
+from ckdiff.deltas.change import Bytes, Change, Encoding, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
 from ckdiff.deltas.form import FORMS, Form
 from ckdiff.deltas.packing import FrameEncoder
@@ -25,14 +24,14 @@ class PackedCoder:
     def __init__(self) -> None:
         self._encoder = FrameEncoder()
 
-    def changes(self, dtype: str, base: int, tuned: int, nbytes: int) -> Change:
+    def changes(self, dtype: str, base: Bytes, tuned: Bytes) -> Change:
         """See Coder."""
-        frame, lanes = self._encoder.encode(FORMS[dtype], base, tuned, nbytes)
-        return Change(frame, changed_elements(dtype, lanes, base, tuned, nbytes))
+        frame, lanes = self._encoder.encode(FORMS[dtype], base, tuned)
+        return Change(frame, changed_elements(dtype, lanes, base, tuned))
 
-    def whole(self, dtype: str, tuned: int, nbytes: int) -> Change:
+    def whole(self, dtype: str, tuned: Bytes) -> Change:
         """See Coder."""
-        return Change(self._encoder.encode_whole(FORMS[dtype], bytes_at(tuned, nbytes)), 0)
+        return Change(self._encoder.encode_whole(FORMS[dtype], tuned), 0)
 
 
 class PackedRecorder:
@@ -72,17 +71,17 @@ class PackedPatcher:
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
 
-    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> int:
+    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
         """See Patcher. Raises DeltaError."""
         frame = delta.frame(window)
         if frame is None:
             return 0
-        lanes = self._decoder.decode(_form(delta, window), frame, base, nbytes, out)
+        lanes = self._decoder.decode(_form(delta, window), frame, base, out)
         if not lanes:
             raise Damaged("a frame that changes nothing")
-        return changed_elements(_dtype(delta, window), lanes, base, out, nbytes)
+        return changed_elements(_dtype(delta, window), lanes, base, out)
 
-    def whole(self, delta: Delta, window: int, out: npt.NDArray[np.uint8]) -> None:
+    def whole(self, delta: Delta, window: int, out: Bytes) -> None:
         """See Patcher. Raises DeltaError."""
         frame = delta.frame(window)
         if frame is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 import threading
@@ -116,13 +115,14 @@ class _Patches:
             with write_errors(self._out):
                 self._data = np.asarray(np.memmap(self._spool, np.uint8, "r"))
 
-    def merge(self, tensor: int, base: int, tuned: int, start: int, size: int) -> tuple[int, int]:
+    def merge(self, tensor: int, base: Bytes, tuned: Bytes, start: int) -> tuple[Bytes, int]:
         """See Merger."""
         patches = self._kept.get(tensor)
         if not patches:
             return base, 0
+        size = len(base)
         buffer, width = self._buffer()[:size], int(self._width[tensor])
-        ctypes.memmove(buffer.ctypes.data, base, size)
+        buffer[:] = base
         first, end = start // width, (start + size) // width
         target = buffer.view(f"<u{width}")
         for kept in patches:
@@ -135,7 +135,7 @@ class _Patches:
             for at in range(low, high, _SLICE):
                 part = slice(at, min(at + _SLICE, high))
                 target[positions[part] - first] = values[part]
-        return buffer.ctypes.data, 0
+        return buffer, 0
 
     def check(self) -> None:
         """See Merger: patches were verified as they were read."""

@@ -7,7 +7,6 @@ width, which readers that map the file ask for.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import xxhash
 
 from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Change, Encoding, bytes_at, changed_elements
+from ckdiff.deltas.change import Change, Encoding, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
 from ckdiff.deltas.parts import Tensors
 from ckdiff.deltas.streamplan import Plan, Stream, check_names
@@ -68,15 +67,15 @@ class _Whole:
 class IndicesCoder:
     """See Coder."""
 
-    def changes(self, dtype: str, base: int, tuned: int, nbytes: int) -> Change:
+    def changes(self, dtype: str, base: Bytes, tuned: Bytes) -> Change:
         """See Coder."""
         bits = DTYPES[dtype].bits
         width = max(bits // 8, 1)
-        x, y = _view(base, nbytes, width), _view(tuned, nbytes, width)
+        x, y = base.view(f"<u{width}"), tuned.view(f"<u{width}")
         differ = np.not_equal(x, y)
         changed = int(np.count_nonzero(differ))
         if bits < 8:
-            changed = changed_elements(dtype, changed, base, tuned, nbytes)
+            changed = changed_elements(dtype, changed, base, tuned)
             return Change(_Whole(y.tobytes(), anyway=False), changed)
         if not changed:
             return Change(None, 0)
@@ -85,9 +84,9 @@ class IndicesCoder:
             return Change(_Spots(y[where], where), changed)
         return Change(_Spots(y[differ], flags=np.packbits(differ)), changed)
 
-    def whole(self, dtype: str, tuned: int, nbytes: int) -> Change:
+    def whole(self, dtype: str, tuned: Bytes) -> Change:
         """See Coder."""
-        return Change(_Whole(ctypes.string_at(tuned, nbytes), anyway=True), 0)
+        return Change(_Whole(tuned.tobytes(), anyway=True), 0)
 
 
 class IndicesRecorder:
@@ -186,18 +185,18 @@ class IndicesRecorder:
 class IndicesPatcher:
     """See Patcher."""
 
-    def changes(self, delta: Delta, window: int, base: int, nbytes: int, out: int) -> int:
+    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
         """See Patcher. Raises DeltaError."""
         streams = streams_of(delta)
         if not delta.frame_sizes[window]:
             return 0
         tensor = int(delta.windows.tensor[window])
         if streams.stored_whole(tensor):
-            self.whole(delta, window, bytes_at(out, nbytes))
-            return changed_elements(delta.blueprint.dtypes[tensor], nbytes, base, out, nbytes)
+            self.whole(delta, window, out)
+            return changed_elements(delta.blueprint.dtypes[tensor], len(out), base, out)
         positions, values = streams.changes(window)
-        ctypes.memmove(out, base, nbytes)
-        target = _view(out, nbytes, values.itemsize)
+        out[:] = base
+        target = out.view(f"<u{values.itemsize}")
         first = positions.dtype.type(streams.elements(window)[0])
         for low in range(0, len(positions), _SLICE):
             part = slice(low, low + _SLICE)
@@ -213,11 +212,6 @@ class IndicesPatcher:
         if data is None:
             raise delta.damaged("a window without a base has no bytes")
         out[:] = np.frombuffer(data, np.uint8)
-
-
-def _view(address: int, nbytes: int, width: int) -> Bits:
-    """Memory as unsigned numbers."""
-    return bytes_at(address, nbytes).view(f"<u{width}")
 
 
 def _nbytes(stream: Stream) -> int:

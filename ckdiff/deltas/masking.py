@@ -51,25 +51,22 @@ class Masking:
         """What a delta says about it."""
         return {"mask": self._digest, "rule": self.rule, "left_out": left_out}
 
-    def merge(self, tensor: int, base: int, tuned: int, start: int, size: int) -> tuple[int, int]:
-        """The address of the merged window, and the changed elements that are left out of it.
-
-        ``start`` and ``size`` are bytes. The address holds until this thread's next call.
-        """
+    def merge(self, tensor: int, base: Bytes, tuned: Bytes, start: int) -> tuple[Bytes, int]:
+        """See Merger."""
         bits = int(self._bits[tensor])
-        first, elements = start * 8 // bits, size * 8 // bits
+        first, elements = start * 8 // bits, len(base) * 8 // bits
         name = self._names[tensor]
         if name is None:
             mask = np.zeros(-(-elements // 8), np.uint8)
         else:
             mask = self.store.packed(name, self.rule, start=first, stop=first + elements)
-        buffer, blend, inverse = self._buffer(), self._blends[bits], ~mask
-        _, left_out = blend(base, tuned, inverse.ctypes.data, buffer.ctypes.data, elements)
-        ones, _ = blend(base, tuned, mask.ctypes.data, buffer.ctypes.data, elements)
+        merged, blend = self._buffer()[: len(base)], self._blends[bits]
+        _, left_out = blend(base, tuned, ~mask, merged, elements)
+        ones, _ = blend(base, tuned, mask, merged, elements)
         with self._lock:
             self._ones[tensor] += ones
             self._merged[tensor] = True
-        return buffer.ctypes.data, left_out
+        return merged, left_out
 
     def check(self) -> None:
         """Hold the ones of all tensors that were merged against the store's counts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import numpy as np
@@ -21,25 +20,10 @@ from ckdiff.deltas.form import (
     WHOLE,
     Bytes,
     Form,
-    Int64,
-    initial_state,
 )
 from ckdiff.deltas.varints import varints
-from ckdiff.kernels.abi import (
-    CLASS_AT,
-    CLASS_COLUMNS,
-    CLASS_LEAST,
-    CLASS_PENDING,
-    CLASS_SYMBOLS,
-    DELTA_AT,
-    DELTA_EXTRA,
-    DELTA_HEAD,
-    DELTA_PENDING,
-    GAPS_SCRATCH,
-    LANES,
-    LARGE_HALF,
-)
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels import delta as kernels
+from ckdiff.kernels.abi import GAPS_SCRATCH, LANES, LARGE_HALF
 from ckdiff.stores.maskcodec import skewed_compressor
 
 #: where less than this of a class differs, or all but this, gaps are shorter than bits
@@ -88,29 +72,27 @@ class FrameEncoder:
         self._rest = np.empty(FRAME_LANES + SLACK, np.uint8)
         self._extra = np.empty(FRAME_BYTES + SLACK, np.uint8)
         self._scratch = np.zeros((3, LANES * 8), np.uint8)
-        self._sizes = np.zeros(2, np.int64)
 
-    def encode(self, form: Form, base: int, tuned: int, nbytes: int) -> tuple[bytes, int]:
-        """(frame, changed lanes) of the windows at two addresses; no frame where none changed.
+    def encode(self, form: Form, base: Bytes, tuned: Bytes) -> tuple[bytes, int]:
+        """(frame, changed lanes) of two windows; no frame where none changed.
 
         A window is a multiple of a lane and at most ``form.frame`` bytes.
         """
-        state = self._split(form, base, tuned, nbytes)
-        rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
-        starts = [symbols.ctypes.data for symbols in self._symbols[: len(rows)]]
-        ones = (rows[:, CLASS_SYMBOLS] - starts).tolist()
-        changed = sum(ones)
+        into = kernels.Streams(self._bits, self._symbols, self._extra, self._scratch)
+        least = self._classes(form, base, tuned)
+        classes, extra, extra_bits = kernels.split(
+            form.kind + self._variant, least, base, tuned, into
+        )
+        changed = sum(len(one.symbols) for one in classes)
         if changed == 0:
             return b"", 0
-        whole, rest = int(state[DELTA_EXTRA]) - self._extra.ctypes.data, int(state[DELTA_AT])
-        self._extra[whole] = int(state[DELTA_PENDING]) & 0xFF
         frame = _Writer(CHANGES, self._zstd)
-        frame.numbers += [len(rows), form.shift, 8 * whole + rest]
-        frame.plain(self._extra[: whole + (rest > 0)])
-        for c, row in enumerate(rows):
+        frame.numbers += [len(classes), form.shift, extra_bits]
+        frame.plain(extra)
+        for c, one in enumerate(classes):
             if c:
-                frame.numbers.append(int(row[CLASS_LEAST]) >> form.shift)
-            self._add_class(frame, row, self._bits[c], self._symbols[c, : ones[c]])
+                frame.numbers.append(one.least >> form.shift)
+            self._add_class(frame, one, self._symbols[c])
         return frame.finish(), changed
 
     def encode_whole(self, form: Form, data: Bytes) -> bytes:
@@ -122,37 +104,19 @@ class FrameEncoder:
 
     # inside
 
-    def _split(self, form: Form, base: int, tuned: int, nbytes: int) -> Int64:
-        words = nbytes // (LANES * form.bytes)
-        least = self._classes(form, base, tuned, words)
-        state = initial_state(least, self._bits, self._symbols)
-        state[DELTA_EXTRA] = self._extra.ctypes.data
-        split = c_function("split", form.kind + self._variant).ctypes
-        scratch = self._scratch[0].ctypes.data
-        split(base, tuned, words, len(least), state.ctypes.data, scratch)
-        done = words * LANES * form.bytes
-        if done < nbytes:
-            self._scratch[1:] = 0
-            ends = [self._scratch[1].ctypes.data, self._scratch[2].ctypes.data]
-            for end, source in zip(ends, (base, tuned), strict=True):
-                ctypes.memmove(end, source + done, nbytes - done)
-            split(*ends, 1, len(least), state.ctypes.data, scratch)
-        return state
-
-    def _classes(self, form: Form, base: int, tuned: int, words: int) -> list[int]:
+    def _classes(self, form: Form, base: Bytes, tuned: Bytes) -> list[int]:
         """The least magnitude of each class."""
+        words = len(base) // (LANES * form.bytes)
         if not form.bins or words < _SAMPLED // 8:
             return [0]
         counts = np.zeros((form.bins, 2), np.int64)
-        tally = c_function("tally", form.kind).ctypes
-        every = max(1, words // _SAMPLED)
-        tally(base, tuned, words, every, form.shift, counts.ctypes.data)
+        kernels.tally(form.kind, base, tuned, max(1, words // _SAMPLED), form.shift, counts)
         return [first << form.shift for first in choose(counts, words * LANES)]
 
-    def _add_class(self, frame: _Writer, row: Int64, bits: Bytes, symbols: Bytes) -> None:
-        elements, ones = int(row[CLASS_AT]), len(symbols)
-        if elements % 64:
-            bits.view(np.int64)[elements // 64] = row[CLASS_PENDING]
+    def _add_class(self, frame: _Writer, one: kernels.Split, buffer: Bytes) -> None:
+        """Append a class; ``buffer`` is what its symbols are at the beginning of."""
+        elements, symbols = one.elements, one.symbols
+        ones = len(symbols)
         rarer = min(ones, elements - ones)
         mode, low = BITS, 0
         if rarer == 0:
@@ -163,25 +127,19 @@ class FrameEncoder:
         paired = ones > 0 and float((symbols[:_LOOKED_AT] >= LARGE_HALF).mean()) < _PAIRED_BELOW
         frame.numbers += [elements, ones, mode | paired << 2 | low << 3]
         if mode == BITS:
-            frame.coded(bits[: -(-elements // 8)])
+            frame.coded(one.bits[: -(-elements // 8)])
         elif mode == GAPS:
-            flip = np.uint64(0 if ones == rarer else 0xFFFFFFFFFFFFFFFF)
-            c_function("gaps").ctypes(
-                bits.ctypes.data, elements, flip, low, self._gaps.ctypes.data,
-                self._low.ctypes.data, self._sizes.ctypes.data, self._places.ctypes.data,
-            )  # fmt: skip
-            gap_bytes, low_bytes = self._sizes.tolist()
-            frame.numbers.append(gap_bytes)
-            frame.coded(self._gaps[:gap_bytes])
-            frame.plain(self._low[:low_bytes])
+            into = kernels.Gaps(self._gaps, self._low, self._places)
+            high, low_part = kernels.gaps(one.bits, elements, rarer, low, into, flip=ones != rarer)
+            frame.numbers.append(len(high))
+            frame.coded(high)
+            frame.plain(low_part)
         if not ones:
             return
         if not paired:
             frame.coded(symbols)
             return
-        rest = c_function("pair").ctypes(
-            symbols.ctypes.data, ones, self._pairs.ctypes.data, self._rest.ctypes.data
-        )
-        frame.coded(self._pairs[: -(-ones // 2)])
-        frame.numbers.append(rest)
-        frame.coded(self._rest[:rest])
+        pairs, rest = kernels.pair(buffer, ones, self._pairs, self._rest)
+        frame.coded(pairs)
+        frame.numbers.append(len(rest))
+        frame.coded(rest)

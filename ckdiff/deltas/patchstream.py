@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -28,6 +27,7 @@ from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, DeltaError, UsageError, printable
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import views
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_int, checked_path
 
@@ -167,11 +167,10 @@ class _Copier:
 
     def __call__(self, tensor: int, start: int, out: Bytes) -> None:
         """Fill ``out`` with bytes from ``start`` on."""
-        span = (np.array([value], np.int64) for value in (tensor, start, len(out)))
+        tensors, starts, sizes = (np.array([x], np.int64) for x in (tensor, start, len(out)))
         # not open for longer: the guard is the process's, and records are given in between
         with closing(self._checkpoint.reader()) as reader:
-            address = int(reader.acquire(*span)[0])
-            ctypes.memmove(out.ctypes.data, address, len(out))
+            out[:] = views(reader.acquire(tensors, starts, sizes), sizes)[0]
             reader.release()
 
 
@@ -324,8 +323,8 @@ class _DeltaSource(_Compared):
         for window, start, base, tuned in self.spans(tensor):
             changed += self._make(tensor, window, start, base, tuned)
             if self._reads_base(tensor):
-                self._hasher.add(base_sums, base.ctypes.data, len(base), start, bits)
-            self._hasher.add(sums, tuned.ctypes.data, len(tuned), start, bits)
+                self._hasher.add(base_sums, base, start, bits)
+            self._hasher.add(sums, tuned, start, bits)
             yield start, tuned
         name = called(self.blueprint.names[tensor])
         if self._reads_base(tensor):
@@ -369,9 +368,7 @@ class _DeltaSource(_Compared):
                 hint="give base=",
             )
         self._base(int(self._links.origin[tensor]), start, base)
-        changed = self._patcher.changes(
-            self._delta, window, base.ctypes.data, len(base), out.ctypes.data
-        )
+        changed = self._patcher.changes(self._delta, window, base, out)
         if not changed:
             out[:] = base
         return changed
@@ -383,7 +380,7 @@ class _DeltaSource(_Compared):
         sums = np.zeros(2, np.uint64)
         for _, start, base, _ in self.spans(tensor):
             self._base(int(self._links.origin[tensor]), start, base)
-            self._hasher.add(sums, base.ctypes.data, len(base), start, int(self._bits[tensor]))
+            self._hasher.add(sums, base, start, int(self._bits[tensor]))
         return bool((sums == self._delta.tensors.base_hashes[tensor]).all())
 
     def _other_base(self, tensor: int) -> DeltaError:

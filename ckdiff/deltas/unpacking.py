@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,19 +20,11 @@ from ckdiff.deltas.form import (
     WHOLE,
     Bytes,
     Form,
-    initial_state,
 )
 from ckdiff.deltas.varints import Damaged, FrameReader
-from ckdiff.kernels.abi import (
-    CLASS_AT,
-    CLASS_COLUMNS,
-    CLASS_TOTAL,
-    DELTA_AT,
-    DELTA_EXTRA,
-    DELTA_HEAD,
-    LANES,
-)
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels import delta as kernels
+from ckdiff.kernels import entropy
+from ckdiff.kernels.abi import LANES
 
 
 @dataclass(slots=True)
@@ -96,20 +87,13 @@ class FrameDecoder:
         self._extra = np.empty(FRAME_BYTES + SLACK, np.uint8)
         self._scratch = np.zeros((3, LANES * 8), np.uint8)
 
-    def decode(
-        self,
-        form: Form,
-        frame: memoryview,
-        base: int,
-        nbytes: int,
-        out: int,
-    ) -> int:
+    def decode(self, form: Form, frame: memoryview, base: Bytes, out: Bytes) -> int:
         """Write the tuned window to ``out``; gives the changed lanes. Raises Damaged.
 
-        ``base`` and ``out`` are addresses of ``nbytes`` bytes, which must not overlap.
+        ``base`` and ``out`` are of one size and must not overlap.
         """
-        reader = self._begin(form, frame, CHANGES, nbytes)
-        words = -(-nbytes // (LANES * form.bytes))
+        reader = self._begin(form, frame, CHANGES, len(base))
+        words = -(-len(base) // (LANES * form.bytes))
         count = reader.number(MOST_CLASSES)
         shift = reader.number(63)
         extra = reader.number(8 * FRAME_BYTES)
@@ -124,7 +108,10 @@ class FrameDecoder:
         for c, one in enumerate(classes):
             self._read_class(reader, one, self._bits[c], self._symbols[c])
         reader.finish()
-        self._merge(form, classes, extra, base, nbytes, out)
+        sizes = [(one.least, one.elements) for one in classes]
+        held = kernels.Streams(self._bits, self._symbols, self._extra, self._scratch)
+        if not kernels.merge(form.kind + self._variant, sizes, extra, base, out, held):
+            raise Damaged("a frame does not fit the base")
         return sum(one.ones for one in classes)
 
     def decode_whole(self, form: Form, frame: memoryview, out: Bytes) -> None:
@@ -169,10 +156,7 @@ class FrameDecoder:
             return
         pairs = self._stream(stored, -(-one.ones // 2))
         rest = self._stream(reader.take(one.rest_stored), one.rest)
-        used = c_function("unpair").ctypes(
-            pairs.ctypes.data, one.ones, rest.ctypes.data, len(rest), symbols.ctypes.data
-        )
-        if used != len(rest):
+        if not kernels.unpair(pairs, one.ones, rest, symbols):
             raise Damaged("the symbols of a frame do not add up")
 
     def _read_gaps(self, reader: FrameReader, one: _Class, bits: Bytes) -> int:
@@ -184,10 +168,9 @@ class FrameDecoder:
         if low_bits > 8 * (len(self._low) - SLACK):
             raise Damaged("the gaps of a frame are too long")
         _put(self._low, np.frombuffer(reader.take(-(-low_bits // 8)), np.uint8))
-        found: int = c_function("ungaps").ctypes(
-            data.ctypes.data, len(data), self._low.ctypes.data, low_bits, one.low,
-            0xFFFFFFFFFFFFFFFF if flipped else 0, one.elements, bits.ctypes.data,
-        )  # fmt: skip
+        found = kernels.ungaps(
+            data, self._low, low_bits, one.low, bits, elements=one.elements, flip=flipped
+        )
         if found != rarer:
             raise Damaged("the gaps of a frame do not add up")
         return one.ones
@@ -195,36 +178,7 @@ class FrameDecoder:
     def _count(self, bits: Bytes, elements: int) -> int:
         """Set bits among the first ``elements``."""
         bits[-(-elements // 8) : -(-elements // 64) * 8] = 0
-        found = np.zeros(2, np.int64)
-        c_function("survey").ctypes(bits.ctypes.data, -(-elements // 64), found.ctypes.data)
-        return int(found[0])
-
-    def _merge(
-        self,
-        form: Form,
-        classes: list[_Class],
-        extra: int,
-        base: int,
-        nbytes: int,
-        out: int,
-    ) -> None:
-        state = initial_state([one.least for one in classes], self._bits, self._symbols)
-        state[DELTA_EXTRA] = self._extra.ctypes.data
-        rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
-        rows[:, CLASS_TOTAL] = [one.elements for one in classes]
-        merge = c_function("merge", form.kind + self._variant).ctypes
-        scratch, at = self._scratch[0].ctypes.data, state.ctypes.data
-        words = nbytes // (LANES * form.bytes)
-        bad = merge(base, out, words, len(classes), at, extra, scratch)
-        done = words * LANES * form.bytes
-        if done < nbytes and not bad:
-            self._scratch[1:] = 0
-            end, target = self._scratch[1].ctypes.data, self._scratch[2].ctypes.data
-            ctypes.memmove(end, base + done, nbytes - done)
-            bad = merge(end, target, 1, len(classes), at, extra, scratch)
-            ctypes.memmove(out + done, target, nbytes - done)
-        if bad or state[DELTA_AT] != extra or (rows[:, CLASS_AT] != rows[:, CLASS_TOTAL]).any():
-            raise Damaged("a frame does not fit the base")
+        return entropy.survey(bits[: -(-elements // 64) * 8])[0]
 
     def _stream(self, stored: memoryview, size: int) -> Bytes:
         """The bytes of a stream that has ``size`` of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.grafts.plan import Plan
 from ckdiff.kernels.blending import Blend
+from ckdiff.kernels.memory import Bytes, views
 from ckdiff.layout import ALIGNMENT, Layout, Spans
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.threads import Amount, Stopped
@@ -39,8 +39,9 @@ class _Side:
     def prefetch(self, spans: Spans) -> None:
         self.reader.prefetch(self.index[spans.tensors], *spans.byte_ranges(self.bits))
 
-    def acquire(self, spans: Spans) -> IntArray:
-        return self.reader.acquire(self.index[spans.tensors], *spans.byte_ranges(self.bits))
+    def acquire(self, spans: Spans) -> list[Bytes]:
+        starts, nbytes = spans.byte_ranges(self.bits)
+        return views(self.reader.acquire(self.index[spans.tensors], starts, nbytes), nbytes)
 
 
 class GraftTask:
@@ -77,26 +78,34 @@ class GraftTask:
             for window in maskwalk.walk(layout, starts, plan.matched.sources(), first, end):
                 spans = window.spans
                 ahead.passed(int(spans.addresses[-1] + spans.elements[-1]))
-                columns = (spans.tensors, spans.starts, spans.elements, base.acquire(spans),
-                           tuned.acquire(spans), window.addresses[0])  # fmt: skip
-                for tensor, start, elements, *addresses in zip(
-                    *(column.tolist() for column in columns), strict=True
-                ):
+                columns = zip(
+                    spans.tensors.tolist(), spans.starts.tolist(), spans.elements.tolist(),
+                    base.acquire(spans), tuned.acquire(spans), window.places[0].tolist(),
+                    strict=True,
+                )  # fmt: skip
+                for tensor, start, elements, one, other, place in columns:
                     if stop.is_set():
                         raise Stopped
                     row = int(np.searchsorted(rows, tensor))
-                    counts[row] += self._blend(tensor, start, elements, addresses, buffer)
+                    mask = window.memory[place : place + -(-elements // 8)]
+                    sides = one, other, mask
+                    counts[row] += self._blend(tensor, start, elements, sides, buffer)
                 base.reader.release()
                 tuned.reader.release()
         return rows, counts
 
     def _blend(
-        self, tensor: int, start: int, elements: int, addresses: list[int], buffer: Any
+        self,
+        tensor: int,
+        start: int,
+        elements: int,
+        sides: tuple[Bytes, Bytes, Bytes],
+        buffer: Bytes,
     ) -> IntArray:
         """Blend a span and write it, a buffer at a time."""
         plan = self._plan
         bits = int(self._blend_bits[tensor])
-        base, tuned, mask = addresses
+        base, tuned, mask = sides
         # whole bytes of mask, and whole bytes of elements that share them
         most = _BUFFER * 8 // bits // ALIGNMENT * ALIGNMENT
         counts = np.zeros(2, np.int64)
@@ -104,7 +113,7 @@ class GraftTask:
             count = min(most, elements - first)
             at, size = first * bits // 8, count * bits // 8
             counts += self._blends[bits](
-                base + at, tuned + at, mask + first // 8, buffer.ctypes.data, count
+                base[at : at + size], tuned[at : at + size], mask[first // 8 :], buffer, count
             )
             self._write(int(plan.base_index[tensor]), start * bits // 8 + at, buffer[:size])
             self._done.add(2 * size)
@@ -122,15 +131,15 @@ class GraftTask:
                 high = min(low + _WINDOW, end)
                 ahead.passed(high)
                 spans = layout.spans(low, high)
-                columns = (spans.tensors, *spans.byte_ranges(base.bits), base.acquire(spans))
-                for tensor, start, nbytes, address in zip(
-                    *(column.tolist() for column in columns), strict=True
+                starts, _ = spans.byte_ranges(base.bits)
+                for tensor, start, data in zip(
+                    spans.tensors.tolist(), starts.tolist(), base.acquire(spans), strict=True
                 ):
-                    for at in range(0, nbytes, _BUFFER):
-                        size = min(_BUFFER, nbytes - at)
+                    for at in range(0, len(data), _BUFFER):
+                        size = min(_BUFFER, len(data) - at)
                         # not from the mapping: the system would report a file that was cut as a
                         # failure to write
-                        ctypes.memmove(buffer.ctypes.data, address + at, size)
+                        buffer[:size] = data[at : at + size]
                         self._write(int(plan.copied[tensor]), start + at, buffer[:size])
                         self._done.add(size)
                 reader.release()

@@ -1,7 +1,16 @@
-"""Kernels: addresses of both sides in; packed mask words, counts, hash sums and statistics out.
+"""Kernels: windows of both sides in; packed mask words, counts, hash sums and statistics out.
 
 Knows no files and no stores. :class:`Kernels` holds the compiled code for a set of dtypes and
 rules; :meth:`Kernels.run` compares the segments of one window with the GIL released.
+
+How kernels are called. Machine code takes addresses and believes them, so nobody outside of this
+package gives it any: each kernel is a function, here or in the modules beside, that takes numpy
+arrays, holds dtype, size and contiguity of each against what the code will touch, and raises
+TypeError or ValueError (:mod:`~ckdiff.kernels.memory`). Where many spans are walked in one call
+their table has, in place of addresses, positions in an array that is given with it. What readers of
+checkpoints and torch give are addresses: :func:`~ckdiff.kernels.memory.views` makes arrays of them
+where they arrive. There is one exception, for the sake of tensors by the thousand in a window: the
+columns SEG_BASE and SEG_TUNED of what :meth:`Kernels.run` walks are what a reader gave.
 """
 
 from __future__ import annotations
@@ -16,15 +25,25 @@ from ckdiff.dtypes import DType
 from ckdiff.kernels import abi, hashing, statistics
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.memory import (
+    F64,
+    I64,
+    U8,
+    U64,
+    Bytes,
+    Int64,
+    UInt64,
+    bytes_at,
+    place,
+    room,
+    within,
+)
 from ckdiff.rules import Rule
 
 __all__ = ["BLOCK", "HASH_COLUMNS", "Comparing", "Kernels", "Results"]
 
 BLOCK = abi.BLOCK
 HASH_COLUMNS = 4  #: base low, base high, tuned low, tuned high
-
-Int64 = npt.NDArray[np.int64]
-UInt64 = npt.NDArray[np.uint64]
 
 
 class Results:
@@ -44,7 +63,7 @@ class Comparing(Protocol):
 
     slot_of: dict[str, int]  #: dtype name -> what SEG_SLOT is for its tensors
 
-    def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
+    def run(self, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
         """See :meth:`Kernels.run`."""
 
 
@@ -71,7 +90,7 @@ class Kernels:
         self._drive = c_function("drive").ctypes
         self._xxh3 = hashing.xxh3_128_address()
 
-    def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
+    def run(self, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
         """Compare the segments of one window.
 
         ``segments`` is C-contiguous, (n, SEG_COLUMNS) int64 as in :mod:`ckdiff.kernels.abi`.
@@ -80,40 +99,47 @@ class Kernels:
         """
         self._run(self._rules, segments, masks, into)
 
-    def measure(self, segments: Int64, exact: npt.NDArray[np.uint8], into: Results) -> None:
+    def measure(self, segments: Int64, exact: Bytes, into: Results) -> None:
         """Add hash sums and statistics of segments that were compared elsewhere.
 
         ``exact`` holds the bits of the rule ``exact``, as ``run`` puts them there.
         """
         self._run(0, segments, [exact], into)
 
-    def _run(
-        self,
-        rules: int,
-        segments: Int64,
-        masks: Sequence[npt.NDArray[np.uint8]],
-        into: Results,
-    ) -> None:
-        assert segments.dtype == np.int64
-        assert segments.flags.c_contiguous
-        addresses = np.array([mask.ctypes.data for mask in masks] or [0], np.int64)
+    def _run(self, rules: int, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
+        self._check(segments, masks, into)
+        addresses = np.array([room(mask, U8) for mask in masks] or [0], np.int64)
         scratch = np.zeros(abi.SCRATCH_BYTES, np.uint8)
-        rows = into.statistics
+        rows, known = into.statistics, len(into.changed)
         self._drive(
-            segments.ctypes.data,
+            place(segments, I64),
             len(segments),
-            self._slots.ctypes.data,
+            place(self._slots, I64),
             self._columns,
             rules,
-            addresses.ctypes.data,
-            into.changed.ctypes.data,
-            into.hashes.ctypes.data if self._xxh3 else 0,
+            place(addresses, I64, rules),
+            room(into.changed, I64, known * rules),
+            room(into.hashes, U64, known * HASH_COLUMNS) if self._xxh3 else 0,
             self._xxh3,
-            0 if rows is None else rows.ctypes.data,
-            scratch.ctypes.data,
+            0 if rows is None else room(rows, F64, known * statistics.COLUMNS),
+            room(scratch, U8),
         )
         if not self._xxh3:
             self._hash_slowly(segments, into)
+
+    def _check(self, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
+        """Hold a table against what it leads to."""
+        place(segments, I64)
+        if segments.shape[1] != abi.SEG_COLUMNS:
+            raise ValueError(f"segments have {abi.SEG_COLUMNS} columns")
+        if not len(segments):
+            return
+        low, high = segments.min(axis=0).tolist(), segments.max(axis=0).tolist()
+        within(low[abi.SEG_ROW], high[abi.SEG_ROW] + 1, len(into.changed))
+        within(low[abi.SEG_SLOT], high[abi.SEG_SLOT] + 1, len(self._slots))
+        ends = segments[:, abi.SEG_POSITION] + segments[:, abi.SEG_ELEMENTS]
+        bits = 8 * min((len(mask) for mask in masks), default=0)
+        within(min(low[abi.SEG_POSITION], low[abi.SEG_ELEMENTS]), int(ends.max()), bits)
 
     def _hash_slowly(self, segments: Int64, into: Results) -> None:
         for segment in segments:
@@ -122,5 +148,6 @@ class Kernels:
             row = into.hashes[segment[abi.SEG_ROW]]
             for side, column in enumerate((abi.SEG_BASE, abi.SEG_TUNED)):
                 address, unit = int(segment[column]), int(segment[abi.SEG_UNIT])
-                sums = hashing.add_units_at(address, size, unit, bits)
+                data = bytes_at(address, size).data
+                sums = hashing.add_units(data, unit, hashing.UNIT * bits // 8)
                 row[2 * side : 2 * side + 2] += np.array(sums, np.uint64)

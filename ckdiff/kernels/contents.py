@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from ckdiff.kernels import hashing
 from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.memory import U8, U64, Bytes, UInt64, place, room
 
 
 class ContentHasher:
@@ -16,10 +16,8 @@ class ContentHasher:
         self._xxh3 = hashing.xxh3_128_address()
         self._add = c_function("hash").ctypes if self._xxh3 else None
 
-    def add(
-        self, sums: npt.NDArray[np.uint64], address: int, size: int, start: int, bits: int
-    ) -> None:
-        """Add ``size`` bytes at ``address`` to ``sums`` (low, high).
+    def add(self, sums: UInt64, data: Bytes, start: int, bits: int) -> None:
+        """Add bytes to ``sums`` (low, high).
 
         They lie ``start`` bytes into the tensor, a multiple of a unit of its elements, which have
         ``bits`` bits.
@@ -27,6 +25,7 @@ class ContentHasher:
         unit_bytes = hashing.UNIT * bits // 8
         first = start // unit_bytes
         if self._add is not None:
-            self._add(address, size, first, unit_bytes, sums.ctypes.data, self._xxh3)
+            at = place(data, U8)
+            self._add(at, len(data), first, unit_bytes, room(sums, U64, 2), self._xxh3)
         else:
-            sums += np.array(hashing.add_units_at(address, size, first, bits), np.uint64)
+            sums += np.array(hashing.add_units(data.data, first, unit_bytes), np.uint64)

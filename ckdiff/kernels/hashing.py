@@ -61,12 +61,6 @@ def add_units(data: memoryview, first: int, unit_bytes: int) -> tuple[int, int]:
     return low & _MASK, high & _MASK
 
 
-def add_units_at(address: int, size: int, first: int, bits: int) -> tuple[int, int]:
-    """``add_units`` over ``size`` bytes in memory, of elements of ``bits`` bits."""
-    data = (ctypes.c_char * size).from_address(address)
-    return add_units(memoryview(data), first, UNIT * bits // 8)
-
-
 def finish(low: int, high: int, nbytes: int) -> str:
     """The tensor's content hash: 32 hex digits."""
     packed = struct.pack("<3Q", low & _MASK, high & _MASK, nbytes)

@@ -1,4 +1,4 @@
-"""The zstd library's decoder as C functions, for calling it from native loops."""
+"""The zstd library's decoder, called from a native loop over many frames."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+import numpy as np
+import zstandard
+
+from ckdiff.kernels.abi import DECODE_COLUMNS
+from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +69,45 @@ def decoder() -> Decoder:
         _local.decoder = Decoder()
     found: Decoder = _local.decoder
     return found
+
+
+def decode(frames: Int64, source: Bytes, target: Bytes, size: int) -> int:
+    """Decode frames of ``size`` bytes each; how many were right before one was wrong.
+
+    Of each, ``frames`` has where in ``target`` it goes, where in ``source`` it begins, and how long
+    it is there: 0 for nothing but zeros.
+    """
+    if frames.shape[1] != DECODE_COLUMNS:
+        raise ValueError(f"frames have {DECODE_COLUMNS} columns")
+    if not len(frames):
+        return 0
+    within(int(frames.min()), int(frames[:, 0].max()) + size, len(target))
+    within(0, int((frames[:, 1] + frames[:, 2]).max()), len(source))
+    tool = decoder()
+    if not tool.function:
+        return _decode_slowly(frames, source, target, size)
+    table = frames.copy()
+    table[:, 0] += room(target, U8)
+    table[:, 1] += place(source, U8)
+    return int(
+        c_function("decode").ctypes(
+            place(table, I64), len(table), size, tool.function, tool.state
+        )
+    )  # fmt: skip
+
+
+def _decode_slowly(frames: Int64, source: Bytes, target: Bytes, size: int) -> int:
+    """What the native loop does, where the library's functions cannot be called directly."""
+    decompressor = zstandard.ZstdDecompressor()
+    for i, (to, at, length) in enumerate(frames.tolist()):
+        if not length:
+            target[to : to + size] = 0
+            continue
+        try:
+            found = decompressor.decompress(source[at : at + length].tobytes(), size)
+        except zstandard.ZstdError:
+            return i
+        if len(found) != size:
+            return i
+        target[to : to + size] = np.frombuffer(found, np.uint8)
+    return len(frames)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ckdiff.errors import CkdiffError, UsageError, printable
+from ckdiff.kernels import counting
 from ckdiff.kernels.abi import SEG_TARGET
-from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import ALIGNMENT, Spans
 from ckdiff.options import Observer, checked_text
 from ckdiff.rules import Rule
@@ -120,8 +120,7 @@ class Combination(Maker):
         self._layout = matched.layout
         self._starts = matched.starts
         self._sources: list[MaskSource] = self._said.sources
-        self._kernel = c_function("combine", operation.kernel).ctypes
-        self._threshold = operation.threshold
+        self._operation = operation
         self.total = len(self._sources) * matched.layout.total // 8
         self.need = Need(tables=0, worker=working_memory(len(self._sources)))
 
@@ -156,10 +155,9 @@ class Combination(Maker):
             places = (window.spans.addresses - first) // 8
             if len(segments) != len(places):  # each tensor has its own row, so none are merged
                 raise CkdiffError("masks to combine were cut otherwise", hint="please report it")
-            segments[:, SEG_TARGET] = mask.ctypes.data + places
-            self._kernel(
-                segments.ctypes.data, len(segments), stores, self._threshold, changed.ctypes.data
-            )
+            segments[:, SEG_TARGET] = places
+            kind, threshold = self._operation.kernel, self._operation.threshold
+            counting.combine(kind, segments, window.memory, threshold, mask, changed)
             done(stores * int(window.sizes.sum()))
             yield int(places[-1] + window.sizes[-1])
         with self._lock:

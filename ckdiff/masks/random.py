@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ckdiff.errors import CkdiffError, StoreCorrupt, UsageError, printable
-from ckdiff.kernels.abi import DRAW_SCRATCH, LANES
+from ckdiff.kernels.abi import LANES
 from ckdiff.layout import Layout, Spans
 from ckdiff.masks.sampling import Population, Seen, memory
 from ckdiff.options import Observer, checked_int, checked_text
@@ -180,7 +180,6 @@ class RandomMask(Maker):
         """What the chunk holds of pending populations that go on in other chunks."""
         first, _ = self._layout.chunk_range(chunk)
         spans = self._layout.spans(*self._layout.chunk_range(chunk))
-        scratch = np.empty(DRAW_SCRATCH, np.uint8)
         found: dict[int, Seen] = {}
         begin = first
         for window in self._windows(first, spans):
@@ -191,7 +190,7 @@ class RandomMask(Maker):
             ):
                 if i in self._pending:
                     seen = found.pop(i, None) or Seen(0, 0, [])
-                    seen.add(self._populations[i].look(word, elements, scratch))
+                    seen.add(self._populations[i].look(word, elements))
                     if not self._settled(i, seen):  # small tensors are at once
                         found[i] = seen
             done((window.end - begin) // 8)
@@ -215,11 +214,10 @@ class RandomMask(Maker):
         self, first: int, spans: Spans, mask: Bytes, changed: IntArray, done: OnBytes
     ) -> Iterator[int]:
         """See Maker."""
-        scratch = np.empty(DRAW_SCRATCH, np.uint8)
-        begin, at = first, mask.ctypes.data
+        begin = first
         for window in self._windows(first, spans):
             counts = [
-                self._populations[i].draw(word, elements, at + place, scratch)
+                self._populations[i].draw(word, elements, mask[place:])
                 for i, word, elements, place in zip(
                     window.populations, window.words, window.elements, window.places, strict=True
                 )

@@ -14,28 +14,19 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckdiff.kernels.abi import DRAW_SCRATCH
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.sample import Stream, draw, near
 from ckdiff.running.memory import Need
 
 Bytes = npt.NDArray[np.uint8]
 Keys = npt.NDArray[np.uint64]
-Stream = tuple[int, int]  # key and high half of the counter of Philox4x32-10
 
 _LARGEST = (1 << 64) - 1
 _SIGMAS = 8  # half the width of the first window around where the limit is expected
-
-
-@cache
-def _kernel(name: str) -> Any:
-    """Ready to be called: small tensors are many."""
-    return c_function(name).ctypes
 
 
 @dataclass(slots=True)
@@ -95,28 +86,23 @@ class Population:
         else:
             self._width *= _SIGMAS
 
-    def look(self, word: int, elements: int, scratch: Bytes) -> Seen:
+    def look(self, word: int, elements: int) -> Seen:
         """What is seen of so many elements, the first in mask word ``word`` of the population."""
         low, high = self.window()
         expected = elements * (high - low) / 2.0**64
         room = min(elements, int(expected + 8 * math.sqrt(expected)) + 64)
         while True:
-            out = np.empty(1 + room, np.uint64)
-            found = _kernel("near")(
-                *self.stream, word, elements, low, high, out.ctypes.data, room, scratch.ctypes.data
-            )
+            below, found, keys = near(self.stream, word, elements, low, high, room)
             if found <= room:
-                return Seen(elements, int(out[0]), [out[1 : 1 + found]])
+                return Seen(elements, below, [keys])
             room = found
 
-    def draw(self, word: int, elements: int, mask: int, scratch: Bytes) -> int:
-        """Write the bits of so many elements to the address ``mask``; gives how many are set."""
+    def draw(self, word: int, elements: int, mask: Bytes) -> int:
+        """Write the bits of so many elements to where ``mask`` begins; gives how many are set."""
         if not self.changed:
             return 0
         assert self.limit is not None
-        return int(
-            _kernel("draw")(*self.stream, word, elements, self.limit, mask, scratch.ctypes.data)
-        )
+        return draw(self.stream, word, elements, self.limit, mask)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels import counting
 from ckdiff.layout import Layout
 from ckdiff.overlaps.nulls.base import Base
 from ckdiff.overlaps.nulls.moments import Moments
@@ -66,8 +66,6 @@ class OverlapTask:
         first, end = self.layout.chunk_range(chunk)
         groups = np.unique(self.groups[self.layout.spans(first, end).tensors])
         part = self.empty(groups)
-        agree = c_function("agree", str(self.stores.bit_length())).ctypes
-        scratch = np.zeros(2 * self.stores, np.int64)
         tally = Tally(self.said)
         with ExitStack() as stack:
             collectors = {
@@ -79,10 +77,7 @@ class OverlapTask:
                 tally.add(window)
                 rows = np.searchsorted(groups, self.groups[window.spans.tensors])
                 segments = window.segments(rows)
-                agree(
-                    segments.ctypes.data, len(segments), self.stores, part.pairs.ctypes.data,
-                    part.votes.ctypes.data, scratch.ctypes.data,
-                )  # fmt: skip
+                counting.agree(segments, window.memory, part.pairs, part.votes)
                 for collector in collectors.values():
                     collector.add(window)
                 self.on_bytes(self.stores * int(window.sizes.sum()))

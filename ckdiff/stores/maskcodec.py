@@ -23,8 +23,8 @@ import xxhash
 import zstandard
 
 from ckdiff.errors import CkdiffError
-from ckdiff.kernels.abi import LONGEST, OUTPUT, PIECE, ROOM, STREAM
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels import entropy
+from ckdiff.kernels.abi import LONGEST, OUTPUT, PIECE, STREAM
 
 Bytes = npt.NDArray[np.uint8]
 Table = tuple[npt.NDArray[np.uint32], bytes]  # codes of pairs of bytes; tree description
@@ -73,21 +73,14 @@ class MaskEncoder:
     """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared."""
 
     def __init__(self) -> None:
-        self._survey = c_function("survey").ctypes
-        self._encode = c_function("encode").ctypes
-        self._seen = np.zeros(2, np.int64)
         self._out = np.empty(OUTPUT, np.uint8)
-        self._sizes = self._out[:32].view(np.int64)
-        self._view = self._out.data
         # what is left to it: on masks twice as fast as its level 1, and smaller
         self._zstd = skewed_compressor(window_log=16, checksum=True)
         self._zero = self._zstd.compress(bytes(PIECE))
 
     def encode(self, piece: Bytes) -> bytes:
         """The zstd frame of a contiguous piece of PIECE bytes."""
-        address = piece.ctypes.data
-        self._survey(address, PIECE // 8, self._seen.ctypes.data)
-        bits, zeros = (int(x) for x in self._seen)
+        bits, zeros = entropy.survey(piece)
         if bits == 0:
             return self._zero
         level = bisect_right(FIRST_BITS, bits) - 1
@@ -95,17 +88,15 @@ class MaskEncoder:
         if not scattered or not 0 <= level < len(LEVELS):
             return self._zstd.compress(piece.data)
         codes, tree = code_table(level)
-        self._encode(address, codes.ctypes.data, self._out.ctypes.data, ROOM)
-        sizes = self._sizes.tolist()
-        literals = len(tree) + 6 + sum(sizes)
+        streams = entropy.encode(piece, codes, self._out)
+        literals = len(tree) + 6 + sum(map(len, streams))
         block = 5 + literals + 1
         checksum = (xxhash.xxh64_intdigest(piece.data) & 0xFFFFFFFF).to_bytes(4, "little")
         if block > _WORTHWHILE:
             return b"".join((_FRAME, _block_header(_RAW, PIECE), piece.data, checksum))
         # literals: Huffman-coded with their tree, four streams, both sizes in 18 bits
         head = 2 | 3 << 2 | PIECE << 4 | literals << 22
-        jump = b"".join(size.to_bytes(2, "little") for size in sizes[:3])
-        streams = [self._view[32 + i * ROOM : 32 + i * ROOM + size] for i, size in enumerate(sizes)]
+        jump = b"".join(len(stream).to_bytes(2, "little") for stream in streams[:3])
         return b"".join((
             _FRAME, _block_header(_COMPRESSED, block), head.to_bytes(5, "little"), tree, jump,
             *streams, b"\0", checksum,  # no sequences

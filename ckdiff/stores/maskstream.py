@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-import zstandard
 
 from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
-from ckdiff.kernels.compiled import c_function
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.objects import (
     ABSENT,
@@ -55,13 +53,17 @@ class MaskWindows:
 
     def __init__(self, sources: Sequence[MaskSource], room: int) -> None:
         self.room = room
-        self._streams = [_Stream(source, room) for source in sources]
+        # costs nothing until it is used
+        self._compressed = np.empty((len(sources), room * LARGEST_FRAME), np.uint8)
+        self._streams = [
+            _Stream(source, buffer)
+            for source, buffer in zip(sources, self._compressed, strict=True)
+        ]
         self._masks = np.empty((len(sources), room, INNER), np.uint8)
-        #: everything that is loaded: what ``addresses`` gives is in here
+        #: everything that is loaded: what ``places`` gives is in here
         self.memory = self._masks.reshape(-1)
         self._held: list[IntArray] = [np.empty(0, np.int64) for _ in sources]
         self._frames = np.empty((len(sources) * room, DECODE_COLUMNS), np.int64)
-        self._decode = c_function("decode").ctypes
         self._closing = ExitStack()
 
     def __enter__(self) -> MaskWindows:
@@ -73,7 +75,7 @@ class MaskWindows:
         self._closing.close()
 
     def load(self, inners: Sequence[IntArray]) -> None:
-        """Make inner chunks addressable: for each source sorted positions, at most ``room``.
+        """Decode inner chunks: for each source sorted positions, at most ``room``.
 
         What was loaded before is gone. Raises StoreCorrupt.
         """
@@ -90,25 +92,26 @@ class MaskWindows:
             rest = wanted[kept:]
             if not len(rest):
                 continue
-            first = self._masks.ctypes.data + INNER * (k * self.room + kept)
             frames = self._frames[count : count + len(rest)]
-            frames[:, 0] = first + INNER * np.arange(len(rest))
+            frames[:, 0] = INNER * (k * self.room + kept + np.arange(len(rest)))
             stream.read(rest, frames)
+            frames[:, 1] += k * self._compressed.shape[1]
             owners.append((stream, rest, count))
             count += len(rest)
-        done = self._run(count)
+        done = zstd.decode(self._frames[:count], self._compressed.reshape(-1), self.memory, INNER)
         if done < count:
             stream, wanted, start = next(o for o in reversed(owners) if o[2] <= done)
             self._held = [wanted[:0]] * len(inners)
             raise stream.damaged(int(wanted[done - start]))
         self._held = list(inners)
 
-    def addresses(self, source: int, first: IntArray) -> IntArray:
-        """Where the mask bytes at positions ``first`` of the flat mask lie, until the next load."""
+    def places(self, source: int, first: IntArray) -> IntArray:
+        """Where in ``memory`` the mask bytes at positions ``first`` of the flat mask are, until the
+        next load.
+        """
         inner = first // INNER
         slots = np.searchsorted(self._held[source], inner)
-        base = self._masks.ctypes.data + INNER * source * self.room
-        return base + INNER * slots + (first - INNER * inner)
+        return INNER * (source * self.room + slots) + (first - INNER * inner)
 
     def _reuse(self, source: int, wanted: IntArray) -> int:
         held = self._held[source]
@@ -117,34 +120,6 @@ class MaskWindows:
         if len(held) > 1:
             self._masks[source, 0] = self._masks[source, len(held) - 1]
         return 1
-
-    def _run(self, count: int) -> int:
-        decoder = zstd.decoder()
-        if decoder.function:
-            return int(
-                self._decode(
-                    self._frames.ctypes.data, count, INNER, decoder.function, decoder.state
-                )
-            )
-        return self._run_slowly(count)
-
-    def _run_slowly(self, count: int) -> int:
-        """What the native loop does, where the library's functions cannot be called directly."""
-        import ctypes
-
-        decompressor = zstandard.ZstdDecompressor()
-        for i, (to, data, size) in enumerate(self._frames[:count].tolist()):
-            if not size:
-                ctypes.memset(to, 0, INNER)
-                continue
-            try:
-                found = decompressor.decompress(ctypes.string_at(data, size), INNER)
-            except zstandard.ZstdError:
-                return i
-            if len(found) != INNER:
-                return i
-            ctypes.memmove(to, found, INNER)
-        return count
 
 
 @cache
@@ -156,13 +131,13 @@ def _zero_frame() -> npt.NDArray[np.uint8]:
 class _Stream:
     """Reads frames of one source; remembers the object it is in."""
 
-    def __init__(self, source: MaskSource, room: int) -> None:
+    def __init__(self, source: MaskSource, buffer: npt.NDArray[np.uint8]) -> None:
         self._source = source
         self._chunk = -1
         self._fd = -1
         self._index: IntArray = np.empty((0, 2), np.int64)
         self._present = 0  # frames of the object
-        self._buffer = np.empty(room * LARGEST_FRAME, np.uint8)  # costs nothing until it is used
+        self._buffer = buffer
         self._digest: Any = None  # of the object's bytes up to frame _next, while read in order
         self._next = 0
 
@@ -176,7 +151,7 @@ class _Stream:
         return StoreCorrupt(f"inner chunk {position} of {self._where(chunk)} is damaged")
 
     def read(self, inners: IntArray, frames: IntArray) -> None:
-        """Read the frames of ``inners`` and note where they are: columns 1 and 2 of ``frames``."""
+        """Read the frames of ``inners``; columns 1 and 2 of ``frames`` say where and how long."""
         chunks = inners // INNERS
         breaks = np.flatnonzero((np.diff(inners) != 1) | (np.diff(chunks) != 0)) + 1
         at = row = 0
@@ -197,7 +172,7 @@ class _Stream:
             checked = self._buffer[places + 4] & _HAS_CHECKSUM
             if not checked.all():
                 raise self.damaged(int(run[int(np.argmin(checked))]))
-            frames[row : row + len(run), 1] = self._buffer.ctypes.data + places
+            frames[row : row + len(run), 1] = places
             frames[row : row + len(run), 2] = np.where(self._empty(places, sizes), 0, sizes)
             at += len(piece)
             row += len(run)

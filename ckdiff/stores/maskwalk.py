@@ -26,19 +26,19 @@ class MaskSpans:
 
     spans: Spans
     sizes: IntArray  #: bytes of mask, multiples of 64; bits past a tensor's end are zero
-    addresses: IntArray  #: (stores, spans)
-    memory: npt.NDArray[np.uint8]  #: what the addresses are in
+    places: IntArray  #: in ``memory``, (stores, spans)
+    memory: npt.NDArray[np.uint8]
 
     def segments(self, rows: IntArray) -> IntArray:
         """The table that kernels walk, each span counted towards its row; neighbours are merged."""
         begins = np.ones(len(rows), bool)
-        joined = (self.addresses[:, 1:] == self.addresses[:, :-1] + self.sizes[:-1]).all(0)
+        joined = (self.places[:, 1:] == self.places[:, :-1] + self.sizes[:-1]).all(0)
         begins[1:] = ~joined | (rows[1:] != rows[:-1])
         first = np.flatnonzero(begins)
-        table = np.zeros((len(first), SEGMENT_COLUMNS + len(self.addresses)), np.int64)
+        table = np.zeros((len(first), SEGMENT_COLUMNS + len(self.places)), np.int64)
         table[:, SEG_SIZE] = np.add.reduceat(self.sizes, first)
         table[:, SEG_GROUP] = rows[first]
-        table[:, SEGMENT_COLUMNS:] = self.addresses[:, first].T
+        table[:, SEGMENT_COLUMNS:] = self.places[:, first].T
         return table
 
 
@@ -87,8 +87,8 @@ def walk(
                 ranges += [(middle, high), (low, middle)]
                 continue
             windows.load([wanted[i] for i in which])
-            addresses = np.stack([windows.addresses(k, begins[i]) for k, i in enumerate(which)])
-            yield MaskSpans(spans, sizes, addresses, windows.memory)
+            places = np.stack([windows.places(k, begins[i]) for k, i in enumerate(which)])
+            yield MaskSpans(spans, sizes, places, windows.memory)
 
 
 def _inners(begins: IntArray, sizes: IntArray, most: int) -> IntArray:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, printable
+from ckdiff.kernels import counting
 from ckdiff.kernels.abi import SEG_GROUP, SEG_SIZE, SEGMENT_COLUMNS
-from ckdiff.kernels.compiled import c_function
 from ckdiff.layout import ALIGNMENT, Layout
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.maskwalk import MaskSpans, walk
@@ -49,8 +49,6 @@ class Tally:
 
     def __init__(self, said: Said, waiting: Waiting | None = None) -> None:
         self._said = said
-        self._count = c_function("agree", "1").ctypes
-        self._scratch = np.zeros(2, np.int64)
         self.waiting: Waiting = {} if waiting is None else dict(waiting)
 
     def add(self, window: MaskSpans) -> None:
@@ -86,18 +84,15 @@ class Tally:
 
     def _ones(self, window: MaskSpans) -> IntArray:
         """(stores, spans): the population count of every span, its padding included."""
-        stores, spans = window.addresses.shape
+        stores, spans = window.places.shape
         table = np.zeros((spans, SEGMENT_COLUMNS + 1), np.int64)
         table[:, SEG_SIZE] = window.sizes
         table[:, SEG_GROUP] = np.arange(spans)
         found = np.zeros((stores, spans), np.int64)
         votes = np.zeros((spans, 2), np.int64)
-        for row, ones in zip(window.addresses, found, strict=True):
+        for row, ones in zip(window.places, found, strict=True):
             table[:, SEGMENT_COLUMNS] = row
-            self._count(
-                table.ctypes.data, spans, 1, ones.ctypes.data, votes.ctypes.data,
-                self._scratch.ctypes.data,
-            )  # fmt: skip
+            counting.agree(table, window.memory, ones, votes)
         return found
 
     def _check_padding(self, window: MaskSpans) -> None:
@@ -109,9 +104,8 @@ class Tally:
         # the last 512 bits of a tensor, of which some are its own
         blocks = window.memory.view(np.uint64).reshape(-1, ALIGNMENT // 64)
         foreign = _padding()[spans.elements[ragged] % ALIGNMENT]
-        ends = window.sizes[ragged] - window.memory.ctypes.data
-        for store, row in enumerate(window.addresses):
-            last = (row[ragged] + ends) // (ALIGNMENT // 8) - 1
+        for store, row in enumerate(window.places):
+            last = (row[ragged] + window.sizes[ragged]) // (ALIGNMENT // 8) - 1
             wrong = np.flatnonzero((blocks[last] & foreign).any(1))
             if len(wrong):
                 name = printable(self._said.names[int(spans.tensors[ragged[wrong[0]]])])

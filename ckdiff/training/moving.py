@@ -6,17 +6,15 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 
-from ckdiff.kernels.abi import JOB_COLUMNS, TILE_COLUMNS
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.memory import Bytes, bytes_at
+from ckdiff.kernels.moving import WIDTHS, Job, mover
 from ckdiff.training.selection import Selection
 
-_WIDTHS = (2, 4, 8)  # bytes of the elements that there are kernels for
 _SHARE = 8  # tiles that are worth a thread
 
 
@@ -74,21 +72,19 @@ def _by_width(moves: Sequence[Move], *, both: bool) -> dict[int, list[Move]]:
 
 def _simple(tensor: torch.Tensor) -> bool:
     return (
-        tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.element_size() in _WIDTHS
+        tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.element_size() in WIDTHS
     )
 
 
-def _run(name: str, width: int, moves: Sequence[Move]) -> None:
+def _run(name: Literal["gather", "scatter"], width: int, moves: Sequence[Move]) -> None:
     """Run a kernel over the tiles of all moves, in even shares on torch's number of threads."""
-    function = c_function(name, str(width)).ctypes
     tiles = sum(len(move.selection.tiles) for move in moves)
     threads = max(1, min(torch.get_num_threads(), tiles // _SHARE))
     edges = [tiles * i // threads for i in range(1, threads + 1)]
-    shares: list[list[tuple[int, ...]]] = [[]]
+    shares: list[list[Job]] = [[]]
     done = 0
     for selection, *tensors in moves:
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        table, places = selection.tiles.ctypes.data, selection.places.ctypes.data
+        whole, other, compact, beside = (_bytes(tensor) for tensor in tensors)
         count = len(selection.tiles)
         first = 0
         while first < count:
@@ -97,12 +93,17 @@ def _run(name: str, width: int, moves: Sequence[Move]) -> None:
             some = min(count - first, edges[len(shares) - 1] - done)
             last = first + some == count
             padding = tensors[2].numel() - selection.count if last else 0
-            at = table + 8 * TILE_COLUMNS * first
-            shares[-1].append((*addresses, at, places, some, padding))
+            mine = selection.tiles[first : first + some]
+            job = Job(whole, other, compact, beside, mine, selection.places, padding)
+            shares[-1].append(job)
             first += some
             done += some
-    jobs = [np.array(share, np.int64).reshape(-1, JOB_COLUMNS) for share in shares]
-    _side_by_side([partial(function, job.ctypes.data, len(job)) for job in jobs])
+    _side_by_side([mover(name, width, share) for share in shares])
+
+
+def _bytes(tensor: torch.Tensor) -> Bytes:
+    size = tensor.numel() * tensor.element_size()
+    return bytes_at(tensor.data_ptr(), size, writable=True)
 
 
 def _side_by_side(work: Sequence[Callable[[], object]]) -> None:

@@ -84,15 +84,15 @@ def test_the_kernel(
     if elements % 8:
         packed[-1] |= 256 - (1 << elements % 8)  # bits past the end mean nothing
     out = np.full(size + 8, 0xEE, np.uint8)
-    base, tuned = (row.ctypes.data + shift for row in held)
-    counts = Blend(bits)(base, tuned, packed.ctypes.data, out.ctypes.data + shift, elements)
+    base, tuned = (row[shift : shift + size] for row in held)
+    counts = Blend(bits)(base, tuned, packed, out[shift : shift + size], elements)
     x, y = (row[shift : shift + size].tobytes() for row in held)
     expected, differing = blended(x, y, mask, bits)
     assert out[shift : shift + size].tobytes() == expected
     assert (out[:shift] == 0xEE).all()
     assert (out[shift + size :] == 0xEE).all()
     assert counts == (int(mask.sum()), differing)
-    Blend(bits)(base, tuned, packed.ctypes.data, base, elements)  # in its place
+    Blend(bits)(base, tuned, packed, base, elements)  # in its place
     assert held[0][shift : shift + size].tobytes() == expected
 
 

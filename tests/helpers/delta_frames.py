@@ -50,7 +50,6 @@ class Guarded:
         self._inside = slice(start, start + size)
         self.array = self._all[self._inside]
         self.array[: len(data)] = np.frombuffer(data, np.uint8)
-        self.address = self.array.ctypes.data
 
     def intact(self) -> bool:
         self._expected[self._inside] = self.array
@@ -63,7 +62,7 @@ def encoded(
     """The frame of a window, its sides at addresses of any alignment, and its changed lanes."""
     sides = Guarded(len(base), offset, base), Guarded(len(tuned), 3 * offset % 64, tuned, 0x5A)
     encode = coders(portable)[0].encode
-    found = encode(FORMS[dtype], sides[0].address, sides[1].address, len(base))
+    found = encode(FORMS[dtype], sides[0].array, sides[1].array)
     assert sides[0].intact()
     assert sides[1].intact()
     assert zones_intact(coders(portable)[0])
@@ -79,8 +78,7 @@ def decoded(
     source, out = Guarded(len(base), offset, base), Guarded(len(base), 5 * offset % 64)
     decode = coders(portable)[1].decode
     try:
-        form = FORMS[dtype]
-        changed = decode(form, memoryview(frame), source.address, len(base), out.address)
+        changed = decode(FORMS[dtype], memoryview(frame), source.array, out.array)
     finally:
         assert source.intact()
         assert out.intact()

@@ -64,6 +64,13 @@ RAISED = {
     ("ckdiff.kernels.guard", "OSError"): "a system without SIGBUS handlers, which Linux is not",
     ("ckdiff.kernels.image", "ValueError"): "caught by compiled: numba's own linker is used",
     ("ckdiff.kernels.image", "OSError"): "caught by compiled: numba's own linker is used",
+    ("ckdiff.kernels", "ValueError"): "a mistake of ours: a table that leads out of its arrays",
+    ("ckdiff.kernels.counting", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.delta", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.memory", "TypeError"): "a mistake of ours: a kernel takes another dtype",
+    ("ckdiff.kernels.memory", "ValueError"): "a mistake of ours: an array that is too small",
+    ("ckdiff.kernels.moving", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.zstd", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.compiled", "ImportError"): "caught there: nothing is kept on disk",
     ("ckdiff.kernels.compiled", "ValueError"): "caught there: the kernel is compiled anew",
     ("ckdiff.kernels.owned", "OSError"): "caught by keeping: the kernel is compiled anew",
@@ -205,6 +212,23 @@ def test_starting_imports_nothing_heavy(code: str) -> None:
     modules = set(done.stderr.split())
     assert "ckdiff" in modules
     assert modules & HEAVY == set()
+
+
+def test_only_kernels_deal_in_addresses() -> None:
+    """What ``.ctypes`` gives could be taken for any count. Only readers may hand it out, and what
+    they hand out becomes an array at once: see ckdiff.kernels.
+    """
+    makers = "ckdiff.checkpoints."
+    dealing = [
+        f"{module}:{node.lineno}"
+        for module in FILES
+        if not module.startswith("ckdiff.kernels")
+        for node in ast.walk(tree(module))
+        if (isinstance(node, ast.Attribute) and node.attr == "ctypes" and makers not in module)
+        or (isinstance(node, ast.Attribute) and node.attr in ("memmove", "string_at"))
+        or (isinstance(node, ast.Name) and node.id == "c_function")
+    ]
+    assert dealing == []
 
 
 # -- what is public --------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def test_cells(dtype: str, elements: int) -> None:
         base.ctypes.data, elements, table.ctypes.data, stores, cells.ctypes.data,
         scratch.ctypes.data,
     )  # fmt: skip
-    ContentHasher().add(sums, base.ctypes.data, len(data), 0, form.bits)
+    ContentHasher().add(sums, base[: len(data)], 0, form.bits)
     places = binade(dtype, naive.as_bits(dtype, bytes(data)))
     found = cells.sum(1)
     assert np.array_equal(found[0], np.bincount(places, minlength=width))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ckdiff._version import __version__
 from ckdiff.errors import StoreCorrupt, printable
+from ckdiff.kernels.memory import Bytes
 from ckdiff.layout import Layout
 from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore
@@ -31,9 +30,9 @@ class Piece(NamedTuple):
     tensor: int  #: its position
     first: int  #: element inside the tensor, a multiple of 512
     elements: int
-    packed: npt.NDArray[np.uint8]  #: little-endian bits, those past the end zero
+    packed: Bytes  #: little-endian bits, those past the end zero
 
-    def flags(self) -> npt.NDArray[np.uint8]:
+    def flags(self) -> Bytes:
         """One byte for each element, 0 or 1."""
         return np.unpackbits(self.packed, count=self.elements, bitorder="little")
 
@@ -89,11 +88,13 @@ class Masks:
         counted = np.zeros(len(chosen), np.int64)
         for window in walk(layout, starts, self._matched.sources(), 0, layout.total):
             spans = window.spans
-            columns = (spans.tensors, spans.starts, spans.elements, window.addresses[0])
-            for row, first, elements, address in zip(*(c.tolist() for c in columns), strict=True):
+            columns = (spans.tensors, spans.starts, spans.elements, window.places[0])
+            for row, first, elements, place in zip(*(c.tolist() for c in columns), strict=True):
                 for low in range(0, elements, _PIECE):
                     count = min(_PIECE, elements - low)
-                    packed = self._packed(address + low // 8, count, int(chosen[row]))
+                    at = place + low // 8
+                    held = window.memory[at : at + -(-count // 8)].copy()
+                    packed = self._packed(held, count, int(chosen[row]))
                     counted[row] += int(np.bitwise_count(packed).sum(dtype=np.int64))
                     yield Piece(int(chosen[row]), first + low, count, packed)
         wrong = np.flatnonzero(counted != self.ones[chosen])
@@ -111,8 +112,7 @@ class Masks:
         for _ in groups:  # the end of the pieces is where counts are compared
             pass
 
-    def _packed(self, address: int, elements: int, position: int) -> npt.NDArray[np.uint8]:
-        packed = np.frombuffer(ctypes.string_at(address, -(-elements // 8)), np.uint8)
+    def _packed(self, packed: Bytes, elements: int, position: int) -> Bytes:
         rest = elements % 8
         if rest and packed[-1] >> rest:
             raise self._damaged(position, "has padding bits that are set")

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels.abi import CELLS_SCRATCH
+from ckdiff.kernels import counting
 from ckdiff.kernels.binades import WAYS, bins
-from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import views
 from ckdiff.overlaps.nulls.base import Base
 from ckdiff.overlaps.nulls.moments import FloatArray, IntArray, of_cells
 from ckdiff.overlaps.nulls.null import Evidence, Inputs, Null
@@ -53,7 +53,6 @@ class BinadeCollector:
         self._found: dict[int, Evidence] = {}
         self._cells: dict[str, IntArray] = {}
         self._reader = self.base.checkpoint.reader()
-        self._scratch = np.zeros(CELLS_SCRATCH, np.uint8)
         self._hasher = ContentHasher()
 
     def add(self, window: MaskSpans) -> None:
@@ -61,20 +60,16 @@ class BinadeCollector:
         spans = window.spans
         begins, nbytes = spans.byte_ranges(self.base.bits)
         addresses = self._reader.acquire(self.base.index[spans.tensors], begins, nbytes)
-        masks = np.ascontiguousarray(window.addresses.T)
         columns = zip(
             spans.tensors.tolist(), begins.tolist(), spans.elements.tolist(),
-            addresses.tolist(), nbytes.tolist(), masks, strict=True,
+            views(addresses, nbytes), window.places.T, strict=True,
         )  # fmt: skip
-        for tensor, begin, elements, address, size, table in columns:
+        for tensor, begin, elements, data, places in columns:
             dtype = self.dtypes[tensor]
             cells = self._cells_of(dtype)
             sums = np.zeros(2, np.uint64)
-            c_function("cells", dtype).ctypes(
-                address, elements, table.ctypes.data, self.stores, cells.ctypes.data,
-                self._scratch.ctypes.data,
-            )  # fmt: skip
-            self._hasher.add(sums, address, size, begin, DTYPES[dtype].bits)
+            counting.cells(dtype, data, window.memory, places, cells)
+            self._hasher.add(sums, data, begin, DTYPES[dtype].bits)
             counts = BinadeCounts(elements, cells.sum(1), sums)
             cells[:] = 0
             before = self._found.get(tensor)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels import counting, entropy
+from ckdiff.kernels.memory import Bytes
 from ckdiff.overlaps.nulls.base import Base
 from ckdiff.overlaps.nulls.fitting import fit
 from ckdiff.overlaps.nulls.margins import expected_pairs
@@ -81,17 +82,20 @@ class MarginCollector:
         spans = window.spans
         columns = zip(
             spans.tensors.tolist(), spans.starts.tolist(), spans.elements.tolist(),
-            window.sizes.tolist(), window.addresses.T.tolist(), strict=True,
+            window.sizes.tolist(), window.places.T.tolist(), strict=True,
         )  # fmt: skip
-        for tensor, start, elements, size, masks in columns:
+        for tensor, start, elements, size, places in columns:
+            masks = [window.memory[at : at + size] for at in places]
             if is_matrix(self.shapes[tensor], self.stores):
                 self._add_rows(tensor, start, elements, masks)
                 continue
-            counts = TotalCounts(elements, self._totals(size, masks))
+            counts = TotalCounts(
+                elements, np.array([entropy.survey(mask)[0] for mask in masks], np.int64)
+            )
             before = self._found.get(tensor)
             self._found[tensor] = counts if before is None else before.join(counts)
 
-    def _add_rows(self, tensor: int, start: int, elements: int, masks: list[int]) -> None:
+    def _add_rows(self, tensor: int, start: int, elements: int, masks: list[Bytes]) -> None:
         width = self.shapes[tensor][1]
         if tensor != self._tensor:
             self._finish_matrix()
@@ -99,12 +103,8 @@ class MarginCollector:
             self._columns = np.zeros((self.stores, width), np.int64)
         first, last = start // width, (start + elements - 1) // width
         rows = np.zeros((self.stores, last - first + 1), np.int64)
-        count = c_function("margins").ctypes
         for k, mask in enumerate(masks):
-            count(
-                mask, elements, start % width, width, rows[k].ctypes.data,
-                self._columns[k].ctypes.data,
-            )  # fmt: skip
+            counting.margins(mask, elements, start % width, rows[k], self._columns[k])
         self._rows.append((first, rows))
         self._elements += elements
 
@@ -118,13 +118,6 @@ class MarginCollector:
             total[:, start - first : start - first + rows.shape[1]] += rows
         self._found[self._tensor] = MarginCounts(self._elements, first, total, self._columns)
         self._rows, self._elements, self._tensor = [], 0, -1
-
-    def _totals(self, size: int, masks: list[int]) -> IntArray:
-        counts = np.zeros((self.stores, 2), np.int64)
-        survey = c_function("survey").ctypes
-        for k, mask in enumerate(masks):
-            survey(mask, size // 8, counts[k].ctypes.data)
-        return counts[:, 0]
 
     def finish(self) -> dict[int, Evidence]:
         """See Collector."""

@@ -1,0 +1,222 @@
+"""Two windows into the streams of a packed delta, and back; what they mean: ckdiff.deltas.form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ckdiff.kernels.abi import (
+    CLASS_AT,
+    CLASS_BITS,
+    CLASS_COLUMNS,
+    CLASS_LEAST,
+    CLASS_PENDING,
+    CLASS_SYMBOLS,
+    CLASS_TOTAL,
+    DELTA_AT,
+    DELTA_EXTRA,
+    DELTA_HEAD,
+    DELTA_PENDING,
+    GAPS_SCRATCH,
+    LANES,
+)
+from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room
+
+_ALL = 0xFFFFFFFFFFFFFFFF
+_WORD, _LANES = 8, 64  # bytes that kernels read or write at a time, also past the end
+
+
+class Streams(NamedTuple):
+    """Buffers of one thread: rows for the classes, extra bits, and scratch of (3, LANES * 8).
+
+    After what a window needs there are 72 more bytes in each row.
+    """
+
+    bits: Bytes
+    symbols: Bytes
+    extra: Bytes
+    scratch: Bytes
+
+
+class Split(NamedTuple):
+    """What a class of a split window got; both lie in the buffers."""
+
+    least: int
+    elements: int
+    bits: Bytes  #: whole words
+    symbols: Bytes  #: one for each bit that is set
+
+
+def split(
+    kind: str, least: Sequence[int], base: Bytes, tuned: Bytes, into: Streams
+) -> tuple[list[Split], Bytes, int]:
+    """The classes from these magnitudes on; the extra bits; how many of those there are.
+
+    ``kind`` is that of a form's lanes, which both windows are a multiple of.
+    """
+    state = _state(kind, least, len(base), into)
+    if len(base) != len(tuned):
+        raise ValueError("two windows of one size are split")
+    room(into.extra, U8, len(base) + _WORD)
+    run = c_function("split", kind).ctypes
+    for a, b in _in_words(kind, base, tuned, into.scratch):
+        run(
+            place(a, U8), place(b, U8), len(a) // (LANES * _lane(kind)), len(least),
+            place(state, I64), room(into.scratch[0], U8),
+        )  # fmt: skip
+    rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
+    found = []
+    for row, bits, symbols in zip(rows, into.bits, into.symbols, strict=False):
+        elements, ones = int(row[CLASS_AT]), int(row[CLASS_SYMBOLS]) - place(symbols, U8)
+        if elements % 64:
+            bits.view(np.int64)[elements // 64] = row[CLASS_PENDING]
+        found.append(Split(int(row[CLASS_LEAST]), elements, bits, symbols[:ones]))
+    whole, rest = int(state[DELTA_EXTRA]) - place(into.extra, U8), int(state[DELTA_AT])
+    into.extra[whole] = int(state[DELTA_PENDING]) & 0xFF
+    return found, into.extra[: whole + (rest > 0)], 8 * whole + rest
+
+
+def merge(
+    kind: str,
+    classes: Sequence[tuple[int, int]],
+    extra: int,
+    base: Bytes,
+    out: Bytes,
+    held: Streams,
+) -> bool:
+    """Make the window that was split; whether the streams fit the base.
+
+    ``classes`` are (least magnitude, elements), their bits and symbols in ``held``, with ``extra``
+    bits. ``out`` must not overlap the base.
+    """
+    state = _state(kind, [least for least, _ in classes], len(base), held)
+    rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
+    rows[:, CLASS_TOTAL] = [elements for _, elements in classes]
+    if len(base) != len(out) or sum(elements for _, elements in classes) > _padded(kind, len(base)):
+        raise ValueError("a window of another size is merged")
+    place(held.extra, U8, extra // 8 + _WORD)
+    room(out, U8)
+    run = c_function("merge", kind).ctypes
+    bad = 0
+    for a, o in _in_words(kind, base, out, held.scratch):
+        bad = bad or run(
+            place(a, U8), place(o, U8), len(a) // (LANES * _lane(kind)), len(classes),
+            place(state, I64), extra, room(held.scratch[0], U8),
+        )  # fmt: skip
+    rest = len(base) % (LANES * _lane(kind))
+    out[len(out) - rest :] = held.scratch[2][:rest]
+    return not (
+        bad or state[DELTA_AT] != extra or (rows[:, CLASS_AT] != rows[:, CLASS_TOTAL]).any()
+    )
+
+
+def tally(kind: str, base: Bytes, tuned: Bytes, every: int, shift: int, counts: Int64) -> int:
+    """Add to ``counts`` each magnitude's elements and changed ones, of one in ``every`` words.
+
+    The magnitudes are shifted to the right. Gives how many words there are.
+    """
+    words = min(len(base), len(tuned)) // (LANES * _lane(kind))
+    c_function("tally", kind).ctypes(
+        place(base, U8), place(tuned, U8), words, every, shift,
+        room(counts, I64, 2 << (8 * _lane(kind) - 1 - shift)),
+    )  # fmt: skip
+    return words
+
+
+class Gaps(NamedTuple):
+    """Buffers of one thread: of gap bytes, of their low bits, and scratch of GAPS_SCRATCH."""
+
+    high: Bytes
+    low: Bytes
+    scratch: Bytes
+
+
+def gaps(
+    bits: Bytes, elements: int, marked: int, low: int, into: Gaps, *, flip: bool
+) -> tuple[Bytes, Bytes]:
+    """High and low parts of the zeros before each one of ``elements`` bits; ``marked`` are ones.
+
+    ``low`` is how many bits are in the low part. ``flip`` turns all bits around first.
+    """
+    sizes = np.zeros(2, np.int64)
+    c_function("gaps").ctypes(
+        place(bits, U8, -(-elements // 64) * 8), elements, _ALL if flip else 0, low,
+        room(into.high, U8, marked + (elements >> low) // 255 + 1),
+        room(into.low, U8, marked * low // 8 + _WORD),
+        room(sizes, I64), room(into.scratch, U8, GAPS_SCRATCH),
+    )  # fmt: skip
+    high_bytes, low_bytes = sizes.tolist()
+    return into.high[:high_bytes], into.low[:low_bytes]
+
+
+def ungaps(
+    high: Bytes, low_part: Bytes, low_bits: int, low: int, out: Bytes, *, elements: int, flip: bool
+) -> int:
+    """Make the bits again; how many gaps there were, or -1 where :func:`gaps` wrote none such."""
+    return int(
+        c_function("ungaps").ctypes(
+            place(high, U8), len(high), place(low_part, U8, low_bits // 8 + _WORD), low_bits, low,
+            _ALL if flip else 0, elements, room(out, U8, -(-elements // 64) * 8),
+        )
+    )  # fmt: skip
+
+
+def pair(symbols: Bytes, count: int, pairs: Bytes, rest: Bytes) -> tuple[Bytes, Bytes]:
+    """The first symbols two to a byte, and those by themselves that are too large for it.
+
+    64 bytes after the symbols are cleared, which may lie past the buffer's end no more than they.
+    """
+    used = c_function("pair").ctypes(
+        room(symbols, U8, count + _LANES), count, room(pairs, U8, -(-count // LANES) * LANES // 2),
+        room(rest, U8, count + _LANES),
+    )  # fmt: skip
+    return pairs[: -(-count // 2)], rest[:used]
+
+
+def unpair(pairs: Bytes, count: int, rest: Bytes, out: Bytes) -> bool:
+    """Make the symbols again; whether that took all of the rest and no more."""
+    used = c_function("unpair").ctypes(
+        place(pairs, U8, -(-count // 2)), count, place(rest, U8), len(rest), room(out, U8, count)
+    )
+    return bool(used == len(rest))
+
+
+def _lane(kind: str) -> int:
+    """Bytes of a lane: ``16f portable`` has 2."""
+    return int(kind.split()[0][:-1]) // 8
+
+
+def _padded(kind: str, size: int) -> int:
+    """Lanes of a window, the last word's all counted."""
+    return -(-size // (LANES * _lane(kind))) * LANES
+
+
+def _state(kind: str, least: Sequence[int], size: int, held: Streams) -> Int64:
+    """The kernels' state at the start of a window of ``size`` bytes."""
+    lanes = _padded(kind, size)
+    if size % _lane(kind) or min(len(held.bits), len(held.symbols)) < len(least):
+        raise ValueError("a window of half a lane, or more classes than buffers")
+    room(held.scratch[0], U8, 8 * LANES)
+    state = np.zeros(DELTA_HEAD + CLASS_COLUMNS * len(least), np.int64)
+    state[DELTA_EXTRA] = room(held.extra, U8)
+    rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
+    rows[:, CLASS_LEAST] = least
+    for row, bits, symbols in zip(rows, held.bits, held.symbols, strict=False):
+        row[CLASS_BITS] = room(bits, U8, lanes // 8 + _WORD + 1)
+        row[CLASS_SYMBOLS] = room(symbols, U8, lanes + _LANES)
+    return state
+
+
+def _in_words(kind: str, one: Bytes, other: Bytes, scratch: Bytes) -> Iterator[tuple[Bytes, Bytes]]:
+    """Both windows in whole words; what is left of them in the last rows of ``scratch``."""
+    done = len(one) // (LANES * _lane(kind)) * LANES * _lane(kind)
+    yield one[:done], other[:done]
+    rest = len(one) - done
+    if rest:
+        scratch[1:] = 0
+        scratch[1][:rest], scratch[2][:rest] = one[done:], other[done:]
+        word = LANES * _lane(kind)
+        yield scratch[1][:word], scratch[2][:word]
