@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
 from ckdiff.rules import Rule
 from ckdiff.running.dask import client_for
 from ckdiff.running.memory import Need
-from ckdiff.running.runners import Meter, add_up, interruptible
+from ckdiff.running.runners import Meter, OnCluster, add_up, interruptible
 from ckdiff.stores.maskwalk import working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.summaries import By, checked_by, group_index, group_order
@@ -182,9 +181,11 @@ def _run(
     if not chunks:
         return None
     meter = Meter(observer, len(matched.stores) * matched.layout.total // 8)
-    recipe = partial(_recipe, task, matched, by, base)
     with interruptible(), client_for(scheduler) as client:
-        return add_up(chunks, task, recipe, client=client, workers=workers, meter=meter)
+        if client is None:
+            return add_up(chunks, task, workers=workers, meter=meter)
+        there = OnCluster(_recipe(task, matched, by, base), client)
+        return add_up(chunks, there, workers=workers, meter=meter)
 
 
 def _recipe(task: OverlapTask, matched: Matched, by: By, base: Given | None) -> OverlapRecipe:

@@ -8,19 +8,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ckdiff.errors import Interrupted
 from ckdiff.options import Observer, Progress
+from ckdiff.running.remote import Recipe, Remote
 from ckdiff.running.threads import Amount, ChunkTask, TreeTask, run_threads
 from ckdiff.running.tree import run_tree
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from ckdiff.running.remote import Recipe
-
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Meter(Amount):
@@ -57,32 +58,43 @@ def interruptible(hint: str | Callable[[], str | None] | None = None) -> Iterato
         raise Interrupted("interrupted", hint=said) from None
 
 
+@dataclass(frozen=True, slots=True)
+class OnCluster(Generic[T_co]):
+    """A task that the workers of a Dask cluster make for themselves."""
+
+    recipe: Recipe[T_co]
+    client: Client
+
+
 def run_chunks(
     chunks: Iterable[int],
-    task: ChunkTask[T],
+    task: ChunkTask[T] | OnCluster[ChunkTask[T]],
     *,
     workers: int,
     done: Callable[[int, T], None],
     meter: Meter,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the task for every chunk on threads; see run_threads. The meter reports."""
-    run_threads(chunks, task, workers=workers, done=done, tick=meter.report)
+    """Run the task for every chunk, here on ``workers`` threads; the meter reports.
+
+    ``done(chunk, result)`` is called in this thread, in any order. The first exception ends the run
+    and is raised; ``stopping`` is as in run_threads.
+    """
+    if isinstance(task, OnCluster):
+        from ckdiff.running.dask import run_cluster
+
+        run_cluster(chunks, Remote(task.recipe), task.client, done=done, tick=meter.report)
+    else:
+        run_threads(chunks, task, workers=workers, done=done, tick=meter.report, stopping=stopping)
     meter.finish()
 
 
 def add_up(
-    chunks: int,
-    task: TreeTask[T],
-    recipe: Callable[[], Recipe[TreeTask[T]]],
-    *,
-    client: Client | None,
-    workers: int,
-    meter: Meter,
+    chunks: int, task: TreeTask[T] | OnCluster[TreeTask[T]], *, workers: int, meter: Meter
 ) -> T:
     """The sum of the task's results for chunks 0, 1, ... (at least one), added in a fixed tree.
 
-    On ``workers`` threads, or with ``client`` on the workers of its cluster, which make the task
-    from the recipe. The meter's total is spread evenly over the chunks.
+    The meter's total is spread evenly over the chunks. Raises as ``run_chunks`` does.
     """
 
     def tick(done: int) -> None:
@@ -90,9 +102,8 @@ def add_up(
         meter.report()
 
     tick(0)
-    if client is None:
-        return run_tree(chunks, task, workers=workers, tick=tick)
-    from ckdiff.running.dask import run_cluster_tree
-    from ckdiff.running.remote import Remote
+    if isinstance(task, OnCluster):
+        from ckdiff.running.dask import run_cluster_tree
 
-    return run_cluster_tree(chunks, Remote(recipe()), client, tick=tick)
+        return run_cluster_tree(chunks, Remote(task.recipe), task.client, tick=tick)
+    return run_tree(chunks, task, workers=workers, tick=tick)

@@ -30,7 +30,6 @@ from distributed import Client, LocalCluster
 
 import ckdiff
 from ckdiff import errors
-from ckdiff.diffs.comparison import DiffRecipe, Selection
 from ckdiff.errors import (
     CkdiffError,
     ClusterError,
@@ -41,6 +40,7 @@ from ckdiff.errors import (
 )
 from ckdiff.layout import CHUNK
 from ckdiff.options import Observer, Progress
+from ckdiff.overlaps.task import OverlapRecipe
 from ckdiff.running import dask as daskrun
 from ckdiff.running import remote
 from ckdiff.stores.objects import INNER, ObjectWriter
@@ -438,8 +438,7 @@ def test_another_version_and_no_ckdiff_at_all(
     model: Model, cluster: Cluster, tmp_path: Path
 ) -> None:
     old: remote.Remote[Any] = remote.Remote(
-        DiffRecipe("a", "b", Selection(), (), ("exact",), (), False, 1, "", None, None, ""),
-        version="0.0.1",
+        OverlapRecipe((), "exact", "layer", (), None), version="0.0.1"
     )
     with (
         Client(cluster.address, set_as_default=False) as client,

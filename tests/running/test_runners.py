@@ -54,10 +54,7 @@ def test_the_tree_depends_on_the_number_only(count: int, shuffled: random.Random
 def test_adding_up_on_threads() -> None:
     said: list[Progress] = []
     meter = Meter(Observer(progress=said.append), 70)
-    found = add_up(
-        7, Letters(), lambda: pytest.fail("nothing travels"), client=None, workers=3, meter=meter
-    )
-    assert found == by_levels([*"abcdefg"])
+    assert add_up(7, Letters(), workers=3, meter=meter) == by_levels([*"abcdefg"])
     assert [p.done for p in said] == sorted(p.done for p in said)
     assert {0, 10, 70} <= {p.done for p in said} <= set(range(0, 80, 10))
 
