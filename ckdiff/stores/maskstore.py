@@ -22,11 +22,11 @@ from ckdiff.outputs.placing import MANIFEST
 from ckdiff.rules import Rule
 from ckdiff.stores import manifest as manifests
 from ckdiff.stores.manifest import TABLE
+from ckdiff.stores.maskbits import MaskBits
 from ckdiff.stores.metadata import documents
 from ckdiff.stores.objects import OBJECT, array_path, object_key, object_keys
-from ckdiff.stores.recount import MaskBits
 from ckdiff.stores.table import MaskTable, TensorRecord
-from ckdiff.stores.tensortable import read_table
+from ckdiff.stores.tablefile import read_table
 from ckdiff.stores.verified import VerifiedObjects
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ckdiff.errors import StoreError, printable
 from ckdiff.layout import ALIGNMENT, Layout
 from ckdiff.naming import natural_key
 from ckdiff.outputs.placing import write_file
-from ckdiff.stores import tensortable as reading
+from ckdiff.stores import tablefile
 from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
 from ckdiff.stores.metadata import documents
 from ckdiff.stores.schema import FORMAT
@@ -73,7 +73,7 @@ def write_tables(
     everything = dict(objects)
     for key, content in files.items():
         data = dump_json(content)
-        if key == TABLE and not reading.fits(data):
+        if key == TABLE and not tablefile.fits(data):
             raise _too_many(table)
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)

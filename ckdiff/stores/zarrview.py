@@ -22,8 +22,8 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from ckdiff.errors import StoreCorrupt, StoreError
+from ckdiff.stores.maskbits import MaskBits
 from ckdiff.stores.objects import read_bytes, rule_and_chunk
-from ckdiff.stores.recount import MaskBits
 
 
 class VerifiedStore(Store):

@@ -85,7 +85,7 @@ RAISED = {
     ("ckdiff.checkpoints.choosing", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.stores.schema", "ValueError"): "caught by sealed and store, with the store's name",
     ("ckdiff.stores.sealed", "ValueError"): "caught there, by reading and by metadata",
-    ("ckdiff.stores.tensortable", "ValueError"): "caught by store, and becomes a StoreError",
+    ("ckdiff.stores.tablefile", "ValueError"): "caught by store, and becomes a StoreError",
     ("ckdiff.stores.sealed", "OSError"): "caught by manifest, and becomes a StoreError",
     ("ckdiff.masks.importing.maskfile", "ValueError"): "caught there and by npz: a CheckpointError",
     ("ckdiff.masks.importing.pickled", "ValueError"): "caught by torchfile: a CheckpointError",

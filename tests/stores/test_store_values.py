@@ -29,11 +29,11 @@ from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.layout import CHUNK
 from ckdiff.naming import natural_key
 from ckdiff.stores.maskstore import open_store
+from ckdiff.stores.naturalorder import ascending
 from ckdiff.stores.objects import INNER, ObjectWriter, file_digest
 from ckdiff.stores.sealed import dump_json, own_files, seal
 from ckdiff.stores.summaries import stacks
 from ckdiff.stores.table import MaskTable
-from ckdiff.stores.tensortable import ascending
 from ckdiff.stores.zarrview import VerifiedStore
 
 FORMAT_1 = Path(__file__).parents[1] / "data" / "format-1"
