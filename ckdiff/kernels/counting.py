@@ -90,10 +90,13 @@ def _placed(segments: Int64, memory: Bytes, rows: int) -> Int64:
     """The table as kernels read it: with addresses."""
     place(segments, I64)
     table = segments.copy()
-    masks, sizes = table[:, SEGMENT_COLUMNS:], table[:, SEG_SIZE]
+    masks = table[:, SEGMENT_COLUMNS:]
     if len(table):
-        within(int(sizes.min()), int((masks.max(axis=1) + sizes).max()), len(memory))
-        within(int(masks.min()), int(masks.max()), len(memory))
-        within(int(table[:, SEG_GROUP].min()), int(table[:, SEG_GROUP].max()) + 1, rows)
+        low, high = table.min(axis=0).tolist(), table.max(axis=0).tolist()
+        end = max(high[SEGMENT_COLUMNS:]) + high[SEG_SIZE]
+        if end > len(memory):  # unless the longest is not the last
+            end = int((masks.max(axis=1) + table[:, SEG_SIZE]).max())
+        within(min(low[SEG_SIZE], *low[SEGMENT_COLUMNS:]), end, len(memory))
+        within(low[SEG_GROUP], high[SEG_GROUP] + 1, rows)
     masks += place(memory, U8)
     return table
