@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ckdiff.kernels.gpu
 from ckdiff.budget import MIB, format_size, parse_size, usable_cores
-from ckdiff.diffs.plan import Diff
+from ckdiff.diffs.plan import plan
+from ckdiff.diffs.run import run as run_plan
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import UsageError
 from ckdiff.kernels import Kernels, Results, abi
@@ -254,9 +255,9 @@ def whole(
                               device_memory=a.device_memory)  # fmt: skip
             with (
                 with_or_without_triton(fused),
-                Diff(root / "base", root / "tuned", None, options) as planned,
+                plan(root / "base", root / "tuned", None, options) as planned,
             ):
-                result = planned.run()
+                result = run_plan(planned)
             assert result.rules["exact"]["changed"] == changed, "WRONG COUNT"
             return result.seconds
 

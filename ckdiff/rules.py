@@ -102,6 +102,36 @@ def parse_rules(texts: Iterable[str | Rule]) -> list[Rule]:
     return list(dict.fromkeys(Rule.parse(text) for text in texts))
 
 
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The rules of a run, in each of the orders in which they are needed."""
+
+    masks: tuple[Rule, ...]  #: those whose masks are stored, as asked for; one at least
+
+    @classmethod
+    def of(cls, asked: Iterable[str | Rule]) -> RuleSet:
+        """Those that are asked for, ``exact`` where there are none. Raises RuleError."""
+        return cls(tuple(parse_rules(asked)) or (EXACT,))
+
+    @property
+    def reported(self) -> tuple[Rule, ...]:
+        """Those that are counted, ``exact`` always among them, as they are reported."""
+        return tuple(dict.fromkeys([*self.masks, EXACT]))
+
+    @property
+    def order(self) -> tuple[Rule, ...]:
+        """Those that are counted as kernels want them: ``exact`` is the first."""
+        return tuple(dict.fromkeys([EXACT, *self.masks]))
+
+    @property
+    def mask_columns(self) -> dict[str, int]:
+        """For the text of each of ``masks``, its position in ``order``."""
+        return {str(rule): self.order.index(rule) for rule in self.masks}
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
 def _shortest(value: float) -> str:
     """The shortest text that reads back as ``value``: ``1e-5``, ``0.5``, ``100``."""
     if value == 0:

@@ -65,7 +65,8 @@ def command(
     """
     from ckdiff.cli.output import say, write_json, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.diffs.plan import Diff
+    from ckdiff.diffs.plan import plan
+    from ckdiff.diffs.run import run
     from ckdiff.options import Options
 
     given = click.get_current_context().get_parameter_source("disk")
@@ -76,14 +77,14 @@ def command(
     with (
         Reporter("compared") as reporter,
         compilation_noted(reporter),
-        Diff(base, tuned, out, Options(**asked, dry_run=dry_run), reporter.observer()) as planned,
+        plan(base, tuned, out, Options(**asked, dry_run=dry_run), reporter.observer()) as planned,
     ):
         if dry_run:
             estimate = planned.estimate()
             if estimate.refusal is not None:
                 reporter.note(f"warning: a run would be refused: {estimate.refusal}")
         else:
-            result = planned.run()
+            result = run(planned)
     if not as_json:  # what prints tables is imported when there is something to print
         from ckdiff.cli import diff_text
     if dry_run:

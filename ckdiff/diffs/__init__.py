@@ -1,1 +1,1 @@
-"""The parts of a diff; :mod:`ckdiff.diffs.plan` puts them together."""
+"""The parts of a diff; :mod:`ckdiff.diffs.plan` and :mod:`ckdiff.diffs.run` put them together."""

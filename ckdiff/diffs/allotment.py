@@ -31,12 +31,14 @@ def allot(
     with_statistics: bool,
     asked: str | int | None,
     held: int,
+    readers: Callable[[int], int] = lambda window: 0,
     staging: Callable[[int], int] = lambda window: 0,
 ) -> Allotment:
     """Choose the window so that all workers fit into the memory allowed; BudgetError.
 
-    ``held`` are the bytes that the tables of both sides took; ``staging`` gives those that each
-    worker needs for copies to and from a device, with windows of so many elements.
+    ``held`` are the bytes that the tables of both sides took; ``readers`` gives those that each
+    worker's readers take by themselves, and ``staging`` those that it needs for copies to and from
+    a device, with windows of so many elements.
     """
     workers = max(1, min(workers, layout.chunks))
     memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
@@ -47,7 +49,7 @@ def allot(
     window = LARGEST_WINDOW
     while True:
         each = working_memory(layout, rules, window, with_statistics=with_statistics)
-        needed = Need(tables, each + staging(window)).total(workers)
+        needed = Need(tables, each + readers(window) + staging(window)).total(workers)
         if needed <= memory or window == SMALLEST_WINDOW:
             break
         window //= 2

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import open_recipe, place_in
-from ckdiff.checkpoints.pairing import pair
+from ckdiff.checkpoints.pairing import Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError
 from ckdiff.layout import Layout, Spans, bits_of
-from ckdiff.rules import Rule
+from ckdiff.rules import RuleSet
 from ckdiff.running.remote import SHARE
 from ckdiff.stores.sharedwork import check_plan
+from ckdiff.stores.sink import ObjectSink
 
 if TYPE_CHECKING:
     from ckdiff.diffs.task import DiffTask
@@ -57,9 +58,10 @@ class Comparison:
         tuned: Checkpoint,
         selection: Selection,
         same: Sequence[FilePair] = (),
+        pairing: Pairing | None = None,
     ) -> None:
         self.base, self.tuned, self.selection = base, tuned, selection
-        self.pairing = pair(
+        self.pairing = pairing or pair(
             base.table,
             tuned.table,
             include=selection.include,
@@ -72,16 +74,20 @@ class Comparison:
         self.nbytes: IntArray = table.nbytes[index]
         self.bits = bits_of(self.dtypes)
         self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
-        self.knowing(same)
-
-    def knowing(self, same: Sequence[FilePair]) -> None:
-        """These are the files that are equal: more may be known once they are fetched, or less."""
         self.same = tuple(same)
-        indexes = self.pairing.base_index, self.pairing.tuned_index
+        indexes = index, self.pairing.tuned_index
         #: equal, and not read; reading nothing of an empty tensor gives it a content hash
-        self.known = same_tensors((self.base, self.tuned), indexes, self.same) & (self.nbytes > 0)
+        self.known = same_tensors((base, tuned), indexes, self.same) & (self.nbytes > 0)
         self.bytes_known = 2 * int(self.nbytes[self.known].sum())  #: of both sides
         self.bytes_to_read = 2 * int(self.nbytes.sum()) - self.bytes_known  #: of both sides
+
+    def knowing(self, same: Sequence[FilePair]) -> Comparison:
+        """The same, where these are the files that are equal: of fetched ones more may be known
+        than their headers said, or less.
+        """
+        if tuple(same) == self.same:
+            return self
+        return Comparison(self.base, self.tuned, self.selection, same, self.pairing)
 
     def to_read(self, first: int, stop: int) -> Spans:
         """What of the addresses [first, stop) is read."""
@@ -135,23 +141,20 @@ class Comparison:
 
     def task(
         self,
-        order: Sequence[Rule],
-        masks: Sequence[Rule],
+        rules: RuleSet,
         *,
         with_statistics: bool,
         window: int,
-        store: Path | None,
-        out: Path | None,
-        elsewhere: bool = False,
+        sink: ObjectSink | None,
         on_bytes: Callable[[int], None] = lambda size: None,
     ) -> DiffTask:
-        """The chunk task. ``order`` are all rules, exact first; the others are as in DiffTask."""
+        """The chunk task; the rest is as in DiffTask."""
         from ckdiff.diffs.task import DiffTask
         from ckdiff.kernels import Kernels
 
         present = list(dict.fromkeys(self.dtypes))
         kernels = Kernels(
-            [DTYPES[name] for name in present], list(order), with_statistics=with_statistics
+            [DTYPES[name] for name in present], list(rules.order), with_statistics=with_statistics
         )
         return DiffTask(
             base=self.base,
@@ -164,14 +167,12 @@ class Comparison:
             slots=np.array([kernels.slot_of[name] for name in self.dtypes], np.int64),
             kernels=kernels,
             comparing=kernels,
-            masks=[(order.index(rule), str(rule)) for rule in masks],
-            rules=len(order),
+            masks={} if sink is None else rules.mask_columns,
+            rules=len(rules),
             with_statistics=with_statistics,
             window=window,
-            store=store,
-            out=out,
+            sink=sink,
             on_bytes=on_bytes,
-            elsewhere=elsewhere,
         )
 
 
@@ -186,8 +187,7 @@ class DiffRecipe:
 
     sides: tuple[str, str]  #: how base and tuned are opened
     selection: Selection
-    order: tuple[str, ...]  #: all rules, exact first
-    masks: tuple[str, ...]  #: those whose masks are stored
+    rules: tuple[str, ...]  #: those whose masks are stored, where there is a work directory
     with_statistics: bool
     window: int
     seen: str  #: of the comparison
@@ -207,14 +207,14 @@ class DiffRecipe:
                 hint=SHARE,
             )
         work = None if self.work is None else Path(self.work)
+        sink = None
+        if work is not None and self.out is not None:
+            sink = ObjectSink(work / "store", Path(self.out), elsewhere=True)
         task = comparison.task(
-            [Rule.parse(text) for text in self.order],
-            [Rule.parse(text) for text in self.masks],
+            RuleSet.of(self.rules),
             with_statistics=self.with_statistics,
             window=self.window,
-            store=None if work is None else work / "store",
-            out=None if self.out is None else Path(self.out),
-            elsewhere=True,
+            sink=sink,
         )
         return RemoteDiff(task, work, self.plan)
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckdiff.checkpoints.opening import Given
-from ckdiff.diffs.plan import Diff
+from ckdiff.diffs.plan import plan
 from ckdiff.diffs.result import DiffResult
+from ckdiff.diffs.run import run
 from ckdiff.options import Observer, Options
 from ckdiff.rules import Rule
 
@@ -39,7 +40,14 @@ def diff(
 ) -> DiffResult:
     """Compare two checkpoints exactly, element by element, in bounded memory.
 
-    ``base`` and ``tuned`` are what ``open_checkpoint`` takes, or open checkpoints. Tensors at one
+    ``base`` and ``tuned`` are what ``open_checkpoint`` takes, or open checkpoints. ``rules`` say
+    when an element is changed: ``exact``, ``atol=T``, ``rtol=R`` or ``ulp=K``, each also as
+    ``rule@bf16``, ``@f16`` or ``@f32``. Each of them gives a mask, and ``exact`` is always counted.
+    Each of ``rename`` is a ``REGEX=REPL``, applied to the tuned side's names in order by
+    ``re.sub``. Of the names then, on both sides, those that match a glob of ``include`` are
+    compared, by default all, and never those that match one of ``exclude``. ``memory``, a number of
+    bytes or a text such as ``"512MiB"``, bounds the anonymous memory of all ``workers`` together:
+    256 MiB by default, and 32 MiB more for each worker past two. Tensors at one
     place of a file that both sides share (one inode, or one content hash at the hub) are equal and
     not read, but with ``stats``, whose sums need them, and with ``verify``. With ``out``
     a mask store is written there and opened as ``result.store``; a run that was stopped is
@@ -67,5 +75,5 @@ def diff(
         device=device,
         device_memory=device_memory,
     )
-    with Diff(base, tuned, out, options, observer) as planned:
-        return planned.run()
+    with plan(base, tuned, out, options, observer) as planned:
+        return run(planned)

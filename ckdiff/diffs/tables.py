@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ckdiff.diffs.comparison import Comparison
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import hashing
-from ckdiff.rules import Rule
+from ckdiff.rules import RuleSet
 from ckdiff.stores.collecting import Collected
 from ckdiff.stores.table import MaskTable
 
 
-def table_of(
-    collected: Collected, comparison: Comparison, rules: Sequence[Rule], order: Sequence[Rule]
-) -> MaskTable:
-    """The table of a finished diff. ``order`` is that of the columns of ``changed``."""
-    columns = {rule: collected.changed[:, i] for i, rule in enumerate(order)}
+def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> MaskTable:
+    """The table of a finished diff."""
+    columns = {rule: collected.changed[:, i] for i, rule in enumerate(rules.order)}
     hashes = [
         [
             hashing.finish(low, high, nbytes)
@@ -40,7 +36,7 @@ def table_of(
         comparison.shapes,
         comparison.layout.elements,
         comparison.layout.starts,
-        {str(rule): columns[rule] for rule in rules},
+        {str(rule): columns[rule] for rule in rules.reported},
         base_hashes=hashes[0],
         tuned_hashes=hashes[1],
         statistics=collected.statistics(numeric),

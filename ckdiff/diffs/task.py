@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,8 @@ from ckdiff.layout import Layout, Spans
 from ckdiff.running.threads import Stopped
 from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.maskcodec import MaskEncoder
-from ckdiff.stores.objects import INNER, ObjectWriter, object_key
-from ckdiff.stores.workdir import store_errors
+from ckdiff.stores.objects import INNER, ObjectWriter
+from ckdiff.stores.sink import ObjectSink
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
@@ -63,14 +62,12 @@ class DiffTask:
     slots: IntArray  #: kernel slot of each tensor
     kernels: Kernels
     comparing: Comparing  #: those kernels, or the same on a device
-    masks: list[tuple[int, str]]  #: which rules' masks are stored: position and canonical text
+    masks: dict[str, int]  #: which rules' masks are stored: canonical text -> position
     rules: int  #: how many rules are evaluated; the first is exact
     with_statistics: bool
     window: int  #: elements
-    store: Path | None  #: where objects go; None: count only
-    out: Path | None  #: how errors of writing them name it
+    sink: ObjectSink | None  #: where the masks go; None: count only, and ``masks`` are none
     on_bytes: Callable[[int], None] = lambda size: None
-    elsewhere: bool = False  #: whether the work directory is another process's
     _local: threading.local = field(default_factory=threading.local)
 
     def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
@@ -78,18 +75,9 @@ class DiffTask:
         first, end = self.layout.chunk_range(chunk)
         spans = self.layout.spans(first, end)
         results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
-        objects: dict[str, tuple[int, str]] = {}
         with ExitStack() as stack:
-            if self.out is not None:
-                stack.enter_context(store_errors(self.out))
+            writers = {} if self.sink is None else self.sink.begin(chunk, list(self.masks), stack)
             readers = [stack.enter_context(closing(c.reader())) for c in (self.base, self.tuned)]
-            writers: list[ObjectWriter] = []
-            for _, rule in self.masks if self.store is not None else ():
-                assert self.store is not None
-                path = self.store / object_key(rule, chunk)
-                writer = ObjectWriter(path, elsewhere=self.elsewhere)
-                stack.callback(writer.abandon)
-                writers.append(writer)
             windows = self.windows(first, end, spans)
             ahead = deque(islice(windows, AHEAD))
             for window in ahead:
@@ -102,9 +90,8 @@ class DiffTask:
                 if coming is not None:
                     ahead.append(coming)
                     self.prefetch(readers, coming)
-                self._compare(window, readers, results, writers)
-            for (_, rule), writer in zip(self.masks, writers, strict=False):
-                objects[object_key(rule, chunk)] = writer.finish()
+                self._compare(window, readers, results, list(writers.values()))
+            objects = {key: writer.finish() for key, writer in writers.items()}
         return ChunkResult(
             spans.tensors, results.changed, results.hashes, results.statistics, objects
         )
@@ -137,7 +124,7 @@ class DiffTask:
         for reader in readers:
             reader.release()
         size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
-        for (position, _), writer in zip(self.masks, writers, strict=False):
+        for position, writer in zip(self.masks.values(), writers, strict=True):
             encode = self._encoder().encode
             mask = masks[position]
             writer.add([encode(mask[at : at + INNER]) for at in range(0, size, INNER)])

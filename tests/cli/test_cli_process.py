@@ -154,8 +154,8 @@ def hang(*args):
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
-import ckdiff.diffs.plan
-ckdiff.diffs.plan.Diff.run = hang
+import ckdiff.diffs.run
+ckdiff.diffs.run.run = hang
 main(sys.argv[1:])
 """
     assert python(code, "diff", *pair).returncode == 143

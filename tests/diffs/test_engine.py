@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from hypothesis import strategies as st
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.diffs.plan import Diff, DiffResult, Options
+from ckdiff.diffs.plan import plan
+from ckdiff.diffs.result import DiffResult
+from ckdiff.diffs.run import run as run_plan
 from ckdiff.diffs.task import SMALLEST_WINDOW
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.layout import CHUNK
 from ckdiff.naming import natural_key
+from ckdiff.options import Options
 
 MEMORY = "8GiB"  # the test process has plenty of memory in use already
 
@@ -50,11 +54,11 @@ def run(
     window: int | None = None,
 ) -> DiffResult:
     options = Options(rules=rules, stats=stats, workers=workers, memory=MEMORY)
-    with Diff(base, tuned, out, options) as planned:
-        planned.workers = workers  # also more than a small model has chunks
-        if window is not None:
-            planned.window = window
-        return planned.run()
+    with plan(base, tuned, out, options) as planned:
+        window = window or planned.allotment.window
+        # also more workers than a small model has chunks
+        allotment = replace(planned.allotment, workers=workers, window=window)
+        return run_plan(replace(planned, allotment=allotment))
 
 
 # -- small checkpoints -----------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from kernel_runs import kernels, run, some_elements, tough_pairs
 
-from ckdiff.diffs.plan import Diff
+from ckdiff.diffs.plan import plan
+from ckdiff.diffs.run import run as run_plan
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import BLOCK
 from ckdiff.kernels.binding import bind
@@ -96,8 +97,8 @@ def diff(arguments: list[str]) -> object:
     base, tuned, out, *rules = arguments
     notes: list[str] = []
     options = Options(rules=tuple(rules), device="torch-cpu", memory="8GiB", workers=1)
-    with Diff(base, tuned, out, options, Observer(note=notes.append)) as planned:
-        return [planned.run().device_why, notes]
+    with plan(base, tuned, out, options, Observer(note=notes.append)) as planned:
+        return [run_plan(planned).device_why, notes]
 
 
 class Absent:

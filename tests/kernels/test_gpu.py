@@ -9,6 +9,7 @@ import importlib.abc
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ from cli_support import error, ok
 
 import ckdiff
 from ckdiff.diffs import devices, trial
-from ckdiff.diffs.plan import Diff
+from ckdiff.diffs.plan import plan
+from ckdiff.diffs.run import run
 from ckdiff.diffs.task import SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.kernels import gpu
@@ -63,10 +65,9 @@ def diff(
 ) -> ckdiff.DiffResult:
     asked = Options(memory=MEMORY, **{"workers": 2, "device": "torch-cpu", **options})
     observer = Observer(note=(notes if notes is not None else []).append)
-    with Diff(*sides, out, asked, observer) as planned:
-        if window is not None:
-            planned.window = window
-        return planned.run()
+    with plan(*sides, out, asked, observer) as planned:
+        allotment = replace(planned.allotment, window=window or planned.allotment.window)
+        return run(replace(planned, allotment=allotment))
 
 
 # -- the same store --------------------------------------------------------------------------------
@@ -87,10 +88,10 @@ def test_a_store_is_the_same_to_the_byte(
 
 def test_a_run_goes_on_where_another_device_was(sides: tuple[Path, Path], tmp_path: Path) -> None:
     """What was done on the CPU is resumed on the GPU: where it was computed is not in the plan."""
-    with Diff(*sides, tmp_path / "x", Options(memory=MEMORY)) as planned:
-        first = planned._plan()
-    with Diff(*sides, tmp_path / "x", Options(memory=MEMORY, device="torch-cpu")) as planned:
-        assert planned._plan() == first
+    with plan(*sides, tmp_path / "x", Options(memory=MEMORY)) as planned:
+        first = planned.identity()
+    with plan(*sides, tmp_path / "x", Options(memory=MEMORY, device="torch-cpu")) as planned:
+        assert planned.identity() == first
 
 
 def test_memory_that_runs_out_is_told_and_the_store_is_the_same(
@@ -128,7 +129,7 @@ def test_wrong_devices_are_refused(sides: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match="cannot read the size 'much'"):
         ckdiff.diff(*sides, device_memory="much")
     with pytest.raises(BudgetError, match="of device memory is too little: with 1 worker"):
-        Diff(*sides, None, Options(memory=MEMORY, device="torch-cpu", device_memory="1MiB"))
+        plan(*sides, None, Options(memory=MEMORY, device="torch-cpu", device_memory="1MiB"))
 
 
 @without_gpu
@@ -233,8 +234,8 @@ def test_windows_shrink_until_copies_fit(tmp_path: Path) -> None:
     pair = [write_side(tmp_path / side, model, side, 1) for side in ("base", "tuned")]
 
     def planned(device: str, memory: int) -> tuple[int, int]:
-        with Diff(*pair, None, Options(memory=memory, workers=1, device=device)) as found:
-            return found.window, found.memory_needed
+        with plan(*pair, None, Options(memory=memory, workers=1, device=device)) as found:
+            return found.allotment.window, found.allotment.needed
 
     here, there = planned("cpu", 8 << 30), planned("torch-cpu", 8 << 30)
     assert there[0] == here[0]
@@ -265,12 +266,13 @@ def test_the_memory_of_torch_itself_is_not_counted(sides: tuple[Path, Path]) -> 
     """Importing it takes most of what is allowed by default."""
     code = (
         "import sys\n"
-        "from ckdiff.diffs.plan import Diff\n"
+        "from ckdiff.diffs.plan import plan\n"
+        "from ckdiff.diffs.run import run\n"
         "from ckdiff.options import Options\n"
-        "with Diff(*sys.argv[1:], None, Options(workers=2, device='torch-cpu')) as planned:\n"
-        "    print(planned.memory_needed < planned.memory == 256 << 20)\n"
-        "    print(planned._devices.resident > 32 << 20)\n"
-        "    planned.run()\n"
+        "with plan(*sys.argv[1:], None, Options(workers=2, device='torch-cpu')) as planned:\n"
+        "    print(planned.allotment.needed < planned.allotment.memory == 256 << 20)\n"
+        "    print(planned.devices.resident > 32 << 20)\n"
+        "    run(planned)\n"
     )
     command = [sys.executable, "-c", code, *map(str, sides)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,0 +1,230 @@
+"""A diff carried out: from its plan to counts and, with an output, a mask store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckdiff.checkpoints.opening import bytes_to_download, fetch_all
+from ckdiff.diffs.comparison import DiffRecipe
+from ckdiff.diffs.plan import DiffPlan
+from ckdiff.diffs.refusals import starting_anew
+from ckdiff.diffs.result import DiffResult, by_reason, commits, details
+from ckdiff.diffs.tables import table_of
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import ClusterError, SourceChanged
+from ckdiff.outputs.checks import check_disk
+from ckdiff.running.dask import run_cluster
+from ckdiff.running.remote import Remote
+from ckdiff.running.runners import Meter, interruptible
+from ckdiff.running.threads import run_threads
+from ckdiff.stores import sharedwork
+from ckdiff.stores.collecting import Collected, finished_before
+from ckdiff.stores.sink import ObjectSink
+from ckdiff.stores.summaries import rule_counts
+from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors
+from ckdiff.stores.writer import write_tables
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from ckdiff.stores.chunkresult import ChunkResult
+
+
+def run(plan: DiffPlan) -> DiffResult:
+    """Download what is left, and compare everything.
+
+    Raises SourceChanged, StoreError, Interrupted and their kin.
+    """
+    missing = bytes_to_download(plan.sides)
+    fetch_all(plan.sides)
+    began = time.perf_counter() if missing else plan.opened  # a download takes what it takes
+    plan = replace(plan, comparison=plan.comparison.knowing(plan.same_files()))
+    return _Run(plan, began).result()
+
+
+def verify_sources(plan: DiffPlan) -> None:
+    """Raise SourceChanged where a side is not what was opened."""
+    for side in plan.sides:
+        side.verify()
+
+
+class _Run:
+    def __init__(self, plan: DiffPlan, began: float) -> None:
+        self._plan, self._began = plan, began
+        self._comparison, self._rules = plan.comparison, plan.rules
+        self._layout = plan.comparison.layout
+        statistics = plan.options.stats
+        pairs = len(plan.comparison.pairing)
+        self._collected = Collected(
+            pairs, len(plan.rules), self._layout, with_statistics=statistics
+        )
+        self._resumed = 0  #: bytes of both sides that an earlier run had compared
+        self._manifest = b""
+
+    def result(self) -> DiffResult:
+        plan = self._plan
+        with interruptible(self._hint):
+            if plan.out is None:
+                self._run_chunks(None)
+                verify_sources(plan)
+                return self._found()
+            check_disk(plan.out, plan.disk_at_most(), plan.observer.note)
+            with WorkDir(plan.out, plan.identity(), overwrite=plan.options.overwrite) as work:
+                if work.discarded:
+                    plan.observer.note(starting_anew(work.discarded, *plan.sides))
+                try:
+                    self._run_chunks(work)
+                    with store_errors(plan.out):
+                        self._manifest = self._write_tables(work.store)
+                    verify_sources(plan)
+                except SourceChanged:
+                    work.discard()  # nothing of it can be resumed
+                    raise
+                work.commit(self._manifest)
+            return self._found()
+
+    def _hint(self) -> str | None:
+        out = self._plan.out
+        return None if out is None else stopped_hint(out, self._manifest)
+
+    def _run_chunks(self, work: WorkDir | None) -> None:
+        todo = []
+        for chunk in range(self._layout.chunks):
+            found = None if work is None else finished_before(work, chunk)
+            if found is None:
+                todo.append(chunk)
+            else:
+                self._collected.add(chunk, found)
+                self._resumed += self._comparison.nbytes_of(chunk)
+        plan = self._plan
+        if work is not None and work.resumed and self._resumed:
+            plan.observer.note(
+                f"resuming: {self._layout.chunks - len(todo)} of {self._layout.chunks} chunks "
+                "were done already"
+            )
+        meter = _Meter(plan, self._resumed)
+        if plan.client is None:
+            self._run_here(todo, work, meter)
+        else:
+            self._run_there(plan.client, todo, work, meter)
+        meter.report()
+
+    def _finished(self, work: WorkDir | None, chunk: int, result: ChunkResult) -> None:
+        if work is not None:
+            with store_errors(work.out):
+                work.record(chunk, result.to_bytes())
+        self._collected.add(chunk, result)
+
+    def _run_here(self, todo: list[int], work: WorkDir | None, meter: Meter) -> None:
+        """Compare chunks on our own threads."""
+        plan, workers = self._plan, self._plan.allotment.workers
+        task = self._comparison.task(
+            self._rules,
+            with_statistics=plan.options.stats,
+            window=plan.allotment.window,
+            sink=None if work is None else ObjectSink(work.store, work.out),
+            on_bytes=meter.add,
+        )
+        task = plan.devices.task(task, self._rules.order, todo, workers)
+
+        def finished(chunk: int, result: ChunkResult) -> None:
+            self._finished(work, chunk, result)
+
+        def stop() -> None:
+            if plan.streaming is not None:
+                plan.streaming.hang_up()
+
+        run_threads(todo, task, workers=workers, done=finished, tick=meter.report, stopping=stop)
+
+    def _run_there(
+        self, client: Client, todo: list[int], work: WorkDir | None, meter: Meter
+    ) -> None:
+        """Compare chunks on the workers of a cluster, which write their objects themselves."""
+        plan, comparison = self._plan, self._comparison
+        masks = tuple(map(str, self._rules.masks))
+        assert plan.recipes is not None  # there are some where there is a client
+        recipe = DiffRecipe(
+            plan.recipes,
+            comparison.selection,
+            rules=masks,
+            with_statistics=plan.options.stats,
+            window=plan.allotment.window,
+            seen=comparison.seen(),
+            same=comparison.same,
+            out=None if work is None else str(work.out),
+            work=None if work is None else str(work.path),
+            plan="" if work is None else sharedwork.prepare(work, masks),
+        )
+
+        def arrived(chunk: int, result: ChunkResult) -> None:
+            if work is not None:
+                sharedwork.check_objects(work, result.objects)
+            meter.add(comparison.nbytes_of(chunk))
+            self._finished(work, chunk, result)
+
+        try:
+            run_cluster(todo, Remote(recipe), client, done=arrived, tick=meter.report)
+        except ClusterError:
+            verify_sources(plan)  # whether that is why a worker saw other files than we did
+            raise
+
+    def _write_tables(self, root: Path) -> bytes:
+        """Write everything of the store but its masks; gives the manifest's bytes."""
+        collected = self._collected
+        collected.table = table_of(collected, self._comparison, self._rules)
+        return write_tables(
+            root,
+            collected.table,
+            self._layout,
+            masks=[str(rule) for rule in self._rules.masks],
+            rules=[str(rule) for rule in self._rules.reported],
+            objects=collected.objects,
+            provenance=self._comparison.provenance(details(self._comparison.pairing.unpaired)),
+        )
+
+    def _found(self) -> DiffResult:
+        seconds = time.perf_counter() - self._began
+        plan, comparison, pairing = self._plan, self._comparison, self._comparison.pairing
+        table = self._collected.table or table_of(self._collected, comparison, self._rules)
+        totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
+        exact_only = {}
+        for rule in self._rules.reported:
+            names = [
+                name
+                for name, dtype in zip(pairing.names, comparison.dtypes, strict=True)
+                if rule.falls_back(DTYPES[dtype])
+            ]
+            if names:
+                exact_only[str(rule)] = names
+        return DiffResult(
+            table=table,
+            rules=rule_counts(totals, table.total_elements),
+            unpaired=by_reason(pairing.unpaired),
+            unpaired_details=details(pairing.unpaired),
+            excluded=pairing.excluded,
+            exact_only=exact_only,
+            bytes_read=comparison.bytes_to_read,
+            bytes_resumed=self._resumed,
+            bytes_known_equal=comparison.bytes_known,
+            seconds=seconds,
+            device=plan.devices.taken.device,
+            device_why=plan.devices.taken.why,
+            commits=commits(*plan.sides),
+            store_path=plan.out,
+        )
+
+
+class _Meter(Meter):
+    """Tells what the device has to say as well."""
+
+    def __init__(self, plan: DiffPlan, resumed: int) -> None:
+        super().__init__(plan.observer, plan.comparison.bytes_to_read, resumed)
+        self._plan = plan
+
+    def report(self) -> None:
+        """See Meter."""
+        self._plan.devices.report(self._plan.observer.note)
+        super().report()
