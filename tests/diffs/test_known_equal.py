@@ -116,7 +116,7 @@ def test_equal_chunks_among_others(
     """Windows and chunks of which nothing, a part or all is read."""
     chunk = 1 << 16
     monkeypatch.setattr("ckdiff.layout.CHUNK", chunk)
-    for module in ("schema", "maskbits"):  # such stores are none: their readers must believe in them
+    for module in ("schema", "maskbits"):  # such stores are none: readers must believe in them
         monkeypatch.setattr(f"ckdiff.stores.{module}.OBJECT", chunk // 8)
     tensors = {f"t.{i}": bf16((n,), i) for i, n in enumerate([5, 70_000, 200_000, 511, 66_000])}
     base, tuned = tmp_path / "b", tmp_path / "t"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.kernels import hashing
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import views
 from ckdiff.layout import ALIGNMENT, Layout, bits_of
 from ckdiff.options import Observer
 from ckdiff.running.memory import Need, fit_workers
@@ -83,11 +84,12 @@ class _HashTask:
                     raise Stopped
                 for coming in ranges[i + _AHEAD : i + _AHEAD + 1]:
                     reader.prefetch(*coming)
-                addresses = reader.acquire(*ranges[i])
+                data = views(reader.acquire(*ranges[i]), nbytes)
                 rows = np.searchsorted(tensors, window.tensors)
-                columns = rows, addresses, nbytes, starts, self.bits[window.tensors]
-                for row, *piece in zip(*(column.tolist() for column in columns), strict=True):
-                    self._hasher.add(sums[row], *piece)
+                columns = rows, starts, self.bits[window.tensors]
+                numbers = zip(*(column.tolist() for column in columns), strict=True)
+                for piece, (row, start, bits) in zip(data, numbers, strict=True):
+                    self._hasher.add(sums[row], piece, start, bits)
                 reader.release()
                 self.on_bytes(int(nbytes.sum()))
         return tensors, sums
