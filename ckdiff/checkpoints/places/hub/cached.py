@@ -226,7 +226,8 @@ def _worth_another(error: BaseException) -> bool:
     """Whether a download may succeed the next time."""
     if isinstance(error, ConnectionError) or may_pass(error):
         return True
-    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+    # a file that is not as long as was announced is an OSError of the client's own, of no call
+    return type(error) is OSError and error.errno is None
 
 
 class _Quiet:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 _HUB = ""  # where the hub itself is, among the places that have an etag
-#: what is wrong with an answer from where the hub sent us before
-_ELSEWHERE = "its storage has something else now"
 _HEX = re.compile(r"[0-9a-f]+")
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,6 +31,14 @@ _WORTH = 1 << 20  # bytes that have to arrive before earlier failures are forgot
 
 def _always() -> None:
     """Whoever asked still wants it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfit:
+    """What is wrong with an answer where another try may bring the right one."""
+
+    why: str
+    stale: bool = False  #: whether the hub has to be asked again where the file is
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +170,8 @@ class HubRepository:
                     unfit = self._fetch(file, start, filling, route, check)
                     if unfit is None:
                         return
-                    failure = CheckpointError(f"{self._where(name)}: {unfit}", hint="run it again")
-                    stale = unfit == _ELSEWHERE
+                    text = f"{self._where(name)}: {unfit.why}"
+                    failure, stale = CheckpointError(text, hint="run it again"), unfit.stale
                 except Exception as error:
                     stale = _expired(error)
                     if not (route is not None and stale) and not may_pass(error):
@@ -190,11 +196,8 @@ class HubRepository:
         filling: _Filling,
         route: str | None,
         check: Callable[[], None],
-    ) -> str | None:
-        """Ask for what is missing, from the hub or from where it sent us before.
-
-        Gives what is wrong with an answer where another try may bring the right one.
-        """
+    ) -> _Unfit | None:
+        """Ask for what is missing, from the hub or from where it sent us before."""
         first, stop = start + filling.have, start + len(filling.view)
         headers = {"Range": f"bytes={first}-{stop - 1}", "Accept-Encoding": "identity"}
         if route is None:
@@ -202,19 +205,19 @@ class HubRepository:
         url = route or self.url(file.name)
         with asking(url, headers, self._patience(), self._where(file.name)) as answer:
             if not self._is_version(file, answer, direct=route is not None):
-                return _ELSEWHERE
+                return _Unfit("its storage has something else now", stale=True)
             response = answer.response
             unfit = self._misfit(file, first, stop, response)
             if unfit is not None:
-                return unfit
+                return _Unfit(unfit)
             for piece in response.iter_raw():
                 check()
                 if not filling.add(piece):
                     filling.have = first - start  # nothing of such an answer can be trusted
-                    return "more bytes arrived than were asked for"
+                    return _Unfit("more bytes arrived than were asked for")
             last = str(response.url)
         if filling.have < len(filling.view):
-            return "only a part of a range of bytes arrived"
+            return _Unfit("only a part of a range of bytes arrived")
         if host_of(last) != host_of(self.settings.endpoint):  # a storage, which needs no token
             self._routes[file.name] = last
         return None
