@@ -84,7 +84,7 @@ def count(
     here: Path, cache: Path, before: str = "", *more: str, after: str = "", **environment: str
 ) -> object:
     """What COUNT prints with other statements around it."""
-    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])
     done = run(["-c", before + COUNT + after, *more], here, cache, PYTHONPATH=paths, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -34,7 +34,7 @@ print(json.dumps([list(found.changed.values()), found.hashes, heavy]))
 
 def counted(cache: Path, before: str = "") -> list[object]:
     """What RUN prints in a process of its own, after the statements ``before``."""
-    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])
     environment = os.environ | {"PYTHONPATH": paths, "NUMBA_CACHE_DIR": str(cache)}
     done = subprocess.run(
         [sys.executable, "-c", before + RUN], env=environment, capture_output=True, check=True

@@ -59,7 +59,7 @@ def test_subnormals_count_in_any_floating_point_mode(dtype: str, flushing_denorm
 
 def child(script: str, **environment: str) -> subprocess.Popen[bytes]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])
     return subprocess.Popen(
         [sys.executable, "-c", script],
         env=kept | {"PYTHONPATH": path} | environment,
