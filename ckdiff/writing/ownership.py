@@ -311,7 +311,8 @@ def _mark(path: Path, fd: int, inside: Path) -> None:
         os.stat(MARKER, dir_fd=fd, follow_symlinks=False)
         return
     text = json.dumps(_marker(path, fd), separators=(",", ":"))
-    write_file(inside / MARKER, text.encode() + b"\n", mode=0o600)
+    # not synced: what makes it worth keeping, the plan, is written and synced after it
+    write_file(inside / MARKER, text.encode() + b"\n", sync=False, mode=0o600)
     write_file(inside / README, _README, sync=False)
 
 
