@@ -12,8 +12,15 @@ from typing import Any, Literal, Protocol, cast, get_args
 import numpy as np
 
 from ckdiff.checkpoints import Checkpoint, open_for_planning, open_in
-from ckdiff.checkpoints.shards import INDEX_NAME
-from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
+from ckdiff.checkpoints.shards import INDEX_NAME, shard_name_fault
+from ckdiff.errors import (
+    CheckpointError,
+    Interrupted,
+    OutputError,
+    PairingError,
+    UsageError,
+    printable,
+)
 from ckdiff.exports.masks import Masks, compact, encoded, everything, text_label
 from ckdiff.exports.recognising import foreign
 from ckdiff.exports.tensorfile import TensorFile
@@ -29,6 +36,7 @@ from ckdiff.rules import Rule
 from ckdiff.store import MaskStore, open_store
 from ckdiff.stores.table import IntArray
 from ckdiff.writing.place import Place, write_errors
+from ckdiff.writing.rebuilt import RENAME_SHARD
 
 Format = Literal["safetensors", "indices", "npz", "torch"]
 
@@ -211,6 +219,11 @@ def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder
         observer.progress(Progress(value, total, time.perf_counter() - began, 0))
 
     for name, output in outputs.items():
+        if folder and (fault := shard_name_fault(name)) is not None:
+            raise OutputError(
+                f"the checkpoint's file {printable(name)} {fault}, so no masks are written there",
+                hint=RENAME_SHARD,
+            )
         path = root / name if folder else root
         path.parent.mkdir(parents=True, exist_ok=True)
         output.write(path, done)

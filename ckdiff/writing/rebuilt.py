@@ -29,12 +29,14 @@ from ckdiff.checkpoints.shards import (
     file_name_fault,
     parsed_index,
     read_index,
+    shard_name_fault,
 )
 from ckdiff.errors import CheckpointError, OutputError, printable
 from ckdiff.writing.objects import start_writeback
 from ckdiff.writing.outputs import ELSEWHERE
 from ckdiff.writing.place import Place, write_errors
 
+RENAME_SHARD = "rename the file in the checkpoint, and in its index"  #: a hint
 _WORTHWHILE = 1 << 20  # bytes that the disk is told of at once
 _OTHERS = "ckdiff-"  # how the formats of our own files begin that are no checkpoints
 _AT_ONCE = 1 << 30  # bytes that one call writes; Linux stops a little before 2 GiB
@@ -164,6 +166,9 @@ class Rebuilt:
                 )
             return
         names = [plan.name for plan in self.files]
+        for name in names:
+            if (fault := shard_name_fault(name)) is not None:
+                raise OutputError(f"the file name {printable(name)!r} {fault}", hint=RENAME_SHARD)
         if self._index is not None:
             names.append(self._index[0])
         taken = set(names)
