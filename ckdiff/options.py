@@ -176,4 +176,6 @@ def checked_output(value: Any) -> Path:
     text = checked_path("the output", value)
     if text.startswith("hf://"):
         raise UsageError(f"the output must be on this machine, and {printable(text)} is on the hub")
+    if ".." in text.split(os.sep):  # after a link, that is not the directory before it
+        text = os.path.join(os.path.realpath(os.path.dirname(text)), os.path.basename(text))
     return Path(os.path.abspath(text))

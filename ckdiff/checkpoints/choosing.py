@@ -182,6 +182,16 @@ def file_name_fault(name: str) -> str | None:
     return None
 
 
+def shard_name_fault(name: str) -> str | None:
+    """Why no shard of this name must be made, or None: an index can name any file."""
+    fault = file_name_fault(name)
+    if fault is None and any(part.startswith(".") for part in name.split("/")):
+        return "is hidden"
+    if fault is None and not name.endswith(SUFFIX):
+        return f"is not called {SUFFIX}"
+    return fault
+
+
 def _nothing_here(path: str, names: list[str]) -> CheckpointError:
     if not names:
         return CheckpointError(

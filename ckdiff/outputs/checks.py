@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, CkdiffError, StoreError, printable
+from ckdiff.outputs.ownership import work_path
 from ckdiff.outputs.placing import replaceable
 
 ELSEWHERE = "choose another place with -o"  #: a hint
@@ -19,16 +21,14 @@ def check_place(
     out: Path, sides: Sequence[Checkpoint], *, error: type[CkdiffError] = StoreError
 ) -> None:
     """Raise ``error`` where the output would lie inside a source, be one, or hold one."""
-    place = os.path.realpath(out)
     for side in sides:
         for file in side.open_files:
-            paths = {os.path.abspath(file.path), os.path.realpath(file.path)}
-            if any(path == place or path.startswith(place + os.sep) for path in paths):
+            if any(_holds(place, path) for place in _places(out) for path in _both(file.path)):
                 raise error(
                     f"the output {printable(str(out))} would replace a source", hint=ELSEWHERE
                 )
         folder = side.directory
-        if folder is not None and (place + os.sep).startswith(os.path.realpath(folder) + os.sep):
+        if folder is not None and _holds(folder, out):
             raise error(
                 f"the output {printable(str(out))} lies inside the source {printable(folder)}",
                 hint=ELSEWHERE,
@@ -37,10 +37,43 @@ def check_place(
 
 def relation(out: Path, store: Path) -> Literal["inside", "holds"] | None:
     """Whether the output lies inside a store, or is one or holds one; None where it is apart."""
-    place, source = os.path.realpath(out), os.path.realpath(store)
-    if (source + os.sep).startswith(place + os.sep):
+    if any(_holds(place, store) for place in _places(out)):
         return "holds"
-    return "inside" if place.startswith(source + os.sep) else None
+    return "inside" if _holds(store, out) else None
+
+
+def _places(out: Path) -> list[Path]:
+    """What a run takes for its own: the output's name, and its work directory's."""
+    return [out, work_path(out)] if out.name else [out]
+
+
+def _both(path: str) -> tuple[str, str]:
+    """A file that is a link is read where it leads to, and lost where it is."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), path
+
+
+def _holds(place: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is ``place`` or lies below it, by whatever names they are reached.
+
+    Names say it, and so do devices and inodes: a bind mount, or a file system that does not tell
+    upper from lower case, has several names for one directory.
+    """
+    top, name = os.path.realpath(place), os.path.realpath(path)
+    if os.path.abspath(path) == os.path.abspath(place):
+        return True
+    if (name + os.sep).startswith(top.rstrip(os.sep) + os.sep):
+        return True
+    try:
+        wanted = os.stat(top)
+    except OSError:
+        return False  # not there yet
+    while True:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(name), wanted):
+                return True
+        if (parent := os.path.dirname(name)) == name:
+            return False
+        name = parent
 
 
 def free_space(folder: Path) -> int:

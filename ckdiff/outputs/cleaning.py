@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ckdiff.errors import StoreError, StoreLocked
+from ckdiff.errors import StoreError, StoreLocked, printable
 from ckdiff.outputs.ownership import acquire, leftovers
 from ckdiff.outputs.place import write_errors
 
@@ -35,6 +35,10 @@ def clean(folder: Path) -> Cleaned:
                 continue  # its owner has just removed it
             try:
                 work.remove()
+            except OSError as error:
+                reason = f"{printable(str(path))} cannot be removed: {error.strerror}"
+                cleaned.foreign.append((path, reason))
+                continue
             finally:
                 work.close()
         cleaned.removed.append(path)

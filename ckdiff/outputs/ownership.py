@@ -4,9 +4,9 @@ What is not finished lies in ``OUT.ckdiff-partial`` beside the output. Anybody c
 that name, so it is used, resumed or removed only if all of this holds:
 
 - it is a real directory, it belongs to us, and nobody else may write to it;
-- it has a marker, ``ckdiff-work.json``, that names the output and the directory's own inode: a
-  directory that was copied, renamed or unpacked from somebody's archive does not pass for one that
-  was made here;
+- it has a marker, ``ckdiff-work.json``, that names the output, the directory's own inode and the
+  moment at which the lock in it was made, which the kernel notes and nobody can set: a directory
+  that was copied, renamed or unpacked from somebody's archive does not pass for one made here;
 - all that is in it has names that ckdiff gives, and no link is among it.
 
 It is opened once, without following links, and everything in it is reached through that descriptor:
@@ -29,7 +29,7 @@ import stat
 from pathlib import Path
 
 from ckdiff.errors import StoreError, StoreLocked, printable
-from ckdiff.outputs.placing import PROBES, remove, write_file
+from ckdiff.outputs.placing import PROBES, mounted_below, remove, way_in, write_file
 
 SUFFIX = ".ckdiff-partial"
 LOCK, MARKER = "LOCK", "ckdiff-work.json"
@@ -52,6 +52,8 @@ _IN_STORE = re.compile(
     r"(manifest|zarr|tensors)\.json|masks(/[^/]+(/zarr\.json|/c(/[0-9]+)?)?)?", re.ASCII | re.DOTALL
 )
 _IN_JOURNAL = re.compile(r"[0-9]+", re.ASCII)
+#: in an output that is a directory: folders, shards, their index; and what a store has
+_IN_OUTPUT = re.compile(r"(.*/)?[^/]+\.(safetensors|json)|(.*/)?[^/.]+|masks/.+", re.DOTALL)
 _README = b"""\
 This directory was left by a ckdiff run that did not finish. The same command resumes it, or starts
 anew; `ckdiff clean DIR` (DIR being the directory that holds this one) removes it.
@@ -65,7 +67,7 @@ class WorkFolder:
         self.path = path  #: its name, for messages
         self._fd = fd
         self._lock = -1
-        self.inside = _way_in(path, fd)  #: leads into it, whatever the name leads to by now
+        self.inside = way_in(path, fd)  #: leads into it, whatever the name leads to by now
         _open[str(self.inside)] = path
 
     def lock(self, *, fresh: bool) -> bool:
@@ -79,8 +81,8 @@ class WorkFolder:
     def claim(self, *, fresh: bool) -> None:
         """Mark it, if it is not marked yet. Raises StoreError where it holds what is not ours."""
         try:
-            _mark(self.path, self._fd, self.inside)
             _require_own_content(self.path, self._fd)
+            _mark(self.path, self._fd, self.inside)
         except OSError:
             if fresh:
                 with contextlib.suppress(OSError):
@@ -160,6 +162,11 @@ def acquire(path: Path, *, create: bool = True) -> WorkFolder:
             if create:
                 continue  # whoever used it has just removed it
             raise
+        except StoreError:
+            if fresh:  # the umask lets not even us look into what we made
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+            raise
         folder = WorkFolder(path, fd)
         try:
             if folder.lock(fresh=fresh):
@@ -218,15 +225,17 @@ def _lock(path: Path, fd: int, *, fresh: bool) -> int:
     """
     flags = os.O_RDWR | os.O_CREAT | _FLAGS
     lock = -1
-    if fresh:
-        # We made it just now. Some file systems give everything to one user, or let everybody
-        # write everywhere; what counts is that it is still the directory that we made.
+    if fresh and not os.listdir(fd):
+        # We made it just now, and nothing is in it. Some file systems give everything to one user,
+        # or let everybody write everywhere; what counts is that it is still what we made, which
+        # may have been exchanged for another by whoever owns the directory that it is in.
         with contextlib.suppress(FileExistsError):
             lock = os.open(LOCK, flags | os.O_EXCL, 0o600, dir_fd=fd)
             if os.fstat(lock).st_uid != os.fstat(fd).st_uid:
                 os.close(lock)
                 os.unlink(LOCK, dir_fd=fd)
                 raise _not_ours(path, "it belongs to another user")
+            os.fchmod(fd, _MODE)  # whatever the umask left of it
     if lock < 0:
         _require_ours(path, fd)
         try:
@@ -237,8 +246,8 @@ def _lock(path: Path, fd: int, *, fresh: bool) -> int:
             raise
     try:
         found = os.fstat(lock)
-        if not stat.S_ISREG(found.st_mode):
-            raise _not_ours(path, f"{LOCK} in it is not a file")
+        if not stat.S_ISREG(found.st_mode) or found.st_size:
+            raise _not_ours(path, f"{LOCK} in it is not an empty file")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # a lock is only worth something while it is in its place
         if os.path.samestat(found, os.stat(LOCK, dir_fd=fd, follow_symlinks=False)):
@@ -259,18 +268,22 @@ def _require_ours(path: Path, fd: int) -> None:
         raise _not_ours(path, "it belongs to another user")
     if found.st_mode & 0o022:
         raise _not_ours(path, "others may write to it")
-    for _ in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):  # its owner may be making or removing it at this moment
         marker = _read_marker(path, fd)
         if marker is not None:
-            break
+            with contextlib.suppress(FileNotFoundError):  # the lock, which goes last
+                if marker == _marker(path, fd):
+                    return
+            if marker == _read_marker(path, fd):
+                break
+            continue
         names = set(os.listdir(fd))
         # the marker comes first and goes last: without it there is nothing yet, or nothing any more
-        if found.st_mode & stat.S_ISVTX and names <= {LOCK, f".{MARKER}.tmp"}:
+        if stat.S_IMODE(found.st_mode) == _MODE and names <= {LOCK, README, f".{MARKER}.tmp"}:
             return
         if MARKER not in names:
             raise _not_ours(path, "it has no marker of ckdiff's (0.1.0 made none)")
-    if marker != _marker(path, fd):
-        raise _not_ours(path, "its marker is another directory's; was it copied or renamed?")
+    raise _not_ours(path, "its marker is another directory's; was it copied or renamed?")
 
 
 def _marker(path: Path, fd: int) -> dict[str, object]:
@@ -279,6 +292,7 @@ def _marker(path: Path, fd: int) -> dict[str, object]:
         "version": _VERSION,
         "output": path.name.removesuffix(SUFFIX),
         "inode": os.fstat(fd).st_ino,
+        "made": os.stat(LOCK, dir_fd=fd, follow_symlinks=False).st_ctime_ns,
     }
 
 
@@ -331,13 +345,18 @@ def _require_own_content(path: Path, fd: int) -> None:
             )
             if not known:
                 raise _not_ours(path, f"ckdiff did not make {printable(name)} in it")
-    for folder, grammar in ((STORE, _IN_STORE), (JOURNAL, _IN_JOURNAL)):
+    known_inside = {STORE: _IN_STORE, JOURNAL: _IN_JOURNAL}
+    known_inside |= dict.fromkeys((REPLACED, FORMER, NEW), _IN_OUTPUT)
+    for folder, grammar in known_inside.items():
         _require_grammar(path, fd, folder, grammar)
+    mounted = mounted_below(path)
+    if mounted is not None:
+        raise _not_ours(path, f"something is mounted at {printable(mounted)}")
 
 
 def _require_grammar(path: Path, fd: int, top: str, grammar: re.Pattern[str]) -> None:
     """Raise StoreError unless all below a directory is files and directories of the right names."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for folder, folders, files, inner in os.fwalk(top, dir_fd=fd, follow_symlinks=False):
             for name in (*folders, *files):
                 shown = os.path.join(folder, name)
@@ -354,15 +373,6 @@ def _leads_to(path: Path, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
-
-
-def _way_in(path: Path, fd: int) -> Path:
-    """A path that leads through the descriptor; the name itself where the system has none."""
-    way = Path(f"/proc/self/fd/{fd}")
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.stat(f"{way}/."), os.fstat(fd)):
-            return way
-    return path
 
 
 def _locked(path: Path) -> StoreLocked:

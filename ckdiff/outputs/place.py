@@ -33,7 +33,7 @@ from ckdiff.outputs.ownership import (
     check_work_path,
     work_path,
 )
-from ckdiff.outputs.placing import put_in_place, sync_path, sync_tree
+from ckdiff.outputs.placing import not_replaceable, put_in_place, sync_path, sync_tree
 
 #: says what an existing output holds that must not be deleted, or None where it may be replaced
 Policy = Callable[[Path], str | None]
@@ -157,7 +157,7 @@ class Place:
                 if found is not None:
                     raise OutputError(f"{printable(str(self.out))} {found}", hint=_RENAME)
                 sync_path(self.out.parent)
-            except (OSError, OutputError):
+            except BaseException:
                 with contextlib.suppress(OSError):
                     undo()
                 raise
@@ -196,10 +196,14 @@ class Place:
             kind = "directory" if self._directory else "file"
             raise OutputError(f"{shown} exists and is not a {kind}", hint=_RENAME)
         if not _has_content(out):
+            if (found := not_replaceable(out)) is not None:
+                raise OutputError(f"{shown} {found}", hint=_RENAME)
             return
         found = self._in_the_way(out)
         if found is not None:
             raise OutputError(f"{shown} exists and {found}", hint=_RENAME)
+        if (found := not_replaceable(out)) is not None:
+            raise OutputError(f"{shown} {found}", hint=_RENAME)
         if not self._overwrite:
             raise OutputError(f"{shown} exists", hint="use --overwrite to replace it")
 

@@ -11,13 +11,15 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ckdiff.errors import printable
 from ckdiff.outputs.writing import start_writeback, write_all
 
 MANIFEST = "manifest.json"  #: what makes a directory a store
@@ -95,38 +97,66 @@ def replaceable(folder: Path, out: Path) -> bool:
                 os.rmdir(path)
 
 
-def put_in_place(new: Path, out: Path, former: Path) -> Callable[[], None]:
+def put_in_place(new: Path, out: Path, former: Path) -> Callable[[], bool]:
     """Move what is new into place, and what was there, if anything, to ``former``.
 
-    Gives what undoes it, as far as it can be undone. OSError passes through, and then everything is
-    as it was. FileExistsError says that something is there that was not before, or that cannot be
-    replaced in one step.
+    Gives what undoes it: False where something else has a name by now, which is left as it is.
+    OSError passes through, and then everything is as it was. FileExistsError says that something is
+    there that was not before, or that cannot be replaced in one step.
     """
+    ours = os.lstat(new)
     if not os.path.lexists(out) or (_is_folder(out) and not os.listdir(out)):
         _move(new, out)
-        return lambda: os.rename(out, new)
-    if _is_folder(out):
-        _swap(new, out, former)
-        return lambda: _swap_back(new, out, former)
-    kept = _link(out, former)
-    os.replace(new, out)
-    return (lambda: os.replace(former, out)) if kept else (lambda: None)
-
-
-def _swap(new: Path, out: Path, former: Path) -> None:
-    """Exchange two directories."""
+        return lambda: _fetch_back(new, out, ours)
+    with contextlib.suppress(OSError):  # who could not look into the old one, cannot into the new
+        os.chmod(new, stat.S_IMODE(os.lstat(out).st_mode))
     os.rename(new, former)  # what has this name is not resumed, whichever of the two it is
     try:
         if not _exchange(former, out):
-            raise FileExistsError(errno.EEXIST, "it cannot be replaced in one step", str(out))
+            if _is_folder(out):
+                raise FileExistsError(errno.EEXIST, "it cannot be replaced in one step", str(out))
+            return _replace_file(new, out, former, ours)
     except OSError:
         os.rename(former, new)
         raise
+    return lambda: _swap_back(new, out, former, ours)
 
 
-def _swap_back(new: Path, out: Path, former: Path) -> None:
-    if _exchange(former, out):
-        os.rename(former, new)
+def _replace_file(new: Path, out: Path, former: Path, ours: os.stat_result) -> Callable[[], bool]:
+    """Replace a file where names cannot be exchanged; a second name keeps the old one."""
+    os.rename(former, new)
+    try:
+        kept = _link(out, former)
+        os.replace(new, out)
+    except OSError:
+        os.rename(new, former)  # as the caller had it
+        raise
+
+    def undo() -> bool:
+        if not kept or not os.path.samestat(os.lstat(out), ours):
+            return False
+        os.replace(former, out)
+        return True
+
+    return undo
+
+
+def _fetch_back(new: Path, out: Path, ours: os.stat_result) -> bool:
+    os.rename(out, new)
+    if os.path.samestat(os.lstat(new), ours):
+        return True
+    _move(new, out)
+    return False
+
+
+def _swap_back(new: Path, out: Path, former: Path, ours: os.stat_result) -> bool:
+    if not _exchange(former, out):
+        return False
+    if not os.path.samestat(os.lstat(former), ours):
+        _exchange(former, out)
+        return False
+    os.rename(former, new)
+    return True
 
 
 def _link(path: Path, second: Path) -> bool:
@@ -138,6 +168,51 @@ def _link(path: Path, second: Path) -> bool:
             raise
         return False
     return True
+
+
+def not_replaceable(out: Path) -> str | None:
+    """Why what is at ``out`` must not change its place, or None."""
+    if os.path.samefile(out, "."):
+        return "is the current directory"
+    mounted = mounted_below(out)
+    return None if mounted is None else f"has something mounted at {printable(mounted)}"
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Path]:
+    """A way into a directory that stays what it is, whatever its name leads to by then."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield way_in(folder, fd)
+    finally:
+        os.close(fd)
+
+
+def way_in(path: Path, fd: int) -> Path:
+    """A path that leads through the descriptor; the name itself where the system has none."""
+    way = Path(f"/proc/self/fd/{fd}")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(f"{way}/."), os.fstat(fd)):
+            return way
+    return path
+
+
+def mounted_below(path: Path) -> str | None:
+    """Something that is mounted at ``path`` or below it, or None: that is never part of an output.
+
+    Where the system does not say what is mounted, only another device shows.
+    """
+    place = os.path.realpath(path)
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return place if os.path.ismount(place) else None
+    for line in lines:
+        raw = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
+        point = os.fsdecode(raw)
+        if point == place or point.startswith(place.rstrip("/") + "/"):
+            return point
+    return None
 
 
 def _exchange(one: Path, other: Path) -> bool:

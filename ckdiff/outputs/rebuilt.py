@@ -26,6 +26,7 @@ from ckdiff.checkpoints.choosing import (
     file_name_fault,
     parsed_index,
     read_index,
+    shard_name_fault,
 )
 from ckdiff.checkpoints.formats.safetensors import read_header
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
@@ -35,6 +36,7 @@ from ckdiff.outputs.checks import ELSEWHERE
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.outputs.writing import start_writeback
 
+RENAME_SHARD = "rename the file in the checkpoint, and in its index"  #: a hint
 _WORTHWHILE = 1 << 20  # bytes that the disk is told of at once
 _OTHERS = "ckdiff-"  # how the formats of our own files begin that are no checkpoints
 _AT_ONCE = 1 << 30  # bytes that one call writes; Linux stops a little before 2 GiB
@@ -164,6 +166,9 @@ class Rebuilt:
                 )
             return
         names = [plan.name for plan in self.files]
+        for name in names:
+            if (fault := shard_name_fault(name)) is not None:
+                raise OutputError(f"the file name {printable(name)!r} {fault}", hint=RENAME_SHARD)
         if self._index is not None:
             names.append(self._index[0])
         taken = set(names)

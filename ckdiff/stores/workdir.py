@@ -43,6 +43,8 @@ from ckdiff.outputs.ownership import (
 )
 from ckdiff.outputs.placing import (
     MANIFEST,
+    not_replaceable,
+    opened,
     put_in_place,
     remove,
     sync_path,
@@ -184,20 +186,22 @@ class WorkDir:
             self._durable(sync_path, self.store)
             check_output(self.out, overwrite=self._overwrite)
             replaced = self._inside / REPLACED
-            undo = put_in_place(self.store, self.out, replaced)
-            # a worker elsewhere that was taken for dead may have begun a file until this moment
-            with contextlib.suppress(OSError):
-                _remove_temporaries(self.out)
+            with opened(self.store) as store:
+                undo = put_in_place(self.store, self.out, replaced)
+                # a worker elsewhere that was taken for dead may have begun a file until this
+                # moment; it is in what we have open, whatever the name leads to by now
+                with contextlib.suppress(OSError):
+                    _remove_temporaries(store)
             try:
                 # now that nobody can reach it by its name any more: is it still only a store?
                 problem = foreign(replaced) if replaced.is_dir() else None
                 if problem is not None:
                     raise StoreExists(f"{printable(str(self.out))} {problem}", hint=_FOREIGN)
                 self._durable(sync_path, self.out.parent)
-            except (OSError, StoreExists):
+            except BaseException:
                 with contextlib.suppress(OSError):
-                    undo()
-                    remove(self.store)
+                    if undo():
+                        remove(self.store)
                 raise
         self.discard()
 
@@ -235,6 +239,12 @@ def _differences(earlier: str, plan: str) -> list[str]:
 def check_early(out: Path, *, overwrite: bool) -> None:
     """Raise what entering a WorkDir would raise as things stand, but for a lock."""
     check_output(out, overwrite=overwrite)
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        where = printable(str(out.parent))
+        raise StoreError(
+            f"cannot write {printable(str(out))}: {where} may not be written to",
+            hint="choose another place with -o",
+        )
     check_work_path(out)
 
 
@@ -255,6 +265,8 @@ def check_output(out: Path, *, overwrite: bool) -> None:
             raise StoreExists(f"{shown} exists and {problem}", hint="choose another name")
         if problem is not None:
             raise StoreExists(f"{shown} {problem}", hint=_FOREIGN)
+        if (problem := not_replaceable(out)) is not None:
+            raise StoreExists(f"{shown} {problem}", hint="choose another name")
         if not overwrite:
             raise StoreExists(f"{shown} exists", hint="use --overwrite to replace it")
 

@@ -226,11 +226,15 @@ def test_what_was_not_written_whole_is_not_there(tmp_path: Path) -> None:
         (["a\0b"], "NUL"),
         ([""], "empty"),
         (["a//b"], "empty"),
-        (["\ud800"], "not valid text"),
-        (["x", "x"], "same name"),
-        ([INDEX], "same name"),
-        (["a", "a/b"], "lies in another file"),
-        (["a/b/c", "a"], "lies in another file"),
+        (["\ud800.safetensors"], "not valid text"),
+        (["x.safetensors", "x.safetensors"], "same name"),
+        (["a.safetensors", "a.safetensors/b.safetensors"], "lies in another file"),
+        (["a.safetensors/b/c.safetensors", "a.safetensors"], "lies in another file"),
+        ([INDEX], "is not called .safetensors"),
+        (["setup.py"], "is not called .safetensors"),
+        (["pytorch_model.bin"], "is not called .safetensors"),
+        ([".git/hooks/x.safetensors"], "hidden"),
+        ([".x.safetensors"], "hidden"),
     ],
 )
 def test_names_that_must_not_be_written(tmp_path: Path, names: list[str], why: str) -> None:
@@ -335,7 +339,7 @@ from pathlib import Path
 from ckdiff.errors import OutputError
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-files = [FilePlan("x", bytes(10), 6000)]
+files = [FilePlan("x.safetensors", bytes(10), 6000)]
 try:
     with Rebuilt(Path(sys.argv[1]), files, index=None, directory=True, overwrite=False) as rebuilt:
         rebuilt.write(0, 10, bytes(5990))

@@ -6,11 +6,14 @@ Whatever it is, the command ends with one line, and not a byte, a name, a mode o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,16 @@ def copied(path: Path) -> None:
     (path / MARKER).write_text(json.dumps(marker))
 
 
+def unpacked(path: Path) -> None:
+    """As an archive might: with a marker for the inode that it happens to get."""
+    begun(path)
+    status = (path / LOCK).stat()
+    (path / LOCK).unlink()
+    time.sleep(0.02)  # longer than the kernel's clock ticks
+    (path / LOCK).touch()
+    os.utime(path / LOCK, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def renamed(path: Path) -> None:
     begun(path.with_name(f"other{SUFFIX}"))
     path.with_name(f"other{SUFFIX}").rename(path)
@@ -194,6 +207,28 @@ FORMS: dict[str, Form] = {
         for how in ("link to a directory", "link to a file")
     },
     f"{LOCK} is a pipe": planted(LOCK, "pipe"),
+    f"something in {LOCK}": planted(LOCK, "file"),
+    "sticky, and something in the lock": lambda path, victim: (
+        path.mkdir(),
+        (path / LOCK).write_text("years of work"),
+        path.chmod(0o1700),
+    ),
+    "sticky, and others may look": lambda path, victim: (
+        path.mkdir(),
+        (path / LOCK).touch(),
+        path.chmod(0o1755),
+    ),
+    "unpacked at the same inode": lambda path, victim: unpacked(path),
+    "thesis in what was replaced": lambda path, victim: (
+        begun(path),
+        (path / "former").mkdir(),
+        (path / "former" / "thesis.tex").write_text("years of work"),
+    ),
+    "link in what was replaced": lambda path, victim: (
+        begun(path),
+        (path / "replaced").mkdir(),
+        (path / "replaced" / "zarr.json").symlink_to(victim / "thesis.tex"),
+    ),
     "plan is a pipe": planted("plan.json", "pipe"),
     "object is a pipe": planted("store/masks/exact/c/0", "pipe"),
 }  # fmt: skip
@@ -482,3 +517,224 @@ def test_what_appears_under_the_name_at_the_last_moment_is_not_lost(
         out.unlink()
         clean(place)
         assert os.listdir(place) == []
+
+
+# moments, and other names
+
+
+def test_a_new_directory_that_was_exchanged_for_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever owns the directory that it is in, between making it and opening it."""
+    other = place / "other"
+    make = ownership._make
+
+    def exchanged(path: Path) -> bool:
+        made = make(path)
+        if made and not (place / "ours").exists():
+            path.rename(place / "ours")
+            other.rename(path)
+        return made
+
+    for content in (["README.txt", "chapter1.tex"], ["README.txt", "store", "new"]):
+        other.mkdir(mode=0o700)
+        for name in content:
+            (other / name).write_text("years of work")
+        before = snapshot(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(ownership, "_make", exchanged)
+            for _ in range(2):
+                with pytest.raises(CkdiffError, match="not a work directory") as caught:
+                    COMMANDS["diff"](place / "out")
+        assert str(place / "out") in str(caught.value)
+        path = place / f"out{SUFFIX}"
+        assert snapshot(path) == before
+        shutil.rmtree(path)
+        shutil.rmtree(place / "ours")
+
+
+def test_temporaries_are_removed_from_the_store_and_from_nothing_else(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is renamed away and a link put in its place as soon as it has its name."""
+    from ckdiff.outputs import placing
+
+    victim, out, move = place.parent / "victim", place / "out", placing._move
+    (victim / ".thesis.tmp").write_text("mine")
+
+    def late(new: Path, out: Path) -> None:
+        move(new, out)
+        out.rename(place / "moved")
+        out.symlink_to(victim)
+
+    monkeypatch.setattr(placing, "_move", late)
+    before = snapshot(victim)
+    with contextlib.suppress(CkdiffError):
+        COMMANDS["diff"](out)
+    assert snapshot(victim) == before
+
+
+@pytest.mark.parametrize("name", ["diff", "apply", "delta", "export"])
+def test_what_came_between_is_not_lost_by_undoing(
+    place: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last look finds something foreign; meanwhile something else has taken the name."""
+    from ckdiff.outputs import place as places
+    from ckdiff.stores import workdir
+
+    out = place / "out"
+    COMMANDS[name](out)
+
+    def finds(path: Path) -> str | None:
+        if path.name not in ("former", "replaced"):
+            return None
+        out.rename(place / "elsewhere")
+        out.mkdir() if path.is_dir() else None
+        (out / "chapter1" if path.is_dir() else out).write_text("years of work")
+        return "holds something"
+
+    monkeypatch.setattr(workdir, "foreign", finds)
+    entered = places.Place.__enter__
+
+    def enter(self: Any) -> Any:
+        self._in_the_way = finds
+        return entered(self)
+
+    monkeypatch.setattr(places.Place, "__enter__", enter)
+    with pytest.raises(CkdiffError, match="holds something"):
+        COMMANDS[name](out, overwrite=True)
+    kept = [path for path in place.parent.rglob("*") if path.is_file()]
+    assert any(path.read_bytes() == b"years of work" for path in kept)
+
+
+def test_a_file_that_is_replaced_is_looked_at_once_more(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckdiff.outputs import placing
+
+    out, exchange = place / "out", placing._exchange
+    COMMANDS["delta"](out)
+
+    def late(one: Path, other: Path) -> bool:
+        if not done:
+            done.append(1)
+            (place / "notes").write_text("mine")
+            (place / "notes").replace(out)
+        return exchange(one, other)
+
+    done: list[int] = []
+    monkeypatch.setattr(placing, "_exchange", late)
+    with pytest.raises(CkdiffError, match="not a delta"):
+        COMMANDS["delta"](out, overwrite=True)
+    assert out.read_text() == "mine"
+
+
+@contextlib.contextmanager
+def bound(source: Path, target: Path) -> Iterator[Path]:
+    """Another name for a directory; skips where that cannot be had."""
+    target.mkdir()
+    done = subprocess.run(["mount", "--bind", source, target], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def test_inputs_are_known_by_any_name(place: Path) -> None:
+    inputs = place / "inputs"
+    inputs.mkdir()
+    base = shutil.copytree(BASE, inputs / "base")
+    one = shutil.copytree(STORE, inputs / "one.zarr")
+    with bound(inputs, place / "again") as again:
+        before = snapshot(inputs)
+        for action in (
+            lambda: ckdiff.combine(
+                "union", [one, DATA / "random.zarr"], again / "one.zarr", rule="exact",
+                overwrite=True,
+            ),
+            lambda: ckdiff.apply(base, DATA / "packed.ckdelta", again / "base", overwrite=True),
+            lambda: ckdiff.diff(base, TUNED, again / "base" / "in.zarr"),
+            lambda: ckdiff.graft(base, TUNED, one, again / "base", rule="exact", overwrite=True),
+        ):  # fmt: skip
+            with pytest.raises(CkdiffError, match="the output"):
+                action()
+        assert snapshot(inputs) == before
+
+
+def test_what_is_mounted_in_an_output_is_not_the_output_s(place: Path) -> None:
+    out = place / "out"
+    shutil.copytree(TUNED, out)
+    (place / "other").mkdir()
+    shutil.copy(BASE / "model.safetensors", place / "other" / "x.safetensors")
+    with bound(place / "other", out / "sub"):
+        for name in ("apply", "graft"):
+            with pytest.raises(CkdiffError, match="mounted"):
+                COMMANDS[name](out, overwrite=True)
+        assert (place / "other" / "x.safetensors").exists()
+    with bound(place / "other", place / "mounted"):
+        with pytest.raises(CkdiffError):
+            COMMANDS["apply"](place / "mounted", overwrite=True)
+        assert os.listdir(place / "mounted") == ["x.safetensors"]
+
+
+def test_an_input_in_the_rest_of_a_run_is_not_deleted(place: Path) -> None:
+    begun(place / f"out{SUFFIX}")
+    inside = shutil.copytree(BASE, place / f"out{SUFFIX}" / "former")
+    for action in (
+        lambda: ckdiff.apply(inside, DATA / "packed.ckdelta", place / "out"),
+        lambda: ckdiff.diff(inside, TUNED, place / "out"),
+    ):
+        with pytest.raises(CkdiffError, match="source"):
+            action()
+    assert (inside / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["diff", "apply", "delta"])
+def test_a_private_output_stays_private(place: Path, name: str) -> None:
+    out = place / "out"
+    COMMANDS[name](out)
+    mode = 0o700 if out.is_dir() else 0o600
+    out.chmod(mode)
+    COMMANDS[name](out, overwrite=True)
+    assert stat.S_IMODE(out.stat().st_mode) == mode
+
+
+def test_the_current_directory_is_not_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for name in ("apply", "graft"):
+        with pytest.raises(CkdiffError, match="current directory"):
+            COMMANDS[name](".")
+    assert os.path.samefile(".", place)
+
+
+def test_two_dots_after_a_link_are_where_the_system_says(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "far" / "deep").mkdir(parents=True)
+    (place / "link").symlink_to("far/deep")
+    monkeypatch.chdir(place)
+    COMMANDS["delta"]("link/../x")
+    assert (place / "far" / "x").is_file()
+    assert not (place / "x").exists()
+
+
+def test_clean_goes_on_after_what_it_cannot_remove(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        begun(place / f"{name}{SUFFIX}")
+    remove = ownership.WorkFolder.remove
+
+    def fails(self: ownership.WorkFolder) -> None:
+        if self.path.name.startswith("b"):
+            raise OSError(1, "Operation not permitted")
+        remove(self)
+
+    monkeypatch.setattr(ownership.WorkFolder, "remove", fails)
+    cleaned = clean(place)
+    assert [path.name[0] for path in cleaned.removed] == ["a", "c"]
+    assert ["Operation not permitted" in why for _, why in cleaned.foreign] == [True]

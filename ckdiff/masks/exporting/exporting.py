@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints.choosing import INDEX_NAME
+from ckdiff.checkpoints.choosing import INDEX_NAME, shard_name_fault
 from ckdiff.checkpoints.opening import open_for_planning, open_in
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.errors import CheckpointError, Interrupted, PairingError, UsageError, printable
+from ckdiff.errors import (
+    CheckpointError,
+    Interrupted,
+    OutputError,
+    PairingError,
+    UsageError,
+    printable,
+)
 from ckdiff.masks.exporting.format import Output
 from ckdiff.masks.exporting.masks import Masks, compact, encoded, everything, text_label
 from ckdiff.masks.exporting.recognising import foreign
@@ -27,6 +34,7 @@ from ckdiff.options import (
     checked_text,
 )
 from ckdiff.outputs.place import Place, write_errors
+from ckdiff.outputs.rebuilt import RENAME_SHARD
 from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.table import IntArray
@@ -173,6 +181,11 @@ def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder
         observer.progress(Progress(value, total, time.perf_counter() - began, 0))
 
     for name, output in outputs.items():
+        if folder and (fault := shard_name_fault(name)) is not None:
+            raise OutputError(
+                f"the checkpoint's file {printable(name)} {fault}, so no masks are written there",
+                hint=RENAME_SHARD,
+            )
         path = root / name if folder else root
         path.parent.mkdir(parents=True, exist_ok=True)
         output.write(path, done)

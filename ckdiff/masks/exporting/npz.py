@@ -28,8 +28,11 @@ class Npz:
         self._chosen = chosen
         self._metadata = encoded(compact(masks.metadata("bool", chosen)))
         self.names = [masks.names[i] for i in chosen.tolist()]
+        known = set(self.names)
         for name in self.names:
-            if "\0" in name or name == METADATA or len(encoded(name)) > _LONGEST:
+            # numpy would give another tensor's mask under this name
+            ambiguous = name.endswith(".npy") and name.removesuffix(".npy") in known
+            if ambiguous or "\0" in name or name == METADATA or len(encoded(name)) > _LONGEST:
                 raise UsageError(
                     f"npz cannot hold a tensor called {printable(name[:80])}",
                     hint="use --to safetensors",
