@@ -22,6 +22,7 @@ from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
 from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.stores.maskframes import sound
 from ckdiff.stores.objects import (
     ABSENT,
     INDEX_BYTES,
@@ -32,8 +33,6 @@ from ckdiff.stores.objects import (
 )
 
 IntArray = npt.NDArray[np.int64]
-
-_HAS_CHECKSUM = 4  # in the descriptor, the fifth byte of a zstd frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +168,12 @@ class _Stream:
             piece = self._buffer[at : at + int(sizes.sum())]
             self._fill(chunk, piece, entries)
             self._follow(chunk, positions, entries, piece)
-            checked = self._buffer[places + 4] & _HAS_CHECKSUM
-            if not checked.all():
-                raise self.damaged(int(run[int(np.argmin(checked))]))
+            ours = self._empty(places, sizes)
+            others = np.flatnonzero(~ours)
+            if not (fine := sound(self._buffer, places[others], sizes[others])).all():
+                raise self.damaged(int(run[others[int(np.argmin(fine))]]))
             frames[row : row + len(run), 1] = places
-            frames[row : row + len(run), 2] = np.where(self._empty(places, sizes), 0, sizes)
+            frames[row : row + len(run), 2] = np.where(ours, 0, sizes)
             at += len(piece)
             row += len(run)
 

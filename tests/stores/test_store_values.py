@@ -567,6 +567,46 @@ def test_frame_that_is_not_one_of_a_mask(
             readers[name]()
 
 
+def half_frames(bits: bytes) -> bytes:
+    return b"".join(zstd_frame(bits[at : at + INNER // 2]) for at in (0, INNER // 2))
+
+
+def zstd_frame(bits: bytes, **options: bool) -> bytes:
+    return zstandard.ZstdCompressor(level=1, write_checksum=True, **options).compress(bits)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bits: zstd_frame(bits) + b"\x50\x2a\x4d\x18\x01\0\0\0x",  # a skippable frame behind
+        lambda bits: zstd_frame(bits, write_content_size=False),
+        half_frames,
+        lambda bits: zstd_frame(bits) + zstd_frame(b""),
+        lambda bits: zstandard.ZstdCompressor(level=1).compress(bits),
+    ],
+    ids=["skippable", "no size", "halves", "empty behind", "no checksum"],
+)
+def test_a_frame_with_the_right_bits_in_another_form(
+    root: Path, made: Path, tmp_path: Path, make: Callable[[bytes], bytes]
+) -> None:
+    """The decoder would take it; but all readers refuse it, or none does."""
+    bits = np.zeros(INNER, np.uint8)
+    packed = np.asarray(open_store(root).array()[:])
+    bits[: len(packed)] = packed[:INNER]
+    for frame, wanted in ((zstd_frame(bits.tobytes()), True), (make(bits.tobytes()), False)):
+        (tmp_path / str(wanted)).mkdir()
+        writer = ObjectWriter(root / "masks/exact/c/0")
+        writer.add([frame])
+        writer.finish()
+        reseal(root)
+        for name, reader in walkers(root, made, tmp_path / str(wanted)).items():
+            if wanted:
+                reader()
+                continue
+            with pytest.raises(CkdiffError):
+                pytest.fail(f"{name} takes it: {reader()}")
+
+
 def test_counts_of_a_tensor_that_goes_on_in_other_chunks(tmp_path: Path) -> None:
     """Its ones are added up over chunks, also where a run is resumed."""
     tensors = {"a": (CHUNK - 1024, 7), "b": (CHUNK, 400), "c": (CHUNK, 12)}
