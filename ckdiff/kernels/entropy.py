@@ -18,13 +18,23 @@ def survey(data: Bytes) -> tuple[int, int]:
     return bits, zeros
 
 
-def encode(piece: Bytes, codes: npt.NDArray[np.uint32], out: Bytes) -> list[memoryview]:
-    """The four streams of a piece of PIECE bytes, which lie in ``out``, of OUTPUT bytes.
+class Coder:
+    """Surveys and encodes pieces of PIECE bytes. For one thread: it has buffers of its own."""
 
-    ``codes`` has an entry for each pair of bytes.
-    """
-    c_function("encode").ctypes(
-        place(piece, U8, PIECE), place(codes, U32, 1 << 16), room(out, U8, OUTPUT), ROOM
-    )
-    sizes = out[:32].view(np.int64).tolist()
-    return [out.data[32 + i * ROOM : 32 + i * ROOM + size] for i, size in enumerate(sizes)]
+    def __init__(self) -> None:
+        self._survey, self._encode = c_function("survey").ctypes, c_function("encode").ctypes
+        self._found, self._out = np.zeros(2, np.int64), np.empty(OUTPUT, np.uint8)
+        self._sizes, self._view = self._out[:32].view(np.int64), self._out.data
+        self._found_at, self._out_at = room(self._found, I64), room(self._out, U8)
+
+    def survey(self, piece: Bytes) -> tuple[int, int]:
+        """(bits that are set, bytes that are zero)."""
+        self._survey(place(piece, U8, PIECE), PIECE // 8, self._found_at)
+        bits, zeros = self._found.tolist()
+        return bits, zeros
+
+    def encode(self, piece: Bytes, codes: npt.NDArray[np.uint32]) -> list[memoryview]:
+        """The four streams; they hold until the next piece. ``codes`` are of pairs of bytes."""
+        self._encode(place(piece, U8, PIECE), place(codes, U32, 1 << 16), self._out_at, ROOM)
+        sizes = self._sizes.tolist()
+        return [self._view[32 + i * ROOM : 32 + i * ROOM + size] for i, size in enumerate(sizes)]

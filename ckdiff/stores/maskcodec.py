@@ -24,7 +24,7 @@ import zstandard
 
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import entropy
-from ckdiff.kernels.abi import LONGEST, OUTPUT, PIECE, STREAM
+from ckdiff.kernels.abi import LONGEST, PIECE, STREAM
 
 Bytes = npt.NDArray[np.uint8]
 Table = tuple[npt.NDArray[np.uint32], bytes]  # codes of pairs of bytes; tree description
@@ -73,14 +73,14 @@ class MaskEncoder:
     """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared."""
 
     def __init__(self) -> None:
-        self._out = np.empty(OUTPUT, np.uint8)
+        self._coder = entropy.Coder()
         # what is left to it: on masks twice as fast as its level 1, and smaller
         self._zstd = skewed_compressor(window_log=16, checksum=True)
         self._zero = self._zstd.compress(bytes(PIECE))
 
     def encode(self, piece: Bytes) -> bytes:
         """The zstd frame of a contiguous piece of PIECE bytes."""
-        bits, zeros = entropy.survey(piece)
+        bits, zeros = self._coder.survey(piece)
         if bits == 0:
             return self._zero
         level = bisect_right(FIRST_BITS, bits) - 1
@@ -88,7 +88,7 @@ class MaskEncoder:
         if not scattered or not 0 <= level < len(LEVELS):
             return self._zstd.compress(piece.data)
         codes, tree = code_table(level)
-        streams = entropy.encode(piece, codes, self._out)
+        streams = self._coder.encode(piece, codes)
         literals = len(tree) + 6 + sum(map(len, streams))
         block = 5 + literals + 1
         checksum = (xxhash.xxh64_intdigest(piece.data) & 0xFFFFFFFF).to_bytes(4, "little")

@@ -9,7 +9,7 @@ import pytest
 from kernel_runs import kernels
 
 from ckdiff.kernels import Results, counting, delta, entropy, moving, sample, zstd
-from ckdiff.kernels.abi import OUTPUT, PIECE, PLACES_MARGIN
+from ckdiff.kernels.abi import PIECE, PLACES_MARGIN
 from ckdiff.kernels.blending import Blend
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import bytes_at, views
@@ -49,7 +49,7 @@ RIGHT: dict[str, Callable[[], object]] = {
     ),
     "margins": lambda: counting.margins(u8(8), 60, 3, i64(7), i64(10)),
     "survey": lambda: entropy.survey(u8(64)),
-    "encode": lambda: entropy.encode(u8(PIECE), np.ones(1 << 16, np.uint32), u8(OUTPUT)),
+    "encode": lambda: entropy.Coder().encode(u8(PIECE), np.ones(1 << 16, np.uint32)),
     "draw": lambda: sample.draw((1, 2), 0, 100, 9, u8(16)),
     "decode": lambda: zstd.decode(segments(0, 0, 0), u8(8), u8(64), 64),
     "hash": lambda: ContentHasher().add(np.zeros(2, np.uint64), u8(100), 0, 8),
@@ -92,8 +92,8 @@ WRONG: dict[str, Callable[[], object]] = {
     "a column that is not there": lambda: counting.margins(u8(8), 60, 10, i64(7), i64(10)),
     "numbers of another kind": lambda: entropy.survey(i64(8)),
     "every second byte": lambda: entropy.survey(u8(64)[::2]),
-    "a piece that is too small": lambda: entropy.encode(
-        u8(PIECE - 1), np.ones(1 << 16, np.uint32), u8(OUTPUT)
+    "a piece that is too small": lambda: entropy.Coder().encode(
+        u8(PIECE - 1), np.ones(1 << 16, np.uint32)
     ),
     "no room for the last word": lambda: sample.draw((1, 2), 0, 100, 9, u8(15)),
     "a mask that may only be read": lambda: sample.draw(
