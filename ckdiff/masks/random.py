@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ckdiff.budget import usable_cores
 from ckdiff.errors import CkdiffError, StoreCorrupt, UsageError, printable
 from ckdiff.kernels.abi import LANES
 from ckdiff.layout import Layout, Spans
@@ -22,8 +23,10 @@ from ckdiff.rules import Rule
 from ckdiff.running.threads import Stopped, run_threads
 from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.stores.maskstore import MaskStore, open_store
-from ckdiff.stores.matching import StorePath
+from ckdiff.stores.maskwalk import walk
+from ckdiff.stores.matching import StorePath, match
 from ckdiff.stores.table import IntArray
+from ckdiff.stores.tally import Tally, Waiting
 
 Within = Literal["tensor", "model"]
 
@@ -62,6 +65,7 @@ def random_mask(
     changed = table.changed[text]
     if (changed < 0).any() or (changed > table.elements).any():
         raise StoreCorrupt(f"{printable(str(store.path))} counts more changed elements than it has")
+    _require_counts(store, text, workers or usable_cores())
     if within == "tensor":
         populations = [
             Population(seed, f"tensor {name}", n, k)
@@ -98,6 +102,30 @@ def _counted_rule(store: MaskStore, rule: str | Rule | None) -> str:
     raise UsageError(
         f"{shown} has several masks", hint=f"name one of {', '.join(store.masks)} with --rule"
     )
+
+
+def _require_counts(store: MaskStore, rule: str, workers: int) -> None:
+    """Raise StoreCorrupt unless the store has the ones that it counts.
+
+    A store can count many ones and hold none: then a few bytes of it would ask for a large mask. Of
+    a rule that was only counted nothing can be said but that the store's masks are sound.
+    """
+    matched = match([store], rule if rule in store.masks else store.masks[0], least=1)
+    said, layout = matched.said(), matched.layout
+    tally = Tally(said)
+
+    def count(chunk: int, stop: threading.Event) -> Waiting:
+        part = Tally(said)
+        for window in walk(layout, matched.starts, said.sources, *layout.chunk_range(chunk)):
+            if stop.is_set():
+                raise Stopped
+            part.add(window)
+        return part.waiting
+
+    def join(chunk: int, waiting: Waiting) -> None:
+        tally.join(waiting)
+
+    run_threads(range(layout.chunks), count, workers=max(1, min(workers, layout.chunks)), done=join)
 
 
 @dataclass(slots=True)

@@ -465,6 +465,7 @@ def walkers(root: Path, made: Path, out: Path) -> dict[str, Callable[[], object]
         "union": lambda: ckdiff.combine("union", [root, two], out / "u.zarr"),
         "intersection": lambda: ckdiff.combine("intersection", [two, root], out / "i.zarr"),
         "difference": lambda: ckdiff.combine("difference", [root, two], out / "d.zarr"),
+        "random": lambda: ckdiff.random_mask(root, out / "r.zarr", seed=1),
         "export": lambda: ckdiff.export_masks(root, out / "m.npz", to="npz"),
         "delta": lambda: ckdiff.delta(*sides, out / "d.ckdelta", mask=root),
         "graft": lambda: ckdiff.graft(*sides, root, out / "g", rule="exact"),
