@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test check lint bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ demo: $(VENV)/.run
 test: $(VENV)/.test lint
 	$(BIN)/python tests/fetch_checkpoints.py
 	$(BIN)/python -m pytest -n 2
+
+# lint, types and the tests that take no second: for every few minutes
+check: $(VENV)/.test lint
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

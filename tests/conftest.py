@@ -1,0 +1,180 @@
+"""Which tests take long: they are marked ``slow``, and ``make check`` leaves them out.
+
+Measured, not guessed: what took more than a second or so on two cores. That all of them exist is
+tested in tests/house.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+SLOW: dict[str, str] = {
+    "test_bench": """
+        test_benchmark_runs
+        test_diff_benchmark_counts_like_its_rivals
+    """,
+    "test_cli_overlap": """
+        test_a_scheduler_that_does_not_answer
+    """,
+    "test_cluster": """
+        test_a_cluster_says_and_writes_what_a_run_here_does
+        test_a_scheduler_that_dies_or_hangs
+        test_a_task_that_kills_every_worker_ends
+        test_an_active_client_is_used
+        test_another_version_and_no_ckdiff_at_all
+        test_errors_of_tasks_arrive_as_they_are
+        test_what_workers_do_not_see
+        test_without_any_worker_it_ends
+    """,
+    "test_delta": """
+        test_any_flipped_byte_is_noticed
+        test_memory_is_bounded
+        test_tensors_of_several_windows
+    """,
+    "test_delta_frames": """
+        test_windows_as_large_as_they_get
+    """,
+    "test_delta_fuzz": """
+        test_sealed_mutations
+    """,
+    "test_delta_strangers": """
+        test_what_is_declared_takes_no_memory
+    """,
+    "test_engine": """
+        test_100_000_tensors
+        test_a_diff_is_what_the_twin_says
+    """,
+    "test_faults_store": """
+        test_fsync_fails
+        test_killed_at_every_call
+        test_overwriting_is_killed_at_every_call
+        test_overwriting_that_would_take_two_steps_is_refused_before_the_work
+    """,
+    "test_gpu": """
+        test_the_benchmark_says_that_nothing_was_measured
+        test_the_memory_of_torch_itself_is_not_counted
+    """,
+    "test_gpu_fused": """
+        test_a_gpu_would_round_as_the_cpu_does
+        test_a_store_is_the_same_to_the_byte
+        test_every_dtype_and_rule_is_as_on_the_cpu
+    """,
+    "test_graft": """
+        test_every_bit
+        test_memory_is_bounded
+    """,
+    "test_header": """
+        test_a_hundred_thousand_tensors
+    """,
+    "test_import": """
+        test_more_than_a_chunk
+    """,
+    "test_import_memory": """
+        test_memory_is_bounded_by_what_is_there
+    """,
+    "test_import_proved": """
+        test_more_members_than_a_zip_counts
+    """,
+    "test_kernel_image": """
+        test_a_kernel_found_on_disk_is_loaded_without_numba
+        test_every_kernel_is_kept_as_an_image
+        test_where_no_image_can_be_had_numba_keeps_and_loads_the_code
+    """,
+    "test_kernel_process": """
+        test_cache_files_are_shared_verified_and_replaced
+        test_no_place_for_the_cache
+    """,
+    "test_kernels": """
+        test_any_tolerance_on_floats
+        test_any_tolerance_on_integers
+    """,
+    "test_mask_kernels": """
+        test_pairs_and_votes
+    """,
+    "test_memory": """
+        test_control_group_of_384_megabytes
+        test_memory_option_is_kept
+        test_peak_does_not_depend_on_the_size
+    """,
+    "test_nulls": """
+        test_a_coarser_null_takes_structure_for_agreement
+        test_z_is_standard_normal_under_its_own_null
+    """,
+    "test_progress": """
+        test_compiling_is_really_said
+    """,
+    "test_random": """
+        test_workers_do_not_matter
+    """,
+    "test_real_checkpoints": """
+        test_half_precision_under_every_rule
+    """,
+    "test_rebuilt": """
+        test_killed_at_every_call
+    """,
+    "test_rowcol": """
+        test_products_of_margins_would_not_do
+        test_z_of_independent_masks_is_a_standard_normal
+    """,
+    "test_setops": """
+        test_against_numpy
+    """,
+    "test_startup_signals": """
+        test_at_any_time
+    """,
+    "test_store_format": """
+        test_masks_can_be_read_with_zarr_and_json_alone
+    """,
+    "test_store_fuzz": """
+        test_changed_stores_are_refused_or_read_alike
+        test_the_honest_stores_are_read_by_all
+    """,
+    "test_surroundings": """
+        test_a_user_s_numba_stays_the_user_s
+        test_json_is_alone_on_stdout_whatever_lies_here
+        test_numba_s_file_in_the_current_directory
+        test_variables_for_numba_are_not_for_us
+        test_what_another_s_numba_compiles_is_kept_if_it_is_the_same
+    """,
+    "test_training_compact": """
+        test_sharded_by_fsdp2
+    """,
+    "test_training_docs": """
+        test_trainers
+    """,
+    "test_training_imports": """
+        test_what_is_not_installed_is_said
+    """,
+    "test_training_optax": """
+        test_inside_other_transformations
+        test_masked_weights_train_as_without_a_mask
+        test_without_torch_on_two_devices
+    """,
+    "test_training_sharded": """
+        test_masks_are_cut_as_torch_cuts_weights
+        test_two_processes_give_what_one_does
+    """,
+    "test_training_trl": """
+        test_nothing_is_left_behind
+        test_resuming_and_training_again
+        test_the_compact_optimizer_in_a_trainer
+        test_the_compact_optimizer_resumes
+        test_trl
+        test_two_processes
+        test_what_does_not_fit_is_said_before_training
+    """,
+    "test_training_wrappers": """
+        test_frozen_bits_stay_in_wrapped_models
+    """,
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a second or so; not in make check")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {(file, name) for file, names in SLOW.items() for name in names.split()}
+    for item in items:
+        if (item.path.stem, getattr(item, "originalname", item.name)) in slow:
+            item.add_marker(pytest.mark.slow)
