@@ -16,6 +16,8 @@ IntArray = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 _MAGIC = np.frombuffer(b"\x28\xb5\x2f\xfd", np.uint8)
+#: how the frames of our encoder begin: a single segment of 64 KiB with a checksum
+_OURS = np.frombuffer(b"\x28\xb5\x2f\xfd\x64\x00\xff", np.uint8)
 _CHECKSUM = 4  # bytes at the end, and the bit in the descriptor that says so
 _descriptors = np.arange(256)
 _single = _descriptors >> 5 & 1  # without a window descriptor
@@ -31,6 +33,20 @@ def sound(buffer: Bytes, places: IntArray, sizes: IntArray) -> npt.NDArray[np.bo
 
     That their content is sound as well is found by decoding them.
     """
+    if len(sizes) and int(sizes.min()) >= len(_OURS) + 3:
+        # what our encoder writes, and next to nobody else: one block behind one known head
+        heads = buffer[places[:, None] + np.arange(len(_OURS) + 3)]
+        block = heads[:, -3:].astype(np.int64) @ (1, 1 << 8, 1 << 16)
+        good: npt.NDArray[np.bool_] = (heads[:, :-3] == _OURS).all(1)
+        good &= (block & 1 == 1) & (block >> 1 & 3 != 1)
+        good &= len(_OURS) + 3 + (block >> 3) + _CHECKSUM == sizes
+        if good.all():
+            return good
+    return _looked_through(buffer, places, sizes)
+
+
+def _looked_through(buffer: Bytes, places: IntArray, sizes: IntArray) -> npt.NDArray[np.bool_]:
+    """``sound``, of any frames."""
     descriptor = buffer[np.minimum(places + 4, len(buffer) - 1)]
     ends = places + sizes
     good: npt.NDArray[np.bool_] = (sizes > 4) & _HAS_CHECKSUM[descriptor]

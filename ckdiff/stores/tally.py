@@ -84,16 +84,15 @@ class Tally:
 
     def _ones(self, window: MaskSpans) -> IntArray:
         """(stores, spans): the population count of every span, its padding included."""
-        stores, spans = window.places.shape
-        table = np.zeros((spans, SEGMENT_COLUMNS + 1), np.int64)
-        table[:, SEG_SIZE] = window.sizes
-        table[:, SEG_GROUP] = np.arange(spans)
-        found = np.zeros((stores, spans), np.int64)
-        votes = np.zeros((spans, 2), np.int64)
-        for row, ones in zip(window.places, found, strict=True):
-            table[:, SEGMENT_COLUMNS] = row
-            counting.agree(table, window.memory, ones, votes)
-        return found
+        # one call for all stores: each span of each store is a row of its own
+        rows = window.places.size
+        table = np.zeros((rows, SEGMENT_COLUMNS + 1), np.int64)
+        table.reshape(*window.places.shape, -1)[:, :, SEG_SIZE] = window.sizes
+        table[:, SEG_GROUP] = np.arange(rows)
+        table[:, SEGMENT_COLUMNS] = window.places.reshape(-1)
+        ones = np.zeros((rows, 1), np.int64)
+        counting.agree(table, window.memory, ones, np.zeros((rows, 2), np.int64))
+        return ones.reshape(window.places.shape)
 
     def _check_padding(self, window: MaskSpans) -> None:
         """Bits past a tensor's end are counted: a store that has some was not made by ckdiff."""

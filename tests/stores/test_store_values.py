@@ -28,6 +28,8 @@ import ckdiff
 from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.layout import CHUNK
 from ckdiff.naming import natural_key
+from ckdiff.stores import maskframes
+from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstore import open_store
 from ckdiff.stores.naturalorder import ascending
 from ckdiff.stores.objects import INNER, ObjectWriter, file_digest
@@ -606,6 +608,24 @@ def test_a_frame_with_the_right_bits_in_another_form(
                 continue
             with pytest.raises(CkdiffError):
                 pytest.fail(f"{name} takes it: {reader()}")
+
+
+def test_frames_of_ours_are_sound_in_both_ways_of_looking() -> None:
+    rng = np.random.default_rng(4)
+    frames = []
+    for density in (0, 1e-3, 0.01, 0.1, 0.5, 0.99, 1):
+        bits = np.packbits(rng.random(8 * INNER) < density)
+        frames += [MaskEncoder().encode(bits), zstd_frame(bits.tobytes())]
+    cut = [frame[:-1] for frame in frames] + [b"", b"\x28", frames[0][:9]]
+    for kinds, wanted in ((frames, True), (cut, False), ([*frames, *cut], None)):
+        sizes = np.array([len(frame) for frame in kinds])
+        buffer = np.frombuffer(b"".join(kinds), np.uint8)
+        places = np.cumsum(sizes) - sizes
+        found = maskframes.sound(buffer, places, sizes)
+        assert (found == maskframes._looked_through(buffer, places, sizes)).all()
+        if wanted is None:
+            wanted = np.arange(len(kinds)) < len(frames)
+        assert (found == wanted).all()
 
 
 def test_counts_of_a_tensor_that_goes_on_in_other_chunks(tmp_path: Path) -> None:
