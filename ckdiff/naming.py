@@ -1,11 +1,21 @@
-"""The order of tensor names that people expect: ``layers.2`` before ``layers.10``."""
+"""Names: the order in which people expect them, and things that are known by name.
+
+A registry says of each thing where it is and what help says of it. The thing itself lives in a file
+of its own and is imported when it is asked for: the command line lists names and imports nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+from ckdiff.errors import UsageError, printable
 
 _DIGITS = re.compile(r"([0-9]+)")
+T = TypeVar("T")
 
 
 def natural_key(name: str) -> tuple[str, str]:
@@ -21,3 +31,39 @@ def natural_key(name: str) -> tuple[str, str]:
         # puts a number before any text, as if names were compared part by part.
         parts[i] = f"\0{chr(min(len(digits), sys.maxunicode))}{digits}"
     return "".join(parts), name
+
+
+class Line(NamedTuple):
+    """What is known of a thing before it is imported."""
+
+    place: str  #: ``module:name``
+    help: str  #: a phrase for ``--help``
+
+
+class Registry(Mapping[str, T]):
+    """Name -> thing, in the order in which people are told of them."""
+
+    def __init__(self, kind: str, lines: dict[str, Line]) -> None:
+        self.kind = kind  #: what each of them is, for messages
+        self.lines = lines
+
+    def __getitem__(self, name: str) -> T:
+        module, _, attribute = self.lines[name].place.partition(":")
+        thing: T = getattr(importlib.import_module(module), attribute)
+        return thing
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.lines  # Mapping's own would import it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def check(self, name: str) -> None:
+        """Raise UsageError for a name that is not here."""
+        if name not in self.lines:
+            raise UsageError(
+                f"there is no {self.kind} {printable(name)!r}", hint=f"one of {', '.join(self)}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckdiff.registry import Line, Registry
+from ckdiff.naming import Line, Registry
 
 #: of Encoding, whose file reads deltas; and whoever reads a delta looks here for its encoding
 ENCODINGS: Registry[Any] = Registry(

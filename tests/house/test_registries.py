@@ -22,10 +22,10 @@ from ckdiff.errors import UsageError
 from ckdiff.masks.exporting.format import Format
 from ckdiff.masks.exporting.masks import Masks
 from ckdiff.masks.exporting.registry import FORMATS
+from ckdiff.naming import Line, Registry
 from ckdiff.overlaps.nulls.moments import Moments
 from ckdiff.overlaps.nulls.null import Counts, Evidence, Inputs, Null
 from ckdiff.overlaps.nulls.registry import NULLS
-from ckdiff.registry import Line, Registry
 
 SHAPES = {"layers.0.w": (16, 16), "layers.1.w": (700,)}
 

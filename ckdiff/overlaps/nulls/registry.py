@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckdiff.registry import Line, Registry
+from ckdiff.naming import Line, Registry
 
 if TYPE_CHECKING:
     from ckdiff.overlaps.nulls.null import Null
