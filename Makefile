@@ -29,7 +29,7 @@ test: $(VENV)/.test lint
 
 # lint, types and the tests that take no second: for every few minutes
 check: $(VENV)/.test lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" --ignore tests/training
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -9,7 +9,14 @@ from __future__ import annotations
 import pytest
 
 SLOW: dict[str, str] = {
+    "test_faults_readers": """
+        test_damaged_chunk_under_an_open_store
+    """,
+    "test_delta_indices": """
+        test_tensors_of_many_windows_in_bounded_memory
+    """,
     "test_bench": """
+        test_delta_benchmark_rebuilds_and_stays_above_the_floor
         test_benchmark_runs
         test_diff_benchmark_counts_like_its_rivals
     """,
@@ -41,6 +48,9 @@ SLOW: dict[str, str] = {
         test_what_is_declared_takes_no_memory
     """,
     "test_engine": """
+        test_2_to_the_33_elements_in_one_tensor
+        test_statistics_of_a_diff
+        test_counts_and_masks_across_chunks
         test_100_000_tensors
         test_a_diff_is_what_the_twin_says
     """,
@@ -85,6 +95,7 @@ SLOW: dict[str, str] = {
         test_no_place_for_the_cache
     """,
     "test_kernels": """
+        test_every_16_bit_element_with_many_others
         test_any_tolerance_on_floats
         test_any_tolerance_on_integers
     """,
@@ -169,6 +180,12 @@ SLOW: dict[str, str] = {
 }
 
 
+#: of which every test is slow: they start clusters, torch or many processes
+SLOW_FILES = (
+    "test_cluster test_faults_store test_hub_interrupts test_gpu test_gpu_fused test_gpu_pool"
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a second or so; not in make check")
 
@@ -176,5 +193,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {(file, name) for file, names in SLOW.items() for name in names.split()}
     for item in items:
-        if (item.path.stem, getattr(item, "originalname", item.name)) in slow:
+        whole = item.path.parent.name == "training" or item.path.stem in SLOW_FILES.split()
+        if whole or (item.path.stem, getattr(item, "originalname", item.name)) in slow:
             item.add_marker(pytest.mark.slow)
