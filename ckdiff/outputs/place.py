@@ -195,16 +195,12 @@ class Place:
         if out.is_symlink() or not (out.is_dir() if self._directory else out.is_file()):
             kind = "directory" if self._directory else "file"
             raise OutputError(f"{shown} exists and is not a {kind}", hint=_RENAME)
-        if not _has_content(out):
-            if (found := not_replaceable(out)) is not None:
-                raise OutputError(f"{shown} {found}", hint=_RENAME)
-            return
-        found = self._in_the_way(out)
-        if found is not None:
+        content = _has_content(out)
+        if content and (found := self._in_the_way(out)) is not None:
             raise OutputError(f"{shown} exists and {found}", hint=_RENAME)
         if (found := not_replaceable(out)) is not None:
             raise OutputError(f"{shown} {found}", hint=_RENAME)
-        if not self._overwrite:
+        if content and not self._overwrite:
             raise OutputError(f"{shown} exists", hint="use --overwrite to replace it")
 
     def _leave(self) -> None:

@@ -83,7 +83,7 @@ def replaceable(folder: Path, out: Path) -> bool:
 
     Files always can, and so can a directory with nothing in it.
     """
-    if not _is_folder(out) or not os.listdir(out):
+    if not _is_folder(out) or _is_empty_folder(out):
         return True
     one, other = (folder / name for name in PROBES)
     try:
@@ -105,7 +105,7 @@ def put_in_place(new: Path, out: Path, former: Path) -> Callable[[], bool]:
     there that was not before, or that cannot be replaced in one step.
     """
     ours = os.lstat(new)
-    if not os.path.lexists(out) or (_is_folder(out) and not os.listdir(out)):
+    if not os.path.lexists(out) or _is_empty_folder(out):
         _move(new, out)
         return lambda: _fetch_back(new, out, ours)
     with contextlib.suppress(OSError):  # who could not look into the old one, cannot into the new
@@ -275,3 +275,7 @@ def _is_folder(path: Path) -> bool:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return _is_folder(path) and not os.listdir(path)
