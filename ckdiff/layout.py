@@ -46,6 +46,21 @@ class Spans:
         columns = self.tensors, self.starts, self.elements, self.addresses
         return Spans(*(column[~leave_out] for column in columns))
 
+    def cut(self, at: IntArray) -> Spans:
+        """The same pieces, cut where one of the addresses ``at``, in order, is inside."""
+        first = np.searchsorted(at, self.addresses, side="right")
+        cuts = np.searchsorted(at, self.addresses + self.elements, side="left") - first
+        if not cuts.any():
+            return self
+        of = np.repeat(np.arange(len(self)), cuts + 1)
+        nth = np.arange(len(of)) - np.repeat(np.cumsum(cuts + 1) - (cuts + 1), cuts + 1)
+        begins = np.where(
+            nth == 0, self.addresses[of], at[np.minimum(first[of] + nth, len(at)) - 1]
+        )
+        ends = np.where(nth == cuts[of], (self.addresses + self.elements)[of], np.r_[begins[1:], 0])
+        starts = self.starts[of] + begins - self.addresses[of]
+        return Spans(self.tensors[of], starts, ends - begins, begins)
+
     def byte_ranges(self, bits: IntArray) -> tuple[IntArray, IntArray]:
         """(first byte inside the tensor, bytes) of each piece, for readers.
 

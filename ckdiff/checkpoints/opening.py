@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
+from ckdiff.checkpoints.files import FileCheckpoint
 from ckdiff.checkpoints.places.hub.address import is_hub_address
-from ckdiff.checkpoints.places.local import open_local
+from ckdiff.checkpoints.places.local import local_place
+from ckdiff.checkpoints.places.place import Place
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, UsageError, printable
 
@@ -28,9 +30,9 @@ def open_checkpoint(path: Given) -> Checkpoint:
         if not isinstance(text, str):
             raise UsageError("a checkpoint path must be text, not bytes")
         if is_hub_address(text):
-            from ckdiff.checkpoints.places.hub.cached import open_cached
+            from ckdiff.checkpoints.places.hub.cached import cached_place
 
-            return open_cached(text)
+            return _in_files(cached_place(text))
         return open_local(text)
     if not isinstance(path, Checkpoint):
         raise UsageError(
@@ -44,9 +46,9 @@ def open_for_planning(path: Given) -> Checkpoint:
     that only its tensors are known.
     """
     if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
-        from ckdiff.checkpoints.places.hub.headers import open_headers
+        from ckdiff.checkpoints.places.hub.headers import HubPlace, hub_place
 
-        return open_headers(str(os.fspath(path)))
+        return _in_files(hub_place(str(os.fspath(path)), HubPlace))
     return open_checkpoint(path)
 
 
@@ -55,10 +57,25 @@ def open_for_streaming(path: Given) -> Checkpoint:
     they are asked for.
     """
     if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
-        from ckdiff.checkpoints.places.hub.streamed import open_stream
+        from ckdiff.checkpoints.places.hub.headers import hub_place
+        from ckdiff.checkpoints.places.hub.streamed import StreamedPlace
 
-        return open_stream(str(os.fspath(path)))
+        return _in_files(hub_place(str(os.fspath(path)), StreamedPlace))
     return open_checkpoint(path)
+
+
+def open_local(path: str | os.PathLike[str]) -> FileCheckpoint:
+    """Open the files that a path of this machine means. Raises CheckpointError."""
+    return _in_files(local_place(path))
+
+
+def _in_files(place: Place) -> FileCheckpoint:
+    """The checkpoint in the files of ``place``, which is closed where they are none."""
+    try:
+        return FileCheckpoint(place)
+    except BaseException:
+        place.close()
+        raise
 
 
 def open_recipe(recipe: str) -> Checkpoint:

@@ -112,6 +112,15 @@ class Checkpoint(ABC):
         return np.full(len(self.table), -1, np.int64)
 
     @property
+    def borders(self) -> Mapping[int, IntArray]:
+        """For tensors that lie in several places the elements, in order, at which another begins.
+
+        A span that does not cross one costs no copy. Nothing is said of tensors that are in one
+        place, nor of those that have to be gathered all the same.
+        """
+        return {}
+
+    @property
     def in_files(self) -> bool:
         """Whether each tensor is in one of ``files``, so that these can be made again."""
         return bool(self.files) and bool((self.file_index >= 0).all())

@@ -108,6 +108,27 @@ class Comparison:
         _, nbytes = self.to_read(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
         return 2 * int(nbytes.sum())
 
+    def cuts(self, step: int) -> IntArray:
+        """Addresses at which spans are cut so that what lies in one place is not copied.
+
+        They are multiples of ``step`` inside tensors: where one place ends within a step, that
+        step is cut out, and is all that is gathered.
+        """
+        found = [np.zeros(0, np.int64)]
+        sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
+        for side, index in sides:
+            places = side.borders
+            if not places:
+                continue
+            for i, tensor in enumerate(index.tolist()):
+                if tensor in places:
+                    begin = self.layout.starts[i]
+                    at = begin + places[tensor]
+                    both = np.concatenate([at // step * step, -(-at // step) * step])
+                    inside = (begin < both) & (both < begin + self.layout.elements[i])
+                    found.append(both[inside])
+        return np.unique(np.concatenate(found))
+
     def known_by(self) -> dict[int, str]:
         """For the tensors that are not read, what their content is known by; it may be empty."""
         places = np.flatnonzero(self.known).tolist()
@@ -150,7 +171,8 @@ class Comparison:
     ) -> DiffTask:
         """The chunk task; the rest is as in DiffTask."""
         from ckdiff.diffs.task import DiffTask
-        from ckdiff.kernels import Kernels
+        from ckdiff.kernels import BLOCK, Kernels
+        from ckdiff.kernels.hashing import UNIT
 
         present = list(dict.fromkeys(self.dtypes))
         kernels = Kernels(
@@ -171,6 +193,7 @@ class Comparison:
             rules=len(rules),
             with_statistics=with_statistics,
             window=window,
+            cuts=self.cuts(BLOCK if with_statistics else UNIT),
             sink=sink,
             on_bytes=on_bytes,
         )

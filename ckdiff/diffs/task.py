@@ -66,6 +66,7 @@ class DiffTask:
     rules: int  #: how many rules are evaluated; the first is exact
     with_statistics: bool
     window: int  #: elements
+    cuts: IntArray  #: addresses, in order, at which spans are cut
     sink: ObjectSink | None  #: where the masks go; None: count only, and ``masks`` are none
     on_bytes: Callable[[int], None] = lambda size: None
     _local: threading.local = field(default_factory=threading.local)
@@ -100,7 +101,7 @@ class DiffTask:
         """The windows of the addresses [first, end), whose spans are ``spans``."""
         for start in range(first, end, self.window):
             stop = min(start + self.window, end)
-            inside = self.layout.spans(start, stop).without(self.known)
+            inside = self.layout.spans(start, stop).without(self.known).cut(self.cuts)
             rows = np.searchsorted(spans.tensors, inside.tensors)
             yield Window(start, stop, inside, rows, *inside.byte_ranges(self.bits))
 

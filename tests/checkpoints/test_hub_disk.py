@@ -15,8 +15,11 @@ from hub_server import Hub, only_hub, safetensors
 from support import Tensor
 
 import ckdiff
+from ckdiff.checkpoints.files import FileCheckpoint
+from ckdiff.checkpoints.opening import open_for_streaming
 from ckdiff.checkpoints.places.hub.spool import Range, ranges, room_for
-from ckdiff.checkpoints.places.hub.streamed import HubStream, open_stream
+from ckdiff.checkpoints.places.hub.streamed import StreamedPlace
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.cli import main
 from ckdiff.diffs.allotment import Allotment
 from ckdiff.diffs.comparison import Comparison, Selection
@@ -107,11 +110,17 @@ def test_many_small_tensors_far_from_each_other(hub: Hub) -> None:
 # -- sharing ---------------------------------------------------------------------------------------
 
 
-def shared(hub: Hub, count: int, **asked: Any) -> tuple[list[HubStream], Allotment, list[str]]:
+def place_of(side: Checkpoint) -> StreamedPlace:
+    assert isinstance(side, FileCheckpoint)
+    assert isinstance(side.place, StreamedPlace)
+    return side.place
+
+
+def shared(hub: Hub, count: int, **asked: Any) -> tuple[list[StreamedPlace], Allotment, list[str]]:
     """What each of two streams gets."""
     notes: list[str] = []
     with ExitStack() as stack:
-        sides = [stack.enter_context(closing(open_stream(f"hf://o/{x}"))) for x in "ab"]
+        sides = [stack.enter_context(closing(open_for_streaming(f"hf://o/{x}"))) for x in "ab"]
         comparison = Comparison(sides[0], sides[1], Selection())
         found = share_disk(
             comparison,
@@ -120,7 +129,7 @@ def shared(hub: Hub, count: int, **asked: Any) -> tuple[list[HubStream], Allotme
             on_cluster=False,
             note=notes.append,
         ).allotment
-    return sides, found, notes
+    return [place_of(side) for side in sides], found, notes
 
 
 @pytest.fixture
@@ -132,7 +141,7 @@ def pair(hub: Hub) -> Hub:
 
 def test_each_window_is_counted_to_the_byte(pair: Hub) -> None:
     with ExitStack() as stack:
-        sides = [stack.enter_context(closing(open_stream(f"hf://o/{x}"))) for x in "ab"]
+        sides = [stack.enter_context(closing(open_for_streaming(f"hf://o/{x}"))) for x in "ab"]
         comparison = Comparison(sides[0], sides[1], Selection())
         for window in (SMALLEST_WINDOW, LARGEST_WINDOW):
             nbytes, most = _windows(comparison, window)

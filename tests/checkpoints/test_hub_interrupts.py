@@ -19,9 +19,9 @@ from hub_server import Handler, Hub, Request, only_hub, safetensors, sharded
 from support import Tensor
 
 import ckdiff
+from ckdiff.checkpoints.files import FileCheckpoint
+from ckdiff.checkpoints.opening import open_for_planning, open_for_streaming
 from ckdiff.checkpoints.places.hub.fetching import Fetchers
-from ckdiff.checkpoints.places.hub.headers import open_headers
-from ckdiff.checkpoints.places.hub.streamed import open_stream
 from ckdiff.running.threads import run_threads
 
 MIB = 1 << 20
@@ -167,7 +167,7 @@ def test_a_reader_that_waits_is_told_that_it_is_over(hub: Hub) -> None:
         return None
 
     told: list[ckdiff.CkdiffError] = []
-    with closing(open_stream("hf://o/a")) as stream, closing(stream.reader()) as reader:
+    with closing(open_for_streaming("hf://o/a")) as stream, closing(stream.reader()) as reader:
         hub.fault = fault
 
         def read() -> None:
@@ -294,19 +294,20 @@ def test_long_headers_are_in_memory_one_at_a_time(hub: Hub) -> None:
     hub.put("o/long", {f"{i}.safetensors": padded(f"w.{i}", length) for i in range(6)})
     tracemalloc.start()
     try:
-        found = open_headers("hf://o/long")
+        found = open_for_planning("hf://o/long")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert found.table.names == [f"w.{i}" for i in range(6)]
     assert peak < 3.5 * length  # one, its copy in the server, and what the server is sending
-    assert found.head_sizes == [8 + length] * 6
+    assert isinstance(found, FileCheckpoint)
+    assert found.contents.head_sizes == [8 + length] * 6
 
 
 @pytest.mark.parametrize("length", [100, 65_528, 65_529, 200_000, MIB - 8, MIB])
 def test_headers_of_every_length(hub: Hub, length: int) -> None:
     hub.put("o/long", {f"{i:02}.safetensors": padded(f"w.{i:02}", length) for i in range(40)})
-    found = open_headers("hf://o/long")
+    found = open_for_planning("hf://o/long")
     assert found.table.names == [f"w.{i:02}" for i in range(40)]
     ranges = [r.range for r in hub.requests if r.range is not None]
     assert sum(stop - first for first, stop in ranges) <= 40 * max(length + 9, 1 << 16)

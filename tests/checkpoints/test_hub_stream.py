@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from hub_server import Handler, Hub, Request, only_hub
 from support import Tensor, safetensors_header
 
 import ckdiff
-from ckdiff.checkpoints.places.hub.streamed import HubStream, open_stream
+from ckdiff.checkpoints.files import FileCheckpoint
+from ckdiff.checkpoints.opening import open_for_streaming
+from ckdiff.checkpoints.places.hub.streamed import StreamedPlace
 
 MIB = 1 << 20
 
@@ -52,14 +54,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
+class Stream(FileCheckpoint):
+    place: StreamedPlace
+
+
 @pytest.fixture
-def stream(hub: Hub) -> Iterator[HubStream]:
-    with closing(open_stream("hf://me/model")) as found:
+def stream(hub: Hub) -> Iterator[Stream]:
+    with closing(open_for_streaming("hf://me/model")) as found:
         hub.requests.clear()
-        yield found
+        yield cast(Stream, found)
 
 
-def spans(stream: HubStream, *wanted: tuple[str, int, int]) -> list[Any]:
+def spans(stream: Stream, *wanted: tuple[str, int, int]) -> list[Any]:
     index = {name: i for i, name in enumerate(stream.table.names)}
     columns = [(index[name], start, size) for name, start, size in wanted]
     return list(np.array(columns, np.int64).T)
@@ -80,20 +86,20 @@ def ranged(hub: Hub) -> int:
     return sum(r.range[1] - r.range[0] for r in hub.requests if r.range is not None)
 
 
-def test_exactly_the_spans_that_are_wanted(stream: HubStream, hub: Hub) -> None:
+def test_exactly_the_spans_that_are_wanted(stream: Stream, hub: Hub) -> None:
     wanted = [("a", 10, 5000), ("b", 0, 100_001), ("c", 0, 100), ("d", 60_000, 10_000)]
     columns = spans(stream, *wanted)
     with closing(stream.reader()) as reader:
         assert seen(reader.acquire(*columns), columns) == expected(*wanted)
         reader.release()
     # c follows a so closely that both come in one request; what is between counts
-    assert stream.bytes_fetched == ranged(hub) <= sum(columns[2]) + (1 << 17)
+    assert stream.place.bytes_fetched == ranged(hub) <= sum(columns[2]) + (1 << 17)
     assert ranged(hub) < MIB
 
 
 @pytest.mark.parametrize("spool", [100_064, 199_999, 300_000, 410_000, 1 << 20])
-def test_windows_that_were_asked_for_before(stream: HubStream, hub: Hub, spool: int) -> None:
-    stream.spool = spool
+def test_windows_that_were_asked_for_before(stream: Stream, hub: Hub, spool: int) -> None:
+    stream.place.spool = spool
     windows = [[("skipped", at, 100_000)] for at in range(0, 3_000_000, 100_000)]
     columns = [spans(stream, *window) for window in windows]
     with closing(stream.reader()) as reader:
@@ -104,11 +110,11 @@ def test_windows_that_were_asked_for_before(stream: HubStream, hub: Hub, spool: 
                 reader.prefetch(*ahead)
             assert seen(reader.acquire(*columns[i]), columns[i]) == expected(*window)
             reader.release()
-    assert ranged(hub) == stream.bytes_fetched == 3_000_000  # nothing twice
+    assert ranged(hub) == stream.place.bytes_fetched == 3_000_000  # nothing twice
 
 
-def test_windows_out_of_turn(stream: HubStream) -> None:
-    stream.spool = 250_000
+def test_windows_out_of_turn(stream: Stream) -> None:
+    stream.place.spool = 250_000
     first, second = [("skipped", 0, 100_000)], [("skipped", 900_000, 200_000)]
     one, two = spans(stream, *first), spans(stream, *second)
     with closing(stream.reader()) as reader:
@@ -118,14 +124,14 @@ def test_windows_out_of_turn(stream: HubStream) -> None:
         assert seen(reader.acquire(*one), one) == expected(*first)
 
 
-def test_a_spool_that_is_too_small(stream: HubStream) -> None:
-    stream.spool = 50_000
+def test_a_spool_that_is_too_small(stream: Stream) -> None:
+    stream.place.spool = 50_000
     with closing(stream.reader()) as reader, pytest.raises(ckdiff.BudgetError, match="too small"):
         reader.acquire(*spans(stream, ("b", 0, 100_001)))
 
 
-def test_windows_of_many_sizes(stream: HubStream, hub: Hub) -> None:
-    stream.spool = 120_000
+def test_windows_of_many_sizes(stream: Stream, hub: Hub) -> None:
+    stream.place.spool = 120_000
     rng = np.random.default_rng(6)
     edges = np.unique(np.r_[0, rng.integers(0, 3 * MIB, 60), 3 * MIB])
     sizes = np.minimum(np.diff(edges), 119_000)
@@ -145,17 +151,17 @@ def test_windows_of_many_sizes(stream: HubStream, hub: Hub) -> None:
     assert ranged(hub) == sizes.sum()
 
 
-def test_what_is_between_is_not_fetched_where_there_is_no_room(stream: HubStream, hub: Hub) -> None:
+def test_what_is_between_is_not_fetched_where_there_is_no_room(stream: Stream, hub: Hub) -> None:
     wanted = [("b", 0, 100_000), ("a", 0, 1000), ("c", 0, 100), ("a", 40_000, 60_000)]
     columns = spans(stream, *wanted)
     total = int(columns[2].sum())
-    stream.spool = total
+    stream.place.spool = total
     with closing(stream.reader()) as reader:
         assert seen(reader.acquire(*columns), columns) == expected(*wanted)
     assert ranged(hub) == total
 
 
-def test_many_readers(stream: HubStream) -> None:
+def test_many_readers(stream: Stream) -> None:
     errors: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -180,7 +186,7 @@ def test_many_readers(stream: HubStream) -> None:
 
 
 @pytest.mark.parametrize("times", [2, 1000])
-def test_connections_that_break(stream: HubStream, hub: Hub, times: int) -> None:
+def test_connections_that_break(stream: Stream, hub: Hub, times: int) -> None:
     broken = [0]
 
     def fault(request: Request, handler: Handler) -> bool | None:
@@ -191,7 +197,7 @@ def test_connections_that_break(stream: HubStream, hub: Hub, times: int) -> None
         return True
 
     hub.fault = fault
-    stream.repository.wait = lambda seconds: None
+    stream.place.repository.wait = lambda seconds: None
     columns = spans(stream, ("b", 0, 100_001))
     with closing(stream.reader()) as reader:
         if times == 2:
@@ -201,7 +207,7 @@ def test_connections_that_break(stream: HubStream, hub: Hub, times: int) -> None
                 reader.acquire(*columns)
 
 
-def test_a_file_that_is_replaced(stream: HubStream, hub: Hub) -> None:
+def test_a_file_that_is_replaced(stream: Stream, hub: Hub) -> None:
     columns = spans(stream, ("b", 0, 100))
     with closing(stream.reader()) as reader:
         reader.acquire(*columns)
@@ -215,7 +221,7 @@ def test_a_file_that_is_replaced(stream: HubStream, hub: Hub) -> None:
 
 
 def test_closing_does_not_wait_for_a_slow_server(hub: Hub) -> None:
-    stream = open_stream("hf://me/model")
+    stream = cast(Stream, open_for_streaming("hf://me/model"))
     answer = threading.Event()
 
     def fault(request: Request, handler: Handler) -> bool | None:

@@ -19,10 +19,11 @@ import pytest
 from support import write_index, write_raw, write_safetensors
 
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.checkpoints.formats.safetensors import read_header
-from ckdiff.checkpoints.places import local
-from ckdiff.checkpoints.places.local import LocalCheckpoint, open_local
+from ckdiff.checkpoints.formats import joined
+from ckdiff.checkpoints.formats.safetensors import header_from
+from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, HeaderError, SourceChanged, UsageError
 
 X = ("U8", (2,), b"xx")
@@ -334,7 +335,7 @@ def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
 
 
 def test_every_disagreement_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.checkpoints.views.joined.PROBLEM_LIMIT", 5)
+    monkeypatch.setattr("ckdiff.checkpoints.formats.joined.PROBLEM_LIMIT", 5)
     shards(tmp_path, "a twice extra", "b twice moved")
     one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
     weight_map = {
@@ -403,13 +404,13 @@ def test_several_broken_headers(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[LocalCheckpoint]:
+def opened(tmp_path: Path) -> Iterator[Checkpoint]:
     write_safetensors(tmp_path / "a.safetensors", {"a": X})
     with open_local(tmp_path / "a.safetensors") as checkpoint:
         yield checkpoint
 
 
-def changed(checkpoint: LocalCheckpoint, word: str) -> None:
+def changed(checkpoint: Checkpoint, word: str) -> None:
     for _ in range(2):
         with pytest.raises(SourceChanged, match=word) as caught:
             checkpoint.verify()
@@ -417,18 +418,18 @@ def changed(checkpoint: LocalCheckpoint, word: str) -> None:
         assert caught.value.hint
 
 
-def test_truncated(opened: LocalCheckpoint) -> None:
+def test_truncated(opened: Checkpoint) -> None:
     os.truncate(opened.open_files[0].path, 20)
     changed(opened, "truncated from .* to 20 bytes")
 
 
-def test_grown(opened: LocalCheckpoint) -> None:
+def test_grown(opened: Checkpoint) -> None:
     with open(opened.open_files[0].path, "ab") as file:
         file.write(b"more")
     changed(opened, "grew")
 
 
-def test_rewritten_in_place(opened: LocalCheckpoint) -> None:
+def test_rewritten_in_place(opened: Checkpoint) -> None:
     path = Path(opened.open_files[0].path)
     data = path.read_bytes()
     with path.open("r+b") as file:
@@ -438,19 +439,19 @@ def test_rewritten_in_place(opened: LocalCheckpoint) -> None:
     changed(opened, "rewritten")
 
 
-def test_rewritten_with_its_old_time(opened: LocalCheckpoint) -> None:
+def test_rewritten_with_its_old_time(opened: Checkpoint) -> None:
     file = opened.open_files[0]
     os.utime(file.path, ns=(1, 1))
     os.utime(file.path, ns=(1, file.identity[3]))
     changed(opened, "touched")
 
 
-def test_removed(opened: LocalCheckpoint) -> None:
+def test_removed(opened: Checkpoint) -> None:
     os.unlink(opened.open_files[0].path)
     changed(opened, "removed")
 
 
-def test_replaced(opened: LocalCheckpoint, tmp_path: Path) -> None:
+def test_replaced(opened: Checkpoint, tmp_path: Path) -> None:
     other = write_safetensors(tmp_path / "new", {"a": X})
     os.replace(other, opened.open_files[0].path)
     changed(opened, "replaced")
@@ -472,12 +473,12 @@ def test_a_link_that_leads_elsewhere(tmp_path: Path) -> None:
 def test_a_change_while_the_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_safetensors(tmp_path / "a.safetensors", {"a": X})
 
-    def slow(fd: int, size: int, file: str) -> Any:
-        header = read_header(fd, size, file)
+    def slow(read: Any, size: int, file: str) -> Any:
+        header = header_from(read, size, file)
         os.truncate(path, size - 1)
         return header
 
-    monkeypatch.setattr(local, "read_header", slow)
+    monkeypatch.setattr(joined, "header_from", slow)
     with pytest.raises(SourceChanged, match="truncated"):
         open_local(path)
 

@@ -330,9 +330,9 @@ def _shimmed(
 
 
 def _meddle(meddling: Meddling) -> None:
-    from ckdiff.checkpoints.places.local import LocalCheckpoint
+    from ckdiff.checkpoints.places.local import LocalPlace
 
-    make = LocalCheckpoint.reader
+    make = LocalPlace.reader
     counter = _Counter()
 
     def event(moment: str) -> None:
@@ -360,7 +360,7 @@ def _meddle(meddling: Meddling) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._inner, name)
 
-    LocalCheckpoint.reader = lambda self: Reader(make(self))  # type: ignore[method-assign]
+    LocalPlace.reader = lambda self: Reader(make(self))  # type: ignore[method-assign]
 
 
 def _change(meddling: Meddling) -> None:

@@ -18,7 +18,7 @@ from disks import tiny_disk
 from support import write_index, write_safetensors
 
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.checkpoints.places.local import LocalCheckpoint
+from ckdiff.checkpoints.files import FileCheckpoint
 from ckdiff.errors import BudgetError, CkdiffError, OutputError, SourceChanged
 from ckdiff.outputs import placing
 from ckdiff.outputs.cleaning import clean
@@ -92,9 +92,9 @@ def shards(folder: Path) -> Path:
     return folder
 
 
-def opened(path: Path) -> LocalCheckpoint:
+def opened(path: Path) -> FileCheckpoint:
     found = open_checkpoint(path)
-    assert isinstance(found, LocalCheckpoint)
+    assert isinstance(found, FileCheckpoint)
     return found
 
 

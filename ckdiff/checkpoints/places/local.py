@@ -1,4 +1,4 @@
-"""Checkpoints on the local disk: one safetensors file, or a directory of shards."""
+"""Files on the local disk, which stay open."""
 
 from __future__ import annotations
 
@@ -9,35 +9,71 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from ckdiff.checkpoints.choosing import Shards, digest, find_shards, read_index
-from ckdiff.checkpoints.formats.safetensors import Header, read_header
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
+from ckdiff.checkpoints.places.place import Place
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
-from ckdiff.checkpoints.views.joined import Joined, JoinedFiles, Joining
 from ckdiff.errors import CheckpointError, SourceChanged
 
 if TYPE_CHECKING:
     from ckdiff.checkpoints.places.mapped import Mappings
 
-__all__ = ["LocalCheckpoint", "OpenFile", "file_metadata", "open_local"]
 
+class LocalPlace(Place):
+    """Files that are here, and stay open until ``close``.
 
-class LocalCheckpoint(JoinedFiles):
-    """A checkpoint whose files are here, and stay open until ``close``."""
+    One that cannot be opened is there all the same: reading it says why.
+    """
 
-    def __init__(self, joined: Joined, opened: list[OpenFile], shards: Shards, path: str) -> None:
-        super().__init__(os.path.basename(os.path.abspath(path)), joined)
-        self.open_files: list[OpenFile] = opened
+    def __init__(self, path: str, shards: Shards) -> None:
+        """Opens the files that ``path`` was found to mean. Raises CheckpointError."""
+        self.label = os.path.basename(os.path.abspath(path))
         self.path = os.path.abspath(path)  #: what it was opened by
+        self.shards, self.described = shards, shards.index or path
         if shards.index is not None or os.path.isdir(path):
             self.directory = shards.root
         if shards.index is not None:
             self.index_name = os.path.basename(shards.index)
-        self._index_digest = shards.index_digest
+        make_room(len(shards.names))
+        self._unopened: dict[int, CheckpointError] = {}
         self._mappings: Mappings | None = None
         self._lock = threading.Lock()
+        with ExitStack() as cleanup:
+            self.open_files: list[OpenFile] = []
+            for i, name in enumerate(shards.names):
+                self.open_files.append(self._open(i, os.path.join(shards.root, name)))
+                cleanup.callback(self.open_files[-1].close)
+            cleanup.pop_all()
+        pairs = zip(shards.names, self.open_files, strict=True)
+        self.files: list[SourceFile] = [SourceFile(name, file.size) for name, file in pairs]
+
+    def _open(self, number: int, path: str) -> OpenFile:
+        try:
+            return OpenFile.open(path)
+        except CheckpointError as error:
+            self._unopened[number] = error
+            return OpenFile(path, -1, 0, (0, 0, 0, 0, 0))
+
+    def where(self, file: int) -> str:
+        """See Place: its path."""
+        return self.open_files[file].path
+
+    def read(self, file: int, begin: int, nbytes: int) -> bytes:
+        """See Place."""
+        if file in self._unopened:
+            raise self._unopened[file]
+        opened, parts, have = self.open_files[file], [], 0
+        try:
+            while have < nbytes and (data := os.pread(opened.fd, nbytes - have, begin + have)):
+                parts.append(data)
+                have += len(data)
+        except OSError as error:
+            raise CheckpointError(f"{opened.path}: cannot be read: {error.strerror}") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check(self, file: int) -> None:
+        """See Place."""
+        self.open_files[file].check()
 
     def fingerprint(self) -> list[Any]:
         """For each file its name, device, inode, size and times (nanoseconds)."""
@@ -45,22 +81,15 @@ class LocalCheckpoint(JoinedFiles):
         return [[source.name, *file.identity] for source, file in pairs]
 
     def seen(self) -> list[Any]:
-        """For each file its name, size and modification time; a digest of the headers' tables."""
-        digest = xxhash.xxh3_128()
-        for column in (self.table.names, self.table.dtypes, self.table.shapes):
-            digest.update(repr(column).encode("utf-8", "surrogatepass"))
-        for numbers in (self.table.nbytes, self.file_index, self.offset):
-            digest.update(numbers.tobytes())
+        """For each file its name, size and modification time."""
         pairs = zip(self.files, self.open_files, strict=True)
         # devices and inodes have other numbers elsewhere
-        files = [[source.name, file.size, file.identity[3]] for source, file in pairs]
-        return [*files, digest.hexdigest()]
+        return [[source.name, file.size, file.identity[3]] for source, file in pairs]
 
-    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+    def read_ahead(self, files: IntArray, begins: IntArray, nbytes: IntArray) -> None:
         """Ask the kernel to read spans into the page cache, where it can be asked."""
         if not hasattr(os, "posix_fadvise"):
             return
-        files, begins = self.file_index[tensors], self.offset[tensors] + starts
         columns = zip(files.tolist(), begins.tolist(), nbytes.tolist(), strict=True)
         for index, begin, size in columns:
             fd = self.open_files[index].fd
@@ -71,10 +100,10 @@ class LocalCheckpoint(JoinedFiles):
         """A new reader over the mapped files, for one worker."""
         from ckdiff.checkpoints.places.mapped import MappedReader
 
-        return MappedReader(self.mappings(), self.file_index, self.offset)
+        return MappedReader(self.mappings())
 
     def mappings(self) -> Mappings:
-        """The mappings that all readers of this checkpoint share."""
+        """The mappings that all readers of these files share."""
         from ckdiff.checkpoints.places.mapped import Mappings
 
         with self._lock:
@@ -85,18 +114,6 @@ class LocalCheckpoint(JoinedFiles):
             if self._mappings is None:
                 self._mappings = Mappings(self.open_files)
             return self._mappings
-
-    def head(self, file: int) -> bytes:
-        """See Checkpoint."""
-        opened, size = self.open_files[file], self.head_sizes[file]
-        try:
-            raw = os.pread(opened.fd, size, 0)
-            while len(raw) < size and (more := os.pread(opened.fd, size - len(raw), len(raw))):
-                raw += more
-        except OSError as error:
-            raise CheckpointError(f"{opened.path}: cannot be read: {error.strerror}") from None
-        opened.check()
-        return raw
 
     def index(self) -> bytes | None:
         """See Checkpoint."""
@@ -111,7 +128,7 @@ class LocalCheckpoint(JoinedFiles):
             raw = read_index(path)
         except (CheckpointError, ValueError):
             raise changed from None
-        if digest(raw) != self._index_digest:
+        if digest(raw) != self.shards.index_digest:
             raise changed
         return raw
 
@@ -137,54 +154,10 @@ class LocalCheckpoint(JoinedFiles):
             file.close()
 
 
-def open_local(path: str | os.PathLike[str]) -> LocalCheckpoint:
-    """Open the checkpoint at ``path``: a file, a directory, or an index.
+def local_place(path: str | os.PathLike[str]) -> LocalPlace:
+    """The files that ``path`` means: a file, a directory, or an index. Raises CheckpointError.
 
-    In a directory the index wins; without one every ``*.safetensors`` counts. Each tensor must be
-    there once. Raises HeaderError for a file that breaks the format and CheckpointError for
-    everything else that is wrong: one error names the first problems and counts all.
+    In a directory the index wins; without one every ``*.safetensors`` counts.
     """
-    path = os.fspath(path)
-    shards = find_shards(path)
-    make_room(len(shards.names))
-    joining = Joining(shards)
-    opened: list[OpenFile] = []
-    with ExitStack() as cleanup:
-        for name in shards.names:
-            try:
-                file = OpenFile.open(os.path.join(shards.root, name))
-                cleanup.callback(file.close)
-                header = _read(file)
-            except CheckpointError as error:
-                joining.failed(name, error)
-                continue
-            opened.append(file)
-            joining.add(SourceFile(name, file.size), header)
-        joined = joining.finish(shards.index or path)
-        checkpoint = LocalCheckpoint(joined, opened, shards, path)
-        cleanup.pop_all()
-    return checkpoint
-
-
-def _read(file: OpenFile) -> Header:
-    try:
-        header = read_header(file.fd, file.size, file.path)
-    except OSError as error:
-        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from None
-    # A header is only worth something if it is the header of the file as it was identified.
-    file.check()
-    return header
-
-
-def file_metadata(path: str) -> dict[str, str]:
-    """The metadata of a safetensors file; nothing where it is none."""
-    try:
-        file = OpenFile.open(path)
-    except CheckpointError:
-        return {}
-    try:
-        return read_header(file.fd, file.size, path).metadata
-    except (CheckpointError, OSError):
-        return {}
-    finally:
-        file.close()
+    text = os.fspath(path)
+    return LocalPlace(text, find_shards(text))

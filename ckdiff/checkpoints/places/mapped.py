@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
@@ -78,16 +77,13 @@ class Mappings:
 
 
 class MappedReader:
-    """A SpanReader over local files; one for each worker.
+    """A SpanReader whose tensors are local files; one for each worker.
 
-    ``file_index`` and ``offset`` say for each tensor in which file it lies, and where. From the
-    first window until it is closed the SIGBUS guard is in place.
+    From the first window until it is closed the SIGBUS guard is in place.
     """
 
-    def __init__(self, maps: Mappings, file_index: npt.NDArray[np.int32], offset: IntArray) -> None:
+    def __init__(self, maps: Mappings) -> None:
         self._maps = maps
-        self._file_index = file_index
-        self._offset = offset
         self._held: list[tuple[int, int, int]] = []
         self._cold = True  # until a window proves otherwise, ask the disk ahead of time
         self._guarded = False
@@ -158,12 +154,10 @@ class MappedReader:
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray
     ) -> tuple[list[tuple[int, int, int]], IntArray]:
         """Whole-page (file, start, stop) ranges, merged where they touch; and the addresses."""
-        files = self._file_index[tensors]
-        begins = self._offset[tensors] + starts
         addresses = np.empty(len(tensors), np.int64)
         pieces: list[tuple[int, int, int]] = []
         for i, (index, begin, size) in enumerate(
-            zip(files.tolist(), begins.tolist(), nbytes.tolist(), strict=True)
+            zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         ):
             addresses[i] = self._maps.address(index) + begin
             if size:

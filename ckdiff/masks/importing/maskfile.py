@@ -19,8 +19,8 @@ import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.formats.strictjson import STRING, WS, any_value, key_at, skip_blank, text_of
-from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.masks.exporting.indices import INDICES
@@ -74,7 +74,7 @@ class MaskFile:
     files: list[OpenFile]  #: what is read; open until the caller closes them
     notes: Notes
     tensors: dict[str, tuple[str, Shape]]  #: dtype and shape of the model's tensors, if it says so
-    checkpoint: LocalCheckpoint | None = None  #: of safetensors
+    checkpoint: Checkpoint | None = None  #: of safetensors
     #: proves what the format has to prove before any item is read; raises CheckpointError
     prove: Callable[[], None] = lambda: None
 

@@ -8,7 +8,9 @@ from contextlib import ExitStack
 import numpy as np
 
 from ckdiff.checkpoints.formats.safetensors import read_header
-from ckdiff.checkpoints.places.local import LocalCheckpoint, OpenFile, open_local
+from ckdiff.checkpoints.opening import open_local
+from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.masks.importing.maskfile import MaskFile, Notes, check_number, make_item, read_exactly
 
@@ -63,7 +65,7 @@ class _Reader:
 
     __slots__ = ("_begin", "_file", "_size")
 
-    def __init__(self, checkpoint: LocalCheckpoint, tensor: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, tensor: int) -> None:
         self._file = checkpoint.open_files[int(checkpoint.file_index[tensor])]
         self._begin = int(checkpoint.offset[tensor])
         self._size = int(checkpoint.table.nbytes[tensor])

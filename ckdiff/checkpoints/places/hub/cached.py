@@ -24,7 +24,7 @@ from ckdiff.checkpoints.places.hub.failures import OFFLINE, asked, hub_errors, m
 from ckdiff.checkpoints.places.hub.listing import meant_by, shards_in
 from ckdiff.checkpoints.places.hub.retries import Backoff
 from ckdiff.checkpoints.places.hub.settings import Settings
-from ckdiff.checkpoints.places.local import LocalCheckpoint, open_local
+from ckdiff.checkpoints.places.local import LocalPlace, local_place
 from ckdiff.errors import CheckpointError, Interrupted, printable
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class _Snapshot(Protocol):
         """The content hash of a file that was fetched, as in SourceFile; may be empty."""
 
 
-def open_cached(text: str) -> LocalCheckpoint:
-    """Open the checkpoint at a hub address, downloading what is not cached.
+def cached_place(text: str) -> LocalPlace:
+    """The files at a hub address on the local disk, downloading what is not cached.
 
     Raises CheckpointError for everything that is wrong with it or with getting it, BudgetError
     where the cache's disk has too little room.
@@ -56,20 +56,20 @@ def open_cached(text: str) -> LocalCheckpoint:
     address = HubAddress.parse(text)
     settings = Settings.of_environment()
     if not settings.offline:
-        return open_repository(HubRepository.open(address, settings))
+        return repository_place(HubRepository.open(address, settings))
     cache = CachedRepository(address, settings)
     return _open(address, cache, _Offline(address, cache))
 
 
-def open_repository(repository: HubRepository) -> LocalCheckpoint:
-    """``open_cached`` of a repository that was opened already, at that commit."""
+def repository_place(repository: HubRepository) -> LocalPlace:
+    """``cached_place`` of a repository that was opened already, at that commit."""
     cache = CachedRepository(repository.address, repository.settings)
     opened = _open(repository.address, cache, _Online(repository, cache))
     cache.remember(repository.address.revision, repository.commit, repository.names)
     return opened
 
 
-def _open(address: HubAddress, cache: CachedRepository, snapshot: _Snapshot) -> LocalCheckpoint:
+def _open(address: HubAddress, cache: CachedRepository, snapshot: _Snapshot) -> LocalPlace:
     root = cache.snapshot(snapshot.commit)
     meant = meant_by(address, snapshot.names)
     path = root / (meant.index or address.path)
@@ -79,14 +79,14 @@ def _open(address: HubAddress, cache: CachedRepository, snapshot: _Snapshot) -> 
         listed = indexed(str(path.parent), path.name).names
         names = shards_in(address, meant, listed, snapshot.names)
     snapshot.fetch(list(names))
-    checkpoint = open_local(str(path))
-    checkpoint.label = str(address)
-    checkpoint.origin = address.origin(snapshot.commit)
-    checkpoint.files = [
+    place = local_place(str(path))
+    place.label = str(address)
+    place.origin = address.origin(snapshot.commit)
+    place.files = [
         replace(file, content=snapshot.content(posixpath.join(meant.folder, file.name)))
-        for file in checkpoint.files
+        for file in place.files
     ]
-    return checkpoint
+    return place
 
 
 class _Offline:

@@ -1,4 +1,4 @@
-"""What a checkpoint of the hub holds, from its headers alone: a few requests, no download."""
+"""The files of a checkpoint at the hub, of which headers are read: a few requests, no download."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from ckdiff.checkpoints.choosing import INDEX_LIMIT, Shards, digest, parsed_index
-from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.places.hub.address import HubAddress
 from ckdiff.checkpoints.places.hub.cache import CachedRepository, Missing
-from ckdiff.checkpoints.places.hub.cached import open_cached, open_repository
+from ckdiff.checkpoints.places.hub.cached import cached_place, repository_place
 from ckdiff.checkpoints.places.hub.client import HubRepository, filled
 from ckdiff.checkpoints.places.hub.fetching import Batch, Check, Fetchers
 from ckdiff.checkpoints.places.hub.listing import Meant, meant_by, shards_in
 from ckdiff.checkpoints.places.hub.settings import Settings
-from ckdiff.checkpoints.places.local import LocalCheckpoint
+from ckdiff.checkpoints.places.local import LocalPlace
+from ckdiff.checkpoints.places.place import Place, Read, Wanted
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
-from ckdiff.checkpoints.views.joined import Joined, JoinedFiles, Joining
-from ckdiff.errors import CheckpointError, HeaderError, SourceChanged
+from ckdiff.errors import CheckpointError, SourceChanged
 
 _AT_ONCE = 8  # headers that are fetched at a time
 _AHEAD = 2 * _AT_ONCE  # headers that are in memory, or on their way, before they are parsed
@@ -30,70 +29,92 @@ _FIRST = 1 << 16  # bytes of the first request for a header: often all of it
 _LONG = 1 << 20  # bytes of a header that is fetched and parsed while no other is
 
 
-class HubCheckpoint(JoinedFiles):
-    """A checkpoint of which only the headers are here, until ``fetch`` brings its files into the
-    hub's cache; then it is what those are.
+class HubPlace(Place):
+    """Files at the hub, of which headers can be read, until ``fetch`` brings them into the hub's
+    cache; then they are what those are.
     """
 
+    remote = True
+
     def __init__(self, repository: HubRepository, meant: Meant, shards: Shards) -> None:
+        self.label = self.described = str(repository.address)
+        self.repository, self.shards = repository, shards
         self._names = [posixpath.join(meant.folder, name) for name in shards.names]
-        joined = _joined(repository, shards, self._names)
-        super().__init__(str(repository.address), joined)
-        self.repository = repository
+        listed = [repository.file(name) for name in self._names]
+        self.files = [
+            SourceFile(name, file.size, file.content)
+            for name, file in zip(shards.names, listed, strict=True)
+        ]
         self.origin = repository.address.origin(repository.commit)
         self._cache = CachedRepository(repository.address, repository.settings)
         self._root = self._cache.snapshot(repository.commit)
         self._index = meant.index
-        self._index_digest = shards.index_digest
         if meant.index is not None or not repository.address.names_file:
             self.directory = str(self._root / meant.folder)
         if meant.index is not None:
             self.index_name = posixpath.basename(meant.index)
-        self._here: LocalCheckpoint | None = None
+        self._here: LocalPlace | None = None
+
+    def where(self, file: int) -> str:
+        """See Place."""
+        if self._here is not None:
+            return self._here.where(file)
+        return f"hf://{self.repository.address.repo}/{self._names[file]}"
+
+    def read(self, file: int, begin: int, nbytes: int) -> bytes:
+        """See Place."""
+        if self._here is not None:
+            return self._here.read(file, begin, nbytes)
+        stop = min(begin + nbytes, self.files[file].size)
+        return self.repository.read(self._names[file], begin, stop - begin)
+
+    def reads(self, wanted: Wanted) -> Iterator[Read]:
+        """See Place. Where a beginning cannot be fetched at all, others are not waited for."""
+        if self._here is not None:
+            yield from self._here.reads(wanted)
+            return
+        fetchers = Fetchers(_AT_ONCE, str(self.repository.address))
+        try:
+            found = _beginnings(self.repository, self._names, wanted, fetchers)
+            for name, first in zip(self._names, found, strict=True):
+                yield partial(_read, self.repository, name, first)
+        finally:
+            fetchers.close()
+
+    def check(self, file: int) -> None:
+        """See Place; a commit never changes, but the cache may."""
+        if self._here is not None:
+            self._here.check(file)
 
     def missing_bytes(self) -> Missing:
         """See Checkpoint; what is cached is not missing."""
         return {} if self._here else self._cache.missing(self.repository, self._names)
 
-    def fetch(self) -> None:
-        """See Checkpoint. It is fetched at the commit whose headers are known."""
+    def fetch(self) -> bool:
+        """See Place. It is fetched at the commit whose headers are known."""
         if self._here is not None:
-            return
-        here = open_repository(self.repository)
-        if not _is_same(self, here):
-            here.close()
-            raise SourceChanged(
-                f"{self.label}: what is in the cache is not what the hub has",
-                hint="remove its files from the cache, and run it again",
-            )
+            return False
+        self._here = here = repository_place(self.repository)
         self.files, self.open_files = here.files, here.open_files
-        here.table = self.table  # tables may be large: one of them is enough
-        here.file_index, here.offset = self.file_index, self.offset
-        self._here = here
+        return True
 
     def reader(self) -> SpanReader:
-        """See Checkpoint."""
+        """See Place. Raises CheckpointError before ``fetch``."""
         if self._here is None:
             raise CheckpointError(f"{self.label}: only its headers were fetched")
         return self._here.reader()
 
-    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+    def read_ahead(self, files: IntArray, begins: IntArray, nbytes: IntArray) -> None:
         """See Checkpoint."""
         if self._here is not None:
-            self._here.read_ahead(tensors, starts, nbytes)
-
-    def head(self, file: int) -> bytes:
-        """See Checkpoint."""
-        if self._here is not None:
-            return self._here.head(file)
-        return self.repository.read(self._names[file], 0, self.head_sizes[file])
+            self._here.read_ahead(files, begins, nbytes)
 
     def index(self) -> bytes | None:
         """See Checkpoint."""
         if self._here is not None or self._index is None:
             return None if self._here is None else self._here.index()
         raw = _whole(self.repository, self._index)
-        if digest(raw) != self._index_digest:
+        if digest(raw) != self.shards.index_digest:
             raise SourceChanged(f"{self.label}: its index was replaced", hint="run it again")
         return raw
 
@@ -123,42 +144,24 @@ class HubCheckpoint(JoinedFiles):
             self._here.close()
 
 
-def _is_same(planned: HubCheckpoint, here: LocalCheckpoint) -> bool:
-    """Whether files hold the tensors, each at its place, that their headers were said to have."""
-
-    def places(side: JoinedFiles) -> object:
-        table = side.table
-        files = [(file.name, file.size) for file in side.files]
-        numbers = (table.nbytes, side.file_index, side.offset)
-        columns = [column.tobytes() for column in numbers]
-        return files, table.names, table.dtypes, table.shapes, columns, side.head_sizes
-
-    return places(planned) == places(here)
+Kind = TypeVar("Kind", bound=HubPlace)
 
 
-Kind = TypeVar("Kind", bound=HubCheckpoint)
+def hub_place(text: str, kind: type[Kind]) -> Kind | LocalPlace:
+    """The files at a hub address, as ``kind`` has them unless all of it is in the cache.
 
-
-def open_headers(text: str) -> HubCheckpoint | LocalCheckpoint:
-    """The checkpoint at a hub address, without its data, if that is not all in the cache.
-
-    Raises CheckpointError and HeaderError.
+    Raises CheckpointError.
     """
-    return open_as(HubCheckpoint, text)
-
-
-def open_as(kind: type[Kind], text: str) -> Kind | LocalCheckpoint:
-    """``open_headers``, of that kind unless all of it is in the cache."""
     address = HubAddress.parse(text)
     settings = Settings.of_environment()
     if settings.offline:
-        return open_cached(text)
+        return cached_place(text)
     repository = HubRepository.open(address, settings)
     meant, shards = _shards(repository)
     names = [posixpath.join(meant.folder, name) for name in shards.names]
     # what the cache has for another commit only is not linked to this one by those who just look
     if CachedRepository(address, settings).holds(repository.commit, names):
-        return open_repository(repository)
+        return repository_place(repository)
     return kind(repository, meant, shards)
 
 
@@ -187,26 +190,10 @@ def _whole(repository: HubRepository, name: str) -> bytes:
     return repository.read(name, 0, repository.file(name).size) if cached is None else cached
 
 
-def _joined(repository: HubRepository, shards: Shards, names: list[str]) -> Joined:
-    joining = Joining(shards)
-    fetchers = Fetchers(_AT_ONCE, str(repository.address))
-    try:
-        found = _beginnings(repository, names, fetchers)
-        for name, file, first in zip(shards.names, names, found, strict=True):
-            try:
-                header = _header(repository, file, first)
-            except HeaderError as error:
-                joining.failed(name, error)
-                continue
-            there = repository.file(file)
-            joining.add(SourceFile(name, there.size, there.content), header)
-    finally:
-        fetchers.close()
-    return joining.finish(str(repository.address))
-
-
-def _beginnings(repository: HubRepository, names: list[str], fetchers: Fetchers) -> Iterator[bytes]:
-    """For each file its header with what is before it, if that is short, else its beginning.
+def _beginnings(
+    repository: HubRepository, names: list[str], wanted: Wanted, fetchers: Fetchers
+) -> Iterator[bytes]:
+    """For each file what is wanted of its beginning, if that is short, else a part of it.
 
     A few are fetched ahead of the one that is given. Raises CheckpointError: where a header cannot
     be fetched at all, others are not waited for.
@@ -215,7 +202,7 @@ def _beginnings(repository: HubRepository, names: list[str], fetchers: Fetchers)
     def ask() -> None:
         for name in islice(rest, _AHEAD - len(coming)):
             into: list[bytes] = []
-            job = partial(_begin, repository, name, into)
+            job = partial(_begin, repository, name, wanted, into)
             coming.append((fetchers.start([job]), into))
 
     coming: deque[tuple[Batch, list[bytes]]] = deque()
@@ -228,26 +215,23 @@ def _beginnings(repository: HubRepository, names: list[str], fetchers: Fetchers)
         ask()
 
 
-def _begin(repository: HubRepository, name: str, into: list[bytes], check: Check) -> None:
+def _begin(
+    repository: HubRepository, name: str, wanted: Wanted, into: list[bytes], check: Check
+) -> None:
     size = repository.file(name).size
     first = repository.read(name, 0, min(_FIRST, size), check)
-    whole = 8 + int.from_bytes(first[:8], "little")
+    whole = wanted(first, size)
     if len(first) < whole <= min(_LONG, size):
         first = _longer(repository, name, memoryview(first), 0, whole, check)
     into.append(first)
 
 
-def _header(repository: HubRepository, name: str, first: bytes) -> Header:
-    """The header of a file that begins with ``first``."""
-    size = repository.file(name).size
-
-    def read(offset: int, nbytes: int) -> bytes:
-        stop = min(offset + nbytes, size)
-        if stop <= len(first):
-            return first[offset:stop]
-        return _longer(repository, name, memoryview(first)[offset:], offset, stop - offset)
-
-    return header_from(read, size, f"hf://{repository.address.repo}/{name}")
+def _read(repository: HubRepository, name: str, first: bytes, offset: int, nbytes: int) -> bytes:
+    """Bytes of a file that begins with ``first``."""
+    stop = min(offset + nbytes, repository.file(name).size)
+    if stop <= len(first):
+        return first[offset:stop]
+    return _longer(repository, name, memoryview(first)[offset:], offset, stop - offset)
 
 
 def _longer(

@@ -21,18 +21,17 @@ from ckdiff.checkpoints.choosing import Shards
 from ckdiff.checkpoints.places.hub.cache import Missing
 from ckdiff.checkpoints.places.hub.client import HubRepository
 from ckdiff.checkpoints.places.hub.fetching import Batch, Check, Fetchers
-from ckdiff.checkpoints.places.hub.headers import HubCheckpoint, open_as
+from ckdiff.checkpoints.places.hub.headers import HubPlace
 from ckdiff.checkpoints.places.hub.listing import Meant
 from ckdiff.checkpoints.places.hub.spool import ALIGNED, Range, ranges, unnamed_file
-from ckdiff.checkpoints.places.local import LocalCheckpoint
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import BudgetError
 
 CONNECTIONS = 8  #: ranges that are fetched at a time, for all workers and both sides together
 
 
-class HubStream(HubCheckpoint):
-    """A checkpoint whose readers fetch what they are asked for. ``close`` ends its connections."""
+class StreamedPlace(HubPlace):
+    """Files whose readers fetch what they are asked for. ``close`` ends its connections."""
 
     streams = True
 
@@ -48,8 +47,9 @@ class HubStream(HubCheckpoint):
         """See Checkpoint: nothing has to be here before it can be read."""
         return {}
 
-    def fetch(self) -> None:
-        """See Checkpoint: readers fetch what is needed."""
+    def fetch(self) -> bool:
+        """See Place: readers fetch what is needed."""
+        return False
 
     def reader(self) -> StreamReader:
         """See Checkpoint. Its spool is made when it is first needed."""
@@ -78,15 +78,10 @@ class HubStream(HubCheckpoint):
     # for the readers
 
     def ranges(
-        self, tensors: IntArray, starts: IntArray, nbytes: IntArray, *, between: bool
+        self, files: IntArray, begins: IntArray, nbytes: IntArray, *, between: bool
     ) -> list[Range]:
         """What to fetch for some spans, with small gaps between them if ``between`` is set."""
-        return ranges(
-            self.file_index[tensors].astype(np.int64),
-            self.offset[tensors] + starts,
-            nbytes,
-            between=between,
-        )
+        return ranges(files, begins, nbytes, between=between)
 
     def read_range(self, wanted: Range, view: memoryview, check: Check) -> None:
         """Fill ``view`` with a range of a file."""
@@ -109,13 +104,13 @@ _Columns = tuple[IntArray, IntArray, IntArray]
 
 
 class StreamReader:
-    """A SpanReader over a checkpoint of the hub; one for each worker.
+    """A SpanReader whose tensors are files of the hub; one for each worker.
 
     Windows get room in the order in which they are asked for: one that has to wait for room holds
     up those after it, so that nothing is fetched early that would be in its way.
     """
 
-    def __init__(self, source: HubStream, size: int) -> None:
+    def __init__(self, source: StreamedPlace, size: int) -> None:
         self._source = source
         self._size = size
         self._pieces: dict[bytes, _Piece] = {}
@@ -223,10 +218,3 @@ class StreamReader:
 
 def _key(columns: _Columns) -> bytes:
     return b"".join(column.tobytes() for column in columns)
-
-
-def open_stream(text: str) -> HubStream | LocalCheckpoint:
-    """Open the checkpoint at a hub address for streaming, or the cached one where all of it is in
-    the cache. Raises CheckpointError and HeaderError.
-    """
-    return open_as(HubStream, text)

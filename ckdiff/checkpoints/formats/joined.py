@@ -1,44 +1,46 @@
-"""From the headers of several files to one table of tensors, wherever the files are."""
+"""From the headers of several safetensors files to one table of tensors, wherever the files are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 
 from ckdiff.checkpoints.choosing import Shards
-from ckdiff.checkpoints.formats.safetensors import Header
+from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.formats.strictjson import shown
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SourceFile, TensorTable
+from ckdiff.checkpoints.pieces import Contents
+from ckdiff.checkpoints.places.place import Place
+from ckdiff.checkpoints.protocol import SourceFile, TensorTable
 from ckdiff.errors import CheckpointError, HeaderError
 
 #: problems that one message lists; the rest are counted
 PROBLEM_LIMIT = 3
 
 
-@dataclass(slots=True)
-class Joined:
-    """What the headers of all files say together."""
+def read_contents(place: Place) -> Contents:
+    """What the safetensors files of ``place`` hold: each tensor must be there once.
 
-    table: TensorTable
-    files: list[SourceFile]
-    file_index: npt.NDArray[np.int32]  #: for each tensor, the position of its file
-    offset: IntArray  #: for each tensor, its first byte counted from the start of that file
-    head_sizes: list[int]  #: for each file, the first byte after its header
+    Raises HeaderError for a file that breaks the format and CheckpointError for everything else
+    that is wrong: one error names the first problems and counts all.
+    """
+    joining = Joining(place.shards)
+    for i, (file, read) in enumerate(zip(place.files, place.reads(header_end), strict=True)):
+        try:
+            header = header_from(read, file.size, place.where(i))
+            place.check(i)  # it is only worth something if it is that of the file as it was opened
+        except HeaderError as error:
+            joining.failed(file.name, error)
+        except CheckpointError as error:
+            if place.remote:  # what keeps one from being read keeps the others too
+                raise
+            joining.failed(file.name, error)
+        else:
+            joining.add(file, header)
+    return joining.finish(place.described)
 
 
-class JoinedFiles(Checkpoint):
-    """A checkpoint in safetensors files, wherever they are: what their headers say of it."""
-
-    def __init__(self, label: str, joined: Joined) -> None:
-        self.label = label
-        self.table, self.files = joined.table, joined.files
-        self.file_index, self.offset = joined.file_index, joined.offset
-        self.head_sizes = joined.head_sizes  #: bytes before the tensors of each of ``files``
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.label}: {len(self.table):,} tensors>"
+def header_end(first: bytes, size: int) -> int:
+    """Where the header of a file ends that begins so: it is worth reading ahead."""
+    return 8 + int.from_bytes(first[:8], "little")
 
 
 class Joining:
@@ -61,7 +63,7 @@ class Joining:
         self._problems.add_error(error)
         self._unread.add(name)
 
-    def finish(self, where: str) -> Joined:
+    def finish(self, where: str) -> Contents:
         """The table. Raises HeaderError and CheckpointError: one error names the first problems,
         and counts all; ``where`` is how it names the checkpoint.
         """
@@ -77,9 +79,8 @@ class Joining:
         headers = self._headers
         counts = [len(header.names) for header in headers]
         nbytes = np.concatenate([header.nbytes for header in headers])
-        return Joined(
+        return Contents(
             TensorTable(names, dtypes, shapes, nbytes),
-            self._sources,
             np.repeat(np.arange(len(headers), dtype=np.int32), counts),
             np.concatenate([header.begins for header in headers]),
             [header.data_start for header in headers],

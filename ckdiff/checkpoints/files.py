@@ -1,0 +1,130 @@
+"""A checkpoint in files: where they are is a place's matter, and what they hold a format's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+from ckdiff.checkpoints.formats.joined import read_contents
+from ckdiff.checkpoints.gathering import Located, PieceReader
+from ckdiff.checkpoints.pieces import Contents, borders
+from ckdiff.checkpoints.places.place import Place
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.errors import SourceChanged
+
+
+class FileCheckpoint(Checkpoint):
+    """The tensors in the files of a place, which it owns."""
+
+    def __init__(self, place: Place, contents: Contents | None = None) -> None:
+        """Reads what the files hold, where that is not known. Raises CheckpointError."""
+        self.place = place
+        self.contents = read_contents(place) if contents is None else contents
+        self.table = self.contents.table
+        self.file_index, self.offset = self.contents.file_index, self.contents.offset
+        self._describe()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label}: {len(self.table):,} tensors>"
+
+    def _describe(self) -> None:
+        place = self.place
+        self.label, self.origin, self.streams = place.label, place.origin, place.streams
+        self.files, self.open_files = place.files, place.open_files
+        self.directory, self.index_name = place.directory, place.index_name
+
+    @property
+    def in_files(self) -> bool:
+        """See Checkpoint."""
+        return bool(self.contents.head_sizes) and super().in_files
+
+    @property
+    def borders(self) -> Mapping[int, IntArray]:
+        """See Checkpoint."""
+        shapes, pieces = self.table.shapes, self.contents.pieces
+        return {i: borders(shapes[i], parts) for i, parts in pieces.items()}
+
+    def head(self, file: int) -> bytes:
+        """See Checkpoint."""
+        if not self.contents.head_sizes:
+            return super().head(file)
+        raw = self.place.read(file, 0, self.contents.head_sizes[file])
+        self.place.check(file)
+        return raw
+
+    def index(self) -> bytes | None:
+        """See Checkpoint."""
+        return self.place.index()
+
+    def missing_bytes(self) -> Mapping[tuple[str, ...], int]:
+        """See Checkpoint."""
+        return self.place.missing_bytes()
+
+    def fetch(self) -> None:
+        """See Checkpoint."""
+        if not self.place.fetch():
+            return
+        if not self.contents.is_same(read_contents(self.place)):
+            self.place.close()
+            raise SourceChanged(
+                f"{self.label}: what is in the cache is not what the hub has",
+                hint="remove its files from the cache, and run it again",
+            )
+        self._describe()
+
+    def reader(self) -> SpanReader:
+        """See Checkpoint."""
+        inner, contents = self.place.reader(), self.contents
+        if contents.pieces:
+            return PieceReader(inner, contents)
+        return Located(inner, contents.file_index, contents.offset)
+
+    def reader_memory(self, window: int) -> int:
+        """See Checkpoint: where a window has to be gathered, all of it."""
+        return PieceReader.memory(window) if self.contents.pieces else 0
+
+    def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """See Checkpoint."""
+        files = self.file_index[tensors]
+        there = files >= 0
+        self.place.read_ahead(
+            files[there].astype("i8"), (self.offset[tensors] + starts)[there], nbytes[there]
+        )
+
+    def share(self, spool: int, connections: int) -> None:
+        """See Checkpoint."""
+        self.place.share(spool, connections)
+
+    def hang_up(self) -> None:
+        """See Checkpoint."""
+        self.place.hang_up()
+
+    def fingerprint(self) -> list[Any]:
+        """See Checkpoint: what the place says of its files."""
+        return self.place.fingerprint()
+
+    def seen(self) -> list[Any]:
+        """See Checkpoint: what the place says of its files, and a digest of what they hold."""
+        digest = xxhash.xxh3_128()
+        for column in (self.table.names, self.table.dtypes, self.table.shapes):
+            digest.update(repr(column).encode("utf-8", "surrogatepass"))
+        for numbers in (self.table.nbytes, self.file_index, self.offset):
+            digest.update(numbers.tobytes())
+        if self.contents.pieces:
+            digest.update(json.dumps(sorted(map(repr, self.contents.pieces.items()))).encode())
+        return [*self.place.seen(), digest.hexdigest()]
+
+    def recipe(self) -> str:
+        """See Checkpoint."""
+        return self.place.recipe()
+
+    def verify(self) -> None:
+        """See Checkpoint."""
+        self.place.verify()
+
+    def close(self) -> None:
+        """See Checkpoint."""
+        self.place.close()

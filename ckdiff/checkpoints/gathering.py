@@ -1,0 +1,247 @@
+"""Readers of tensors that lie inside something else: in files, or in tensors of another checkpoint.
+
+What is in one place is read where it is. What is in pieces is gathered: a span of elements is cut
+into boxes, the part of each piece inside a box is made addressable by whoever holds it, and copied.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.pieces import Contents, Piece, packed_strides
+from ckdiff.checkpoints.protocol import IntArray, SpanReader
+
+_Index = tuple[int, ...]
+#: whole words of elements: copies of one are not done byte by byte
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+class Located:
+    """A SpanReader of tensors that are each packed in one place of what ``inner`` reads."""
+
+    def __init__(
+        self, inner: SpanReader, file_index: npt.NDArray[np.int32], offset: IntArray
+    ) -> None:
+        self._inner = inner
+        self._file_index = file_index
+        self._offset = offset
+
+    def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        """See SpanReader. Nothing is copied."""
+        return self._inner.acquire(*self._at(tensors, starts), nbytes)
+
+    def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """See SpanReader."""
+        self._inner.prefetch(*self._at(tensors, starts), nbytes)
+
+    def _at(self, tensors: IntArray, starts: IntArray) -> tuple[IntArray, IntArray]:
+        return self._file_index[tensors].astype(np.int64), self._offset[tensors] + starts
+
+    def release(self) -> None:
+        """See SpanReader."""
+        self._inner.release()
+
+    def close(self) -> None:
+        """See SpanReader."""
+        self._inner.close()
+
+
+@dataclass(slots=True)
+class _Copy:
+    """The part of a piece that is copied, as two strided views of elements."""
+
+    request: int  #: which of what is acquired holds it
+    begin: int  #: byte of the buffer at which its first element goes
+    shape: _Index
+    strides: _Index  #: elements in the source
+    into: _Index  #: elements in the buffer
+    width: int  #: bytes of an element
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What a window asks of the inner reader, and what is copied from it then."""
+
+    columns: tuple[IntArray, IntArray, IntArray]
+    straight: list[tuple[int, int]]  #: (span, request) of those that are read where they are
+    gathered: list[tuple[int, int]]  #: (span, byte of the buffer)
+    copies: list[_Copy]
+    buffer: int  #: bytes
+
+
+class PieceReader:
+    """A SpanReader of tensors of which some are in pieces; one for each worker."""
+
+    def __init__(self, inner: SpanReader, contents: Contents) -> None:
+        self._inner = inner
+        self._contents = contents
+        self._buffer = np.empty(0, np.uint8)
+
+    @staticmethod
+    def memory(window: int) -> int:
+        """Bytes that a reader takes at most for windows of so many bytes."""
+        return window + (1 << 18)
+
+    def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        """See SpanReader."""
+        wanted = self._wanted(tensors, starts, nbytes)
+        found = self._inner.acquire(*wanted.columns).tolist()
+        if wanted.buffer > len(self._buffer):
+            self._buffer = np.empty(wanted.buffer, np.uint8)
+        base = self._buffer.ctypes.data
+        for copy in wanted.copies:
+            _copy(copy, found[copy.request], base + copy.begin)
+        addresses = np.zeros(len(tensors), np.int64)
+        for span, request in wanted.straight:
+            addresses[span] = found[request]
+        for span, begin in wanted.gathered:
+            addresses[span] = base + begin
+        return addresses
+
+    def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """See SpanReader."""
+        self._inner.prefetch(*self._wanted(tensors, starts, nbytes).columns)
+
+    def release(self) -> None:
+        """See SpanReader."""
+        self._inner.release()
+
+    def close(self) -> None:
+        """See SpanReader."""
+        self._inner.close()
+        self._buffer = np.empty(0, np.uint8)
+
+    def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> _Wanted:
+        requests: list[tuple[int, int, int]] = []
+        straight, gathered, copies, at = [], [], [], 0
+        contents = self._contents
+        columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
+        for span, (tensor, start, size) in enumerate(columns):
+            pieces = contents.pieces.get(tensor)
+            if pieces is None:
+                place = int(contents.file_index[tensor]), int(contents.offset[tensor]) + start
+                straight.append((span, len(requests)))
+                requests.append((*place, size))
+                continue
+            shape = contents.table.shapes[tensor]
+            width = int(contents.table.nbytes[tensor]) // max(prod(shape), 1)
+            run = _run(shape, pieces, start, size, width)
+            if run is not None:
+                straight.append((span, len(requests)))
+                requests.append((*run, size))
+                continue
+            first, stop = start // width, -(-(start + size) // width)
+            gathered.append((span, at + start - first * width))
+            for copy, request in _copies(shape, pieces, first, stop, width):
+                copy.request = len(requests)
+                copy.begin += at
+                requests.append(request)
+                copies.append(copy)
+            at += -(-(stop - first) * width // 64) * 64
+        numbers = np.array(requests, np.int64).reshape(-1, 3)
+        sources, begins, sizes = (np.ascontiguousarray(column) for column in numbers.T)
+        return _Wanted((sources, begins, sizes), straight, gathered, copies, at)
+
+
+def _run(
+    shape: _Index, pieces: tuple[Piece, ...], start: int, size: int, width: int
+) -> tuple[int, int] | None:
+    """(source, byte) of a span that is one run of bytes of one piece, whole elements or not."""
+    if not size:
+        return (pieces[0].source, pieces[0].begin) if pieces else (0, 0)
+    first, last = start // width, (start + size - 1) // width
+    ends = _index(shape, first), _index(shape, last)
+    for piece in pieces:
+        inside = [tuple(i - a for i, a in zip(index, piece.at, strict=True)) for index in ends]
+        if not all(0 <= i < n for index in inside for i, n in zip(index, piece.shape, strict=True)):
+            continue
+        # a run of the tensor that stays in the piece is one of the piece where both count alike
+        places = [sum(i * s for i, s in zip(index, piece.strides, strict=True)) for index in inside]
+        lead = next((i for i, n in enumerate(piece.shape) if n != 1), len(shape))
+        whole = piece.packed and piece.shape[lead + 1 :] == shape[lead + 1 :]
+        if first == last or (whole and places[1] - places[0] == last - first):
+            return piece.source, piece.begin + places[0] * width + start % width
+        return None
+    return None
+
+
+def _index(shape: _Index, element: int) -> _Index:
+    found = []
+    for size in reversed(shape):
+        element, rest = divmod(element, size)
+        found.append(rest)
+    return tuple(reversed(found))
+
+
+def _copies(
+    shape: _Index, pieces: tuple[Piece, ...], first: int, stop: int, width: int
+) -> Iterator[tuple[_Copy, tuple[int, int, int]]]:
+    """What to copy for the elements [first, stop), and (source, begin, bytes) of each."""
+    steps = packed_strides(shape)
+    for at, extent in _boxes(shape, first, stop):
+        for piece in pieces:
+            low = tuple(map(max, at, piece.at))
+            high = tuple(
+                min(a + e, b + n)
+                for a, e, b, n in zip(at, extent, piece.at, piece.shape, strict=True)
+            )
+            part = tuple(h - n for h, n in zip(high, low, strict=True))
+            if any(n <= 0 for n in part):
+                continue
+            offset = sum((n - a) * s for n, a, s in zip(low, piece.at, piece.strides, strict=True))
+            reach = 1 + sum((n - 1) * s for n, s in zip(part, piece.strides, strict=True))
+            into = sum(n * s for n, s in zip(low, steps, strict=True)) - first
+            request = piece.source, piece.begin + offset * width, reach * width
+            yield _Copy(0, into * width, part, piece.strides, steps, width), request
+
+
+def _boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index]]:
+    """The elements [first, stop) of a tensor as boxes: (index of the first element, sizes)."""
+    if not shape:
+        yield (), ()
+        return
+    inner = prod(shape[1:])
+    row, column = divmod(first, inner)
+    last, rest = divmod(stop, inner)
+    if row == last:
+        for at, extent in _boxes(shape[1:], column, rest):
+            yield (row, *at), (1, *extent)
+        return
+    if column:
+        for at, extent in _boxes(shape[1:], column, inner):
+            yield (row, *at), (1, *extent)
+        row += 1
+    if last > row:
+        yield (row, *(0,) * len(shape[1:])), (last - row, *shape[1:])
+    if rest:
+        for at, extent in _boxes(shape[1:], 0, rest):
+            yield (last, *at), (1, *extent)
+
+
+def _copy(copy: _Copy, source: int, into: int) -> None:
+    np.copyto(
+        _view(into, copy.shape, copy.into, copy.width),
+        _view(source, copy.shape, copy.strides, copy.width),
+    )
+
+
+def _view(address: int, shape: _Index, strides: _Index, width: int) -> npt.NDArray[np.generic]:
+    """Elements in memory as an array of words of ``width`` bytes."""
+    reach = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * width
+    memory: Any = (ctypes.c_char * reach).from_address(address)
+    return np.ndarray(
+        shape, _word(width), memory, strides=tuple(stride * width for stride in strides)
+    )
+
+
+@cache
+def _word(width: int) -> np.dtype[np.generic]:
+    return np.dtype(_WORDS[width])

@@ -1,0 +1,83 @@
+"""What the files of a checkpoint hold: where each tensor's elements are, in one place or several.
+
+A tensor that is packed in one place costs no copy. One that lies in several (the shards of some
+ranks), or not in the order of its elements (a transposed view), is a list of pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.protocol import IntArray, TensorTable
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a tensor, and where its elements are."""
+
+    source: int  #: position of the file that holds it, or of the tensor of another checkpoint
+    begin: int  #: byte of the source at which the box's first element is
+    at: tuple[int, ...]  #: index, in the tensor, of the box's first element
+    shape: tuple[int, ...]  #: of the box
+    strides: tuple[int, ...]  #: elements from one to the next along each dimension, in the source
+
+    @property
+    def packed(self) -> bool:
+        """Whether its elements lie one after the other, in their order."""
+        return all(
+            size == 1 or stride == wanted
+            for size, stride, wanted in zip(
+                self.shape, self.strides, packed_strides(self.shape), strict=True
+            )
+        )
+
+
+def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements from one to the next along each dimension of a packed tensor."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(slots=True)
+class Contents:
+    """What the files of a checkpoint hold together, in columns."""
+
+    table: TensorTable
+    file_index: npt.NDArray[np.int32]  #: for each tensor the position of its file; -1: in pieces
+    offset: IntArray  #: for each tensor its first byte counted from the start of its file, or -1
+    #: for each file the first byte after its header, where the format has headers
+    head_sizes: list[int] = field(default_factory=list)
+    #: for each tensor that is not in one place its pieces, which cover it once
+    pieces: Mapping[int, tuple[Piece, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  #: one line each, for people
+
+    def is_same(self, other: Contents) -> bool:
+        """Whether both hold the same tensors, each at the same place."""
+        mine, theirs = (
+            (
+                side.table.names, side.table.dtypes, side.table.shapes, side.head_sizes,
+                dict(side.pieces),
+                [c.tobytes() for c in (side.table.nbytes, side.file_index, side.offset)],
+            )
+            for side in (self, other)
+        )  # fmt: skip
+        return mine == theirs
+
+
+def borders(shape: tuple[int, ...], pieces: tuple[Piece, ...]) -> IntArray:
+    """Elements of a tensor at which one run of addresses ends and another begins.
+
+    Nothing where its pieces are not such runs: then all of it is gathered.
+    """
+    starts = []
+    steps = packed_strides(shape)
+    for piece in pieces:
+        first = next((i for i, size in enumerate(piece.shape) if size != 1), len(shape))
+        if not piece.packed or piece.shape[first + 1 :] != shape[first + 1 :]:
+            return np.zeros(0, np.int64)
+        starts.append(sum(a * s for a, s in zip(piece.at, steps, strict=True)))
+    return np.array(sorted(starts)[1:], np.int64)
