@@ -29,8 +29,8 @@ from __future__ import annotations
 class CkdiffError(Exception):
     """Base of every error ckdiff raises.
 
-    ``str(error)`` is one line. ``hint`` says what to do about it (or is None), and
-    ``exit_code`` is what the ``ckdiff`` command exits with.
+    ``str(error)`` is one line: ``message``, what is wrong and where, and in brackets ``hint``, what
+    to do about it, if there is one. ``exit_code`` is what the ``ckdiff`` command exits with.
     """
 
     exit_code: int = 2
@@ -39,10 +39,17 @@ class CkdiffError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def message(self) -> str:
+        """What is wrong, without the hint: for another error that has a hint of its own."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message} ({self.hint})"
+
     def one_line(self) -> str:
         """The message and the hint on one line, with control characters escaped."""
-        text = str(self) if self.hint is None else f"{self} ({self.hint})"
-        return printable(text)
+        return printable(str(self))
 
 
 class UsageError(CkdiffError):

@@ -291,7 +291,7 @@ class Delta:
         try:
             self.blueprint = Blueprint.of(plans, index, directory=manifest["directory"])
         except HeaderError as error:
-            raise self.damaged(f"a file that it rebuilds: {error}") from None
+            raise self.damaged(f"a file that it rebuilds: {error.message}") from None
         self._room.give(len(heads))
         del heads
         # a parsed index has the names once more, for a moment

@@ -83,7 +83,7 @@ def index_fault(blueprint: Blueprint) -> str | None:
     try:
         found = parsed_index(raw, "", "its index").weight_map
     except CheckpointError as error:
-        return str(error)
+        return error.message
     owners = zip(blueprint.names, blueprint.file.tolist(), strict=True)
     if found is None or len(found) != len(blueprint.names):
         return "its index has other tensors than its files"

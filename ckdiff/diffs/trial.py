@@ -52,7 +52,7 @@ def try_both(here: DiffTask, there: DiffTask, chunks: Sequence[int], name: str) 
         try:
             seconds(lambda window: window.compare(there.comparing))  # buffers are made here
         except CkdiffError as error:
-            return False, str(error)
+            return False, error.message
         times: dict[int, list[float]] = {0: [], 1: []}
         for _ in range(_ROUNDS):
             for side, task in enumerate((here, there)):

@@ -29,7 +29,7 @@ def clean(folder: Path) -> Cleaned:
                 cleaned.busy.append(path)
                 continue
             except StoreError as error:
-                cleaned.foreign.append((path, str(error)))
+                cleaned.foreign.append((path, error.message))
                 continue
             except FileNotFoundError:
                 continue  # its owner has just removed it

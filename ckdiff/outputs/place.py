@@ -219,7 +219,7 @@ def _output_errors() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise OutputError(str(error), hint=error.hint) from None
+        raise OutputError(error.message, hint=error.hint) from None
 
 
 def _has_content(path: Path) -> bool:

@@ -363,6 +363,6 @@ def _ask(client: Client, question: str, **about: Any) -> Any:
 
 def _brief(error: BaseException) -> str:
     if isinstance(error, CkdiffError):
-        return str(error)
+        return error.message
     text = str(error).strip()
     return printable(text.splitlines()[0] if text else type(error).__name__)

@@ -15,7 +15,8 @@ from hub_server import Handler, Hub, Request, blob_of, etag_of, only_hub
 
 from ckdiff.checkpoints.places.hub import retries
 from ckdiff.checkpoints.places.hub.address import HubAddress
-from ckdiff.checkpoints.places.hub.client import HubFile, HubRepository, content_of, plain_etag
+from ckdiff.checkpoints.places.hub.client import HubFile, HubRepository
+from ckdiff.checkpoints.places.hub.etags import content_of, plain_etag
 from ckdiff.checkpoints.places.hub.failures import redacted
 from ckdiff.errors import CheckpointError, SourceChanged
 

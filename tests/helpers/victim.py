@@ -233,7 +233,7 @@ def _child(request: dict[str, Any], pipe: int) -> None:
 
         report = {"error": type(error).__name__}
         if isinstance(error, CkdiffError):
-            report |= {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+            report |= {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         else:
             report["trace"] = traceback.format_exc()
     finally:

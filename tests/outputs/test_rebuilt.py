@@ -260,7 +260,7 @@ def test_only_checkpoints_are_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     old, new = plans(100, 200), plans(50)
     write(out, old)
-    with pytest.raises(OutputError, match=r"exists$"):
+    with pytest.raises(OutputError, match=r"exists \(use --overwrite"):
         write(out, new)
     assert tree(out) == whole(old)
     write(out, new, overwrite=True)
@@ -506,7 +506,7 @@ def test_killed_at_every_call(tmp_path: Path, directory: bool, exchange: bool) -
         clean(place)
         assert os.listdir(place) == ["out.safetensors"]
         assert (tree(out) if directory else out.read_bytes()) == found
-        with pytest.raises(OutputError, match=r"exists$"):
+        with pytest.raises(OutputError, match=r"exists \(use --overwrite"):
             write(again, plans(1), **options)
         assert (tree(again) if directory else again.read_bytes()) == found
         if found == new:

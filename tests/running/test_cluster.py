@@ -494,7 +494,7 @@ def test_errors_of_tasks_arrive_as_they_are(model: Model, cluster: Cluster, tmp_
 def test_errors_can_be_pickled(kind: type[CkdiffError]) -> None:
     found = pickle.loads(pickle.dumps(kind("what is wrong", hint="what to do")))
     assert type(found) is kind
-    assert (str(found), found.hint) == ("what is wrong", "what to do")
+    assert (found.message, found.hint) == ("what is wrong", "what to do")
     assert found.exit_code == kind("x").exit_code
 
 

@@ -129,7 +129,7 @@ class _Problems:
 
     def add_error(self, error: CheckpointError) -> None:
         self.errors.append(error)
-        self.add(str(error))
+        self.add(error.message)  # one hint stands at the end of all
 
     def raise_any(self, where: str) -> None:
         """Raise one error for all of it; the error itself where it is the only problem."""

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.places.hub.address import HubAddress
-from ckdiff.checkpoints.places.hub.client import HubRepository, content_of
+from ckdiff.checkpoints.places.hub.client import HubRepository
+from ckdiff.checkpoints.places.hub.etags import content_of
 from ckdiff.checkpoints.places.hub.settings import Settings
 from ckdiff.errors import BudgetError, printable
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints.places.hub.address import HubAddress
+from ckdiff.checkpoints.places.hub.etags import Etags, content_of, plain_etag
 from ckdiff.checkpoints.places.hub.exchange import Answer, asking
 from ckdiff.checkpoints.places.hub.failures import asked, host_of, hub_errors, may_pass, status_of
 from ckdiff.checkpoints.places.hub.retries import Backoff
@@ -20,8 +21,6 @@ from ckdiff.errors import CheckpointError, SourceChanged, printable
 if TYPE_CHECKING:
     from httpx2 import Response
 
-_HUB = ""  # where the hub itself is, among the places that have an etag
-_HEX = re.compile(r"[0-9a-f]+")
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: statuses by which a storage server says that a signed URL has run out
@@ -65,7 +64,7 @@ class HubRepository:
         self.timeout: float | None = None  #: seconds without any byte; None: the client's own
         self._listed = listed
         self._files: dict[str, HubFile] = {}
-        self._etags: dict[tuple[str, str], str] = {}  #: of a file at a place, as last seen
+        self._etags = Etags()
         self._routes: dict[str, str] = {}  #: where the last range of a file was redirected to
         self._lock = threading.Lock()
 
@@ -84,10 +83,9 @@ class HubRepository:
         from huggingface_hub import HfApi, constants
 
         settings = settings or Settings.of_environment()
-        with hub_errors(address, settings.endpoint):
-            api = HfApi(
-                endpoint=settings.endpoint, library_name="ckdiff", library_version=__version__
-            )
+        endpoint = settings.endpoint
+        with hub_errors(address, endpoint):
+            api = HfApi(endpoint=endpoint, library_name="ckdiff", library_version=__version__)
 
             def ask() -> Any:
                 return api.model_info(
@@ -100,17 +98,7 @@ class HubRepository:
             info = _patiently(ask, Backoff(wait=wait))
             siblings = [item for item in info.siblings or () if _is_name(item.rfilename)]
             listed = {item.rfilename: item for item in siblings}
-        if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None:
-            raise CheckpointError(
-                f"{address}: {host_of(settings.endpoint)} does not say which commit it is at",
-                hint="is HF_ENDPOINT a hub?",
-            )
-        asked = (address.revision or "").lower()
-        if _COMMIT.fullmatch(asked) and asked != info.sha:
-            raise CheckpointError(
-                f"{address}: {host_of(settings.endpoint)} has another commit there, {info.sha}",
-                hint="is HF_ENDPOINT a hub?",
-            )
+        _check_commit(address, info.sha, host_of(endpoint))
         found = cls(address, settings, info.sha, listed)
         found.wait = wait
         return found
@@ -256,10 +244,7 @@ class HubRepository:
     def _is_version(self, file: HubFile, answer: Answer, *, direct: bool) -> bool:
         """Whether the answer is of the pinned commit, and of the same file.
 
-        A file has one etag at the hub, which vouches for wherever it sends us; and one at each
-        place where it is stored, by which later answers from there are known without the hub.
-        False where a later one has another, and the hub has to be asked again. Raises
-        SourceChanged.
+        False where the hub has to be asked again where the file is. Raises SourceChanged.
         """
         commit = answer.header("X-Repo-Commit")
         if commit and commit != self.commit:
@@ -267,29 +252,13 @@ class HubRepository:
                 f"{self._where(file.name)}: comes from another commit, {printable(commit)}",
                 hint="run it again",
             )
-        own = plain_etag(answer.response.headers.get("ETag", ""))
-        redirected = direct or bool(answer.redirects)
-        linked = plain_etag(answer.header("X-Linked-Etag")) or ("" if redirected else own)
-        with self._lock:
-            if linked and linked != self._etags.setdefault((file.name, _HUB), linked):
-                raise self._replaced(file)
-            if linked and _contradicts(linked, file.content):
-                raise self._replaced(file)
-            if not redirected:
-                return True
-            known = self._etags.get((file.name, answer.place))
-            if direct and known != own:
-                return False
-            if known not in (None, own) and not linked:
-                raise self._replaced(file)
-            self._etags[file.name, answer.place] = own
-            return True
-
-    def _replaced(self, file: HubFile) -> SourceChanged:
-        return SourceChanged(
-            f"{self._where(file.name)}: was replaced at the hub while it was being read",
-            hint="run it again",
-        )
+        found = self._etags.verdict(file.name, file.content, answer, direct=direct)
+        if found == "replaced":
+            raise SourceChanged(
+                f"{self._where(file.name)}: was replaced at the hub while it was being read",
+                hint="run it again",
+            )
+        return found == "same"
 
     def _describe(self, name: str) -> HubFile:
         """A file from the listing, or from a HEAD request."""
@@ -321,7 +290,7 @@ class HubRepository:
             )
         etag = plain_etag(found.etag or "")
         if etag:
-            self._etags.setdefault((name, _HUB), etag)
+            self._etags.note(name, etag)
         return HubFile(name, size, content or content_of(etag))
 
     def url(self, name: str) -> str:
@@ -374,31 +343,22 @@ def filled(size: int, fill: Callable[[memoryview], None]) -> bytes:
     return whole.getvalue()
 
 
-def content_of(etag: str) -> str:
-    """What an etag of the hub says about a file's content, as in SourceFile; often nothing.
-
-    It is the SHA-256 of a file in LFS or xet storage, and a git blob's id of any other.
-    """
-    if _HEX.fullmatch(etag) is None:
-        return ""
-    return {64: "sha256:", 40: "git:"}[len(etag)] + etag if len(etag) in (40, 64) else ""
+def _check_commit(address: HubAddress, commit: object, host: str) -> None:
+    """Raise CheckpointError unless it is a commit, and the one that was asked for."""
+    if not isinstance(commit, str) or _COMMIT.fullmatch(commit) is None:
+        raise CheckpointError(
+            f"{address}: {host} does not say which commit it is at", hint="is HF_ENDPOINT a hub?"
+        )
+    wanted = (address.revision or "").lower()
+    if _COMMIT.fullmatch(wanted) and wanted != commit:
+        raise CheckpointError(
+            f"{address}: {host} has another commit there, {commit}", hint="is HF_ENDPOINT a hub?"
+        )
 
 
 def _is_name(value: object) -> bool:
     """Whether it can be the name of a file; some are texts that no URL can hold."""
     return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
-
-
-def plain_etag(text: str) -> str:
-    """An etag without its quotes and the mark of a weak one."""
-    return text.strip().removeprefix("W/").strip('"')
-
-
-def _contradicts(etag: str, content: str) -> bool:
-    """Whether an etag of the hub is a content hash, and another one than a file has."""
-    kind, _, known = content.partition(":")
-    stands = content_of(etag)
-    return bool(kind) and stands.startswith(f"{kind}:") and stands != f"{kind}:{known}"
 
 
 def _patiently(ask: Callable[[], Any], backoff: Backoff) -> Any:
