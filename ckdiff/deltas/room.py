@@ -29,6 +29,7 @@ _WINDOW, _GROUP = 100, 180  # bytes that each takes: columns, turns
 _DIM, _PAIR = 40, 260  # of a header, bytes that a dimension takes, and a pair of metadata
 _NAMED = 160  # bytes that a name of an index takes
 _ENTRY = 48  # bytes of a tensor's entry in a header besides its name, at least
+_FIELDS = (b'"dtype"', b'"shape"', b'"data_offsets"')
 _VALUE, _LIST, _OBJECT, _MEMBER, _ODD = 70, 80, 200, 60, 300  # bytes that JSON becomes
 _MEMBERS = 8  # of an object of ours, at most; others are odd
 
@@ -79,15 +80,30 @@ def available_memory() -> int:
 def header_cost(raw: bytes, each: int) -> int:
     """What a parsed safetensors header takes, at most, with ``each`` bytes for a tensor.
 
-    In a header that parses each tensor has its ``data_offsets``, four colons and four commas, but
-    for one; all other commas are before a dimension, and other colons in metadata.
+    In a header that parses each tensor has its three fields, four colons and four commas, but for
+    one; all other commas are before a dimension, and other colons in metadata or in fields that
+    nobody knows. A tensor that is written otherwise, as a list or with escapes, has more of both.
     """
     tensors = raw.count(b'"data_offsets"')
-    surely = raw.count(b'"data_offsets":')  # not the values of metadata, which may be called so
+    surely = _entries(raw)
     dims = max(0, raw.count(b",") - 3 * surely + 1)
     pairs = max(0, raw.count(b":") - 4 * surely)
     text = max(0, len(raw) - _ENTRY * surely) * _width(raw)
     return text + each * tensors + _DIM * dims + _PAIR * pairs
+
+
+def _entries(raw: bytes) -> int:
+    """How many entries with four colons there are at least, in a header that parses.
+
+    What is only called so, a value or a part of a longer key, has a backslash or no colon there.
+    """
+
+    def count(text: bytes) -> int:
+        return raw.count(text) - raw.count(b"\\" + text)
+
+    objects = count(b'":{') + count(b'": {')
+    named = [sum(count(field + end) for end in (b":{", b": {")) for field in _FIELDS]
+    return max(0, min(objects - sum(named), *(count(field + b":") for field in _FIELDS)))
 
 
 def windows_cost(windows: int, nbytes: int) -> int:

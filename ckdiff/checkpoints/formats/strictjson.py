@@ -11,6 +11,7 @@ Every function raises ValueError with a phrase that the caller puts into its own
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NoReturn
 
@@ -26,7 +27,6 @@ _PAIR = re.compile(WS + STRING + WS + rb":" + WS + STRING + WS + rb"([,}])", re.
 _BLANK = re.compile(WS)
 #: pairs of a map of strings: ten times what the largest models have; each costs 140 bytes and more
 PAIR_LIMIT = 1 << 20
-_NATURAL = re.compile(r"0|[1-9][0-9]*")
 _LONGEST_NUMBER = 40
 _WINDOWS = (1 << 10, 1 << 15, VALUE_LIMIT)
 
@@ -111,7 +111,8 @@ def any_value(raw: bytes, pos: int, *, whole_numbers: bool) -> tuple[Any, int]:
     """Any JSON value of at most ``VALUE_LIMIT`` bytes at ``pos``, and the position after it.
 
     Duplicate keys, NaN and infinities, absurdly long numbers, bad UTF-8 and deep nesting are
-    refused; with ``whole_numbers`` every number but a plain 0, 1, 2, ... is.
+    refused. With ``whole_numbers`` a plain 0, 1, 2, ... below 2**63 is an int, and every other
+    number a float, however long.
     """
     # nearly all values are short: to look at all that is allowed for each would be quadratic
     for limit in _WINDOWS:
@@ -121,16 +122,46 @@ def any_value(raw: bytes, pos: int, *, whole_numbers: bool) -> tuple[Any, int]:
     raise ValueError(f"a value longer than {VALUE_LIMIT} bytes, or not JSON")
 
 
+def sound(value: Any, levels: int) -> None:
+    """Raise ValueError where a decoded value is nested deeper than ``levels``, or has a string with
+    half of a surrogate pair: ``json`` takes both, and others do not.
+    """
+    below = [value]
+    while below:
+        levels -= 1
+        here, below = below, []
+        for item in here:
+            if isinstance(item, str):
+                _check_text(item)
+            elif isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, (list, tuple)):
+                below += item
+            else:
+                continue
+            if levels < 0 and not isinstance(item, str):
+                raise ValueError("JSON nested too deeply")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a string with half of a surrogate pair") from None
+
+
 def _value_in(window: bytes, pos: int, limit: int, whole: bool) -> tuple[Any, int] | None:
     """The value that a window of the text begins with, and its bytes; None where it is cut off."""
     cut = len(window) == limit
+    plain = window.isascii()
     decoder = _WHOLE if whole else _LOOSE
     try:
         # Latin-1 keeps byte and character positions equal; the real decoding follows.
-        _, used = decoder.raw_decode(window.decode("latin-1"))
+        value, used = decoder.raw_decode(window.decode("latin-1"))
         if cut and limit < VALUE_LIMIT and used > limit - _LONGEST_NUMBER:
             return None  # a number may go on
-        value, _ = decoder.raw_decode(window[:used].decode("utf-8"))
+        if not plain:
+            value, _ = decoder.raw_decode(window[:used].decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason})") from None
     except RecursionError:
@@ -154,15 +185,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_number(text: str) -> NoReturn:
-    raise ValueError(f"{shown(text, 30)} is not a whole number from 0 to 2**63-1")
+    raise ValueError(f"{shown(text, 30)} is not a number")
 
 
-def _natural(text: str) -> int:
-    if not _NATURAL.fullmatch(text) or len(text) > 19 or int(text) >= 2**63:
-        if len(text) > _LONGEST_NUMBER:
-            raise ValueError(f"a number of {len(text):,} digits")
-        _refuse_number(text)
-    return int(text)
+def _natural(text: str) -> int | float:
+    # the decoder has refused what is no number of JSON, such as 01
+    if text[0] == "-" or len(text) > 19 or (number := int(text)) >= 2**63:
+        return _finite(text)
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"a number out of range: {shown(text, 30)}")
+    return number
 
 
 def _integer(text: str) -> int:
@@ -174,7 +211,7 @@ def _integer(text: str) -> int:
 _WHOLE = json.JSONDecoder(
     object_pairs_hook=_unique,
     parse_int=_natural,
-    parse_float=_refuse_number,
+    parse_float=_finite,
     parse_constant=_refuse_number,
 )
 _LOOSE = json.JSONDecoder(
