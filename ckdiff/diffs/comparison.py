@@ -22,7 +22,7 @@ from ckdiff.checkpoints.pairing import Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import ClusterError
+from ckdiff.errors import ClusterError, printable
 from ckdiff.layout import Layout, Spans, bits_of
 from ckdiff.rules import RuleSet
 from ckdiff.running.remote import SHARE
@@ -80,6 +80,10 @@ class Comparison:
         self.known = same_tensors((base, tuned), indexes, self.same) & (self.nbytes > 0)
         self.bytes_known = 2 * int(self.nbytes[self.known].sum())  #: of both sides
         self.bytes_to_read = 2 * int(self.nbytes.sum()) - self.bytes_known  #: of both sides
+
+    def __repr__(self) -> str:
+        sides = " and ".join(printable(side.label) for side in (self.base, self.tuned))
+        return f"<Comparison of {sides}: {len(self.pairing):,} tensors>"
 
     def knowing(self, same: Sequence[FilePair]) -> Comparison:
         """The same, where these are the files that are equal: of fetched ones more may be known

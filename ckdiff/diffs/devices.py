@@ -41,79 +41,110 @@ class Taken:
     why: str | None  #: for people; None where no other was asked for
 
 
+@dataclass(frozen=True, slots=True)
 class Devices:
-    """The device that was asked for, opened; then the one that is taken.
+    """The device that was asked for, opened, and why it is not used where that is known already."""
 
-    Raises UsageError where there is no GPU and one is asked for, and for a size that cannot be
-    read.
-    """
+    asked: str
+    memory: int  #: bytes of a device's that may be used
+    device: Device | None = None
+    taken: Taken = Taken("cpu", None)  #: where there is no device
+    resident: int = 0  #: bytes of anonymous memory that torch itself took
 
-    def __init__(self, options: Options, bytes_to_read: int, *, on_cluster: bool) -> None:
-        self._asked = asked = options.device
-        self._memory = budget.parse_size(options.device_memory)
-        self._device: Device | None = None
-        self._kernels: DeviceKernels | None = None
-        self._messages: deque[str] = deque()
-        self.taken = Taken("cpu", None)
-        self.resident = 0  #: bytes of anonymous memory that torch itself took
+    @classmethod
+    def of(cls, options: Options, bytes_to_read: int, *, on_cluster: bool) -> Devices:
+        """Open the device that ``options`` ask for, where using it could pay.
+
+        Raises UsageError where there is no GPU and one is asked for, and for a size that cannot be
+        read.
+        """
+        asked, why = options.device, None
+        none = cls(asked, budget.parse_size(options.device_memory))
         if asked == "cpu":
-            return
+            return none
         if on_cluster:
             if asked != "auto":
                 raise UsageError(
                     f"a cluster's workers compare on their CPUs, not on {asked}",
                     hint='leave out --device, or use scheduler="threads"',
                 )
-            self.taken = Taken("cpu", "a cluster's workers compare on their CPUs")
+            why = "a cluster's workers compare on their CPUs"
         elif asked == "auto" and options.stream:  # nor can windows be tried out of order
-            self.taken = Taken("cpu", "what is streamed comes more slowly than the CPU compares")
+            why = "what is streamed comes more slowly than the CPU compares"
         elif asked == "auto" and bytes_to_read < WORTH_STARTING:
-            size = budget.format_size(bytes_to_read)
-            self.taken = Taken("cpu", f"{size} is too little for starting a GPU to pay")
-        else:
-            before = budget.resident_anonymous()
-            self._open(required=asked != "auto")
-            self.resident = budget.resident_anonymous() - before
+            why = f"{budget.format_size(bytes_to_read)} is too little for starting a GPU to pay"
+        return none._opened() if why is None else replace(none, taken=Taken("cpu", why))
 
     def allot(
         self, planned: Callable[..., Allotted], rules: int, bits: npt.NDArray[np.int64]
-    ) -> Allotted:
-        """What is ``planned``, with host memory for copies to and from the device.
+    ) -> tuple[Devices, Allotted]:
+        """What is left of this, and what is ``planned`` with host memory for copies to and from the
+        device.
 
         ``planned`` takes ``staging`` as :func:`ckdiff.diffs.allotment.allot` does; ``bits`` are
         those of the elements of each tensor. Where memory is too little only for the copies,
         ``auto`` leaves the device. Raises BudgetError.
         """
-        if self._device is None:
-            return planned()
+        if self.device is None:
+            return self, planned()
         from ckdiff.kernels.gpu.sizes import staging_memory
 
         widest = int(bits.max(initial=8))
         try:
-            return planned(staging=partial(staging_memory, rules=rules, bits=widest))
+            return self, planned(staging=partial(staging_memory, rules=rules, bits=widest))
         except BudgetError as error:
-            if not self._leave(error):
-                raise
-        return planned()
+            return self._left(error), planned()
 
     def check(
         self, dtypes: Iterable[str], order: Sequence[Rule], window: int, workers: int
-    ) -> None:
-        """Whether device memory suffices, before anything is done.
+    ) -> Devices:
+        """What is left of this once device memory is known to suffice, or not to.
 
         Raises BudgetError where it does not and a device was asked for; ``auto`` leaves it then.
         """
-        if self._device is None:
-            return
+        if self.device is None:
+            return self
         from ckdiff.kernels.gpu.sizes import Sizes
 
         present = [DTYPES[name] for name in dict.fromkeys(dtypes)]
-        eager = () if self._device.fused else present
+        eager = () if self.device.fused else present
         try:
-            Sizes(present, order, window, eager).side(workers, self._memory)
+            Sizes(present, order, window, eager).side(workers, self.memory)
         except BudgetError as error:
-            if not self._leave(error):
+            return self._left(error)
+        return self
+
+    def _opened(self) -> Devices:
+        from ckdiff.kernels.gpu import open_device
+
+        before = budget.resident_anonymous()
+        device, taken = None, self.taken
+        try:
+            device = open_device(self.asked)
+        except UsageError as error:
+            if self.asked != "auto":
                 raise
+            taken = Taken("cpu", error.message)
+        resident = budget.resident_anonymous() - before
+        return replace(self, device=device, taken=taken, resident=resident)
+
+    def _left(self, error: CkdiffError) -> Devices:
+        """Without the device because of ``error``, which is raised where one was asked for."""
+        if self.asked != "auto":
+            raise error
+        if self.device is not None:
+            self.device.drop_cache()
+        return replace(self, device=None, taken=Taken("cpu", error.message))
+
+
+class DeviceRun:
+    """Where a run's windows are compared: the device of its plan, or what is taken instead."""
+
+    def __init__(self, planned: Devices) -> None:
+        self._planned, self._device = planned, planned.device
+        self._kernels: DeviceKernels | None = None
+        self._messages: deque[str] = deque()
+        self.taken = planned.taken
 
     def task(
         self, task: DiffTask, order: Sequence[Rule], chunks: Sequence[int], workers: int
@@ -125,13 +156,14 @@ class Devices:
         try:
             kernels = self._prepared(device, task, order, workers)
         except CkdiffError as error:
-            if not self._leave(error):
+            if self._planned.asked != "auto":
                 raise
+            self._drop(error.message)
             return task
         if kernels is None:
             return task
         there = replace(task, comparing=kernels)
-        if self._asked == "auto":
+        if self._planned.asked == "auto":
             from ckdiff.diffs.trial import try_both
 
             use, why = try_both(task, there, chunks[:workers], device.name)
@@ -170,21 +202,15 @@ class Devices:
                 device,
                 window=task.window,
                 workers=workers,
-                memory=self._memory,
+                memory=self._planned.memory,
             )
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise failed(device, error) from error
-        if self._asked != "auto":
+        if self._planned.asked != "auto":
             self._messages.append(f"warning: {device.name} is out of memory: comparing on the CPU")
         self._drop("the device ran out of memory")
         return None
-
-    def _leave(self, why: CkdiffError) -> bool:
-        """Go on without the device because of that, where none was asked for."""
-        if self._asked == "auto":
-            self._drop(str(why))
-        return self._asked == "auto"
 
     def _drop(self, why: str) -> None:
         """Compare on the CPU, and leave the device's memory to others."""
@@ -192,13 +218,3 @@ class Devices:
         self.taken = Taken("cpu", why)
         if device is not None:
             device.drop_cache()
-
-    def _open(self, *, required: bool) -> None:
-        from ckdiff.kernels.gpu import open_device
-
-        try:
-            self._device = open_device(self._asked)
-        except UsageError as error:
-            if required:
-                raise
-            self.taken = Taken("cpu", str(error))

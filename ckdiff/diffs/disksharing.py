@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ class Streaming:
     """What streaming needs of a diff."""
 
     allotment: Allotment  #: so that it fits the disk as well
-    streams: list[Checkpoint]
+    streams: tuple[Checkpoint, ...] = field(repr=False)
     nbytes: int  #: fetched, but for headers and small gaps between tensors
     refusal: str | None  #: of a rehearsal: why a run would be refused
 
@@ -56,7 +56,7 @@ def share_disk(
     nothing can be streamed, and BudgetError where it does not fit, unless it is a dry run.
     """
     sides = comparison.base, comparison.tuned
-    streams = [side for side in sides if side.streams]
+    streams = tuple(side for side in sides if side.streams)
     if not any(side.streams or side.origin for side in sides):
         raise UsageError("neither checkpoint is on the hub", hint="leave out --stream")
     if on_cluster:
@@ -65,7 +65,7 @@ def share_disk(
             hint="leave out --stream, or --scheduler",
         )
     if not streams:  # all of it is in the cache
-        return Streaming(found, [], 0, None)
+        return Streaming(found, (), 0, None)
     nbytes = len(streams) * comparison.bytes_to_read // 2
     try:
         fitting = _fitting(comparison, found, streams, options, note)
@@ -79,7 +79,7 @@ def share_disk(
 def _fitting(
     comparison: Comparison,
     found: Allotment,
-    streams: list[Checkpoint],
+    streams: Sequence[Checkpoint],
     options: Options,
     note: Callable[[str], None],
 ) -> Allotment:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,9 @@ from ckdiff.checkpoints.opening import (
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import FilePair, same_files
 from ckdiff.diffs.comparison import Comparison, Selection
+from ckdiff.diffs.gates import refuse_unmatched, unmatched
 from ckdiff.diffs.refusals import refusal
-from ckdiff.diffs.result import by_reason, details
+from ckdiff.diffs.result import asked_for, by_reason, details
 from ckdiff.options import Estimate, Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import RuleSet
@@ -52,17 +53,18 @@ class DiffPlan:
     """
 
     options: Options
-    observer: Observer
+    observer: Observer = field(repr=False)
     out: Path | None  #: where the store goes, if there is one
     rules: RuleSet
     comparison: Comparison
     client: Client | None  #: the cluster that runs it
     recipes: tuple[str, str] | None  #: how its workers open both sides
-    devices: Devices  #: the device that was asked for; which one is taken shows in the run
+    devices: Devices  #: the device that was asked for; whether it is taken shows in the run
     allotment: Allotment
     streaming: Streaming | None
-    opened: float  #: when both sides were, by ``time.perf_counter``
-    stack: ExitStack  #: what is closed with it
+    asked: tuple[str, str]  #: what both sides were asked for as
+    opened: float = field(repr=False)  #: when both sides were, by ``time.perf_counter``
+    stack: ExitStack = field(repr=False)  #: what is closed with it
 
     def __enter__(self) -> DiffPlan:
         return self
@@ -134,7 +136,7 @@ def plan(
     Raises what a run would raise before it reads anything, but for a dry run what is wrong with
     the output and its disk, which the estimate says.
     """
-    observer = checked_observer(observer)
+    observer, options = checked_observer(observer), replace(options)  # whoever asked may change it
     rules, resident = RuleSet.of(options.rules), budget.resident_anonymous()
     place = None if out is None else checked_output(out)
     with ExitStack() as stack:
@@ -142,6 +144,8 @@ def plan(
         sides = (open_in(stack, base, opening), open_in(stack, tuned, opening))
         opened = time.perf_counter()
         comparison = _compared(sides, place, options)
+        if options.gated:
+            refuse_unmatched(unmatched(comparison, options.expected))
         if place is not None and not options.dry_run:
             with store_errors(place):
                 check_early(place, overwrite=options.overwrite)
@@ -162,7 +166,8 @@ def plan(
         )
         return DiffPlan(
             options, observer, place, rules, comparison, client, recipes, devices, allotment,
-            streaming, opened, stack.pop_all(),
+            streaming, (asked_for(base, sides[0]), asked_for(tuned, sides[1])), opened,
+            stack.pop_all(),
         )  # fmt: skip
 
 
@@ -220,7 +225,7 @@ def _means(
 
     widest = int(comparison.bits.max(initial=8))
     sides = comparison.base, comparison.tuned
-    devices = Devices(options, comparison.bytes_to_read, on_cluster=on_cluster)
+    devices = Devices.of(options, comparison.bytes_to_read, on_cluster=on_cluster)
     planned = partial(
         allot,
         comparison.layout,
@@ -231,7 +236,7 @@ def _means(
         held=max(0, budget.resident_anonymous() - resident - devices.resident),
         readers=lambda window: sum(side.reader_memory(window * widest // 8) for side in sides),
     )
-    found = devices.allot(planned, len(rules), comparison.bits)
+    devices, found = devices.allot(planned, len(rules), comparison.bits)
     streaming = None
     if options.stream:
         from ckdiff.diffs.disksharing import share_disk
@@ -240,5 +245,5 @@ def _means(
             comparison, found, options, on_cluster=on_cluster, note=observer.note
         )
         found = streaming.allotment
-    devices.check(comparison.dtypes, rules.order, found.window, found.workers)
+    devices = devices.check(comparison.dtypes, rules.order, found.window, found.workers)
     return devices, found, streaming

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from ckdiff.checkpoints.opening import bytes_to_download, fetch_all
 from ckdiff.diffs.comparison import DiffRecipe
+from ckdiff.diffs.devices import DeviceRun
+from ckdiff.diffs.gates import unmatched
 from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details
@@ -16,12 +18,9 @@ from ckdiff.diffs.tables import table_of
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, SourceChanged
 from ckdiff.outputs.checks import check_disk
-from ckdiff.running.dask import run_cluster
-from ckdiff.running.remote import Remote
-from ckdiff.running.runners import Meter, interruptible
-from ckdiff.running.threads import run_threads
+from ckdiff.running.runners import Meter, OnCluster, interruptible, run_chunks
 from ckdiff.stores import sharedwork
-from ckdiff.stores.collecting import Collected, finished_before
+from ckdiff.stores.collecting import Collected, Recorder, recorder, resume, resuming
 from ckdiff.stores.sink import ObjectSink
 from ckdiff.stores.summaries import rule_counts
 from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors
@@ -61,6 +60,7 @@ class _Run:
         self._collected = Collected(
             pairs, len(plan.rules), self._layout, with_statistics=statistics
         )
+        self._device = DeviceRun(plan.devices)
         self._resumed = 0  #: bytes of both sides that an earlier run had compared
         self._manifest = b""
 
@@ -68,7 +68,7 @@ class _Run:
         plan = self._plan
         with interruptible(self._hint):
             if plan.out is None:
-                self._run_chunks(None)
+                self._compare(None)
                 verify_sources(plan)
                 return self._found()
             check_disk(plan.out, plan.disk_at_most(), plan.observer.note)
@@ -76,7 +76,7 @@ class _Run:
                 if work.discarded:
                     plan.observer.note(starting_anew(work.discarded, *plan.sides))
                 try:
-                    self._run_chunks(work)
+                    self._compare(work)
                     with store_errors(plan.out):
                         self._manifest = self._write_tables(work.store)
                     verify_sources(plan)
@@ -90,35 +90,28 @@ class _Run:
         out = self._plan.out
         return None if out is None else stopped_hint(out, self._manifest)
 
-    def _run_chunks(self, work: WorkDir | None) -> None:
-        todo = []
-        for chunk in range(self._layout.chunks):
-            found = None if work is None else finished_before(work, chunk)
-            if found is None:
-                todo.append(chunk)
+    def _compare(self, work: WorkDir | None) -> None:
+        """Compare what an earlier run left to do."""
+        plan, chunks = self._plan, self._layout.chunks
+        todo = resume(work, self._collected, chunks)
+        nbytes_of = self._comparison.nbytes_of
+        self._resumed = sum(nbytes_of(chunk) for chunk in set(range(chunks)).difference(todo))
+        if self._resumed:
+            plan.observer.note(resuming(todo, chunks))
+        meter = _Meter(plan, self._resumed, self._device)
+        record = recorder(work, self._collected)
+        try:
+            if plan.client is None:
+                self._compare_here(todo, work, record, meter)
             else:
-                self._collected.add(chunk, found)
-                self._resumed += self._comparison.nbytes_of(chunk)
-        plan = self._plan
-        if work is not None and work.resumed and self._resumed:
-            plan.observer.note(
-                f"resuming: {self._layout.chunks - len(todo)} of {self._layout.chunks} chunks "
-                "were done already"
-            )
-        meter = _Meter(plan, self._resumed)
-        if plan.client is None:
-            self._run_here(todo, work, meter)
-        else:
-            self._run_there(plan.client, todo, work, meter)
-        meter.report()
+                self._compare_there(plan.client, todo, work, record, meter)
+        except ClusterError:
+            verify_sources(plan)  # whether that is why a worker saw other files than we did
+            raise
 
-    def _finished(self, work: WorkDir | None, chunk: int, result: ChunkResult) -> None:
-        if work is not None:
-            with store_errors(work.out):
-                work.record(chunk, result.to_bytes())
-        self._collected.add(chunk, result)
-
-    def _run_here(self, todo: list[int], work: WorkDir | None, meter: Meter) -> None:
+    def _compare_here(
+        self, todo: list[int], work: WorkDir | None, record: Recorder, meter: Meter
+    ) -> None:
         """Compare chunks on our own threads."""
         plan, workers = self._plan, self._plan.allotment.workers
         task = self._comparison.task(
@@ -128,19 +121,16 @@ class _Run:
             sink=None if work is None else ObjectSink(work.store, work.out),
             on_bytes=meter.add,
         )
-        task = plan.devices.task(task, self._rules.order, todo, workers)
-
-        def finished(chunk: int, result: ChunkResult) -> None:
-            self._finished(work, chunk, result)
+        task = self._device.task(task, self._rules.order, todo, workers)
 
         def stop() -> None:
             if plan.streaming is not None:
                 plan.streaming.hang_up()
 
-        run_threads(todo, task, workers=workers, done=finished, tick=meter.report, stopping=stop)
+        run_chunks(todo, task, workers=workers, done=record, meter=meter, stopping=stop)
 
-    def _run_there(
-        self, client: Client, todo: list[int], work: WorkDir | None, meter: Meter
+    def _compare_there(
+        self, client: Client, todo: list[int], work: WorkDir | None, record: Recorder, meter: Meter
     ) -> None:
         """Compare chunks on the workers of a cluster, which write their objects themselves."""
         plan, comparison = self._plan, self._comparison
@@ -163,13 +153,10 @@ class _Run:
             if work is not None:
                 sharedwork.check_objects(work, result.objects)
             meter.add(comparison.nbytes_of(chunk))
-            self._finished(work, chunk, result)
+            record(chunk, result)
 
-        try:
-            run_cluster(todo, Remote(recipe), client, done=arrived, tick=meter.report)
-        except ClusterError:
-            verify_sources(plan)  # whether that is why a worker saw other files than we did
-            raise
+        there = OnCluster(recipe, client)
+        run_chunks(todo, there, workers=plan.allotment.workers, done=arrived, meter=meter)
 
     def _write_tables(self, root: Path) -> bytes:
         """Write everything of the store but its masks; gives the manifest's bytes."""
@@ -210,9 +197,12 @@ class _Run:
             bytes_resumed=self._resumed,
             bytes_known_equal=comparison.bytes_known,
             seconds=seconds,
-            device=plan.devices.taken.device,
-            device_why=plan.devices.taken.why,
+            device=self._device.taken.device,
+            device_why=self._device.taken.why,
             commits=commits(*plan.sides),
+            base=plan.asked[0],
+            tuned=plan.asked[1],
+            unmatched=unmatched(comparison),
             store_path=plan.out,
         )
 
@@ -220,11 +210,11 @@ class _Run:
 class _Meter(Meter):
     """Tells what the device has to say as well."""
 
-    def __init__(self, plan: DiffPlan, resumed: int) -> None:
+    def __init__(self, plan: DiffPlan, resumed: int, device: DeviceRun) -> None:
         super().__init__(plan.observer, plan.comparison.bytes_to_read, resumed)
-        self._plan = plan
+        self._note, self._device = plan.observer.note, device
 
     def report(self) -> None:
         """See Meter."""
-        self._plan.devices.report(self._plan.observer.note)
+        self._device.report(self._note)
         super().report()

@@ -29,7 +29,7 @@ from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import Stopped
 from ckdiff.stores.chunkresult import ChunkResult
-from ckdiff.stores.collecting import Collected, recorder, resume
+from ckdiff.stores.collecting import Collected, recorder, resume, resuming
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key
@@ -146,7 +146,7 @@ class Target:
         todo = resume(work, collected, layout.chunks)
         finished = layout.chunks - len(todo)
         if finished:
-            self.observer.note(f"resuming: {finished} of {layout.chunks} chunks were done already")
+            self.observer.note(resuming(todo, layout.chunks))
         meter = Meter(self.observer, maker.total, maker.total * finished // max(1, layout.chunks))
         workers = max(1, min(workers, len(todo)))
         maker.prepare(todo, workers, meter.report, meter.add)

@@ -98,7 +98,16 @@ def resume(work: WorkDir | None, collected: Collected, chunks: int) -> list[int]
     return todo
 
 
-def recorder(work: WorkDir | None, collected: Collected) -> Callable[[int, ChunkResult], None]:
+def resuming(todo: list[int], chunks: int) -> str:
+    """What people are told where an earlier run left only some of the chunks to do."""
+    return f"resuming: {chunks - len(todo)} of {chunks} chunks were done already"
+
+
+#: takes in the result of a chunk
+Recorder = Callable[[int, ChunkResult], None]
+
+
+def recorder(work: WorkDir | None, collected: Collected) -> Recorder:
     """What takes in the results of a run, so that they can be resumed from."""
 
     def record(chunk: int, result: ChunkResult) -> None:

@@ -172,7 +172,7 @@ def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(UsageError) as caught:
         gpu.open_device("cuda")
-    assert str(caught.value) == (
+    assert caught.value.message == (
         "a GPU is used through torch, which cannot be imported: "
         "libcudart.so.13: cannot open shared object file"
     )
@@ -214,7 +214,7 @@ def test_a_device_that_fails_before_the_first_window(
         assert diff(sides, notes=notes).device_why == why
         assert notes == ["warning: torch's CPU is out of memory: comparing on the CPU"]
     else:
-        with pytest.raises(CkdiffError, match=f"^{why}$"):
+        with pytest.raises(CkdiffError, match=f"^{why}"):
             diff(sides)
 
 
@@ -245,8 +245,8 @@ def test_windows_shrink_until_copies_fit(tmp_path: Path) -> None:
 
 def test_a_cluster_compares_on_cpus() -> None:
     with pytest.raises(UsageError, match="a cluster's workers compare on their CPUs, not on cuda"):
-        devices.Devices(Options(device="cuda"), 1 << 40, on_cluster=True)
-    there = devices.Devices(Options(device="auto"), 1 << 40, on_cluster=True)
+        devices.Devices.of(Options(device="cuda"), 1 << 40, on_cluster=True)
+    there = devices.Devices.of(Options(device="auto"), 1 << 40, on_cluster=True)
     assert there.taken.why == "a cluster's workers compare on their CPUs"
 
 
@@ -334,7 +334,7 @@ def test_auto_takes_what_is_faster(
 
 
 def test_auto_leaves_streams_to_the_cpu(auto: pytest.MonkeyPatch) -> None:
-    there = devices.Devices(Options(device="auto", stream=True), 1 << 40, on_cluster=False)
+    there = devices.Devices.of(Options(device="auto", stream=True), 1 << 40, on_cluster=False)
     assert there.taken.why == "what is streamed comes more slowly than the CPU compares"
 
 
