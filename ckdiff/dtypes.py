@@ -31,6 +31,26 @@ class DType:
         """Whether the numeric rules (atol, rtol, ulp) have a meaning here."""
         return self.kind != "raw"
 
+    def holds(self, other: DType) -> bool:
+        """Whether every number of another float is one of this float, an IEEE one, too."""
+        if self.kind != "float" or other.kind != "float" or self.special != "ieee":
+            return False
+        return (
+            self.mantissa >= other.mantissa
+            and self._highest >= other._highest
+            and self._lowest <= other._lowest
+        )
+
+    @property
+    def _highest(self) -> int:
+        """The exponent of a float's largest numbers."""
+        return (1 << self.exponent) - (2 if self.special == "ieee" else 1) - self.bias
+
+    @property
+    def _lowest(self) -> int:
+        """The exponent of a float's smallest subnormal number."""
+        return 1 - self.bias - self.mantissa
+
     def nbytes(self, elements: int) -> int | None:
         """Bytes of ``elements`` packed elements, or None where they do not fill whole bytes."""
         whole, rest = divmod(elements * self.bits, 8)
@@ -64,3 +84,18 @@ _ALL = (
 
 #: every dtype of the format by its safetensors name
 DTYPES: dict[str, DType] = {d.name: d for d in _ALL}
+
+#: what floats of two dtypes are widened to, the first that holds both
+_COMMON = ("F16", "BF16", "F32", "F64")
+
+
+def common(one: str, other: str) -> str | None:
+    """The smallest of F16, BF16, F32 and F64 that holds two float dtypes without loss, by name.
+
+    F16 comes before BF16 where both would do. None where values are not compared: integers, scales
+    and elements of less than a byte have no such type, and what is no dtype has none.
+    """
+    pair = [DTYPES[name] for name in (one, other) if name in DTYPES]
+    if len(pair) < 2:
+        return None
+    return next((name for name in _COMMON if all(map(DTYPES[name].holds, pair))), None)

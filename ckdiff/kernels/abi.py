@@ -44,6 +44,9 @@ SIGNATURES = {
     # base, out, words, classes, state (DELTA_HEAD, then DELTA_COLUMNS for each class), extra bits
     # there are, scratch (LANES bytes) -> 0, or 1 where the streams do not fit the base
     "merge": "int64(int64, int64, int64, int64, int64, int64, int64)",
+    # source, out, elements, scratch (CAST_SCRATCH, zeroed): rounds floats to another dtype -> how
+    # many are not what they were
+    "narrow": "int64(int64, int64, int64, int64)",
     # stream and elements as for draw, two limits, out (1 + room uint64), room, scratch: out[0] is
     # the number of keys at most the first limit, then come those above it that are at most the
     # second, as far as there is room -> how many those are
@@ -53,6 +56,9 @@ SIGNATURES = {
     "pair": "int64(int64, int64, int64, int64)",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
+    # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
+    # zeroed): multiplies elements by the scales of their blocks
+    "scale": "void(int64, int64, int64, int64, int64, int64)",
     # jobs as for gather, their number: puts elements back to their places in the first array
     "scatter": "void(int64, int64)",
     # base, tuned, words, row
@@ -68,6 +74,8 @@ SIGNATURES = {
     # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
     # out -> number of gaps, or -1 where they are not what "gaps" writes
     "ungaps": "int64(int64, int64, int64, int64, int64, uint64, int64, int64)",
+    # source, out, elements, scratch (CAST_SCRATCH): makes floats of a dtype that holds them
+    "widen": "void(int64, int64, int64, int64)",
 }
 
 # the driver
@@ -147,6 +155,22 @@ DELTA_HEAD = 3
 #: written, bits written or read so far, bits there are (reading)
 CLASS_LEAST, CLASS_BITS, CLASS_SYMBOLS, CLASS_PENDING, CLASS_AT, CLASS_TOTAL = range(6)
 CLASS_COLUMNS = 6
+
+# other dtypes
+
+#: a word of 64 elements of the widest dtype for what is read, and one for what is written
+CAST_SCRATCH = 2 * LANES * 8
+SCALE_PIECE = 1 << 11  #: elements whose scales are laid out at a time; a multiple of LANES
+#: the scales of a piece, F32, then room for a run that is written in whole words, then as to cast
+SCALE_SCRATCH = 4 * (SCALE_PIECE + LANES) + CAST_SCRATCH
+#: which scale is whose, int64: columns of a matrix and its rows, rows and columns of a block,
+#: scales in a row of blocks; then where the walk begins: column, row, row in the block, column in
+#: the block, and the positions of the row's first scale and of the block's
+(
+    WALK_WIDTH, WALK_ROWS, WALK_BLOCK_ROWS, WALK_BLOCK_COLUMNS, WALK_SCALES,
+    WALK_COLUMN, WALK_ROW, WALK_IN_ROW, WALK_IN_COLUMN, WALK_FIRST, WALK_SCALE,
+) = range(11)  # fmt: skip
+WALK_FIELDS = 11
 
 # moving chosen elements
 

@@ -11,8 +11,10 @@ from kernel_runs import kernels
 from ckdiff.kernels import Results, counting, delta, entropy, moving, sample, zstd
 from ckdiff.kernels.abi import PIECE, PLACES_MARGIN
 from ckdiff.kernels.blending import Blend
+from ckdiff.kernels.casting import narrow, widen
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import bytes_at, views
+from ckdiff.kernels.scaling import Scaling, scale
 
 
 def u8(size: int) -> np.ndarray:
@@ -40,6 +42,7 @@ STREAMS = delta.Streams(
 )
 GAPS = delta.Gaps(u8(100), u8(100), u8(1 << 15))
 JOB = moving.Job(u8(64), u8(64), u8(8), u8(8), segments(0, 0, 0, 2), u8(4 + PLACES_MARGIN), 0)
+BLOCKS = Scaling("F8_E4M3", "F32", 3, 10, (2, 10))
 
 #: calls that are right; each has something that can be made wrong below
 RIGHT: dict[str, Callable[[], object]] = {
@@ -61,6 +64,9 @@ RIGHT: dict[str, Callable[[], object]] = {
     "gaps": lambda: delta.gaps(u8(8), 64, 0, 0, GAPS, flip=False),
     "pair": lambda: delta.pair(u8(74), 10, u8(32), u8(74)),
     "move": lambda: moving.mover("gather", 4, [JOB])(),
+    "widen": lambda: widen(u8(20), "BF16", "F32", u8(40)),
+    "narrow": lambda: narrow(u8(20), "F32", "BF16", u8(10)),
+    "scale": lambda: scale(u8(20), BLOCKS, 10, u8(8), 0, u8(80)),
 }
 
 
@@ -128,6 +134,15 @@ WRONG: dict[str, Callable[[], object]] = {
         "gather", 4, [JOB._replace(padding=1)]
     ),
     "places without a margin": lambda: moving.mover("gather", 4, [JOB._replace(places=u8(4))]),
+    "no room for wider elements": lambda: widen(u8(20), "BF16", "F32", u8(39)),
+    "half an element": lambda: narrow(u8(19), "F32", "BF16", u8(10)),
+    "bytes that are numbers": lambda: widen(i64(20), "BF16", "F32", u8(320)),
+    "fewer elements than room": lambda: scale(u8(19), BLOCKS, 10, u8(8), 0, u8(80)),
+    "elements past the end": lambda: scale(u8(20), BLOCKS, 11, u8(8), 0, u8(80)),
+    "elements before the first": lambda: scale(u8(20), BLOCKS, -1, u8(8), 0, u8(80)),
+    "a scale too few": lambda: scale(u8(20), BLOCKS, 10, u8(7), 0, u8(80)),
+    "scales that begin too late": lambda: scale(u8(20), BLOCKS, 10, u8(8), 1, u8(80)),
+    "half a value": lambda: scale(u8(20), BLOCKS, 10, u8(8), 0, u8(79)),
     "elements of 3 bytes": lambda: moving.mover("gather", 3, [JOB]),
 }
 

@@ -16,6 +16,7 @@ with numba_alone():
 
     from ckdiff.kernels.codegen.agree import agree_kernel
     from ckdiff.kernels.codegen.blend import blend_kernel
+    from ckdiff.kernels.codegen.casting import narrow_kernel, widen_kernel
     from ckdiff.kernels.codegen.cells import cells_kernel
     from ckdiff.kernels.codegen.combine import combine_kernel
     from ckdiff.kernels.codegen.compare import compare_kernel
@@ -30,6 +31,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
+    from ckdiff.kernels.codegen.scaling import scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
 
     _ = cpu_target.target_context  # made now: it keeps the settings that it is made with
@@ -52,8 +54,10 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "hash": hash_kernel,
     "margins": margins_kernel,
     "merge": merge_kernel,
+    "narrow": narrow_kernel,
     "near": near_kernel,
     "pair": pair_kernel,
+    "scale": scale_kernel,
     "scatter": scatter_kernel,
     "split": split_kernel,
     "statistics": statistics_kernel,
@@ -61,6 +65,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "tally": tally_kernel,
     "ungaps": ungaps_kernel,
     "unpair": unpair_kernel,
+    "widen": widen_kernel,
 }
 
 

@@ -152,33 +152,48 @@ def round_to(b: Any, source: DType, target: DType, bits: Value) -> Value:
         return splat(lane, value)
 
     cut = source.mantissa - target.mantissa
-    rebias = source.bias - target.bias
     mag = magnitude(b, source, bits)
-    shifted = b.sub(mag, const(rebias << source.mantissa))
-    odd = b.and_(b.lshr(shifted, const(cut)), const(1))
-    rounded = b.lshr(b.add(b.add(shifted, const((1 << (cut - 1)) - 1)), odd), const(cut))
-    top = const(infinity(target))
-    rounded = b.select(b.icmp_unsigned(">", rounded, top), top, rounded)
-    if rebias:
-        # Too small to be normal in the target: shift the whole significand, further the smaller.
-        exponent = b.lshr(mag, const(source.mantissa))
-        zero, one = const(0), const(1)
-        is_subnormal = b.icmp_unsigned("==", exponent, zero)
-        implicit = b.select(is_subnormal, zero, const(1 << source.mantissa))
-        significand = b.or_(b.and_(mag, const((1 << source.mantissa) - 1)), implicit)
-        shift = b.sub(const(cut + rebias + 1), b.select(is_subnormal, one, exponent))
-        # one bit above the significand: everything there rounds to zero
-        most = const(source.mantissa + 2)
-        small = b.icmp_unsigned("<=", exponent, const(rebias))
-        shift = b.select(b.icmp_unsigned("<", shift, most), shift, most)
-        shift = b.select(small, shift, one)  # keeps unused lanes away from undefined shifts
-        half = b.sub(b.shl(one, b.sub(shift, one)), one)
-        odd = b.and_(b.lshr(significand, shift), one)
-        tiny = b.lshr(b.add(b.add(significand, half), odd), shift)
-        rounded = b.select(small, tiny, rounded)
+    rounded = round_magnitude(b, source, target, mag, infinity(target))
     sign = b.lshr(b.and_(bits, const(sign_mask(source))), const(source.bits - target.bits))
     rounded = b.or_(rounded, sign)
     nan = const(infinity(target) | 1 << (target.mantissa - 1))
     is_nan = b.icmp_unsigned(">", mag, const(infinity(source)))
     rounded = b.select(is_nan, nan, rounded)
     return b.trunc(rounded, vector(int_type(target.bits))) if cut else rounded
+
+
+def round_magnitude(b: Any, source: DType, target: DType, mag: Value, top: int) -> Value:
+    """The magnitudes of ``target`` nearest to those of ``source``, ties to even, at most ``top``.
+
+    In the source's lanes. ``source`` has no fewer bits of mantissa and exponent and no smaller
+    bias. What is infinite or no number becomes ``top``.
+    """
+    lane = int_type(source.bits)
+
+    def const(value: int) -> Value:
+        return splat(lane, value)
+
+    cut = source.mantissa - target.mantissa
+    rebias = source.bias - target.bias
+    shifted = b.sub(mag, const(rebias << source.mantissa))
+    odd = b.and_(b.lshr(shifted, const(cut)), const(1))
+    rounded = b.lshr(b.add(b.add(shifted, const((1 << (cut - 1)) - 1)), odd), const(cut))
+    rounded = b.select(b.icmp_unsigned(">", rounded, const(top)), const(top), rounded)
+    if not rebias:
+        return rounded
+    # Too small to be normal in the target: shift the whole significand, further the smaller.
+    exponent = b.lshr(mag, const(source.mantissa))
+    zero, one = const(0), const(1)
+    is_subnormal = b.icmp_unsigned("==", exponent, zero)
+    implicit = b.select(is_subnormal, zero, const(1 << source.mantissa))
+    significand = b.or_(b.and_(mag, const((1 << source.mantissa) - 1)), implicit)
+    shift = b.sub(const(cut + rebias + 1), b.select(is_subnormal, one, exponent))
+    # one bit above the significand: everything there rounds to zero
+    most = const(source.mantissa + 2)
+    small = b.icmp_unsigned("<=", exponent, const(rebias))
+    shift = b.select(b.icmp_unsigned("<", shift, most), shift, most)
+    shift = b.select(small, shift, one)  # keeps unused lanes away from undefined shifts
+    half = b.sub(b.shl(one, b.sub(shift, one)), one)
+    odd = b.and_(b.lshr(significand, shift), one)
+    tiny = b.lshr(b.add(b.add(significand, half), odd), shift)
+    return b.select(small, tiny, rounded)
