@@ -1,0 +1,104 @@
+"""The arithmetic of merging a LoRA adapter, as PEFT does it on a CPU, without torch.
+
+Every element is computed by itself and in one order, so that no result depends on the window it was
+asked for in, on the number of workers or on the machine. The order is the one that torch's matrix
+product has been seen to take (MKL, x86 with FMA): ``W + scaling * (B @ A)`` in float32 is then
+
+    d = +0;  d = fma(B[i, k], A[k, j], d) for each k;  d = d * scaling;  w = round(w + d)
+
+and for ranks above 192 the sums of runs of k, added up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.kernels.memory import Bytes
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
+
+#: dtypes that weights and the matrices of adapters have here
+FLOATS = ("BF16", "F16", "F32", "F64")
+_RUN = 192  # of the sum, above which torch's product adds runs up
+_NUMPY = {
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype("<u2"),
+}  # fmt: skip
+
+
+def widened(data: Bytes, dtype: str) -> Floats:
+    """Elements of one of ``FLOATS``, as float32, or float64 for F64; exact. May be a view."""
+    stored = data.view(_NUMPY[dtype])
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(np.float32) if dtype == "F16" else stored
+
+
+def rounded(values: Floats, dtype: str) -> npt.NDArray[Any]:
+    """Floats as elements of ``dtype`` (BF16 as uint16), to nearest, ties to even.
+
+    From float64 to BF16 by way of float32, as torch does.
+    """
+    with np.errstate(all="ignore"):
+        if dtype != "BF16":
+            return values.astype(_NUMPY[dtype], copy=False)
+        bits = values.astype(np.float32, copy=False).view(np.uint32)
+    up = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    found = (up >> np.uint32(16)).astype(np.uint16)
+    found[np.isnan(values)] = 0x7FC0
+    return found
+
+
+def runs(rank: int) -> list[tuple[int, int]]:
+    """The runs of k that are summed by themselves: one up to rank 192, two halves, then 192s."""
+    size = _RUN if rank > 2 * _RUN else -(-rank // 2) if rank > _RUN else rank
+    return [(first, min(rank, first + size)) for first in range(0, rank, size)]
+
+
+def product(left: Float64, right: Float64) -> Float32:
+    """``left @ right`` of matrices whose elements are float32's, in the order of this module.
+
+    left: (rows, rank), right: (rank, columns), result: float32 (rows, columns). The product of two
+    float32 is exact in float64, and so each step rounds the exact sum; to 53 bits and then to 24.
+    """
+    rank = left.shape[1]
+    shape = left.shape[0], right.shape[1]
+    term = np.empty(shape, np.float64)
+    total: Float32 | None = None
+    with np.errstate(all="ignore"):
+        if rank == 1:  # nothing is added: a zero keeps its sign
+            return np.multiply(left, right).astype(np.float32)
+        for first, last in runs(rank):
+            part = np.zeros(shape, np.float32)
+            for k in range(first, last):
+                np.multiply(left[:, k, None], right[k], out=term)
+                np.add(term, part, out=part, casting="same_kind")
+            total = part if total is None else total + part
+    assert total is not None  # a rank is 1 or more
+    return total
+
+
+def wide_product(left: Float64, right: Float64) -> Float64:
+    """The same for float64 weights, in float64: product and sum are rounded each."""
+    total = left[:, 0, None] * right[0]
+    for k in range(1, left.shape[1]):
+        total += left[:, k, None] * right[k]
+    return total
+
+
+def merged(weight: Bytes, dtype: str, delta: Floats, *, round_first: bool) -> npt.NDArray[Any]:
+    """``weight + delta``, as elements of ``dtype`` (BF16 as uint16), flat.
+
+    The weight's bytes in row-major order, as many elements as ``delta`` has. PEFT adds a float32
+    delta to the weight of a layer and rounds once; the delta of an embedding it rounds first.
+    """
+    flat = delta.reshape(-1)
+    if round_first:
+        flat = widened(rounded(flat, dtype).view(np.uint8), dtype)
+    with np.errstate(all="ignore"):
+        total = widened(weight, dtype) + flat
+    return rounded(total, dtype)
