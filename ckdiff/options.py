@@ -44,6 +44,8 @@ class Options:
     scheduler: Any = None  #: a Dask scheduler's address, a Dask client, or "threads"
     device: str = "cpu"  #: where windows are compared: one of DEVICES
     device_memory: str | int = "1GiB"  #: bound on what is used of a GPU's memory
+    gated: bool = False  #: a glob that matches nothing is an error, and not a warning
+    expected: Sequence[tuple[str, str]] = ()  #: more options and globs that must match then
 
     def __post_init__(self) -> None:
         self.rules = _several("rules", self.rules, Rule)
@@ -55,7 +57,7 @@ class Options:
                 raise UsageError(f"workers must be at least 1, not {self.workers}")
         if self.device not in (*DEVICES, _FOR_TESTS):
             raise UsageError(f"device must be cpu, cuda or auto, not {_shown(self.device)}")
-        for name in ("stats", "overwrite", "verify", "dry_run", "stream"):
+        for name in ("stats", "overwrite", "verify", "dry_run", "stream", "gated"):
             if getattr(self, name) not in (True, False):  # "no" would count as yes
                 raise UsageError(f"{name} must be True or False, not {_shown(getattr(self, name))}")
 

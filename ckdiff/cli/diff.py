@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckdiff.cli import options
+
+if TYPE_CHECKING:
+    from ckdiff.diffs.result import DiffResult
+    from ckdiff.options import Estimate
+
+_GATES = (
+    "fail_above", "fail_below", "allow_unpaired", "exit_code", "expect_changed", "expect_unchanged",
+)  # fmt: skip
 
 
 @click.command("diff")
@@ -38,22 +46,14 @@ from ckdiff.cli import options
 @click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
 @options.overwrite
 @click.option("--verify", is_flag=True, help="Also read what is known to be equal.")
-@click.option(
-    "--fail-above",
-    type=float,
-    callback=options.fraction,
-    metavar="FRACTION",
-    help="Exit with 1 when the density under the first --rule is higher.",
-)
-@click.option("--exit-code", is_flag=True, help="Exit with 1 when any element or tensor differs.")
+@options.gates
+@options.reports
 @options.as_json
 def command(
     base: str,
     tuned: str,
     out: str | None,
     dry_run: bool,
-    fail_above: float | None,
-    exit_code: bool,
     as_json: bool,
     **asked: Any,
 ) -> int:
@@ -61,45 +61,68 @@ def command(
     hf://org/name[@revision] on the Hugging Face hub.
 
     Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
-    stopped is resumed by the same command.
+    stopped is resumed by the same command. Exits with 1 when a gate fails: --fail-above,
+    --fail-below, --exit-code, --expect-changed, --expect-unchanged.
     """
-    from ckdiff.cli.output import say, write_json, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.diffs.gates import Gates, judge
     from ckdiff.diffs.plan import plan
     from ckdiff.diffs.run import run
     from ckdiff.options import Options
+    from ckdiff.reports.files import Reports
 
     given = click.get_current_context().get_parameter_source("disk")
     if given == click.core.ParameterSource.COMMANDLINE and not asked["stream"]:
         raise click.UsageError("--disk bounds what --stream uses; without it there is no bound")
-    if dry_run and (exit_code or fail_above is not None):
+    paths = {f"--{kind}": asked.pop(kind) for kind in ("junit", "markdown")}
+    gates = Gates(**{name: asked.pop(name) for name in _GATES}, by_rule=bool(asked["rules"]))
+    if dry_run and (gates.asked or any(paths.values())):
         raise click.UsageError("--dry-run compares nothing, so it cannot fail on a difference")
+    reports = Reports(paths)
+    wanted = Options(**asked, dry_run=dry_run, gated=gates.asked, expected=gates.expected)
     with (
         Reporter("compared") as reporter,
         compilation_noted(reporter),
-        plan(base, tuned, out, Options(**asked, dry_run=dry_run), reporter.observer()) as planned,
+        plan(base, tuned, out, wanted, reporter.observer()) as planned,
     ):
+        reports.keep_away_from(planned.sides, planned.out)
         if dry_run:
             estimate = planned.estimate()
             if estimate.refusal is not None:
                 reporter.note(f"warning: a run would be refused: {estimate.refusal}")
         else:
             result = run(planned)
-    if not as_json:  # what prints tables is imported when there is something to print
-        from ckdiff.cli import diff_text
+            result.gates = judge(result, gates)
+            reports.write(result)
     if dry_run:
-        if as_json:
-            write_json(estimate.to_dict())
-        else:
-            write_lines(diff_text.estimate_lines(estimate, out))
-        return 0
+        return _print_estimate(estimate, out, as_json=as_json)
+    return _print_result(result, (base, tuned, out), as_json=as_json)
+
+
+def _print_estimate(estimate: Estimate, out: str | None, *, as_json: bool) -> int:
+    from ckdiff.cli.output import write_json, write_lines
+
+    if as_json:  # what prints tables is imported when there is something to print
+        write_json(estimate.to_dict())
+    else:
+        from ckdiff.cli import diff_text
+
+        write_lines(diff_text.estimate_lines(estimate, out))
+    return 0
+
+
+def _print_result(result: DiffResult, asked: tuple[str, str, str | None], *, as_json: bool) -> int:
+    """Print what was found, and a line for each gate that failed; gives the exit code."""
+    from ckdiff.cli.output import say, write_json, write_lines
+
     if as_json:
         write_json(result.to_dict())
     else:
-        write_lines(diff_text.lines(result, base, tuned, out))
-        say(diff_text.next_step(out))
-    rule, counts = next(iter(result.rules.items()))
-    if fail_above is not None and counts["density"] > fail_above:
-        say(f"the {rule} density {counts['density']:.6g} exceeds --fail-above {fail_above:g}")
-        return 1
-    return int(exit_code and result.differs)
+        from ckdiff.cli import diff_text
+
+        write_lines(diff_text.lines(result, *asked))
+        say(diff_text.next_step(asked[2]))
+    for verdict in result.gates:
+        if not verdict.ok:
+            say(f"gate {verdict.gate} failed: {verdict.reason}")
+    return int(not result.ok)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from ckdiff.budget import format_size
 from ckdiff.cli import formats
 from ckdiff.cli.show_text import row_table
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
+from ckdiff.cli.unpaired_text import unlike_lines, unpaired_lines
 from ckdiff.diffs.result import DiffResult
 from ckdiff.errors import printable
 from ckdiff.options import Estimate
@@ -18,7 +18,6 @@ from ckdiff.stores.summaries import By, Row, relative_delta, summarise
 from ckdiff.stores.table import MaskTable
 
 _SHORT = 16  #: rows of the short table
-_UNPAIRED = 20  #: unpaired tensors that are named
 _FALLEN_BACK = 5
 _MOVED = 10  #: tensors of the statistics table
 _HISTOGRAM_BAR = 24
@@ -30,10 +29,12 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     sides = {"base": base, "tuned": tuned}.items()
     first, second = (formats.at_commit(text, result.commits.get(side)) for side, text in sides)
     title = f"{first} {terminal.glyphs.arrow} {second}"
+    total = formats.counted(len(result.table), "tensor")
     texts = [
         terminal.paint(title, "bold"),
         formats.extent(result.elements, len(result.table))
         + (f"; {result.excluded:,} tensors excluded" if result.excluded else ""),
+        f"{result.tensors_identical:,} of {total} {_are(result.tensors_identical)} bit-identical",
         "",
         *_model(result, terminal),
     ]
@@ -43,7 +44,8 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         _short_table(result.table, terminal) if result.rules["exact"]["changed"] else [],
         _statistics(result.table, terminal),
         list(_fallen_back(result.exact_only)),
-        _unpaired(result.unpaired_details, terminal),
+        unlike_lines(result.retyped, result.resized, result.tied, terminal),
+        unpaired_lines(result.unpaired_details, terminal),
     ):
         if part:
             texts += ["", *part]
@@ -62,6 +64,10 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     if result.store is not None and out is not None:
         texts.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
     return texts
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def next_step(out: str | None) -> str:
@@ -143,27 +149,6 @@ def _short_table(source: MaskTable, terminal: Terminal) -> list[str]:
     out = row_table(source, by, rows, terminal, statistics=False)
     if more > 0:
         out.append(f"(the {_SHORT} {by}s of the highest density; {more:,} more)")
-    return out
-
-
-def _unpaired(details: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[str]:
-    if not details:
-        return []
-    rows = []
-    for detail in details[:_UNPAIRED]:
-        sides = [formats.side(detail, which) for which in ("base", "tuned")]
-        arrow = f" {terminal.glyphs.arrow} "
-        rows.append(
-            [detail["reason"], formats.name(detail["name"]), arrow.join(filter(None, sides))]
-        )
-    heads = [
-        Column("not compared", "left", "yellow"),
-        Column("tensor", "left", "cyan", flexible=True),
-        Column("base" + f" {terminal.glyphs.arrow} tuned", "left"),
-    ]
-    out = table(heads, rows, terminal)
-    if len(details) > _UNPAIRED:
-        out.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
     return out
 
 

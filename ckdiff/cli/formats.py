@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckdiff.errors import printable
+from ckdiff.reports.numbers import counted, extent, percent
+
+__all__ = [
+    "LONGEST", "at_commit", "cosine", "counted", "duration", "extent", "name", "number", "percent",
+    "rate", "shape", "shorten", "side",
+]  # fmt: skip
 
 #: longest name in a table that is not on a terminal: one huge name must not widen 90,000 rows
 LONGEST = 200
@@ -14,35 +20,6 @@ LONGEST = 200
 def at_commit(label: object, commit: object) -> str:
     """A checkpoint, with the commit where it has one: ``hf://org/name (1a2b3c4)``."""
     return printable(str(label)) + (f" ({printable(str(commit)[:7])})" if commit else "")
-
-
-def percent(part: int, whole: int) -> str:
-    """A share: ``36.04 %``. Only nothing is ``0 %``, and only as much is ``100 %``.
-
-    What is more, such as a delta that is larger than its model, is ``104.17 %``.
-    """
-    if part == 0 or whole == 0:
-        return "0 %"
-    if part == whole:
-        return "100 %"
-    value = 100 * part / whole
-    if value < 0.01:
-        return f"{value:.2g} %"
-    for digits in range(2, 13):  # as many as it takes to tell it from 100
-        text = f"{value:.{digits}f}"
-        if float(text) != 100:
-            return f"{text} %"
-    return "99.999999999999 %" if part < whole else "100.000000000001 %"
-
-
-def counted(count: int, thing: str) -> str:
-    """``1 tensor``, ``39 tensors``."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
-def extent(elements: int, tensors: int) -> str:
-    """``445,536 elements in 39 tensors``."""
-    return f"{counted(elements, 'element')} in {counted(tensors, 'tensor')}"
 
 
 def rate(count: float, seconds: float) -> str:

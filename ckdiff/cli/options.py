@@ -113,6 +113,55 @@ scheduler: Decorator = click.option(
 )
 
 
+#: what a diff is held against: the names of ckdiff.diffs.gates.Gates
+gates: Decorator = block(
+    click.option(
+        "--fail-above",
+        type=float,
+        callback=fraction,
+        metavar="FRACTION",
+        help="Fail when the density under the first --rule is higher, or tensors are unpaired.",
+    ),
+    click.option(
+        "--fail-below",
+        type=float,
+        callback=fraction,
+        metavar="FRACTION",
+        help="Fail when the density under the first --rule is lower, or tensors are unpaired.",
+    ),
+    click.option(
+        "--allow-unpaired",
+        is_flag=True,
+        help="--fail-above and --fail-below: judge what was compared, whatever was not.",
+    ),
+    click.option(
+        "--exit-code",
+        is_flag=True,
+        help="Fail when any element differs, under the first --rule if one is given, or a tensor.",
+    ),
+    click.option(
+        "--expect-changed",
+        multiple=True,
+        metavar="GLOB",
+        help="Fail when a tensor that matches is bit-identical. Repeatable.",
+    ),
+    click.option(
+        "--expect-unchanged",
+        multiple=True,
+        metavar="GLOB",
+        help="Fail when a tensor that matches is not bit-identical. Repeatable.",
+    ),
+)
+
+#: files that say how a diff ended
+reports: Decorator = block(
+    click.option("--junit", metavar="FILE", help="Also write the gates to FILE, as JUnit XML."),
+    click.option(
+        "--markdown", metavar="FILE", help="Also write a summary to FILE, for a pull request."
+    ),
+)
+
+
 def by(default: str) -> Decorator:
     """``--by``: what one row of a table stands for."""
     return click.option(

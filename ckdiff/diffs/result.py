@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckdiff._version import __version__
+from ckdiff.checkpoints.opening import Given
 from ckdiff.checkpoints.pairing import Unpaired
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.stores.table import MaskTable
 
 if TYPE_CHECKING:
     from ckdiff.stores.maskstore import MaskStore
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says of a diff."""
+
+    gate: str  #: the option without its dashes, or ``unpaired``
+    threshold: float  #: the value that is still allowed
+    value: float  #: what was found: a density, or how many elements or tensors are against it
+    ok: bool
+    reason: str  #: one line
+    glob: str | None = None  #: of ``--expect-changed`` and ``--expect-unchanged``
+    tensors: tuple[str, ...] = ()  #: those it fails for
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        out = {name: getattr(self, name) for name in ("gate", "threshold", "value", "ok", "reason")}
+        return out if self.glob is None else out | {"glob": self.glob, "tensors": [*self.tensors]}
 
 
 @dataclass(slots=True, repr=False)
@@ -33,6 +55,18 @@ class DiffResult:
     device_why: str | None  #: why there; None where nobody asked for another device
     #: of the sides that are on the hub, ``base`` and ``tuned``: the commit that was compared
     commits: dict[str, str] = field(default_factory=dict)
+    base: str = ""  #: as it was asked for; on the hub with the commit that was compared
+    tuned: str = ""
+    #: tensors of two dtypes that were compared by value: ``name``, ``base`` and ``tuned`` (dtypes)
+    retyped: list[dict[str, Any]] = field(default_factory=list)
+    #: tensors of which the rows were compared that both sides have: ``name``, ``base`` and
+    #: ``tuned`` (shapes), ``rows``
+    resized: list[dict[str, Any]] = field(default_factory=list)
+    #: unpaired tensors with the bits of another of their side: ``name``, ``same_as``, ``side``
+    tied: list[dict[str, Any]] = field(default_factory=list)
+    #: globs that match no tensor, as they were asked for: ``--include 'x*'``
+    unmatched: list[str] = field(default_factory=list)
+    gates: list[Verdict] = field(default_factory=list)  #: what :mod:`ckdiff.diffs.gates` said
     store_path: Path | None = None  #: where the masks are, or None where nothing was stored
     _store: MaskStore | None = None
 
@@ -57,16 +91,43 @@ class DiffResult:
     @property
     def differs(self) -> bool:
         """Whether any element or tensor differs."""
-        return bool(self.rules["exact"]["changed"]) or any(self.unpaired.values())
+        unlike = any(self.unpaired.values()) or self.retyped or self.resized
+        return bool(self.rules["exact"]["changed"] or unlike)
+
+    @property
+    def tensors_identical(self) -> int:
+        """How many of the compared tensors have no element that differs."""
+        return int((self.table.changed["exact"] == 0).sum())
+
+    @property
+    def uncompared(self) -> dict[str, int]:
+        """``tensors`` that were not compared, and their ``elements``, of the larger side each."""
+        elements = sum(map(_elements, self.unpaired_details))
+        return {"tensors": len(self.unpaired_details), "elements": elements}
+
+    @property
+    def ok(self) -> bool:
+        """Whether no gate failed."""
+        return all(verdict.ok for verdict in self.gates)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract of ``diff``."""
         out: dict[str, Any] = {
+            "version": __version__,
+            "base": self.base,
+            "tuned": self.tuned,
             "elements": self.elements,
             "tensors": len(self.table),
+            "tensors_identical": self.tensors_identical,
             "rules": self.rules,
             "unpaired": self.unpaired,
             "unpaired_details": self.unpaired_details,
+            "uncompared": self.uncompared,
+            "retyped": self.retyped,
+            "resized": self.resized,
+            "tied": self.tied,
+            "gates": [verdict.to_dict() for verdict in self.gates],
+            "ok": self.ok,
             "excluded": self.excluded,
             "exact_only": self.exact_only,
             "bytes_read": self.bytes_read,
@@ -95,17 +156,31 @@ def commits(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
     return {side: origin["commit"] for side, origin in origins.items() if "commit" in origin}
 
 
+def asked_for(given: Given, side: Checkpoint) -> str:
+    """What was asked for, in words; of the hub the address of the commit that was compared."""
+    origin = side.origin
+    if "commit" in origin:
+        from ckdiff.checkpoints.places.hub.address import HubAddress
+
+        return str(HubAddress(origin["repository"], origin["commit"], origin.get("path", "")))
+    return os.fspath(given) if isinstance(given, (str, os.PathLike)) else side.label
+
+
+#: why a tensor is not compared
+REASONS = ("added", "removed", "reshaped", "retyped", "missing")
+
+
 def by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:
     """reason -> names."""
-    out: dict[str, list[str]] = {"added": [], "removed": [], "reshaped": [], "retyped": []}
+    out: dict[str, list[str]] = {reason: [] for reason in REASONS}
     for tensor in unpaired:
         out[tensor.reason].append(tensor.name)
     return out
 
 
-def unpaired_names(listed: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def unpaired_names(listed: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """``by_reason`` of what ``details`` gave."""
-    out: dict[str, list[str]] = {"added": [], "removed": [], "reshaped": [], "retyped": []}
+    out: dict[str, list[str]] = {reason: [] for reason in REASONS}
     for item in listed:
         out.setdefault(str(item["reason"]), []).append(str(item["name"]))
     return out
@@ -118,3 +193,9 @@ def details(unpaired: Sequence[Unpaired]) -> list[dict[str, Any]]:
 
 def _jsonable(detail: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in detail.items()}
+
+
+def _elements(detail: Mapping[str, Any]) -> int:
+    """Elements of an unpaired tensor on its larger side; 0 where nobody says its shape."""
+    shapes = (detail.get(f"{side}_shape") for side in ("base", "tuned"))
+    return max((math.prod(shape) for shape in shapes if shape is not None), default=0)

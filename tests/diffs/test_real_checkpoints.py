@@ -178,7 +178,7 @@ def test_fine_tune_on_the_command_line() -> None:
     assert status == 1
     assert (found["elements"], found["tensors"]) == (412_525, 136)
     assert round(found["rules"]["exact"]["density"], 4) == 0.9165
-    assert found["unpaired"] == {"added": [], "removed": [], "reshaped": [], "retyped": []}
+    assert found["unpaired"] == dict.fromkeys(("added", "removed", "reshaped", "retyped", "missing"), [])
     assert found["bytes_read"] == 2 * 4 * 412_525
 
 
@@ -195,9 +195,10 @@ def test_successor_has_added_removed_and_reshaped_tensors(tmp_path: Path) -> Non
         "removed": base.keys() - tuned.keys(),
         "reshaped": reshaped,
         "retyped": set(),
+        "missing": set(),
     }
     counts = {reason: len(names) for reason, names in result.unpaired.items()}
-    assert counts == {"added": 46, "removed": 9, "reshaped": 7, "retyped": 0}
+    assert counts == {"added": 46, "removed": 9, "reshaped": 7, "retyped": 0, "missing": 0}
     assert set(result.table.names) == shared - reshaped
     for detail in result.unpaired_details:
         if detail["reason"] == "reshaped":

@@ -1,0 +1,71 @@
+"""What is said of tensors that were not compared, or that are not the same on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckdiff.cli import formats
+from ckdiff.cli.tables import Column, table
+from ckdiff.cli.terminal import Terminal
+
+_UNPAIRED = 20  #: unpaired tensors that are named
+_UNLIKE = 5
+
+
+def unpaired_lines(details: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[str]:
+    """A table of tensors that were not compared, with the reasons; nothing where all were."""
+    if not details:
+        return []
+    rows = []
+    for detail in details[:_UNPAIRED]:
+        sides = [formats.side(detail, which) for which in ("base", "tuned")]
+        arrow = f" {terminal.glyphs.arrow} "
+        rows.append(
+            [detail["reason"], formats.name(detail["name"]), arrow.join(filter(None, sides))]
+        )
+    heads = [
+        Column("not compared", "left", "yellow"),
+        Column("tensor", "left", "cyan", flexible=True),
+        Column("base" + f" {terminal.glyphs.arrow} tuned", "left"),
+    ]
+    out = table(heads, rows, terminal)
+    if len(details) > _UNPAIRED:
+        out.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
+    return out
+
+
+def unlike_lines(
+    retyped: Sequence[Mapping[str, Any]],
+    resized: Sequence[Mapping[str, Any]],
+    tied: Sequence[Mapping[str, Any]],
+    terminal: Terminal,
+) -> list[str]:
+    """A line each for tensors of two dtypes, of other numbers of rows, and tied ones."""
+    arrow = terminal.glyphs.arrow
+    out = list[str]()
+    for items, one, several in (
+        (retyped, "was compared by value, of two dtypes", "were compared by value, of two dtypes"),
+        (resized, "was compared in the rows of both", "were compared in the rows of both"),
+    ):
+        if items:
+            pairs = [f"{_shown(item['base'])} {arrow} {_shown(item['tuned'])}" for item in items]
+            out.append(_listed(items, one if len(items) == 1 else several, pairs))
+    if tied:
+        said = [f"as {formats.name(item['same_as'])} in {item['side']}" for item in tied]
+        what = "is tied to another" if len(tied) == 1 else "are tied to others"
+        out.append(_listed(tied, what, said))
+    return out
+
+
+def _listed(items: Sequence[Mapping[str, Any]], what: str, each: Sequence[str]) -> str:
+    shown = ", ".join(
+        f"{formats.name(item['name'])} ({said})"
+        for item, said in zip(items[:_UNLIKE], each, strict=False)
+    )
+    more = f" and {len(items) - _UNLIKE:,} more" if len(items) > _UNLIKE else ""
+    return f"{formats.counted(len(items), 'tensor')} {what}: {shown}{more}"
+
+
+def _shown(value: Any) -> str:
+    return formats.shape(value) if isinstance(value, (list, tuple)) else str(value)
