@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 PROGRAMS = (
+    "casting",
     "codecs",
     "kernels",
     "mask_kernels",

@@ -46,7 +46,7 @@ def holds(wide: str, narrow: str) -> bool:
 def numbers(dtype: str, bits: Wide) -> Floats:
     """What bit patterns stand for."""
     with np.errstate(all="ignore"):
-        return bits.view(LIBRARY[dtype]).astype(np.float64)
+        return np.asarray(bits.view(LIBRARY[dtype]).astype(np.float64))
 
 
 def wider(source: str, target: str, bits: Wide) -> Wide:
@@ -86,7 +86,8 @@ def nearest(source: str, target: str, bits: Wide) -> Wide:
     top = np.uint64(1 << g.bits - 1)
     negative = bits.astype(np.uint64) >> np.uint64(f.bits - 1) != 0
     beyond = size >= len(grid) - 1
-    size[beyond] = {"ieee": len(grid) - 1, "fn": len(grid) - 2, "fnuz": top}[g.family]
+    most = {"ieee": len(grid) - 1, "fn": len(grid) - 2, "fnuz": int(top)}
+    size[beyond] = most[g.family]
     nan = np.isnan(x)
     size[nan] = _nan(source, target, bits[nan])
     if g.family == "fnuz":
@@ -110,10 +111,12 @@ def _nan(source: str, target: str, bits: Wide) -> Wide:
     if g.family != "ieee":
         return np.full(bits.shape, (1 << g.bits - 1) - (g.family == "fn"), np.uint64)
     payload = bits.astype(np.uint64) & np.uint64((1 << f.mantissa) - 1)
-    kept = payload >> np.uint64(f.mantissa - g.mantissa) if f.mantissa > g.mantissa else (
-        payload << np.uint64(g.mantissa - f.mantissa)
-    )  # fmt: skip
-    return np.maximum(kept, np.uint64(1)) | np.uint64((1 << g.exponent) - 1 << g.mantissa)
+    if f.mantissa > g.mantissa:
+        kept = payload >> np.uint64(f.mantissa - g.mantissa)
+    else:
+        kept = payload << np.uint64(g.mantissa - f.mantissa)
+    infinity = np.uint64((1 << g.exponent) - 1 << g.mantissa)
+    return np.asarray(np.maximum(kept, np.uint64(1)) | infinity)
 
 
 def scale_position(at: int, shape: tuple[int, int, int], block: tuple[int, int]) -> int:

@@ -15,6 +15,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 @pytest.mark.parametrize(
     "name",
     [
+        "casting",
         "codecs",
         "kernels",
         "mask_kernels",
