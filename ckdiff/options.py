@@ -33,6 +33,7 @@ class Options:
     include: Sequence[str] = ()  #: globs of tensor names
     exclude: Sequence[str] = ()
     rename: Sequence[str] = ()  #: ``REGEX=REPL`` on tuned names
+    common_rows: bool = False  #: of tensors whose first dimensions differ, compare what both have
     stats: bool = False
     workers: int | None = None  #: threads; the usable cores by default
     memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
@@ -57,7 +58,7 @@ class Options:
                 raise UsageError(f"workers must be at least 1, not {self.workers}")
         if self.device not in (*DEVICES, _FOR_TESTS):
             raise UsageError(f"device must be cpu, cuda or auto, not {_shown(self.device)}")
-        for name in ("stats", "overwrite", "verify", "dry_run", "stream", "gated"):
+        for name in ("common_rows", "stats", "overwrite", "verify", "dry_run", "stream", "gated"):
             if getattr(self, name) not in (True, False):  # "no" would count as yes
                 raise UsageError(f"{name} must be True or False, not {_shown(getattr(self, name))}")
 

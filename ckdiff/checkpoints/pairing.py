@@ -5,25 +5,21 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from ckdiff.checkpoints.prefixes import as_option, best_renaming
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
+from ckdiff.dtypes import common
 from ckdiff.errors import PairingError, UsageError
 from ckdiff.naming import natural_key
 
 __all__ = ["Pairing", "Reason", "Unpaired", "natural_key", "pair"]
 
-Reason = Literal["added", "removed", "reshaped", "retyped"]
-
-#: what training frameworks put in front of names
-_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.")
-_WRAPPER_DEPTH = 4
-_SAMPLE = 500
-#: a renaming is worth suggesting when it pairs this share of the smaller checkpoint
-_NEARLY_ALL = 0.9
+Reason = Literal["added", "removed", "missing", "reshaped", "retyped"]
+REASONS: tuple[Reason, ...] = ("added", "removed", "missing", "reshaped", "retyped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +41,29 @@ class Pairing:
     tuned_index: IntArray  #: position in the tuned table
     unpaired: list[Unpaired]  #: in natural order
     excluded: int  #: distinct names that the globs left out
-    hint: str | None  #: a renaming that would pair (nearly) everything
+    hint: str | None  #: what would pair more
     warnings: list[str]  #: one line each
+    #: for pairs of two float dtypes, by position: the dtype by whose values they are compared
+    retyped: dict[int, str] = field(default_factory=dict)
+    #: for pairs of which only the first rows are compared, by position: the rows of both
+    resized: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def shape(self, position: int, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """What is compared of a pair whose base has one of ``shapes``."""
+        rows = self.resized.get(position)
+        shape = shapes[int(self.base_index[position])]
+        return shape if rows is None else (min(rows), *shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What counts as a pair besides tensors of one dtype and one shape."""
+
+    by_value: bool = False  #: two float dtypes, whose values are compared in one that holds both
+    common_rows: bool = False  #: two shapes with other first dimensions: the rows that both have
 
 
 def pair(
@@ -59,6 +73,7 @@ def pair(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rename: Sequence[str] = (),
+    matching: Matching | None = None,
 ) -> Pairing:
     """Pair the tensors of two checkpoints by name.
 
@@ -66,51 +81,77 @@ def pair(
     among the names of both sides, and ``exclude`` wins. Raises UsageError for a renaming that
     cannot be read, and PairingError where two names collide or nothing can be compared.
     """
+    matching = matching or Matching()
     tuned_names, unused = _renamed(tuned.names, rename)
     in_base = {name: i for i, name in enumerate(base.names)}
     in_tuned = {name: i for i, name in enumerate(tuned_names)}
     if len(in_tuned) != len(tuned_names):
         raise _collision(tuned.names, tuned_names)
 
+    absent = set(base.absent) | set(_renamed(tuned.absent, rename)[0])
     every = list(in_base)
     every += [name for name in tuned_names if name not in in_base]
+    every += sorted(absent.difference(in_base, in_tuned), key=natural_key)
     names, warnings = _selected(every, include, exclude)
     warnings = [*unused, *warnings]
     excluded = len(every) - len(names)
     names.sort(key=natural_key)
 
-    paired: list[str] = []
-    base_index: list[int] = []
-    tuned_index: list[int] = []
-    unpaired: list[Unpaired] = []
+    found = Pairing([], _NONE, _NONE, [], excluded, None, warnings)
+    indexes: list[tuple[int, int]] = []
     for name in names:
         i, j = in_base.get(name), in_tuned.get(name)
+        reason: Reason | None
         if i is None or j is None:
-            reason: Reason = "added" if i is None else "removed"
-        elif base.shapes[i] != tuned.shapes[j]:
-            reason = "reshaped"
-        elif base.dtypes[i] != tuned.dtypes[j]:
-            reason = "retyped"
+            reason = "missing" if name in absent else "added" if i is None else "removed"
         else:
-            paired.append(name)
-            base_index.append(i)
-            tuned_index.append(j)
+            reason = _pair(found, base, i, tuned, j, matching)
+        if reason is None:
+            found.names.append(name)
+            indexes.append((in_base[name], in_tuned[name]))
             continue
         detail = _side("base", base, i) | _side("tuned", tuned, j)
-        unpaired.append(Unpaired(name, reason, detail))
+        found.unpaired.append(Unpaired(name, reason, detail))
 
-    hint = _wrapper_hint(in_base, in_tuned)
-    if not paired:
-        raise _nothing(base, tuned, unpaired, excluded, hint)
-    return Pairing(
-        paired,
-        np.array(base_index, np.int64),
-        np.array(tuned_index, np.int64),
-        unpaired,
-        excluded,
-        hint,
-        warnings,
-    )
+    found.hint = _hint(found.unpaired, in_base, in_tuned)
+    if not indexes:
+        raise _nothing(base, tuned, found)
+    found.base_index, found.tuned_index = np.array(indexes, np.int64).T.copy()
+    if emptied := _placeholders(found.unpaired):
+        found.warnings.append(f"{emptied[0]} ({emptied[1]})")
+    return found
+
+
+_NONE: IntArray = np.zeros(0, np.int64)
+
+
+def _pair(
+    found: Pairing, base: TensorTable, i: int, tuned: TensorTable, j: int, matching: Matching
+) -> Reason | None:
+    """Why two tensors of one name are not compared, or None: then ``found`` knows how they are."""
+    position = len(found.names)
+    one, other = base.dtypes[i], tuned.dtypes[j]
+    rows = base.shapes[i] != tuned.shapes[j]
+    if rows and not (matching.common_rows and _common_rows(base, i, tuned, j)):
+        return "reshaped"
+    if one != other:
+        wide = common(one, other) if matching.by_value else None
+        if wide is None:
+            return "retyped"
+        found.retyped[position] = wide
+    if rows:
+        found.resized[position] = base.shapes[i][0], tuned.shapes[j][0]
+    return None
+
+
+def _common_rows(base: TensorTable, i: int, tuned: TensorTable, j: int) -> bool:
+    """Whether two tensors differ in their first dimension only, and have rows in common."""
+    one, other = base.shapes[i], tuned.shapes[j]
+    if not one or not other or one[1:] != other[1:] or not min(one[0], other[0]):
+        return False
+    # rows of less than whole bytes do not end where bytes do
+    return all(side.nbytes[at] * min(one[0], other[0]) % side.shapes[at][0] == 0
+               for side, at in ((base, i), (tuned, j)))  # fmt: skip
 
 
 def _renamed(names: list[str], rename: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -187,25 +228,23 @@ def _side(side: str, table: TensorTable, position: int | None) -> dict[str, Any]
     }
 
 
-def _nothing(
-    base: TensorTable,
-    tuned: TensorTable,
-    unpaired: list[Unpaired],
-    excluded: int,
-    hint: str | None,
-) -> PairingError:
-    counts = dict.fromkeys(("removed", "added", "reshaped", "retyped"), 0)
-    for item in unpaired:
-        counts[item.reason] += 1
-    said = {
-        "removed": "only in base",
-        "added": "only in tuned",
-        "reshaped": "of another shape",
-        "retyped": "of another dtype",
-    }
-    parts = [f"{count:,} {said[reason]}" for reason, count in counts.items() if count]
-    if excluded:
-        parts.append(f"{excluded:,} excluded")
+_SAID = {
+    "removed": "only in base",
+    "added": "only in tuned",
+    "missing": "in an index but in no file",
+    "reshaped": "of another shape",
+    "retyped": "of another dtype",
+}
+
+
+def _nothing(base: TensorTable, tuned: TensorTable, found: Pairing) -> PairingError:
+    unpaired = found.unpaired
+    if emptied := _placeholders(unpaired):
+        return PairingError(f"nothing to compare: {emptied[0]}", hint=emptied[1])
+    counts = {reason: sum(u.reason == reason for u in unpaired) for reason in _SAID}
+    parts = [f"{count:,} {_SAID[reason]}" for reason, count in counts.items() if count]
+    if found.excluded:
+        parts.append(f"{found.excluded:,} excluded")
     detail = f": {', '.join(parts)}" if parts else ""
     example = next((u for u in unpaired if u.reason in ("reshaped", "retyped")), None)
     if example is not None:
@@ -218,54 +257,50 @@ def _nothing(
         detail += f"; for example {unpaired[0].name!r}"
     return PairingError(
         f"nothing to compare between {len(base):,} and {len(tuned):,} tensors{detail}",
-        hint=hint or "check that both are checkpoints of the same model, and the globs",
+        hint=found.hint or "check that both are checkpoints of the same model, and the globs",
     )
 
 
-def _wrapper_hint(in_base: dict[str, int], in_tuned: dict[str, int]) -> str | None:
-    """The ``--rename`` that removes, adds or swaps a known wrapper prefix, if that pairs a lot."""
-    smaller = min(len(in_base), len(in_tuned))
-    already = len(in_base.keys() & in_tuned.keys())
-    if already >= _NEARLY_ALL * smaller:
+def _hint(
+    unpaired: Sequence[Unpaired], in_base: dict[str, int], in_tuned: dict[str, int]
+) -> str | None:
+    """What would pair more: a renaming, or the rows that both have."""
+    best = best_renaming(in_base, in_tuned)
+    if best is not None:
+        renaming, pairs = best
+        smaller = min(len(in_base), len(in_tuned))
+        return f"{as_option(renaming)} would pair {pairs:,} of {smaller:,} names"
+    rows = [u for u in unpaired if u.reason == "reshaped" and _rows_differ(u.detail)]
+    if not rows:
         return None
-    # Only what pairs something of an even sample of the names is counted on all of them.
-    sample = list(in_tuned)[:: max(1, len(in_tuned) // _SAMPLE)]
-    best: tuple[int, int, str, str] | None = None
-    for old in sorted(_stacks(in_tuned), key=len):
-        for new in sorted(_stacks(in_base), key=len):
-            if old == new:
-                continue
-            if not any(_rewrapped(name, old, new) in in_base for name in sample):
-                continue
-            found = {_rewrapped(name, old, new) for name in in_tuned}
-            if len(found) != len(in_tuned):
-                continue  # the suggestion would collide
-            score = len(found & in_base.keys())
-            candidate = (score, -len(old) - len(new), old, new)
-            if score > already and (best is None or candidate[:2] > best[:2]):
-                best = candidate
-    if best is None or best[0] < _NEARLY_ALL * smaller:
-        return None
-    score, _, old, new = best
-    return f"--rename '^{re.escape(old)}={new}' would pair {score:,} of {smaller:,} names"
+    tensors = "1 tensor" if len(rows) == 1 else f"{len(rows):,} tensors"
+    return (
+        f"--common-rows would compare the rows that both sides have of {tensors}, such as "
+        f"{rows[0].name!r}"
+    )
 
 
-def _rewrapped(name: str, old: str, new: str) -> str:
-    return new + name[len(old) :] if name.startswith(old) else name
+def _rows_differ(detail: dict[str, Any]) -> bool:
+    one, other = detail["base_shape"], detail["tuned_shape"]
+    return bool(one and other and one[1:] == other[1:] and min(one[0], other[0]))
 
 
-def _stacks(names: dict[str, int]) -> set[str]:
-    """The stacked wrapper prefixes that names begin with, such as ``module.`` and
-    ``module.model.``, and the empty one."""
-    found = {""}
-    for _ in range(_WRAPPER_DEPTH):
-        more = {
-            stack + wrapper
-            for stack in found
-            for wrapper in _WRAPPERS
-            if any(name.startswith(stack + wrapper) for name in names)
-        }
-        if more <= found:
-            break
-        found |= more
-    return found
+def _placeholders(unpaired: Sequence[Unpaired]) -> tuple[str, str] | None:
+    """What to say where a side has empty tensors for full ones, and what to do, or None."""
+    for side, other in (("base", "tuned"), ("tuned", "base")):
+        empty = [
+            u.name
+            for u in unpaired
+            if u.reason == "reshaped"
+            and 0 in u.detail[f"{side}_shape"]
+            and 0 not in u.detail[f"{other}_shape"]
+        ]
+        if empty:
+            many = f"{len(empty):,} tensors are" if len(empty) > 1 else "1 tensor is"
+            return (
+                f"{many} empty in {side} and full in {other}, such as {empty[0]!r}: placeholders, "
+                "as DeepSpeed ZeRO-3 saves them where it does not gather the weights",
+                "save it with stage3_gather_16bit_weights_on_model_save, or make it whole with "
+                "zero_to_fp32.py",
+            )
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -37,6 +37,7 @@ class TensorTable:
     dtypes: list[str]  #: safetensors dtype names
     shapes: list[tuple[int, ...]]
     nbytes: IntArray  #: bytes of the packed elements
+    absent: list[str] = field(default_factory=list)  #: names that an index has and no file
 
     def __len__(self) -> int:
         return len(self.names)

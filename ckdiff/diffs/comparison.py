@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import open_recipe, place_in
-from ckdiff.checkpoints.pairing import Pairing, pair
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.checkpoints.pairing import Matching, Pairing, pair
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
@@ -30,6 +31,7 @@ from ckdiff.stores.sharedwork import check_plan
 from ckdiff.stores.sink import ObjectSink
 
 if TYPE_CHECKING:
+    from ckdiff.diffs.casting import Casting
     from ckdiff.diffs.task import DiffTask
     from ckdiff.stores.chunkresult import ChunkResult
 
@@ -39,11 +41,41 @@ _READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tensors are compared, and under which names."""
+    """Which tensors are compared, under which names, and what of them."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rename: tuple[str, ...] = ()
+    common_rows: bool = False
+
+    def pair(self, base: TensorTable, tuned: TensorTable) -> Pairing:
+        """See ``pair``; two float dtypes are compared by value."""
+        return pair(
+            base,
+            tuned,
+            include=self.include,
+            exclude=self.exclude,
+            rename=self.rename,
+            matching=Matching(by_value=True, common_rows=self.common_rows),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """What is compared of one checkpoint; columns have an entry for each pair."""
+
+    checkpoint: Checkpoint
+    index: IntArray  #: position of the tensor in the checkpoint's table
+    dtypes: list[str]
+    bits: IntArray  #: of one element
+    nbytes: IntArray
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, index: IntArray, elements: IntArray) -> Side:
+        """``elements`` are those that are compared of each tensor."""
+        dtypes = [checkpoint.table.dtypes[i] for i in index]
+        bits = bits_of(dtypes)
+        return cls(checkpoint, index, dtypes, bits, elements * bits // 8)
 
 
 class Comparison:
@@ -61,25 +93,27 @@ class Comparison:
         pairing: Pairing | None = None,
     ) -> None:
         self.base, self.tuned, self.selection = base, tuned, selection
-        self.pairing = pairing or pair(
-            base.table,
-            tuned.table,
-            include=selection.include,
-            exclude=selection.exclude,
-            rename=selection.rename,
+        self.pairing = found = pairing or selection.pair(base.table, tuned.table)
+        places = range(len(found))
+        self.shapes = [found.shape(i, base.table.shapes) for i in places]
+        elements = np.array([math.prod(shape) for shape in self.shapes], np.int64)
+        self.layout = Layout(elements)
+        self.sides = (
+            Side.of(base, found.base_index, elements),
+            Side.of(tuned, found.tuned_index, elements),
         )
-        table, index = base.table, self.pairing.base_index
-        self.dtypes = [table.dtypes[i] for i in index]
-        self.shapes = [table.shapes[i] for i in index]
-        self.nbytes: IntArray = table.nbytes[index]
-        self.bits = bits_of(self.dtypes)
-        self.layout = Layout(self.nbytes * 8 // np.maximum(self.bits, 1))
+        self.dtypes = self.sides[0].dtypes  #: of the base
+        #: the dtypes by whose values pairs are compared: the base's, or a wider one
+        self.kinds = [found.retyped.get(i, dtype) for i, dtype in enumerate(self.dtypes)]
+        self.bits = bits_of(self.kinds)
+        self.nbytes: IntArray = self.sides[0].nbytes + self.sides[1].nbytes  #: of both sides
         self.same = tuple(same)
-        indexes = index, self.pairing.tuned_index
         #: equal, and not read; reading nothing of an empty tensor gives it a content hash
-        self.known = same_tensors((base, tuned), indexes, self.same) & (self.nbytes > 0)
-        self.bytes_known = 2 * int(self.nbytes[self.known].sum())  #: of both sides
-        self.bytes_to_read = 2 * int(self.nbytes.sum()) - self.bytes_known  #: of both sides
+        self.known = same_tensors((base, tuned), (found.base_index, found.tuned_index), self.same)
+        self.known &= self.nbytes > 0
+        self.known[[*found.retyped, *found.resized]] = False
+        self.bytes_known = int(self.nbytes[self.known].sum())  #: of both sides
+        self.bytes_to_read = int(self.nbytes.sum()) - self.bytes_known  #: of both sides
 
     def __repr__(self) -> str:
         sides = " and ".join(printable(side.label) for side in (self.base, self.tuned))
@@ -102,15 +136,13 @@ class Comparison:
         for chunk in range(min(workers, self.layout.chunks)):
             first, end = self.layout.chunk_range(chunk)
             spans = self.to_read(first, min(end, first + _READ_AHEAD))
-            starts, nbytes = spans.byte_ranges(self.bits)
-            sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
-            for side, index in sides:
-                side.read_ahead(index[spans.tensors], starts, nbytes)
+            for side in self.sides:
+                side.checkpoint.read_ahead(side.index[spans.tensors], *spans.byte_ranges(side.bits))
 
     def nbytes_of(self, chunk: int) -> int:
         """Bytes of both sides that are read for a chunk."""
-        _, nbytes = self.to_read(*self.layout.chunk_range(chunk)).byte_ranges(self.bits)
-        return 2 * int(nbytes.sum())
+        spans = self.to_read(*self.layout.chunk_range(chunk))
+        return sum(int(spans.byte_ranges(side.bits)[1].sum()) for side in self.sides)
 
     def cuts(self, step: int) -> IntArray:
         """Addresses at which spans are cut so that what lies in one place is not copied.
@@ -119,12 +151,11 @@ class Comparison:
         step is cut out, and is all that is gathered.
         """
         found = [np.zeros(0, np.int64)]
-        sides = (self.base, self.pairing.base_index), (self.tuned, self.pairing.tuned_index)
-        for side, index in sides:
-            places = side.borders
+        for side in self.sides:
+            places = side.checkpoint.borders
             if not places:
                 continue
-            for i, tensor in enumerate(index.tolist()):
+            for i, tensor in enumerate(side.index.tolist()):
                 if tensor in places:
                     begin = self.layout.starts[i]
                     at = begin + places[tensor]
@@ -132,6 +163,12 @@ class Comparison:
                     inside = (begin < both) & (both < begin + self.layout.elements[i])
                     found.append(both[inside])
         return np.unique(np.concatenate(found))
+
+    def casting(self) -> Casting:
+        """What is widened before it is compared."""
+        from ckdiff.diffs.casting import Casting
+
+        return Casting.of(self.sides, self.kinds)
 
     def known_by(self) -> dict[int, str]:
         """For the tensors that are not read, what their content is known by; it may be empty."""
@@ -149,13 +186,14 @@ class Comparison:
                 "include": list(chosen.include),
                 "exclude": list(chosen.exclude),
                 "rename": list(chosen.rename),
+                **({"common_rows": True} if chosen.common_rows else {}),
             },
         }
 
     def tensors_digest(self) -> str:
         """Which tensors are compared, under which names."""
         digest = hashlib.sha256()
-        for column in (self.pairing.names, self.dtypes, self.shapes):
+        for column in (self.pairing.names, self.dtypes, self.sides[1].dtypes, self.shapes):
             digest.update(repr(column).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
@@ -178,19 +216,16 @@ class Comparison:
         from ckdiff.kernels import BLOCK, Kernels
         from ckdiff.kernels.hashing import UNIT
 
-        present = list(dict.fromkeys(self.dtypes))
+        present = list(dict.fromkeys(self.kinds))
         kernels = Kernels(
             [DTYPES[name] for name in present], list(rules.order), with_statistics=with_statistics
         )
         return DiffTask(
-            base=self.base,
-            tuned=self.tuned,
-            base_index=self.pairing.base_index,
-            tuned_index=self.pairing.tuned_index,
+            sides=self.sides,
             layout=self.layout,
-            bits=self.bits,
+            kinds=self.kinds,
             known=self.known,
-            slots=np.array([kernels.slot_of[name] for name in self.dtypes], np.int64),
+            slots=np.array([kernels.slot_of[name] for name in self.kinds], np.int64),
             kernels=kernels,
             comparing=kernels,
             masks={} if sink is None else rules.mask_columns,
@@ -198,6 +233,7 @@ class Comparison:
             with_statistics=with_statistics,
             window=window,
             cuts=self.cuts(BLOCK if with_statistics else UNIT),
+            casting=self.casting(),
             sink=sink,
             on_bytes=on_bytes,
         )

@@ -66,7 +66,8 @@ def share_disk(
         )
     if not streams:  # all of it is in the cache
         return Streaming(found, (), 0, None)
-    nbytes = len(streams) * comparison.bytes_to_read // 2
+    read = ~comparison.known
+    nbytes = sum(int(s.nbytes[read].sum()) for s in comparison.sides if s.checkpoint.streams)
     try:
         fitting = _fitting(comparison, found, streams, options, note)
     except BudgetError as error:
@@ -149,13 +150,14 @@ class _Need:
 
 
 def _windows(comparison: Comparison, window: int) -> tuple[IntArray, IntArray]:
-    """For each window of the layout, the bytes of one side that are read, and at most how many
-    spans they are in.
+    """For each window of the layout, how many bytes of a side are read at most, and how many
+    spans they are in at most.
     """
     layout = comparison.layout
     if not layout.total:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    bits = comparison.bits * ~comparison.known
+    base, tuned = (side.bits for side in comparison.sides)
+    bits = np.maximum(base, tuned) * ~comparison.known
     nbytes = layout.elements * bits // 8
     edges = np.arange(0, layout.total + window, window)
     # the last tensor that begins at or before each edge, and how much of it is before the edge

@@ -181,7 +181,9 @@ def _compared(
 ) -> Comparison:
     if out is not None:
         check_place(out, sides)
-    selection = Selection(*map(tuple, (options.include, options.exclude, options.rename)))
+    selection = Selection(
+        tuple(options.include), tuple(options.exclude), tuple(options.rename), options.common_rows
+    )
     comparison = Comparison(*sides, selection, _same(options, sides))
     if out is not None:
         from ckdiff.stores.writer import require_text
@@ -224,7 +226,7 @@ def _means(
     from ckdiff.diffs.devices import Devices
 
     widest = int(comparison.bits.max(initial=8))
-    sides = comparison.base, comparison.tuned
+    sides, casting = (comparison.base, comparison.tuned), comparison.casting()
     devices = Devices.of(options, comparison.bytes_to_read, on_cluster=on_cluster)
     planned = partial(
         allot,
@@ -234,7 +236,9 @@ def _means(
         with_statistics=options.stats,
         asked=options.memory,
         held=max(0, budget.resident_anonymous() - resident - devices.resident),
-        readers=lambda window: sum(side.reader_memory(window * widest // 8) for side in sides),
+        readers=lambda window: (
+            sum(side.reader_memory(window * widest // 8) for side in sides) + casting.memory(window)
+        ),
     )
     devices, found = devices.allot(planned, len(rules), comparison.bits)
     streaming = None
@@ -245,5 +249,5 @@ def _means(
             comparison, found, options, on_cluster=on_cluster, note=observer.note
         )
         found = streaming.allotment
-    devices = devices.check(comparison.dtypes, rules.order, found.window, found.workers)
+    devices = devices.check(comparison.kinds, rules.order, found.window, found.workers)
     return devices, found, streaming

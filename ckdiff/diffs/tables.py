@@ -15,21 +15,13 @@ from ckdiff.stores.table import MaskTable
 def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> MaskTable:
     """The table of a finished diff."""
     columns = {rule: collected.changed[:, i] for i, rule in enumerate(rules.order)}
-    hashes = [
-        [
-            hashing.finish(low, high, nbytes)
-            for low, high, nbytes in zip(
-                collected.hashes[:, 2 * side].tolist(),
-                collected.hashes[:, 2 * side + 1].tolist(),
-                comparison.nbytes.tolist(),
-                strict=True,
-            )
-        ]
-        for side in range(2)
-    ]
+    hashes = []
+    for i, side in enumerate(comparison.sides):
+        sums = collected.hashes[:, 2 * i].tolist(), collected.hashes[:, 2 * i + 1].tolist()
+        hashes.append(list(map(hashing.finish, *sums, side.nbytes.tolist())))
     for i, text in comparison.known_by().items():
         hashes[0][i] = hashes[1][i] = text
-    numeric = np.array([DTYPES[name].numeric for name in comparison.dtypes], bool)
+    numeric = np.array([DTYPES[name].numeric for name in comparison.kinds], bool)
     return MaskTable(
         comparison.pairing.names,
         comparison.dtypes,

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.diffs.casting import Buffers, Cast, Casting
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
@@ -26,11 +28,17 @@ from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.objects import INNER, ObjectWriter
 from ckdiff.stores.sink import ObjectSink
 
+if TYPE_CHECKING:
+    from ckdiff.diffs.comparison import Side
+
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
 AHEAD = 3  #: windows asked of the source before they are needed
 
 assert SMALLEST_WINDOW % BLOCK == 0
+
+
+Wanted = tuple[IntArray, IntArray, IntArray]
 
 
 @dataclass(slots=True)
@@ -41,23 +49,22 @@ class Window:
     stop: int
     spans: Spans
     rows: IntArray  #: of the spans in the chunk's results
-    starts: IntArray  #: bytes inside the tensors
-    nbytes: IntArray
+    #: of base and tuned: positions in its table, first bytes inside the tensors, bytes
+    wanted: tuple[Wanted, Wanted]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read, of both sides."""
+        return sum(int(nbytes.sum()) for _, _, nbytes in self.wanted)
 
 
 @dataclass(slots=True)
 class DiffTask:
-    """The chunk task of a diff: call it with a chunk number. Shared by the threads of a process.
+    """The chunk task of a diff: call it with a chunk number. Shared by the threads of a process."""
 
-    ``base_index`` and ``tuned_index`` map layout positions to the checkpoints' tables.
-    """
-
-    base: Checkpoint
-    tuned: Checkpoint
-    base_index: IntArray
-    tuned_index: IntArray
+    sides: tuple[Side, Side]  #: base and tuned
     layout: Layout
-    bits: IntArray  #: of one element, for each tensor
+    kinds: list[str]  #: the dtype by whose values each tensor is compared
     known: npt.NDArray[np.bool_]  #: for each tensor, whether its sides are equal and not read
     slots: IntArray  #: kernel slot of each tensor
     kernels: Kernels
@@ -67,6 +74,7 @@ class DiffTask:
     with_statistics: bool
     window: int  #: elements
     cuts: IntArray  #: addresses, in order, at which spans are cut
+    casting: Casting  #: what is widened before it is compared
     sink: ObjectSink | None  #: where the masks go; None: count only, and ``masks`` are none
     on_bytes: Callable[[int], None] = lambda size: None
     _local: threading.local = field(default_factory=threading.local)
@@ -76,9 +84,10 @@ class DiffTask:
         first, end = self.layout.chunk_range(chunk)
         spans = self.layout.spans(first, end)
         results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
+        cast = self.casting.begin(self._cast_buffers())
         with ExitStack() as stack:
             writers = {} if self.sink is None else self.sink.begin(chunk, list(self.masks), stack)
-            readers = [stack.enter_context(closing(c.reader())) for c in (self.base, self.tuned)]
+            readers = [stack.enter_context(closing(s.checkpoint.reader())) for s in self.sides]
             windows = self.windows(first, end, spans)
             ahead = deque(islice(windows, AHEAD))
             for window in ahead:
@@ -91,8 +100,9 @@ class DiffTask:
                 if coming is not None:
                     ahead.append(coming)
                     self.prefetch(readers, coming)
-                self._compare(window, readers, results, list(writers.values()))
+                self._compare(window, readers, results, cast, list(writers.values()))
             objects = {key: writer.finish() for key, writer in writers.items()}
+        cast.finish(results)
         return ChunkResult(
             spans.tensors, results.changed, results.hashes, results.statistics, objects
         )
@@ -103,21 +113,26 @@ class DiffTask:
             stop = min(start + self.window, end)
             inside = self.layout.spans(start, stop).without(self.known).cut(self.cuts)
             rows = np.searchsorted(spans.tensors, inside.tensors)
-            yield Window(start, stop, inside, rows, *inside.byte_ranges(self.bits))
+            base, tuned = (
+                (side.index[inside.tensors], *inside.byte_ranges(side.bits)) for side in self.sides
+            )
+            yield Window(start, stop, inside, rows, (base, tuned))
 
     def prefetch(self, readers: Sequence[SpanReader], window: Window) -> None:
         """Ask for a window's bytes before they are needed."""
-        for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
-            reader.prefetch(index[window.spans.tensors], window.starts, window.nbytes)
+        for reader, wanted in zip(readers, window.wanted, strict=True):
+            reader.prefetch(*wanted)
 
     def _compare(
         self,
         window: Window,
         readers: list[SpanReader],
         results: Results,
+        cast: Cast,
         writers: list[ObjectWriter],
     ) -> None:
         segments = self.segments(window, readers)
+        cast.widen(segments, window)
         masks = self._buffers()
         for mask in masks:
             mask.fill(0)  # the gaps between tensors are padding
@@ -129,14 +144,14 @@ class DiffTask:
             encode = self._encoder().encode
             mask = masks[position]
             writer.add([encode(mask[at : at + INNER]) for at in range(0, size, INNER)])
-        self.on_bytes(2 * int(window.nbytes.sum()))
+        self.on_bytes(window.nbytes)
 
     def segments(self, window: Window, readers: Sequence[SpanReader]) -> IntArray:
         """Make a window's bytes addressable: what kernels take, until the readers release it."""
         spans = window.spans
-        addresses = []
-        for reader, index in zip(readers, (self.base_index, self.tuned_index), strict=True):
-            addresses.append(reader.acquire(index[spans.tensors], window.starts, window.nbytes))
+        addresses = [
+            reader.acquire(*wanted) for reader, wanted in zip(readers, window.wanted, strict=True)
+        ]
         segments = np.empty((len(spans), abi.SEG_COLUMNS), np.int64)
         segments[:, abi.SEG_BASE], segments[:, abi.SEG_TUNED] = addresses
         segments[:, abi.SEG_ELEMENTS] = spans.elements
@@ -151,6 +166,12 @@ class DiffTask:
             self._local.masks = [np.zeros(self.window // 8, np.uint8) for _ in range(self.rules)]
         masks: list[npt.NDArray[np.uint8]] = self._local.masks
         return masks
+
+    def _cast_buffers(self) -> Buffers:
+        if not hasattr(self._local, "buffers"):
+            self._local.buffers = Buffers()
+        buffers: Buffers = self._local.buffers
+        return buffers
 
     def _encoder(self) -> MaskEncoder:
         if not hasattr(self._local, "encoder"):

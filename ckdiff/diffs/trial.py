@@ -102,14 +102,16 @@ class _Window:
         self._task, self._window = task, window
         self._masks, self._results = masks, results
         self._readers = [
-            stack.enter_context(closing(side.reader())) for side in (task.base, task.tuned)
+            stack.enter_context(closing(side.checkpoint.reader())) for side in task.sides
         ]
-        self.nbytes = 2 * int(window.nbytes.sum())
+        self._cast = task.casting.begin()
+        self.nbytes = window.nbytes
 
     def read(self) -> None:
         """Make both sides addressable, asking for all of it at once as a run does."""
         self._task.prefetch(self._readers, self._window)
         self._segments = self._task.segments(self._window, self._readers)
+        self._cast.widen(self._segments, self._window)
 
     def compare(self, comparing: Comparing) -> None:
         """Compare the window."""

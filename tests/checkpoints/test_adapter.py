@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 

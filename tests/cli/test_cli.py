@@ -101,7 +101,9 @@ def test_diff_json_is_the_contract(pair: Pair, tmp_path: Path) -> None:
     assert list(found["rules"]) == ["atol=1e-5", "exact"]
     assert found["rules"]["exact"]["changed"] == 4096 + 60
     assert found["rules"]["exact"]["density"] == (4096 + 60) / found["elements"]
-    assert found["unpaired"] == dict.fromkeys(("added", "removed", "reshaped", "retyped", "missing"), [])
+    assert found["unpaired"] == dict.fromkeys(
+        ("added", "removed", "reshaped", "retyped", "missing"), []
+    )
     assert found["unpaired_details"] == []
     assert found["bytes_read"] == 2 * 2 * found["elements"]
     assert found["seconds"] > 0

@@ -91,7 +91,9 @@ def test_a_diff_is_what_the_twin_says(
         density = count / elements if elements else 0.0
         assert said["rules"][rule] == {"changed": count, "density": density}
     assert said["bytes_read"] == sum(2 * len(pair.base) for pair in model.values())
-    assert said["unpaired"] == dict.fromkeys(("added", "removed", "reshaped", "retyped", "missing"), [])
+    assert said["unpaired"] == dict.fromkeys(
+        ("added", "removed", "reshaped", "retyped", "missing"), []
+    )
     raw = {name for name, pair in model.items() if pair.dtype in naive.RAW}
     fallen = {rule: set(names) for rule, names in said["exact_only"].items()}
     assert fallen == {r: raw for r in RULES if raw and not r.startswith("exact")}

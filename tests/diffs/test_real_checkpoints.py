@@ -178,7 +178,9 @@ def test_fine_tune_on_the_command_line() -> None:
     assert status == 1
     assert (found["elements"], found["tensors"]) == (412_525, 136)
     assert round(found["rules"]["exact"]["density"], 4) == 0.9165
-    assert found["unpaired"] == dict.fromkeys(("added", "removed", "reshaped", "retyped", "missing"), [])
+    assert found["unpaired"] == dict.fromkeys(
+        ("added", "removed", "reshaped", "retyped", "missing"), []
+    )
     assert found["bytes_read"] == 2 * 4 * 412_525
 
 

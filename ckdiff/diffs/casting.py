@@ -1,0 +1,123 @@
+"""Pairs of two float dtypes: their windows are widened before they are compared.
+
+Content hashes are of each side's own bits, so those of what was widened are added up here, and put
+in place of what the kernels made of the wider copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.dtypes import DTYPES
+from ckdiff.kernels import Results, abi
+from ckdiff.kernels.casting import widen
+from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import bytes_at
+from ckdiff.layout import IntArray
+
+if TYPE_CHECKING:
+    from ckdiff.diffs.comparison import Side
+    from ckdiff.diffs.task import Window
+
+_COLUMNS = (abi.SEG_BASE, abi.SEG_TUNED)
+_APART = 64  #: bytes that the spans of a buffer are aligned to
+
+
+class Buffers:
+    """What one thread widens into, one buffer for each side."""
+
+    def __init__(self) -> None:
+        self._memory = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+
+    def of(self, side: int, size: int) -> npt.NDArray[np.uint8]:
+        """At least ``size`` bytes for a side."""
+        if len(self._memory[side]) < size:
+            self._memory[side] = np.empty(size, np.uint8)
+        return self._memory[side]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Casting:
+    """Which tensors of which side are widened; shared by the threads of a process."""
+
+    kinds: Sequence[str]  #: for each tensor the dtype of its values
+    #: for base and tuned the dtypes as stored of what is widened, by position in the layout
+    narrow: tuple[dict[int, str], dict[int, str]]
+
+    @classmethod
+    def of(cls, sides: tuple[Side, Side], kinds: Sequence[str]) -> Casting:
+        """What has to be widened of both sides, to these dtypes."""
+        base, tuned = (
+            {
+                i: stored
+                for i, (stored, kind) in enumerate(zip(side.dtypes, kinds, strict=True))
+                if stored != kind
+            }
+            for side in sides
+        )
+        return cls(kinds, (base, tuned))
+
+    def begin(self, buffers: Buffers | None = None) -> Cast:
+        """For a chunk; ``buffers`` are those of an earlier one on this thread."""
+        return Cast(self, buffers or Buffers())
+
+    def memory(self, window: int) -> int:
+        """Bytes that a worker takes for windows of so many elements."""
+        widest = max(
+            (DTYPES[self.kinds[i]].bits for i in {**self.narrow[0], **self.narrow[1]}), default=0
+        )
+        return sum(bool(side) for side in self.narrow) * window * widest // 8
+
+
+@dataclass(slots=True, eq=False)
+class Cast:
+    """The widened windows of one chunk, one after the other, and the hashes of what they were."""
+
+    casting: Casting
+    buffers: Buffers
+    _sums: dict[tuple[int, int], npt.NDArray[np.uint64]] = field(default_factory=dict)
+    _hasher: ContentHasher | None = None
+
+    def widen(self, segments: IntArray, window: Window) -> None:
+        """Widen what has to be of a window: its segments lead to the copies then."""
+        tensors = window.spans.tensors.tolist()
+        for side, narrow in enumerate(self.casting.narrow):
+            if not narrow:
+                continue
+            places = [(at, tensor) for at, tensor in enumerate(tensors) if tensor in narrow]
+            if places:
+                self._widen(side, places, segments, window)
+
+    def _widen(
+        self, side: int, places: list[tuple[int, int]], segments: IntArray, window: Window
+    ) -> None:
+        kinds, narrow, column = self.casting.kinds, self.casting.narrow[side], _COLUMNS[side]
+        _, starts, nbytes = window.wanted[side]
+        sizes = [
+            int(segments[at, abi.SEG_ELEMENTS]) * DTYPES[kinds[t]].bits // 8 for at, t in places
+        ]
+        begins = np.cumsum([0, *(-(-size // _APART) * _APART for size in sizes)]).tolist()
+        buffer = self.buffers.of(side, begins[-1])
+        for (at, tensor), begin, size in zip(places, begins, sizes, strict=False):
+            stored = narrow[tensor]
+            data = bytes_at(int(segments[at, column]), int(nbytes[at]))
+            self._hash(side, int(window.rows[at]), data, int(starts[at]), DTYPES[stored].bits)
+            widen(data, stored, kinds[tensor], buffer[begin : begin + size])
+            segments[at, column] = buffer.ctypes.data + begin
+
+    def _hash(
+        self, side: int, row: int, data: npt.NDArray[np.uint8], start: int, bits: int
+    ) -> None:
+        self._hasher = self._hasher or ContentHasher()
+        sums = self._sums.setdefault((side, row), np.zeros(2, np.uint64))
+        self._hasher.add(sums, data, start, bits)
+
+    def finish(self, results: Results) -> None:
+        """Put the hashes of the bits as they are stored in their place."""
+        for (side, row), sums in self._sums.items():
+            results.hashes[row, 2 * side : 2 * side + 2] = sums
