@@ -49,6 +49,17 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     ):
         if part:
             texts += ["", *part]
+    texts += ["", _reading(result)]
+    if result.device_why is not None:
+        place = "the CPU" if result.device == "cpu" else "the GPU"
+        texts.append(f"compared on {place}: {printable(result.device_why)}")
+    if result.store is not None and out is not None:
+        texts.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
+    return texts
+
+
+def _reading(result: DiffResult) -> str:
+    """How much was read, and how fast."""
     fresh = result.bytes_read - result.bytes_resumed
     speed = formats.rate(fresh, result.seconds)
     took = formats.duration(result.seconds)
@@ -57,13 +68,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         read += f"; {format_size(result.bytes_resumed)} were read by the run that was stopped"
     if result.bytes_known_equal:
         read += f"; {format_size(result.bytes_known_equal)} known to be equal were not read"
-    texts += ["", read]
-    if result.device_why is not None:
-        place = "the CPU" if result.device == "cpu" else "the GPU"
-        texts.append(f"compared on {place}: {printable(result.device_why)}")
-    if result.store is not None and out is not None:
-        texts.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
-    return texts
+    return read
 
 
 def _are(count: int) -> str:

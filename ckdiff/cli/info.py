@@ -9,6 +9,8 @@ import click
 from ckdiff.cli import options
 from ckdiff.cli.output import write_json, write_lines
 
+_UNPAIRED = 20  #: unpaired tensors that are named
+
 
 @click.command("info")
 @click.argument("path")
@@ -52,11 +54,30 @@ def _store(about: dict[str, Any]) -> list[str]:
     lines = [
         f"{about['path']}: a mask store, {formats.extent(about['elements'], about['tensors'])}"
     ]
+    lines.append(_origin(about))
     for rule, counts in about["rules"].items():
         part = formats.percent(counts["changed"], about["elements"])
         kept = "" if rule in about["masks"] else " (counted only)"
         lines.append(f"{rule}: {counts['changed']:,} changed, {part}{kept}")
+    details = about.get("unpaired_details", ())
+    for detail in details[:_UNPAIRED]:
+        sides = filter(None, (formats.side(detail, side) for side in ("base", "tuned")))
+        what = f"{detail['reason']} {formats.name(detail['name'])}"
+        lines.append(f"not compared: {what}, {' -> '.join(sides)}")
+    if len(details) > _UNPAIRED:
+        lines.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
     return lines
+
+
+def _origin(about: dict[str, Any]) -> str:
+    """What the masks are of."""
+    from ckdiff.cli import formats, made
+
+    if "made_by" in about:
+        return made.title(about["made_by"])
+    commits = about.get("commits", {})
+    base, tuned = (formats.at_commit(about[s], commits.get(s)) for s in ("base", "tuned"))
+    return f"base {base}, tuned {tuned}"
 
 
 def _checkpoint(about: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def command(
     """Print how much of each tensor, layer, module or dtype changed, from STORE.
 
     --top without --sort keeps the rows of the highest density. On a terminal a map of densities
-    by layer and module follows.
+    by layer and module follows. Tensors that were not compared are listed at the end.
     """
     from ckdiff.cli import show_text
     from ckdiff.cli.output import write_json, write_lines
@@ -38,7 +38,9 @@ def command(
     opened = open_store(store)
     rows = opened.summary(by, sort=sort, top=top)
     if as_json:
-        write_json({"rows": rows})
+        from ckdiff.reports.provenance import provenance
+
+        write_json({"rows": rows, **provenance(opened)})
     elif as_csv:
         write_lines(show_text.csv_lines(opened, by, rows))
     else:

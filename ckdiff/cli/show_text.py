@@ -11,6 +11,7 @@ from ckdiff.cli import formats, made
 from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
+from ckdiff.cli.unpaired_text import unpaired_lines
 from ckdiff.errors import printable
 from ckdiff.stores.summaries import By, Row, columns, relative_delta, stacks, summarise
 from ckdiff.stores.table import MaskTable
@@ -37,7 +38,7 @@ def _csv(values: Sequence[Any]) -> str:
 
 
 def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
-    """The table, and on a terminal a map of each stack of layers."""
+    """The table, on a terminal a map of each stack of layers, and what was not compared."""
     terminal = Terminal()
     title = printable(_title(store.manifest, terminal))
     stored = ", ".join(row["group"] for row in store.summary("dtype"))
@@ -51,7 +52,8 @@ def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
         rule = next(iter(store.table.changed))
         for stack in stacks(store.table, rule):
             out += ["", *heat_map(stack, terminal, rule)]
-    return out
+    unpaired = unpaired_lines(store.manifest.get("unpaired", ()), terminal)
+    return [*out, "", *unpaired] if unpaired else out
 
 
 def _title(manifest: dict[str, Any], terminal: Terminal) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.change import Bytes, Encoding, Patcher
 from ckdiff.deltas.container import Delta
@@ -34,7 +34,7 @@ from ckdiff.options import (
     checked_output,
     checked_path,
 )
-from ckdiff.outputs.rebuilt import Rebuilt, refuse_early
+from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import Stopped
 
@@ -70,22 +70,15 @@ def apply(
         room = Room(options.memory)
         chain = [stack.enter_context(Delta(checked_path("a delta", item), room)) for item in listed]
         (opened,) = open_all(stack, base)
-        links = Links(opened, chain)
-        allowed_workers(options, 1, room.taken)
-        blueprint = chain[-1].blueprint
-        refuse_early(
-            path,
-            size=sum(plan.size for plan in blueprint.files),
-            directory=blueprint.directory,
-            overwrite=options.overwrite,
-            apart=[opened],
-            inputs=[Path(delta.path) for delta in chain],
-        )
+        links, last = Links(opened, chain), chain[-1].blueprint
+        groups, readers = len(chain[-1].windows.groups), opened.reader_memory(FRAME_BYTES)
+        workers = allowed_workers(options, groups, room.taken, readers=readers)
+        files = _rebuilt(links, path, overwrite=options.overwrite)
+        files.check()
         fetch_all([opened])
         began = time.perf_counter()
         with interruptible("nothing was written"):
-            _rebuild(links, path, options, observer, room.taken)
-    last = chain[-1].blueprint
+            _rebuild(links, files, workers, observer)
     return ApplyResult(
         out=path,
         deltas=len(chain),
@@ -97,20 +90,23 @@ def apply(
     )
 
 
-def _rebuild(links: Links, out: Path, options: Options, observer: Observer, tables: int) -> None:
-    base, chain = links.base, links.chain
-    blueprint = chain[-1].blueprint
-    files = Rebuilt(
+def _rebuilt(links: Links, out: Path, *, overwrite: bool) -> Rebuilt:
+    """The files that the last delta leads to, at ``out``."""
+    last = links.chain[-1].blueprint
+    return Rebuilt(
         out,
-        blueprint.files,
-        index=blueprint.index,
-        directory=blueprint.directory,
-        overwrite=options.overwrite,
-        apart=[base],
-        inputs=[Path(delta.path) for delta in chain],
+        last.files,
+        index=last.index,
+        directory=last.directory,
+        overwrite=overwrite,
+        apart=[links.base],
+        inputs=[Path(delta.path) for delta in links.chain],
     )
-    groups = chain[-1].windows.groups
-    workers = allowed_workers(options, len(groups), tables)
+
+
+def _rebuild(links: Links, files: Rebuilt, workers: int, observer: Observer) -> None:
+    base, chain = links.base, links.chain
+    blueprint, groups = chain[-1].blueprint, chain[-1].windows.groups
     meter = Meter(observer, int(blueprint.nbytes.sum()))
     base_sums, out_sums = np.zeros((2, len(blueprint.names), 2), np.uint64)
     changed = np.zeros((len(blueprint.names), len(chain)), np.int64)
@@ -268,7 +264,7 @@ class _ApplyTask:
                     raise Stopped
                 tensor = int(self.chain[-1].windows.tensor[window])
                 here = next(held) if self.links.origin[tensor] >= 0 else None
-                self._rebuild(window, tensor, here, row, counts)
+                self._rebuild(window, tensor, here, (row, counts), reader)
             reader.release()
         return sums, changed
 
@@ -284,14 +280,20 @@ class _ApplyTask:
         )
 
     def _rebuild(
-        self, window: int, tensor: int, here: Bytes | None, sums: UInt64, counts: IntArray
+        self,
+        window: int,
+        tensor: int,
+        here: Bytes | None,
+        into: tuple[UInt64, IntArray],
+        reader: SpanReader,
     ) -> None:
         """Make a window, add to its hashes, and write it. ``here`` is the base's, if it has one."""
+        sums, counts = into
         windows, blueprint = self.chain[-1].windows, self.chain[-1].blueprint
         start, bits = int(windows.start[window]), int(self._bits[tensor])
         if here is not None:
             self._hasher.add(sums[0], here, start, bits)
-        found = self._through_chain(window, tensor, here, counts)
+        found = self._through_chain(window, tensor, here, counts, reader)
         if here is not None and found is here:
             sums[1] = sums[0]
             # not from the mapping: a file that was cut would look like a failure to write
@@ -303,7 +305,12 @@ class _ApplyTask:
         self.files.write(int(blueprint.file[tensor]), place, found.data)
 
     def _through_chain(
-        self, window: int, tensor: int, here: Bytes | None, counts: IntArray
+        self,
+        window: int,
+        tensor: int,
+        here: Bytes | None,
+        counts: IntArray,
+        reader: SpanReader,
     ) -> Bytes:
         """The window after all deltas: one of the buffers, or ``here`` where nothing changed."""
         buffers, patchers = self._tools()
@@ -324,24 +331,27 @@ class _ApplyTask:
                         continue
             except Damaged as error:
                 # its digest was right, so it is as it was written
-                if k == 0 and delta.tensors.based[at] and not self._is_base(tensor):
+                if k == 0 and delta.tensors.based[at] and not self._is_base(tensor, reader):
                     raise self.links.other_base(delta.blueprint.names[at]) from None
                 raise delta.damaged(str(error)) from None
             here, target = out, 1 - target
         assert here is not None, "a tensor without a base is whole in some delta"
         return here
 
-    def _is_base(self, tensor: int) -> bool:
-        """Whether the base's tensor is the one that the first delta was made from."""
+    def _is_base(self, tensor: int, reader: SpanReader) -> bool:
+        """Whether the base's tensor is the one that the first delta was made from.
+
+        What ``reader`` holds is given back for it: nobody looks at it any more.
+        """
         windows, sums = self.chain[-1].windows, np.zeros(2, np.uint64)
-        with closing(self.base.reader()) as reader:
-            for window in range(*windows.first[tensor : tensor + 2].tolist()):
-                start, size = int(windows.start[window]), int(windows.size[window])
-                span = (self.links.origin[tensor], start, size)
-                tensors, starts, sizes = (np.array([value], np.int64) for value in span)
-                (found,) = views(reader.acquire(tensors, starts, sizes), sizes)
-                self._hasher.add(sums, found, start, int(self._bits[tensor]))
-                reader.release()
+        reader.release()
+        for window in range(*windows.first[tensor : tensor + 2].tolist()):
+            start, size = int(windows.start[window]), int(windows.size[window])
+            span = (self.links.origin[tensor], start, size)
+            tensors, starts, sizes = (np.array([value], np.int64) for value in span)
+            (found,) = views(reader.acquire(tensors, starts, sizes), sizes)
+            self._hasher.add(sums, found, start, int(self._bits[tensor]))
+            reader.release()
         at = self.links.position[0, tensor]
         return bool((sums == self.chain[0].tensors.base_hashes[at]).all())
 

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.container import Delta
+from ckdiff.deltas.contents import Contents
 from ckdiff.deltas.form import FORMS
 from ckdiff.deltas.parts import Tensors
 from ckdiff.dtypes import DTYPES
@@ -67,12 +69,40 @@ class Patcher(Protocol):
         """Write a window that has no base to ``out``. Raises Damaged."""
 
 
+class Spots(Protocol):
+    """The changed elements of an open delta, read without its base. For all threads."""
+
+    def stored_whole(self, tensor: int) -> bool:
+        """Whether a tensor, where it is stored, is stored whole."""
+
+    def changes(self, window: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """The positions in the tensor of a window's changed elements, and their tuned bits.
+
+        Raises DeltaError.
+        """
+
+
+def _none(bits: IntArray) -> npt.NDArray[np.bool_]:
+    return np.zeros(len(bits), np.bool_)
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """One way to write down what became of the windows."""
 
     recorder: Callable[[Path, Blueprint, Windows], Recorder]
     patcher: Callable[[], Patcher]
+    #: holds the tensors of a file and the sizes of windows against each other: gives how many
+    #: tensors the encoding has in the file, and raises ValueError where one is not as it should be
+    check: Callable[[Contents], int]
+    #: raises PairingError for names of tensors that it has no place for
+    check_names: Callable[[Sequence[str]], None] = lambda names: None
+    #: of tensors with elements of so many bits: those of which the size of a window counts changes
+    counted: Callable[[IntArray], npt.NDArray[np.bool_]] = _none
+    #: and those that are stored whole where one element changed
+    whole: Callable[[IntArray], npt.NDArray[np.bool_]] = _none
+    #: where changes can be read without a base
+    spots: Callable[[Delta], Spots] | None = None
 
 
 class Merger(Protocol):

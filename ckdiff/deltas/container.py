@@ -27,6 +27,7 @@ import zstandard
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
+from ckdiff.deltas.contents import Contents
 from ckdiff.deltas.facts import MANIFEST_LIMIT, read_manifest
 from ckdiff.deltas.filenames import index_fault
 from ckdiff.deltas.ownheader import pread, read_own_header
@@ -44,8 +45,8 @@ from ckdiff.deltas.parts import (
     digest,
     entries_digest,
 )
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import TENSOR, Room, header_cost, index_cost, json_cost, windows_cost
-from ckdiff.deltas.streamplan import check_streams
 from ckdiff.deltas.tables import check_tables
 from ckdiff.errors import DeltaError, HeaderError, OutputError, printable
 from ckdiff.outputs.rebuilt import FilePlan
@@ -107,6 +108,19 @@ class DeltaWriter:
         frames: bytes,
     ) -> None:
         """Append what belongs to every delta, and write the header."""
+        raw = json.dumps(
+            manifest | self._own_parts(blueprint, tensors, frames),
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ).encode("utf-8", "surrogatepass")
+        self.append(raw)
+        self.end(MANIFEST)
+        head = self._header(manifest["encoding"], digest(raw))
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        write_all(self._fd, head)
+
+    def _own_parts(self, blueprint: Blueprint, tensors: Tensors, frames: bytes) -> dict[str, Any]:
+        """Append the parts before the manifest; gives what it says of them."""
         heads = b"".join(plan.head for plan in blueprint.files)
         heads += b"" if blueprint.index is None else blueprint.index[1]
         parts = {TENSORS: tensors.to_bytes(), HEADS: heads, FRAMES: frames}
@@ -117,22 +131,20 @@ class DeltaWriter:
             digests[name] = [len(data), digest(stored)]
             self.append(stored)
             self.end(name)
-        manifest = manifest | {
+        return {
             "files": [[plan.name, plan.size, len(plan.head)] for plan in blueprint.files],
             "directory": blueprint.directory,
             "index": None if blueprint.index is None else blueprint.index[0],
             "parts": digests,
         }
-        raw = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "surrogatepass"
-        )
-        self.append(raw)
-        self.end(MANIFEST)
+
+    def _header(self, encoding: str, manifest: str) -> bytes:
+        """The header with its length; ``manifest`` is the digest of that."""
         metadata = {
             "format": FORMAT,
             "version": str(VERSION),
-            "encoding": manifest["encoding"],
-            "manifest": digest(raw),
+            "encoding": encoding,
+            "manifest": manifest,
             "entries": entries_digest(
                 [name, entry["dtype"], entry["shape"], entry["data_offsets"]]
                 for name, entry in self._entries.items()
@@ -147,9 +159,7 @@ class DeltaWriter:
                 "kept for it",
                 hint="please report it",
             )
-        head = self._reserved.to_bytes(8, "little") + header.ljust(self._reserved)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        write_all(self._fd, head)
+        return self._reserved.to_bytes(8, "little") + header.ljust(self._reserved)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -187,7 +197,7 @@ class Delta:
 
     @property
     def encoding(self) -> str:
-        """``packed`` or ``indices``."""
+        """Its name in the registry."""
         return str(self.manifest["encoding"])
 
     @property
@@ -314,7 +324,8 @@ class Delta:
         self.frame_digests: UInt64 = np.frombuffer(data[4 * windows :], np.uint64)
         self.frame_starts: IntArray = np.cumsum(self.frame_sizes) - self.frame_sizes
         sizes, tensors, blueprint = self.frame_sizes, self.tensors, self.blueprint
-        check_streams(self._header, self.encoding, blueprint, self.windows, sizes, tensors.based)
+        contents = Contents(self._header, blueprint, self.windows, sizes, tensors.based)
+        contents.check(ENCODINGS[self.encoding].check)
         check_tables(self.manifest, blueprint, self.windows, tensors, sizes)
 
     def _part(self, name: str, wanted: int | None = None) -> bytes:

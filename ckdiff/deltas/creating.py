@@ -15,12 +15,13 @@ import numpy as np
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
-from ckdiff.checkpoints.pairing import Pairing, pair
+from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Encoding, Merger, Recorder
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.filenames import index_fault, names_fault
+from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.masking import Masking
 from ckdiff.deltas.outcome import DeltaResult, allowed_workers
 from ckdiff.deltas.parts import Tensors, UInt64
@@ -76,20 +77,18 @@ def delta(
         if mask is None and rule is not None:
             raise UsageError("a rule chooses among the masks of a store", hint="give mask= too")
         sides = open_all(stack, base, tuned)
-        pairing = _pair(*sides)
-        _check_names(sides[1])
-        merger = None if mask is None else Masking(mask, rule, sides[0].table, sides[1].table)
-        _place(path, options, sides, [] if merger is None else merger.inputs).check()
-        allowed_workers(options, 1)
+        work = Making(sides[0], sides[1], path, encoding, options, observer)
+        if mask is not None:
+            work.merger = Masking(mask, rule, sides[0].table, sides[1].table)
+        work.check()
         fetch_all(sides)
-        work = Making(sides[0], sides[1], path, encoding, options, observer, pairing=pairing)
-        work.merger = merger
+        work.began = time.perf_counter()  # a download takes what it takes
         with interruptible("nothing was written"):
             return work.run()
 
 
 class Making:
-    """A delta being made."""
+    """A delta being made: planned on headers, then ``run``."""
 
     def __init__(
         self,
@@ -99,30 +98,34 @@ class Making:
         encoding: str,
         options: Options,
         observer: Observer,
-        *,
-        pairing: Pairing | None = None,
     ) -> None:
         self._base, self._tuned, self._out = base, tuned, out
-        self._encoding, self._options, self._observer = encoding, options, observer
-        self._began = time.perf_counter()
+        self._name, self._options, self._observer = encoding, options, observer
+        self._encoding: Encoding = ENCODINGS[encoding]
+        self.began = time.perf_counter()
+        self._pairing = pair(base.table, tuned.table)  # they may also share nothing
         _check_names(tuned)
         self.blueprint = Blueprint.of_checkpoint(tuned)
         fault = index_fault(self.blueprint)
         if fault is not None:
             raise _unwritable(tuned, fault)
+        self._encoding.check_names(self.blueprint.names)
         self.merger: Merger | None = None
         self._left_out = self._bytes_read = 0
-        self._pairing = _pair(base, tuned) if pairing is None else pairing
         self._based = np.full(len(self.blueprint.names), -1, np.int64)
         self._based[self._pairing.tuned_index] = self._pairing.base_index
         self._windows = self.blueprint.windows()
 
+    def check(self) -> None:
+        """Raise OutputError for what is in the way, and BudgetError, before anything is fetched."""
+        self._place().check()
+        self._workers()
+
     def run(self) -> DeltaResult:
-        inputs = [] if self.merger is None else self.merger.inputs
-        place = _place(self._out, self._options, [self._base, self._tuned], inputs)
+        """Make it of both sides, which are here."""
+        place = self._place()
         with place, write_errors(self._out):
-            encoding: Encoding = ENCODINGS[self._encoding]
-            recorder = encoding.recorder(place.path, self.blueprint, self._windows)
+            recorder = self._encoding.recorder(place.path, self.blueprint, self._windows)
             with closing(recorder):
                 tensors = self._compare(recorder)
                 if self.merger is not None:
@@ -134,11 +137,23 @@ class Making:
             place.commit()
         return self._result(tensors, size)
 
+    def _place(self) -> Place:
+        place = Place(
+            self._out, directory=False, overwrite=self._options.overwrite, in_the_way=_foreign
+        )
+        inputs = [] if self.merger is None else self.merger.inputs
+        place.keep_away_from([self._base, self._tuned], inputs)
+        return place
+
+    def _workers(self) -> int:
+        readers = sum(side.reader_memory(FRAME_BYTES) for side in (self._base, self._tuned))
+        return allowed_workers(self._options, len(self._windows.groups), readers=readers)
+
     def _compare(self, recorder: Recorder) -> Tensors:
         tensors = Tensors.empty(len(self.blueprint.names))
         tensors.based[:] = self._based >= 0
         windows, groups = self._windows, self._windows.groups
-        workers = allowed_workers(self._options, len(groups))
+        workers = self._workers()
         order = InOrder[list[_Window]](_AHEAD * workers)
         task = _GroupTask(
             self._base, self._tuned, self._based, self.blueprint, windows, recorder.coder,
@@ -165,7 +180,7 @@ class Making:
 
     def _manifest(self, tensors: Tensors) -> dict[str, Any]:
         return {
-            "encoding": self._encoding,
+            "encoding": self._name,
             "ckdiff": __version__,
             "lossy": None if self.merger is None else self.merger.to_dict(self._left_out),
             "base": {"files": [[file.name, file.size] for file in self._base.files]},
@@ -182,7 +197,7 @@ class Making:
     def _result(self, tensors: Tensors, size: int) -> DeltaResult:
         return DeltaResult(
             out=self._out,
-            encoding=self._encoding,
+            encoding=self._name,
             size=size,
             rebuilt_size=sum(plan.size for plan in self.blueprint.files),
             bytes_read=self._bytes_read,
@@ -192,16 +207,8 @@ class Making:
             changed=int(tensors.changed[tensors.based].sum()),
             unpaired=by_reason(self._pairing.unpaired),
             lossy=None if self.merger is None else self.merger.to_dict(self._left_out),
-            seconds=time.perf_counter() - self._began,
+            seconds=time.perf_counter() - self.began,
         )
-
-
-def _place(
-    out: Path, options: Options, sides: Sequence[Checkpoint], inputs: Sequence[Path]
-) -> Place:
-    place = Place(out, directory=False, overwrite=options.overwrite, in_the_way=_foreign)
-    place.keep_away_from(sides, inputs)
-    return place
 
 
 def _check_names(tuned: Checkpoint) -> None:
@@ -226,11 +233,6 @@ def _foreign(out: Path) -> str | None:
     except CkdiffError:
         return "is not a delta"
     return None
-
-
-def _pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
-    """Which tensors have a base; a delta may also be of checkpoints that share none."""
-    return pair(base.table, tuned.table)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,12 @@ import os
 import re
 import unicodedata
 
-from ckdiff.checkpoints.choosing import INDEX_LIMIT, SUFFIX, file_name_fault, parsed_index
+from ckdiff.checkpoints.choosing import (
+    INDEX_LIMIT,
+    file_name_fault,
+    parsed_index,
+    shard_name_fault,
+)
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.errors import CheckpointError
 
@@ -20,14 +25,6 @@ _LONGEST_PART, _LONGEST = 255, 1024  # bytes of a name: what file systems take
 #: of an index: bytes of everything besides the names, and of each entry besides its two names
 _INDEX_REST, _INDEX_ENTRY = 1 << 20, 64
 _ESCAPED = 6  # bytes of JSON that a byte of a name may become
-
-
-def shard_fault(name: str) -> str | None:
-    """Why a delta may not write a file of this name, relative to its output, or None."""
-    fault = _path_fault(name)
-    if fault is None and not name.endswith(SUFFIX):
-        return f"is not called {SUFFIX}"
-    return fault
 
 
 def index_name_fault(name: str) -> str | None:
@@ -51,7 +48,7 @@ def names_fault(names: list[str], index: str | None, *, directory: bool) -> str 
     if len(set(names)) != len(names):
         return "two of its files have the same name"
     for name in names:
-        if (fault := shard_fault(name)) is not None:
+        if (fault := _path_fault(name) or shard_name_fault(name)) is not None:
             return f"its file {_shown(name)} {fault}"
     taken = {*names, *([] if index is None else [index])}
     for name in names:
@@ -93,6 +90,7 @@ def index_fault(blueprint: Blueprint) -> str | None:
 
 
 def _path_fault(name: str) -> str | None:
+    """Why no file of this name is made of what came from anywhere, whatever the file is."""
     fault = file_name_fault(name)
     if fault is not None:
         return fault

@@ -11,9 +11,10 @@ import xxhash
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Bytes, Change, Encoding, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
-from ckdiff.deltas.form import FORMS, Form
+from ckdiff.deltas.contents import Contents, Stream
+from ckdiff.deltas.form import FORMS, Form, largest_frame
 from ckdiff.deltas.packing import FrameEncoder
-from ckdiff.deltas.parts import DATA, Tensors
+from ckdiff.deltas.parts import DATA, Tensors, called
 from ckdiff.deltas.unpacking import FrameDecoder
 from ckdiff.deltas.varints import Damaged
 
@@ -97,4 +98,18 @@ def _form(delta: Delta, window: int) -> Form:
     return FORMS[_dtype(delta, window)]
 
 
-ENCODING = Encoding(PackedRecorder, PackedPatcher)
+def _check(contents: Contents) -> int:
+    """See Encoding: no frame may be larger than the largest that its window can have."""
+    blueprint, windows, sizes = contents.blueprint, contents.windows, contents.sizes
+    tensor = windows.tensor
+    lane = np.array([FORMS[dtype].bytes for dtype in blueprint.dtypes], np.int64)[tensor]
+    wrong = sizes > largest_frame(windows.size, lane)
+    if wrong.any():
+        name = blueprint.names[int(tensor[int(wrong.argmax())])]
+        raise ValueError(f"a frame of {called(name)} is larger than any")
+    if not contents.has(Stream(DATA, "U8", (int(sizes.sum()),))):
+        raise ValueError("the frames are not all of the data")
+    return 1
+
+
+ENCODING = Encoding(PackedRecorder, PackedPatcher, _check)

@@ -21,11 +21,12 @@ from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.weightpatch import PatchReader, Read, WeightPatch
-from ckdiff.errors import Interrupted, UsageError
+from ckdiff.errors import UsageError
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, Options, checked_observer, checked_output, checked_text
 from ckdiff.outputs.place import write_errors
 from ckdiff.outputs.writing import write_all
+from ckdiff.running.runners import interruptible
 
 _SLICE = 1 << 18  # elements that are put at a time
 
@@ -69,14 +70,12 @@ def delta_from_patches(
         table = opened.table
         reader = PatchReader(table.names, table.dtypes, table.shapes)
         kept = _Patches(spool, path, table.dtypes)
-        try:
+        with interruptible("nothing was written"):
             for patch in listed:
                 kept.add(reader.read(patch))
             kept.ready()
             work.merger = kept
             return work.run()
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint="nothing was written") from None
 
 
 @dataclass(frozen=True, slots=True)

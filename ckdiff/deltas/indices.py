@@ -23,8 +23,9 @@ from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Encoding, changed_elements
 from ckdiff.deltas.container import Delta, DeltaWriter
+from ckdiff.deltas.contents import Stream
 from ckdiff.deltas.parts import Tensors
-from ckdiff.deltas.streamplan import Plan, Stream, check_names
+from ckdiff.deltas.streamplan import Plan, check, check_names
 from ckdiff.deltas.streams import Bits, Bytes, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.dtypes import DTYPES
@@ -90,10 +91,9 @@ class IndicesCoder:
 
 
 class IndicesRecorder:
-    """See Recorder. Raises PairingError for names that the encoding has no place for."""
+    """See Recorder."""
 
     def __init__(self, path: Path, blueprint: Blueprint, windows: Windows) -> None:
-        check_names(blueprint.names)
         self._path, self._blueprint, self._windows = path, blueprint, windows
         self._plan = Plan(blueprint, windows)
         self._sizes = np.zeros(len(windows), np.uint32)
@@ -235,4 +235,12 @@ def _header_room(streams: list[tuple[int, bool, Stream]]) -> int:
     return room
 
 
-ENCODING = Encoding(IndicesRecorder, IndicesPatcher)
+ENCODING = Encoding(
+    IndicesRecorder,
+    IndicesPatcher,
+    check,
+    check_names,
+    counted=lambda bits: bits >= 8,
+    whole=lambda bits: bits < 8,
+    spots=streams_of,
+)

@@ -11,12 +11,13 @@ from ckdiff.options import Options
 from ckdiff.running.memory import Need, fit_workers
 
 
-def allowed_workers(options: Options, tasks: int, tables: int = 0) -> int:
+def allowed_workers(options: Options, tasks: int, tables: int = 0, *, readers: int = 0) -> int:
     """How many workers there will be; raises BudgetError where the memory does not suffice.
 
-    ``tables`` are bytes that were taken for deltas.
+    ``tables`` are bytes that were taken for deltas, and ``readers`` those that the readers of each
+    worker take by themselves.
     """
-    need = Need(tables=max(0, tables - INCLUDED), worker=EACH)
+    need = Need(tables=max(0, tables - INCLUDED), worker=EACH + readers)
     return fit_workers(options.workers, tasks, need, options.memory)
 
 

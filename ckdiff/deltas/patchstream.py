@@ -13,15 +13,17 @@ from ckdiff.budget import format_size
 from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.deltas.applying import Links, patcher_of
+from ckdiff.deltas.applying import Links
 from ckdiff.deltas.blueprint import Blueprint, Windows
+from ckdiff.deltas.change import Encoding
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.parts import called
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import Room, available_memory
 from ckdiff.deltas.streamplan import Plan
-from ckdiff.deltas.streams import Bits, Bytes, Positions, streams_of
+from ckdiff.deltas.streams import Bits, Bytes, Positions
 from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
 from ckdiff.dtypes import DTYPES
@@ -267,8 +269,9 @@ class _DeltaSource(_Compared):
     def __init__(self, delta: Delta, base: Checkpoint | None) -> None:
         super().__init__(delta.blueprint, delta.windows)
         self._delta, self._side = delta, base
-        self._patcher = patcher_of(delta.encoding)
-        self._streams = streams_of(delta) if delta.encoding == "indices" else None
+        encoding: Encoding = ENCODINGS[delta.encoding]
+        self._patcher = encoding.patcher()
+        self._spots = None if encoding.spots is None else encoding.spots(delta)
         self._base = None if base is None else _Copier(base)
         self._links = None if base is None else Links(base, [delta])
         self._hasher = ContentHasher()
@@ -286,16 +289,16 @@ class _DeltaSource(_Compared):
         if self._base is not None or self.is_new(tensor):
             for _ in self._proved(tensor):
                 pass
-        elif self._streams is not None and not self._streams.stored_whole(tensor):
+        elif self._spots is not None and not self._spots.stored_whole(tensor):
             for window, *_ in self.spans(tensor):
-                self._streams.changes(window)  # raises for what is not as it was written
+                self._spots.changes(window)  # raises for what is not as it was written
 
     def changes(self, tensor: int) -> Iterator[Piece]:
         for window, start, base, tuned in self.spans(tensor):
             if not self._delta.frame_sizes[window]:
                 continue
-            if self._streams is not None:
-                yield self._streams.changes(window)
+            if self._spots is not None:
+                yield self._spots.changes(window)
             else:
                 self._make(tensor, window, start, base, tuned)
                 yield self.changed(tensor, start, base, tuned)
@@ -357,7 +360,7 @@ class _DeltaSource(_Compared):
         return self._count
 
     def _fill(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> int:
-        stored = self._streams is not None and self._streams.stored_whole(tensor)
+        stored = self._spots is not None and self._spots.stored_whole(tensor)
         if self.is_new(tensor) or (stored and self._base is None and self.differs(tensor)):
             self._patcher.whole(self._delta, window, out)
             return 0

@@ -1,4 +1,4 @@
-"""Which tensors the file of a delta has: its parts, and with indices what became of each tensor.
+"""Which tensors the file of an indices delta has besides its parts: what became of each tensor.
 
     NAME.indices   I32, or I64 from 2**31 elements on: positions of the changed elements, ascending
     NAME.values    what they are in the tuned checkpoint, in the tensor's dtype
@@ -10,29 +10,19 @@ A tensor that did not change has nothing. What a file has must be exactly what i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.formats.safetensors import Header
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.form import FORMS, largest_frame
-from ckdiff.deltas.parts import DATA, FRAMES, HEADS, MANIFEST, PREFIX, TENSORS, called
+from ckdiff.deltas.contents import Contents, Stream
+from ckdiff.deltas.parts import PREFIX, called
 from ckdiff.errors import PairingError
 from ckdiff.layout import bits_of
 
 INDICES, VALUES = ".indices", ".values"
 _NARROW = 1 << 31  # fewer elements than this have int32 positions
-
-
-class Stream(NamedTuple):
-    """One tensor of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Plan:
@@ -75,7 +65,7 @@ class Plan:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise PairingError for names that would be taken for something else.
+    """See Encoding: raise PairingError for names that would be taken for something else.
 
     Whatever changed, so that a pair that works today does not fail tomorrow.
     """
@@ -90,66 +80,22 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-def check_streams(
-    header: Header,
-    encoding: str,
-    blueprint: Blueprint,
-    windows: Windows,
-    sizes: IntArray,
-    based: npt.NDArray[np.bool_],
-) -> None:
-    """Raise ValueError where a file has other tensors than it should, or windows have other sizes.
-
-    ``sizes`` are those of the windows' frames, or parts.
-    """
-    where = {name: i for i, name in enumerate(header.names)}
-
-    def has(stream: Stream) -> bool:
-        at = where.get(stream.name, -1)
-        return at >= 0 and (header.dtypes[at], header.shapes[at]) == stream[1:]
-
-    parts = [TENSORS, HEADS, FRAMES, MANIFEST]
-    if encoding == "packed":
-        _check_frames(blueprint, windows, sizes)
-        parts.append(DATA)
-        total = int(sizes.sum())
-        if not has(Stream(DATA, "U8", (total,))):
-            raise ValueError("the frames are not all of the data")
-    for name in parts:
-        at = where.get(name, -1)
-        if at < 0 or header.dtypes[at] != "U8" or len(header.shapes[at]) != 1:
-            raise ValueError(f"{name} is not as it should be")
-    count = len(parts)
-    if encoding == "indices":
-        plan = Plan(blueprint, windows)
-        _check_sizes(plan, blueprint, windows, sizes, based)
-        for _, *streams in plan.streams(sizes, based):
-            for stream in streams:
-                if stream is not None and not has(stream):
-                    raise ValueError(f"{called(stream.name)} is not as it should be")
-                count += stream is not None
-    if count != len(header.names):
-        raise ValueError("tensors that should not be there")
+def check(contents: Contents) -> int:
+    """See Encoding."""
+    plan = Plan(contents.blueprint, contents.windows)
+    _check_sizes(plan, contents)
+    count = 0
+    for _, *streams in plan.streams(contents.sizes, contents.based):
+        for stream in streams:
+            if stream is not None and not contents.has(stream):
+                raise ValueError(f"{called(stream.name)} is not as it should be")
+            count += stream is not None
+    return count
 
 
-def _check_frames(blueprint: Blueprint, windows: Windows, sizes: IntArray) -> None:
-    """No frame may be larger than the largest that its window can have."""
-    tensor = windows.tensor
-    lane = np.array([FORMS[dtype].bytes for dtype in blueprint.dtypes], np.int64)[tensor]
-    wrong = sizes > largest_frame(windows.size, lane)
-    if wrong.any():
-        name = blueprint.names[int(tensor[int(wrong.argmax())])]
-        raise ValueError(f"a frame of {called(name)} is larger than any")
-
-
-def _check_sizes(
-    plan: Plan,
-    blueprint: Blueprint,
-    windows: Windows,
-    sizes: IntArray,
-    based: npt.NDArray[np.bool_],
-) -> None:
+def _check_sizes(plan: Plan, contents: Contents) -> None:
     """No window may have more than fits into it, and none of a whole tensor less."""
+    windows, sizes, based = contents.windows, contents.sizes, contents.based
     tensor = windows.tensor
     whole = (plan.packed | ~based)[tensor]
     room = np.where(whole, windows.size, windows.size // plan.width[tensor])
@@ -158,5 +104,5 @@ def _check_sizes(
     held[tensor[sizes > 0]] = True
     wrong |= whole & (held | ~based)[tensor] & (sizes != room)
     if wrong.any():
-        name = blueprint.names[int(tensor[int(wrong.argmax())])]
+        name = contents.blueprint.names[int(tensor[int(wrong.argmax())])]
         raise ValueError(f"{called(name)} has another size")

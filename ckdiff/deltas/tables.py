@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.parts import Tensors, called
+from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.layout import bits_of
 
 
@@ -37,9 +38,8 @@ def check_tables(
     same = (tensors.base_hashes == tensors.tuned_hashes).all(axis=1)
     filled = np.bincount(windows.tensor[sizes > 0], minlength=len(based))
     totals = np.diff(np.concatenate(([0], np.cumsum(sizes)))[windows.first])
-    indices = manifest["encoding"] == "indices"
-    counted = based & (bits >= 8) & indices  # by their positions
-    whole = (bits < 8) & indices  # also windows without a change
+    encoding = ENCODINGS[manifest["encoding"]]
+    counted, whole = based & encoding.counted(bits), encoding.whole(bits)
     wrong = {
         "has a count of changes that it cannot have": (changed < 0)
         | (changed > np.where(based, elements, 0)),

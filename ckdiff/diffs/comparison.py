@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ckdiff.checkpoints.labels import labels
 from ckdiff.checkpoints.opening import open_recipe, place_in
 from ckdiff.checkpoints.pairing import Matching, Pairing, pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
@@ -177,10 +178,10 @@ class Comparison:
 
     def provenance(self, unpaired: list[dict[str, Any]]) -> dict[str, Any]:
         """What a store records about where it comes from."""
-        chosen = self.selection
+        chosen, names = self.selection, labels(self.base, self.tuned)
         return {
-            "base": _identity(self.base),
-            "tuned": _identity(self.tuned),
+            "base": _identity(self.base, names[0]),
+            "tuned": _identity(self.tuned, names[1]),
             "unpaired": unpaired,
             "selection": {
                 "include": list(chosen.include),
@@ -239,9 +240,9 @@ class Comparison:
         )
 
 
-def _identity(side: Checkpoint) -> dict[str, Any]:
+def _identity(side: Checkpoint, label: str) -> dict[str, Any]:
     files = [file.to_dict() for file in side.files]
-    return {"label": side.label, **side.origin, "files": files}
+    return {"label": label, **side.origin, "files": files}
 
 
 @dataclass(frozen=True, slots=True)

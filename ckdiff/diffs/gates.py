@@ -213,8 +213,8 @@ def _expected(
         more = f" and {len(against) - _NAMED:,} more" if len(against) > _NAMED else ""
         told += f": {shown}{more}"
     else:
-        found = "changed" if changed else "bit-identical"
-        told = f"all of the {_counted(total, 'matching tensor')} {_are(total)} {found}"
+        every = "the matching tensor is" if total == 1 else f"all {total:,} matching tensors are"
+        told = f"{every} {'changed' if changed else 'bit-identical'}"
     reason = f"--{gate} {printable(repr(glob))}: {told}"
     return Verdict(gate, 0, len(against), not against, reason, glob, against)
 

@@ -144,17 +144,12 @@ def plan(
         sides = (open_in(stack, base, opening), open_in(stack, tuned, opening))
         opened = time.perf_counter()
         comparison = _compared(sides, place, options)
-        if options.gated:
-            refuse_unmatched(unmatched(comparison, options.expected))
         if place is not None and not options.dry_run:
             with store_errors(place):
                 check_early(place, overwrite=options.overwrite)
             check_disk(place, _disk_at_most(comparison, rules), note=lambda message: None)
         client: Client | None = stack.enter_context(client_for(options.scheduler))
-        for warning in comparison.pairing.warnings:
-            observer.note(f"warning: {warning}")
-        if comparison.pairing.hint:
-            observer.note(f"hint: {comparison.pairing.hint}")
+        _tell(comparison, observer)
         recipes, workers = None, options.workers or budget.usable_cores()
         if client is not None:
             recipes = recipe_for_workers(base, sides[0]), recipe_for_workers(tuned, sides[1])
@@ -185,6 +180,8 @@ def _compared(
         tuple(options.include), tuple(options.exclude), tuple(options.rename), options.common_rows
     )
     comparison = Comparison(*sides, selection, _same(options, sides))
+    if options.gated:
+        refuse_unmatched(unmatched(comparison, options.expected))
     if out is not None:
         from ckdiff.stores.writer import require_text
 
@@ -197,6 +194,14 @@ def _disk_at_most(comparison: Comparison, rules: RuleSet) -> int:
     layout = comparison.layout
     masks = layout.total // 8 + layout.chunks * 4096
     return len(rules.masks) * masks + 2 * len(comparison.pairing) * (160 + 16 * len(rules))
+
+
+def _tell(comparison: Comparison, observer: Observer) -> None:
+    """What people should know of the pairs."""
+    for warning in comparison.pairing.warnings:
+        observer.note(f"warning: {warning}")
+    if comparison.pairing.hint:
+        observer.note(f"hint: {comparison.pairing.hint}")
 
 
 def _read_ahead(comparison: Comparison, workers: int, stack: ExitStack) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ckdiff.errors import CheckpointError, StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, working_memory
 from ckdiff.options import Observer, Options, checked_observer, checked_output
-from ckdiff.outputs.rebuilt import FilePlan, Rebuilt, refuse_early
+from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 from ckdiff.rules import Rule
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
@@ -57,50 +58,28 @@ def graft(
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
         sides = open_all(stack, base, tuned)
-        source = sides[0]
-        if not source.in_files:
-            raise CheckpointError(f"{printable(source.label)} has no files to be rebuilt")
-        plan = Plan(source, sides[1], matched)
+        if not sides[0].in_files:
+            raise CheckpointError(f"{printable(sides[0].label)} has no files to be rebuilt")
+        plan = Plan(sides[0], sides[1], matched)
         threads = _threads(plan, options)
-        folder = source.directory is not None
-        refuse_early(
-            path,
-            size=sum(file.size for file in source.files),
-            directory=folder,
-            overwrite=options.overwrite,
-            apart=sides,
-            inputs=[store.path],
-        )
+        rebuilt = _rebuilt(plan, path, overwrite=options.overwrite)
+        rebuilt.check()
         fetch_all(sides)
-        name, raw = source.index_name, source.index()
-        index = None if name is None or raw is None else (name, raw)
-        rebuilt = Rebuilt(
-            path,
-            [FilePlan(f.name, source.head(i), f.size) for i, f in enumerate(source.files)],
-            index=index,
-            directory=folder,
-            overwrite=options.overwrite,
-            apart=sides,
-            inputs=[store.path],
-        )
         for note in plan.notes():
             observer.note(note)
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)
-            plan.check_counts(found)
-            for side in sides:
-                side.verify()
-            if open_store(store.path).manifest_digest() != digest:
-                raise StoreCorrupt(
-                    f"{printable(str(store.path))} was replaced while it was being read",
-                    hint="run it again",
-                )
+            _verify(plan, found, digest)
             rebuilt.commit()
-        names = [*(file.name for file in source.files), *([index[0]] if index else [])]
+    return _report(plan, rebuilt, found, digest)
+
+
+def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[str, Any]:
+    """What ``ckdiff graft --json`` prints; ``digest`` is the mask store's."""
     return {
-        "out": str(path),
-        "files": names if folder else [path.name],
-        "tensors": len(source.table),
+        "out": str(rebuilt.out),
+        "files": rebuilt.names,
+        "tensors": len(plan.base.table),
         "elements": plan.elements,
         "grafted": int(found[:, 0].sum()),
         "differing": int(found[:, 1].sum()),
@@ -111,10 +90,37 @@ def graft(
     }
 
 
+def _rebuilt(plan: Plan, out: Path, *, overwrite: bool) -> Rebuilt:
+    """The base's files again, at ``out``."""
+    base, name, raw = plan.base, plan.base.index_name, plan.base.index()
+    return Rebuilt(
+        out,
+        [FilePlan(file.name, base.head(i), file.size) for i, file in enumerate(base.files)],
+        index=None if name is None or raw is None else (name, raw),
+        directory=base.directory is not None,
+        overwrite=overwrite,
+        apart=[base, plan.tuned],
+        inputs=[store.path for store in plan.matched.stores],
+    )
+
+
+def _verify(plan: Plan, found: IntArray, digest: str) -> None:
+    """Raise StoreCorrupt and SourceChanged unless all that was read is what was opened."""
+    plan.check_counts(found)
+    for side in (plan.base, plan.tuned):
+        side.verify()
+    for store in plan.matched.stores:
+        if open_store(store.path).manifest_digest() != digest:
+            raise StoreCorrupt(
+                f"{printable(str(store.path))} was replaced while it was being read",
+                hint="run it again",
+            )
+
+
 def _threads(plan: Plan, options: Options) -> int:
     """How many workers there will be; raises BudgetError where the memory does not suffice."""
     tensors = len(plan.base.table) + len(plan.tuned.table) + len(plan.matched.names)
-    need = Need(tables=tensors * 1000, worker=working_memory())
+    need = Need(tables=tensors * 1000, worker=working_memory(plan))
     chunks = plan.blending.chunks + plan.copying.chunks
     return fit_workers(options.workers, chunks, need, options.memory)
 

@@ -23,9 +23,13 @@ _AHEAD = 3  # windows asked of the disk before they are needed
 _BUFFER = 4 << 20  # bytes that are written at a time
 
 
-def working_memory() -> int:
+def working_memory(plan: Plan) -> int:
     """Bytes of anonymous memory that one worker needs."""
-    return maskwalk.working_memory(1) + _BUFFER + (2 << 20)
+    most = max(_WINDOW, maskwalk.window_elements(1))  # elements that are made addressable at a time
+    window = most * int(plan.all_bits.max(initial=8)) // 8
+    sides = [plan.base, plan.tuned] if len(plan.rows) else [plan.base]
+    readers = sum(side.reader_memory(window) for side in sides)
+    return maskwalk.working_memory(1) + _BUFFER + (2 << 20) + readers
 
 
 @dataclass(slots=True)

@@ -80,16 +80,23 @@ class Rebuilt:
         self._index = index
         self._directory = directory
         self._check_plans()
-        self._place = _place(out, directory, overwrite, apart, inputs)
+        self._place = Place(out, directory=directory, overwrite=overwrite, in_the_way=_foreign)
+        self._place.keep_away_from(apart, inputs)
         self._missing = [plan.size for plan in self.files]
         self._fds: list[int] = []
         self._lock = threading.Lock()
 
+    def check(self) -> None:
+        """Raise what entering would raise as things stand, before what is written is downloaded:
+        OutputError and BudgetError.
+        """
+        self._place.check()
+        self._check_disk()
+
     def __enter__(self) -> Rebuilt:
         self._place.__enter__()
         try:
-            extra = 0 if self._index is None else len(self._index[1])
-            self._place.check_disk(sum(plan.size for plan in self.files) + extra)
+            self._check_disk()
             make_room(len(self.files))
             with write_errors(self.out):
                 for number, plan in enumerate(self.files):
@@ -145,11 +152,21 @@ class Rebuilt:
             self._place.commit()
 
     @property
+    def names(self) -> list[str]:
+        """The files of the checkpoint, and its index, as people look for them."""
+        index = [] if self._index is None else [self._index[0]]
+        return [*(plan.name for plan in self.files), *index] if self._directory else [self.out.name]
+
+    @property
     def stopped_hint(self) -> str:
         """What to tell whoever interrupted the writing."""
         return self._place.stopped_hint
 
     # inside
+
+    def _check_disk(self) -> None:
+        extra = 0 if self._index is None else len(self._index[1])
+        self._place.check_disk(sum(plan.size for plan in self.files) + extra)
 
     def _check_plans(self) -> None:
         """Raise OutputError for names that would leave the output, or get in each other's way."""
@@ -209,35 +226,6 @@ class Rebuilt:
     def _shown(self, file: int) -> str:
         path = self.out / self.files[file].name if self._directory else self.out
         return f"{printable(str(path))} ({format_size(self.files[file].size)})"
-
-
-def refuse_early(
-    out: Path,
-    *,
-    size: int,
-    directory: bool,
-    overwrite: bool,
-    apart: Sequence[Checkpoint] = (),
-    inputs: Sequence[Path] = (),
-) -> None:
-    """Raise what entering a Rebuilt of ``size`` bytes would raise as things stand, before what it
-    is made of was downloaded: OutputError and BudgetError.
-    """
-    place = _place(out, directory, overwrite, apart, inputs)
-    place.check()
-    place.check_disk(size)
-
-
-def _place(
-    out: Path,
-    directory: bool,
-    overwrite: bool,
-    apart: Sequence[Checkpoint],
-    inputs: Sequence[Path],
-) -> Place:
-    place = Place(out, directory=directory, overwrite=overwrite, in_the_way=_foreign)
-    place.keep_away_from(apart, inputs)
-    return place
 
 
 def _name_fault(name: str) -> str | None:

@@ -16,6 +16,7 @@ from ckdiff.deltas.room import Room
 from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_path
+from ckdiff.reports.provenance import provenance
 from ckdiff.stores.maskstore import open_store
 from ckdiff.stores.recognising import is_store
 from ckdiff.stores.summaries import rule_counts
@@ -73,6 +74,7 @@ def _store(path: str) -> dict[str, Any]:
         "elements": elements,
         "masks": list(store.masks),
         "rules": rule_counts(totals, elements),
+        **provenance(store),
     }
 
 

@@ -18,7 +18,8 @@ BEGINS = b"<!-- ckdiff diff: the next run replaces this file -->\n"
 _TOP = 10  #: rows of a table of layers or modules
 _LISTED = 100  #: names of a list; what shows such files has limits
 _LONGEST = 200  #: characters of a name
-_PLAIN = re.compile(r"[A-Za-z0-9_.,:;/@=+*?~^%#$()\[\]{}'!-]+(?: [A-Za-z0-9_.,:;/@=+*?^-]+)*")
+#: neither of these ends a code span or a cell of a table, nor begins HTML
+_PLAIN = re.compile(r"(?=\S)[A-Za-z0-9_.,:;/@=+*?~^%#()\[\]{}'!\- ]+(?<=\S)")
 
 
 def markdown(result: DiffResult) -> bytes:

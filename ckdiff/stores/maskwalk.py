@@ -47,6 +47,11 @@ def window_inners(stores: int) -> int:
     return max(1, min(_LARGEST, _WINDOWS // (INNER * stores)))
 
 
+def window_elements(stores: int) -> int:
+    """Elements of the layout that a window has at most."""
+    return window_inners(stores) * INNER * 8
+
+
 def working_memory(stores: int) -> int:
     """Bytes of anonymous memory that one walk needs."""
     room = window_inners(stores) + 2
@@ -69,8 +74,8 @@ def walk(
         which = [known.setdefault(row.tobytes(), len(known)) for row in starts]
         distinct = [starts[which.index(i)] for i in range(len(known))]
         ranges = [
-            (at, min(at + inners * INNER * 8, stop))
-            for at in range(first, stop, inners * INNER * 8)
+            (at, min(at + window_elements(len(sources)), stop))
+            for at in range(first, stop, window_elements(len(sources)))
         ]
         ranges.reverse()
         while ranges:

@@ -57,7 +57,6 @@ _NATIVE = "the signature of a native function, which knows no names"
 
 #: (module, function) -> why it may take more
 MANY_ARGUMENTS = {
-    ("ckdiff.cli.diff", "command"): _COMMAND,
     ("ckdiff.kernels.codegen.combine", "_combine"): _NATIVE,
     ("ckdiff.kernels.codegen.decode", "_call_decompress"): _NATIVE,
     ("ckdiff.kernels.codegen.delta", "merge"): _NATIVE,

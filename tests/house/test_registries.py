@@ -6,7 +6,7 @@ The toys are registered here and used through the public API, as CONTRIBUTING.md
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from mask_stores import make_store
+from support import Tensor, write_safetensors
 
 import ckdiff
 from ckdiff.cli import overlap_text
+from ckdiff.deltas.change import Bytes, Change, Encoding
+from ckdiff.deltas.container import Delta
+from ckdiff.deltas.contents import Contents, Stream
+from ckdiff.deltas.frames import PackedRecorder
+from ckdiff.deltas.parts import DATA
 from ckdiff.deltas.registry import ENCODINGS
-from ckdiff.errors import UsageError
+from ckdiff.errors import PairingError, UsageError
 from ckdiff.masks.exporting.format import Format
 from ckdiff.masks.exporting.masks import Masks
 from ckdiff.masks.exporting.registry import FORMATS
@@ -158,3 +164,72 @@ def test_an_export_format_is_a_line(
         ckdiff.export_masks(store, tmp_path / "other.toy", to="npz")
     with pytest.raises(UsageError, match="packed masks go to safetensors, not to toy"):
         ckdiff.export_masks(store, tmp_path / "other.toy", packed=True)
+
+
+# -- a delta encoding ------------------------------------------------------------------------------
+
+
+class PlainCoder:
+    """Windows of bytes, whole where one changed."""
+
+    def changes(self, dtype: str, base: Bytes, tuned: Bytes) -> Change:
+        changed = int((base != tuned).sum())
+        return Change(tuned.tobytes() if changed else b"", changed)
+
+    def whole(self, dtype: str, tuned: Bytes) -> Change:
+        return Change(tuned.tobytes(), 0)
+
+
+class PlainRecorder(PackedRecorder):
+    def coder(self) -> Any:
+        return PlainCoder()
+
+
+class PlainPatcher:
+    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
+        frame = delta.frame(window)
+        if frame is None:
+            return 0
+        out[:] = np.frombuffer(frame, np.uint8)
+        return int((base != out).sum())
+
+    def whole(self, delta: Delta, window: int, out: Bytes) -> None:
+        self.changes(delta, window, out, out)
+
+
+def plain_check(contents: Contents) -> int:
+    if not contents.has(Stream(DATA, "U8", (int(contents.sizes.sum()),))):
+        raise ValueError("the toys are not all there")
+    return 1
+
+
+def refuse_dolls(names: Sequence[str]) -> None:
+    if "doll" in names:
+        raise PairingError("a doll is no toy")
+
+
+PLAIN = Encoding(PlainRecorder, PlainPatcher, plain_check, refuse_dolls)
+
+
+def test_a_delta_encoding_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODINGS.lines, "toy", Line(f"{__name__}:PLAIN", "is for children"))
+    tensors: dict[str, Tensor] = {"a": ("U8", (5,), b"apple"), "same": ("U8", (2,), b"me")}
+    tuned = {**tensors, "a": ("U8", (5,), b"ample"), "new": ("U8", (3,), b"new")}
+    sides = (
+        write_safetensors(tmp_path / "base.safetensors", tensors),
+        write_safetensors(tmp_path / "tuned.safetensors", tuned),
+    )
+    found = ckdiff.delta(*sides, tmp_path / "d.ckd", encoding="toy")
+    assert (found.encoding, found.changed) == ("toy", 1)
+    ckdiff.apply(sides[0], tmp_path / "d.ckd", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == sides[1].read_bytes()
+    patches = ckdiff.weight_patches(tmp_path / "d.ckd", base=sides[0])
+    assert {patch.name for patch in patches} == {"a", "new"}
+    with pytest.raises(UsageError, match="cannot be made of the delta alone"):
+        list(ckdiff.weight_patches(tmp_path / "d.ckd"))
+    monkeypatch.setattr(f"{__name__}.DATA", "ckdiff.toys")
+    with pytest.raises(ckdiff.DeltaError, match="the toys are not all there"):
+        ckdiff.apply(sides[0], tmp_path / "d.ckd", tmp_path / "third.safetensors")
+    doll = write_safetensors(tmp_path / "doll.safetensors", tensors | {"doll": ("U8", (1,), b"d")})
+    with pytest.raises(PairingError, match="a doll is no toy"):
+        ckdiff.delta(sides[0], doll, tmp_path / "e.ckd", encoding="toy")

@@ -20,6 +20,8 @@ import pytest
 from kernel_runs import kernels, run, some_elements
 
 from ckdiff.kernels import compiled
+from ckdiff.kernels.casting import narrow, widen
+from ckdiff.kernels.scaling import Scaling, scale
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -57,6 +59,30 @@ def test_subnormals_count_in_any_floating_point_mode(dtype: str, flushing_denorm
     assert np.float64(5e-324) * 1.0 == 0.0, "the caller's mode was not put back"
 
 
+def test_subnormals_are_cast_and_scaled_in_any_mode(flushing_denormals: None) -> None:
+    """What is expected are bits, or normal numbers: numpy computes in this mode, too."""
+    steps = np.arange(1, 128)
+    for source, target, step in [("F16", "F32", 2.0**-24), ("F32", "F64", 2.0**-149)]:
+        wide = {"F32": np.float32, "F64": np.float64}[target]
+        bits = steps.astype(f"<u{naive.FORMATS[source].bits // 8}")
+        out = np.zeros(wide().itemsize * len(bits), np.uint8)
+        widen(bits.view(np.uint8), source, target, out)
+        assert np.array_equal(out.view(wide), (steps * step).astype(wide))
+    bits, small = (steps << 16).astype("<u4"), np.zeros(2 * len(steps), np.uint8)
+    assert narrow(bits.view(np.uint8), "F32", "BF16", small) == 0
+    assert np.array_equal(small.view("<u2"), steps)
+    out = np.zeros(8, np.uint8)
+    elements = np.array([0x30, 0x40], np.uint8)  # a half, and two
+    factors = np.array([0x00800000, 3], "<u4").view(np.uint8)
+    scale(elements, Scaling("F8_E4M3", "F32", 1, 2, (1, 1)), 0, factors, 0, out)
+    assert out.view("<u4").tolist() == [0x00400000, 6]
+    scale(elements, Scaling("F8_E4M3", "BF16", 1, 2, (1, 2)), 0, factors[4:6], 0, out)
+    assert out.view("<u4").tolist() == [3 << 15, 6 << 16]
+    scale(elements, Scaling("F8_E4M3", "F8_E8M0", 1, 2, (1, 2)), 0, np.zeros(1, np.uint8), 0, out)
+    assert out.view("<u4").tolist() == [1 << 21, 1 << 23]
+    assert np.float64(5e-324) * 1.0 == 0.0, "the caller's mode was not put back"
+
+
 def child(script: str, **environment: str) -> subprocess.Popen[bytes]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])
@@ -78,6 +104,8 @@ COUNT = """
 import json
 from kernel_runs import run, some_elements
 from ckdiff.kernels import compiled
+from ckdiff.kernels.casting import narrow, widen
+from ckdiff.kernels.scaling import Scaling, scale
 seen = []
 compiled.on_compile.append(seen.append)
 base, tuned = some_elements("BF16", 1000, 1)

@@ -64,18 +64,18 @@ def _deflated_flags() -> bytes:
 def hostile(folder: Path) -> dict[str, str | int]:
     """Files, and what is to be said about them: a part of the error, or the number of ones."""
     archives: dict[str, tuple[bytes, str | int]] = {
-        "lists": (_pickle(b"(" + b"]" * _LONG), "more memory than any model needs"),
-        "dicts": (_pickle(b"(" + b"}" * _LONG), "more memory than any model needs"),
-        "marks": (_pickle(b"(" * _LONG), "more memory than any model needs"),
-        "tuples": (_pickle(b"N" + b"\x85" * _LONG), "more memory than any model needs"),
+        "lists": (_pickle(b"(" + b"]" * _LONG), "more memory than its length explains"),
+        "dicts": (_pickle(b"(" + b"}" * _LONG), "more memory than its length explains"),
+        "marks": (_pickle(b"(" * _LONG), "more memory than its length explains"),
+        "tuples": (_pickle(b"N" + b"\x85" * _LONG), "more memory than its length explains"),
         "words": (
             _pickle(b"(" + b"".join(b"ca\n%d\n" % i for i in range(2000))),
-            "more classes than tensors need",
+            "it is damaged",
         ),
-        "far memo": (_pickle(b"]r\xff\xff\xff\x7f"), "it is damaged"),
-        "long text": (_pickle(b"X\xff\xff\xff\xff"), "it is damaged"),
+        "far memo": (_pickle(b"]r\xff\xff\xff\x7f"), "holds no masks by name"),
+        "long text": (_pickle(b"X\xff\xff\xff\xff"), "it ends early"),
         "array of bytes": (
-            _pickle(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "builtins.bytearray"
+            _pickle(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "holds no masks by name"
         ),
         "storage": (
             torch_bytes(pickled(mapping({"a": tensor("0", 1 << 40, [1 << 40])})), {"0": b"\1"}),

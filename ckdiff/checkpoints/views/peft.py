@@ -18,6 +18,7 @@ from ckdiff.errors import CheckpointError
 CONFIG_NAME = "adapter_config.json"
 CONFIG_LIMIT = (1 << 20) - 1  #: bytes of a configuration that are looked at
 _WHOLE_LIMIT = 1 << 10  #: modules that an adapter replaces; real ones have two
+_STATE_LIMIT = 1 << 16  #: of all patterns; those of real adapters have few, or are plain names
 RANK_LIMIT = 1 << 14  #: adapters have ranks of 4 to 1,024
 
 _MERGE = "merge it with PEFT (merge_and_unload, save_pretrained), and compare what that saves"
@@ -102,12 +103,11 @@ def _parsed(raw: bytes, where: str) -> dict[str, Any]:
     if len(raw) > CONFIG_LIMIT:
         raise _bad(where, f"it has more than {CONFIG_LIMIT:,} bytes")
     try:
-        begin = skip_blank(raw, 0)
-        given, end = any_value(raw, begin, whole_numbers=False)
-        if skip_blank(raw, end) != len(raw):
-            raise ValueError(f"something after the end, at byte {end}")
+        given, end = any_value(raw, skip_blank(raw, 0), whole_numbers=False)
     except ValueError as error:
         raise _bad(where, f"{error}") from None
+    if skip_blank(raw, end) != len(raw):
+        raise _bad(where, f"something follows the JSON at byte {end}")
     if not isinstance(given, dict):
         raise _bad(where, "not a JSON object")
     return given
@@ -155,7 +155,16 @@ class _Fields:
         found = self.value(f"{of}_pattern", {})
         if not isinstance(found, dict):
             raise self.bad(f"{of}_pattern", "an object of names and numbers")
-        return [(Pattern(text, f"{self._where}: {of}_pattern"), v) for text, v in found.items()]
+        made: list[tuple[Pattern, Any]] = []
+        states = 0
+        for text, value in found.items():
+            made.append((Pattern(text, f"{self._where}: {of}_pattern"), value))
+            states += made[-1][0].states
+            if states > _STATE_LIMIT:
+                raise _bad(
+                    self._where, f"the patterns of {of}_pattern are too long together", _MERGE
+                )
+        return made
 
 
 def _rank(fields: _Fields, key: str, value: Any) -> int:

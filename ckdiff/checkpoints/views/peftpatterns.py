@@ -9,6 +9,7 @@ counted.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from re import _constants as op  # type: ignore[attr-defined]
@@ -42,6 +43,7 @@ class Steps:
 class _States:
     """A machine whose states are numbers: where each leads without a character, and with one."""
 
+    where: str  #: how errors name the pattern
     free: list[list[int]] = field(default_factory=list)
     begin: list[list[int]] = field(default_factory=list)  #: free, but only before any character
     end: list[list[int]] = field(default_factory=list)  #: free, but only after all characters
@@ -49,7 +51,7 @@ class _States:
 
     def new(self) -> int:
         if len(self.free) == _STATE_LIMIT:
-            raise ValueError("it is too long")
+            raise _unusable(self.where, "it is too long")
         for edges in (self.free, self.begin, self.end, self.step):
             edges.append([])
         return len(self.free) - 1
@@ -80,23 +82,29 @@ class Pattern:
         self.text = text
         self._where = f"{where} {shown(text, 60)}"
         self._plain = bool(_PLAIN.fullmatch(text)) and len(text) <= _LENGTH_LIMIT
+        self.states = 0  #: of the machine; a plain name needs none
         self._known: dict[tuple[frozenset[int], str, bool], frozenset[int]] = {}
         if self._plain:
             return
-        self._states = _States()
+        if len(text) > _LENGTH_LIMIT:
+            raise _unusable(self._where, "it is too long")
+        self._states = _States(self._where)
         try:
-            if len(text) > _LENGTH_LIMIT:
-                raise ValueError("it is too long")
-            # PEFT puts it into a group: what is no pattern of its own must not close that one
-            tree = parser.parse(text)
+            with warnings.catch_warnings(action="ignore"):  # of sets that may mean more one day
+                # by itself: what is no pattern must not close the group that PEFT puts it in
+                tree = parser.parse(text)
             if tree.state.flags & ~re.UNICODE:
-                raise ValueError("it sets flags")
+                raise _unusable(self._where, "it sets flags")
             self._first, self._last = self._machine(tree)
-        except (ValueError, re.error, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{self._where} cannot be used: {error}", hint=_HINT) from None
+            self.states = len(self._states.free)
+        except RecursionError:
+            raise _unusable(self._where, "it is nested too deeply") from None
+        except (re.error, OverflowError) as error:
+            raise _unusable(self._where, str(error)) from None
 
     def matches(self, module: str, steps: Steps) -> bool:
         """Whether PEFT would say so. Raises CheckpointError where that takes too long."""
+        steps.spend(1, self._where)
         if self._plain:
             return self._ends(module)
         states = self._states.closure([self._first], True, not module)
@@ -160,13 +168,17 @@ class Pattern:
         elif kind is op.ANY:
             states.step[at].append((_ANY, to))
         elif kind is op.IN:
-            states.step[at].append((_Set.of(argument), to))
+            characters = _Set([])
+            for item in argument:
+                if not characters.add(*item):
+                    raise self._unknown(item[0])
+            states.step[at].append((characters, to))
         elif kind is op.BRANCH:
             for branch in argument[1]:
                 self._sequence(branch, at, to)
         elif kind is op.SUBPATTERN:
             if argument[1] or argument[2]:
-                raise ValueError("it sets flags")
+                raise _unusable(self._where, "it sets flags")
             self._sequence(argument[3], at, to)
         elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):
             self._repeat(*argument, at, to)
@@ -175,7 +187,10 @@ class Pattern:
         elif kind is op.AT and argument in (op.AT_END, op.AT_END_STRING):
             states.end[at].append(to)
         else:
-            raise ValueError(f"{str(kind).lower()} is not known here")
+            raise self._unknown(kind)
+
+    def _unknown(self, kind: Any) -> CheckpointError:
+        return _unusable(self._where, f"{str(kind).lower()} is not known here")
 
     def _repeat(self, low: int, high: int, body: Any, at: int, to: int) -> None:
         for _ in range(low):
@@ -206,22 +221,19 @@ class _Set:
     classes: list[re.Pattern[str]] = field(default_factory=list)
     negated: bool = False
 
-    @classmethod
-    def of(cls, items: Any) -> _Set:
-        """What is between brackets. Raises ValueError."""
-        made = cls([])
-        for kind, argument in items:
-            if kind is op.NEGATE:
-                made.negated = True
-            elif kind is op.LITERAL:
-                made.single.append(argument)
-            elif kind is op.RANGE:
-                made.ranges.append(argument)
-            elif kind is op.CATEGORY and argument in _CLASSES:
-                made.classes.append(_CLASSES[argument])
-            else:
-                raise ValueError(f"{str(kind).lower()} is not known here")
-        return made
+    def add(self, kind: Any, argument: Any) -> bool:
+        """Add what is between brackets; False for what is not known here."""
+        if kind is op.NEGATE:
+            self.negated = True
+        elif kind is op.LITERAL:
+            self.single.append(argument)
+        elif kind is op.RANGE:
+            self.ranges.append(argument)
+        elif kind is op.CATEGORY and argument in _CLASSES:
+            self.classes.append(_CLASSES[argument])
+        else:
+            return False
+        return True
 
     def has(self, character: str) -> bool:
         code = ord(character)
@@ -244,3 +256,7 @@ _CLASSES = {
 
 def _has(label: Any, character: str) -> bool:
     return character != "\n" if label is _ANY else label.has(character)
+
+
+def _unusable(where: str, why: str) -> CheckpointError:
+    return CheckpointError(f"{where} cannot be used: {why}", hint=_HINT)

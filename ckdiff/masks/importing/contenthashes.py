@@ -47,7 +47,8 @@ def content_hashes(
     meter = Meter(observer, int(nbytes.sum()))
     task = _HashTask(checkpoint, index, layout, bits, meter.add)
     spans = min(len(index), _WINDOW // ALIGNMENT)  # of a window, at most
-    need = Need(tables=400 * len(index), worker=1200 * spans + (2 << 20))
+    reader = checkpoint.reader_memory(_WINDOW * int(bits.max(initial=8)) // 8)
+    need = Need(tables=400 * len(index), worker=1200 * spans + (2 << 20) + reader)
     workers = fit_workers(None, layout.chunks, need, None, option=False)
     with interruptible():
         run_chunks(range(layout.chunks), task, workers=workers, done=add, meter=meter)

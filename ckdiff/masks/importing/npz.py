@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ckdiff.checkpoints.formats.ziparchive import Archive, Member
+from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.masks.exporting.npz import METADATA
 from ckdiff.masks.importing.maskfile import (
@@ -21,7 +23,6 @@ from ckdiff.masks.importing.maskfile import (
     make_item,
     shown,
 )
-from ckdiff.masks.importing.ziparchive import Archive, Member
 
 _SUFFIX = ".npy"
 _MAGIC = b"\x93NUMPY"
@@ -41,8 +42,8 @@ _TUPLE = re.compile(
 _DTYPE = re.compile(r"[<>=|]?(?:b1|\?|[iu][1248])")
 
 
-def read_npz(archive: Archive) -> MaskFile:
-    """The masks of an archive. Raises CheckpointError."""
+def read_npz(archive: Archive, file: OpenFile) -> MaskFile:
+    """The masks of an archive, which is ``file``. Raises CheckpointError."""
     where = archive.where
     notes, found = Notes(), list[tuple[str, np.dtype[Any], Shape, _Reader]]()
     check_number(where, len(archive.members))
@@ -64,7 +65,7 @@ def read_npz(archive: Archive) -> MaskFile:
         for name, dtype, shape, reader in found
     ]
     described = notes.described(where, {item.name for item in items})
-    return MaskFile("npz", items, [archive.file], notes, described)
+    return MaskFile("npz", items, [file], notes, described)
 
 
 def _notes(archive: Archive, member: Member, skip: int) -> Notes:

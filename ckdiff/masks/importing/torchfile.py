@@ -1,4 +1,4 @@
-"""Masks that torch saved. Neither torch nor an unpickler is needed: see pickled.
+"""Masks that torch saved. Neither torch nor an unpickler is needed: see formats/pickles.
 
 The bytes of each storage lie uncompressed in a zip. Before a bit is believed, each must have the
 size that the tensors say and the checksum that the zip says: ``torch.load`` looks at neither where
@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.errors import CheckpointError, printable
+from ckdiff.checkpoints.formats.pickledvalues import Tensor
+from ckdiff.checkpoints.formats.pickles import read_pickle
+from ckdiff.checkpoints.formats.torcharchive import PICKLE
+from ckdiff.checkpoints.formats.ziparchive import Archive, Member
+from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.errors import CheckpointError
 from ckdiff.masks.importing.maskfile import (
     METADATA_LIMIT,
     STEP,
@@ -23,19 +28,22 @@ from ckdiff.masks.importing.maskfile import (
     check_number,
     is_shape,
     make_item,
-    read_exactly,
     shown,
 )
-from ckdiff.masks.importing.pickled import Tensor, read_pickle
-from ckdiff.masks.importing.ziparchive import Archive, Member
 
-PICKLE = "/data.pkl"  #: ends the name of what makes an archive a torch file
 _IN_MEMORY = 1 << 28  # bytes of a storage that is read in another order than it has
+#: dtypes that masks can have, all by the names that numpy has for them too
+_KINDS = {
+    "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+}  # fmt: skip
+_OTHER_BYTES = {
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16,
+}  # fmt: skip
 _NO_MASKS = 'save {"masks": {name: bool tensor}}'
 
 
-def read_torch(archive: Archive) -> MaskFile:
-    """The masks of an archive. Raises CheckpointError."""
+def read_torch(archive: Archive, file: OpenFile) -> MaskFile:
+    """The masks of an archive, which is ``file``. Raises CheckpointError."""
     where = archive.where
     # torch can be told to save without checksums, and then there are none at all
     archive.unchecked = not any(member.checksum for member in archive.members.values())
@@ -52,13 +60,12 @@ def read_torch(archive: Archive) -> MaskFile:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{where}: {printable(str(name)[:80])} is no tensor with a name", hint=_NO_MASKS
+                f"{where}: {_label(name)} is no tensor with a name", hint=_NO_MASKS
             )
         member = _storage(archive, prefix, tensor, f"{where}: {shown(name)}")
         members[member.name] = member
-        kind = np.dtype(tensor.dtype) if tensor.dtype != "bfloat16" else None
-        if kind is not None and kind.itemsize > 1:
-            kind = kind.newbyteorder("<")
+        known = tensor.dtype in _KINDS and not tensor.marks
+        kind = np.dtype(tensor.dtype).newbyteorder("<") if known else None
         reader = _Reader(archive, member, tensor, f"{where}: {shown(name)}")
         items.append(make_item(where, name, kind, tensor.shape, reader, notes.encoding))
     described = notes.described(where, {item.name for item in items})
@@ -67,7 +74,11 @@ def read_torch(archive: Archive) -> MaskFile:
         for member in members.values():
             archive.verify(member)
 
-    return MaskFile("torch", items, [archive.file], notes, described, prove=prove)
+    return MaskFile("torch", items, [file], notes, described, prove=prove)
+
+
+def _label(name: object) -> str:
+    return shown(name) if isinstance(name, str) else "what has another name than a text"
 
 
 def _content(archive: Archive) -> tuple[str, Any]:
@@ -84,13 +95,7 @@ def _content(archive: Archive) -> tuple[str, Any]:
         )
     if not member.stored or member.size > METADATA_LIMIT:
         raise archive.wrong(member, "is compressed, or too long")
-    try:
-        return prefix, read_pickle(archive.whole(member))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{archive.where}: cannot be read as tensors: {printable(str(error))}",
-            hint="only files of tensors, saved by torch 1.6 or later, are read",
-        ) from None
+    return prefix, read_pickle(archive.read(member), member.size, archive.where)
 
 
 def _storage(archive: Archive, prefix: str, tensor: Tensor, where: str) -> Member:
@@ -101,7 +106,7 @@ def _storage(archive: Archive, prefix: str, tensor: Tensor, where: str) -> Membe
         raise CheckpointError(f"{where}: its bytes are not in the file", hint="make it again")
     if not member.stored:
         raise archive.wrong(member, "is compressed, which torch does not read either")
-    size = storage.size * _width(storage.dtype or "uint8")
+    size = storage.size * (1 if storage.dtype is None else _width(storage.dtype))
     if size != member.size:
         raise CheckpointError(
             f"{where}: {size:,} bytes are declared and {member.size:,} are there",
@@ -122,7 +127,7 @@ def _storage(archive: Archive, prefix: str, tensor: Tensor, where: str) -> Membe
 
 
 def _width(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return np.dtype(dtype).itemsize if dtype in _KINDS else _OTHER_BYTES.get(dtype, 1)
 
 
 class _Reader:
@@ -141,7 +146,7 @@ class _Reader:
             yield from self._ordered(width)
             return
         begin = self._member.begin + tensor.offset * width
-        yield from read_exactly(self._archive.file, begin, elements * width)
+        yield from self._archive.read_exactly(begin, elements * width)
 
     def _ordered(self, width: int) -> Iterator[bytes]:
         """The elements of a transposed tensor, or of another view."""
@@ -153,7 +158,7 @@ class _Reader:
             )
         raw = bytearray(size)
         at = 0
-        for data in read_exactly(self._archive.file, self._member.begin, size):
+        for data in self._archive.read_exactly(self._member.begin, size):
             raw[at : at + len(data)] = data
             at += len(data)
         flat = np.frombuffer(raw, f"u{width}", size // width)[self._tensor.offset :]

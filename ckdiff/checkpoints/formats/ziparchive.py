@@ -3,34 +3,40 @@
 A zip says most things twice: sizes, checksums and names are before each member and again in the
 directory at the end. Readers that believe one or the other see two different files. Here both must
 agree, no two members may share bytes, and a member's bytes must have its size and its checksum.
-Nothing of a declared size is allocated.
+Nothing of a declared size is allocated, and where the bytes are is the caller's: a file, a part of
+one, or a server.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.errors import CheckpointError, printable
-from ckdiff.masks.importing.maskfile import MOST_TENSORS, STEP, pread, read_exactly, shown
+
+#: ``read(offset, nbytes)``: the bytes at an offset, fewer only at the end of the file
+Read = Callable[[int, int], bytes]
+
+STEP = 1 << 20  #: bytes that are read at a time
 
 _DAMAGED = "is the file whole? make it again"  #: a hint
-_PACK_AGAIN = "pack it again as numpy does"
+_PACK_AGAIN = "pack it again as numpy and torch do: neither encrypted nor renamed"
+_ENDED = "it ended while it was read"
 BEGIN = b"PK\3\4"  #: of a zip with a member
 #: bytes of the longest directory: for the most members, with names of a usual length
 _DIRECTORY_LIMIT = 1 << 26
-_MOST_MEMBERS = MOST_TENSORS + 64  # torch adds a few records
+_MOST_MEMBERS = (1 << 18) + 64  # three times as many tensors as any model has, and a few records
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
 _CENTRAL = struct.Struct("<4sHHHHHHLLLHHHHHLL")
 _END = struct.Struct("<4sHHHHLLH")
 _END64 = struct.Struct("<4sQHHLLQQQQ")
 _LOCATOR = struct.Struct("<4sLQL")
 _LONGEST_COMMENT = 0xFFFF
+_LONGEST_ENTRY = _CENTRAL.size + 3 * 0xFFFF  # bytes, with name, extra fields and comment
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _LATER, _UTF8 = 0x0001, 0x0008, 0x0800  # flags; _LATER: sizes follow the data
 _HARMLESS = _LATER | _UTF8 | 0x0006  # and how hard it was compressed
@@ -56,12 +62,16 @@ class Member:
 
 
 class Archive:
-    """The members of an open zip, in the order of their names in the directory."""
+    """The members of a zip, in the order of their names in the directory."""
 
-    def __init__(self, file: OpenFile) -> None:
-        """Read the directory, and hold it against the members. Raises CheckpointError."""
-        self.file = file
-        self.where = printable(file.path)
+    def __init__(self, read: Read, size: int, where: str) -> None:
+        """Read the directory, and hold it against the members. Raises CheckpointError.
+
+        ``read`` gives the archive's ``size`` bytes; ``where`` names it in messages, as it is.
+        """
+        self._read = read
+        self._size = size
+        self.where = where
         self.members: dict[str, Member] = {}
         begin, size, count = self._find_directory()
         self._read_directory(begin, size, count)
@@ -89,7 +99,7 @@ class Archive:
     def head(self, member: Member, size: int) -> bytes:
         """The first ``size`` bytes of a member, or all; raises CheckpointError."""
         if member.stored:
-            return pread(self.file, member.begin, min(size, member.packed))
+            return self._pread(member.begin, min(size, member.packed))
         have = b""
         for data in self._unpacked(member, min(size, STEP)):
             have += data
@@ -108,15 +118,34 @@ class Archive:
 
     def wrong(self, member: Member, what: str, hint: str = _DAMAGED) -> CheckpointError:
         """The error for a member."""
-        return self._error(f"{shown(member.name)} {what}", hint)
+        return self._error(f"{_shown(member.name)} {what}", hint)
+
+    def read_exactly(self, offset: int, size: int) -> Iterator[bytes]:
+        """``size`` bytes of the archive from ``offset``, in pieces of at most STEP.
+
+        Raises CheckpointError where it ends before.
+        """
+        while size:
+            data = self._pread(offset, min(size, STEP))
+            if not data:
+                raise self._error(_ENDED, "run again")
+            yield data
+            offset += len(data)
+            size -= len(data)
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        data = self._read(offset, size)
+        if len(data) < min(size, self._size - offset):
+            raise self._error(_ENDED, "run again")
+        return data
 
     def _unpacked(self, member: Member, step: int = STEP) -> Iterator[bytes]:
         if member.stored:
-            yield from read_exactly(self.file, member.begin, member.packed)
+            yield from self.read_exactly(member.begin, member.packed)
             return
         inflate = zlib.decompressobj(-15)
         try:
-            for data in read_exactly(self.file, member.begin, member.packed):
+            for data in self.read_exactly(member.begin, member.packed):
                 while data and not inflate.eof:
                     if piece := inflate.decompress(data, step):
                         yield piece
@@ -136,8 +165,8 @@ class Archive:
 
     def _find_directory(self) -> tuple[int, int, int]:
         """First byte, bytes and members of the directory."""
-        length = min(self.file.size, _LONGEST_COMMENT + _END.size)
-        tail = pread(self.file, self.file.size - length, length)
+        length = min(self._size, _LONGEST_COMMENT + _END.size)
+        tail = self._pread(self._size - length, length)
         ends, at = [], tail.find(b"PK\5\6")
         while at >= 0:
             if at + _END.size <= len(tail):
@@ -149,7 +178,7 @@ class Archive:
             what = "the directory at its end is missing" if not ends else "has two directories"
             raise self._error(f"is no whole zip: {what}")
         _, disk, first, here, count, size, begin, _ = _END.unpack_from(tail, ends[0])
-        end = self.file.size - length + ends[0]
+        end = self._size - length + ends[0]
         if (found := self._find_wide(end)) is not None:
             end, wide = found
             narrow = (count, size, begin)
@@ -167,24 +196,25 @@ class Archive:
     def _find_wide(self, end: int) -> tuple[int, tuple[int, int, int]] | None:
         """What the directory's end for large files says, if there is one before ``end``."""
         at = end - _LOCATOR.size
-        raw = pread(self.file, at, _LOCATOR.size) if at >= 0 else b""
+        raw = self._pread(at, _LOCATOR.size) if at >= 0 else b""
         if raw[:4] != b"PK\6\7":
             return None
         _, disk, begin, disks = _LOCATOR.unpack(raw)
         if disk or disks > 1 or begin + _END64.size != at:
             raise self._error("is no whole zip: its end for large files makes no sense")
-        raw = pread(self.file, begin, _END64.size)
+        raw = self._pread(begin, _END64.size)
         sign, length, _, _, disk, first, here, count, size, offset = _END64.unpack(raw)
         if sign != b"PK\6\6" or length != _END64.size - 12 or disk or first or here != count:
             raise self._error("is no whole zip: its end for large files makes no sense")
         return begin, (count, size, offset)
 
     def _read_directory(self, begin: int, size: int, count: int) -> None:
-        raw = b"".join(read_exactly(self.file, begin, size))
-        at = 0
+        pieces, raw, at = self.read_exactly(begin, size), b"", 0
         starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
         for number in range(count):
-            if at + _CENTRAL.size > size or raw[at : at + 4] != b"PK\1\2":
+            while len(raw) - at < _LONGEST_ENTRY and (more := next(pieces, b"")):
+                raw, at = raw[at:] + more, 0
+            if at + _CENTRAL.size > len(raw) or raw[at : at + 4] != b"PK\1\2":
                 raise self._error("its directory is damaged")
             member, flags, label, at = self._entry(raw, at)
             if member.name in self.members:
@@ -193,7 +223,7 @@ class Archive:
             starts[number] = member.begin
             self._find_data(member, flags, label, begin)
             ends[number] = member.begin + member.packed
-        if at != size:
+        if at != len(raw) or next(pieces, b""):
             raise self._error("its directory is damaged")
         order = np.argsort(starts, kind="stable")
         if (starts[order][1:] < ends[order][:-1]).any():
@@ -266,7 +296,7 @@ class Archive:
         """Hold what precedes a member's data against the directory, and find the data."""
         if member.begin + _LOCAL.size > limit:
             raise self.wrong(member, "is not where the directory says")
-        raw = pread(self.file, member.begin, _LOCAL.size + len(label) + 64)
+        raw = self._pread(member.begin, _LOCAL.size + len(label) + 64)
         sign, _, flags2, method, _, _, checksum, packed, size, named, extras = _LOCAL.unpack_from(
             raw
         )
@@ -275,7 +305,7 @@ class Archive:
         begin = member.begin + _LOCAL.size + named + extras
         if _IN_EXTRA in (packed, size):
             at = begin - extras
-            fields = self._fields(member, pread(self.file, at, extras))
+            fields = self._fields(member, self._pread(at, extras))
             size, packed = self._widened(member, [size, packed], fields)
         told, wanted = (checksum, packed, size), (member.checksum, member.packed, member.size)
         if flags & _LATER:  # the sizes may follow the data, and then are not here
@@ -287,3 +317,8 @@ class Archive:
         if begin + member.packed > limit:
             raise self.wrong(member, "is cut")
         member.begin = begin
+
+
+def _shown(name: str) -> str:
+    """A name of the archive for a message: it may be long."""
+    return printable(name if len(name) <= 200 else name[:200] + "...")

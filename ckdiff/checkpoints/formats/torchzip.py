@@ -1,0 +1,238 @@
+"""Torch files as ``torch.save`` writes them: the tensors of one state dict, where they lie.
+
+``.bin``, ``.pt``, ``.pth``, ``.ckpt``, ``.pth.tar``: they are known by content. TorchScript
+archives as well. Nothing in a file is ever called, and nothing of torch is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ckdiff.checkpoints.formats.pickledvalues import shown
+from ckdiff.checkpoints.formats.statedicts import (
+    Found,
+    at_key,
+    find,
+    is_tensor,
+    named_tensors,
+    rank,
+)
+from ckdiff.checkpoints.formats.torcharchive import (
+    Placed,
+    TorchFile,
+    is_torch_zip,
+    open_torch_zip,
+    place,
+    plain,
+    unsupported,
+)
+from ckdiff.checkpoints.formats.ziparchive import Read
+from ckdiff.checkpoints.protocol import IntArray
+from ckdiff.errors import CheckpointError
+
+__all__ = ["TorchTable", "is_torch_zip", "table_of", "torch_table"]
+
+#: bytes that tensors may have beyond what their storages hold: expanded ones repeat elements, and
+#: a few bytes could declare more than anybody has
+_MOST_REPEATED = 1 << 32
+_SHOWN = 6  # keys that a message suggests
+
+
+@dataclass(slots=True)
+class TorchTable:
+    """The tensors of one file, in columns; a tensor is known by its position."""
+
+    names: list[str]  #: unique, in the order of the file
+    dtypes: list[str]  #: safetensors dtype names
+    shapes: list[tuple[int, ...]]
+    begins: IntArray  #: byte of the file at which each tensor's first element is
+    nbytes: IntArray  #: bytes of each tensor's packed elements
+    #: elements from one to the next along each dimension; None where they lie packed, in order
+    strides: list[tuple[int, ...] | None]
+    key: str  #: the path of the state dict in the file; empty where it is all of it
+    notes: list[str]  #: what a user should know, one sentence each
+
+
+def torch_table(read: Read, size: int, file: str, key: str | None = None) -> TorchTable:
+    """The tensors of the torch file of ``size`` bytes that is wherever ``read`` finds it.
+
+    ``read(offset, nbytes)`` gives bytes, fewer only at the end of the file; ``file`` is how
+    messages name it. ``key`` is the path of the state dict, ``.`` for all of the file; without it
+    the file's weights are found (see statedicts). Raises CheckpointError.
+    """
+    return table_of(open_torch_zip(read, size, file), key)
+
+
+def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
+    """``torch_table`` of a file that is open already."""
+    where = opened.archive.where
+    path, chosen, notes = _chosen(opened, key)
+    text = key if key and key != "." else ".".join(path or ())
+    rows: list[tuple[str, Placed]] = []
+    left: list[tuple[str, str]] = []
+    for name, value in _named(chosen, path, where, text):
+        tensor = plain(value)
+        reason = unsupported(tensor)
+        if reason is None:
+            rows.append((name, place(opened, tensor, name)))
+        else:
+            left.append((name, reason))
+    if not rows:
+        raise _nothing(where, text, left)
+    if left:
+        name, reason = left[0]
+        notes.append(
+            f"{where}: {len(left):,} tensors cannot be compared and are left out, "
+            f"such as {shown(name)}, {reason}"
+        )
+    _check_repeated([placed for _, placed in rows], opened, where)
+    return TorchTable(
+        [name for name, _ in rows],
+        [placed.dtype for _, placed in rows],
+        [placed.shape for _, placed in rows],
+        np.array([placed.begin for _, placed in rows], np.int64),
+        np.array([placed.nbytes for _, placed in rows], np.int64),
+        [placed.strides for _, placed in rows],
+        text,
+        notes,
+    )
+
+
+def _chosen(opened: TorchFile, key: str | None) -> tuple[tuple[str, ...] | None, Any, list[str]]:
+    """The path of the weights, the weights, and what is to be said of the choice.
+
+    The path is None where nothing was chosen.
+    """
+    where, content = opened.archive.where, opened.content
+    if key:
+        return None, _asked_for(where, content, key), []
+    if is_tensor(content) or _is_list(content):
+        return None, content, []
+    found = find(content)
+    ordered = sorted(found.candidates, key=lambda candidate: rank(candidate[0]))
+    if not ordered:
+        raise _no_candidate(where, found)
+    path, chosen = ordered[0]
+    same = [other for other, _ in ordered if rank(other) == rank(path)]
+    if len(same) > 1:
+        raise CheckpointError(
+            f"{where}: holds {len(same):,} groups of tensors, and nothing says which is the model",
+            hint=f"choose with {_keys(same, ' or ')}",
+        )
+    notes = []
+    if path:
+        notes.append(f"{where}: the weights under {shown('.'.join(path))} are compared")
+    others = [other for other, _ in ordered[1:]]
+    if others:
+        notes.append(f"{where}: other tensors in it are passed over: {_keys(others, ', ')}")
+    return path, chosen, notes
+
+
+def _is_list(content: Any) -> bool:
+    return type(content) in (list, tuple) and bool(content) and all(map(is_tensor, content))
+
+
+def _asked_for(where: str, content: Any, key: str) -> Any:
+    values = at_key(content, key)
+    if len(values) > 1:
+        raise CheckpointError(f"{where}: --key {shown(key)} means more than one thing in it")
+    if values and type(values[0]) not in (str, int, float, bool, bytes, type(None)):
+        return values[0]
+    paths = [path for path, _ in find(content).candidates if path]
+    hint = f"try {_keys(paths, ' or ')}" if paths else "without --key all of it is taken"
+    what = "is no mapping of names to tensors" if values else "is not in it"
+    raise CheckpointError(f"{where}: --key {shown(key)} {what}", hint=hint)
+
+
+def _keys(paths: list[tuple[str, ...]], between: str) -> str:
+    words = [f"--key {shown('.'.join(path) or '.', 80)}" for path in paths[:_SHOWN]]
+    more = [f"{len(paths) - _SHOWN:,} more"] if len(paths) > _SHOWN else []
+    return between.join(words + more)
+
+
+def _no_candidate(where: str, found: Found) -> CheckpointError:
+    if found.passed:
+        if any(not path or "optim" in path.lower() for path in found.passed):
+            what = "holds the state of an optimizer, and no weights"
+        else:
+            what = f"holds {shown(found.passed[0])} and the like, and no weights"
+        return CheckpointError(f"{where}: {what}", hint="give the file that has the weights")
+    return CheckpointError(
+        f"{where}: holds no tensors by name",
+        hint="a state dict is compared: torch.save(model.state_dict(), FILE)",
+    )
+
+
+def _nothing(where: str, path: str, left: list[tuple[str, str]]) -> CheckpointError:
+    if not left:
+        under = f" under --key {shown(path)}" if path else ""
+        return CheckpointError(
+            f"{where}: has no tensors{under}", hint="see what else is in it, without --key"
+        )
+    name, reason = left[0]
+    sharded = "DTensor" in reason
+    return CheckpointError(
+        f"{where}: none of its {len(left):,} tensors can be compared: {shown(name)} is {reason}",
+        hint="give the directory that has the files of all ranks" if sharded else (
+            "save them as plain tensors"
+        ),
+    )  # fmt: skip
+
+
+def _named(
+    chosen: Any, path: tuple[str, ...] | None, where: str, text: str
+) -> list[tuple[str, Any]]:
+    try:
+        named = named_tensors(chosen, path)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: the tensors under {shown(text or '.')} cannot be listed: {error}",
+            hint="choose a part of the file with --key",
+        ) from None
+    _check_names(named, where)
+    return named
+
+
+def _check_names(named: list[tuple[str, Any]], where: str) -> None:
+    seen = set[str]()
+    for name, _ in named:
+        if name in seen:
+            raise CheckpointError(
+                f"{where}: two tensors have the name {shown(name)}",
+                hint="choose a part of the file with --key",
+            )
+        seen.add(name)
+        if not name.isascii():
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise CheckpointError(
+                    f"{where}: a tensor has a name that is no valid text: {shown(name)}",
+                    hint="rename it and save it again",
+                ) from None
+
+
+def _check_repeated(placed: list[Placed], opened: TorchFile, where: str) -> None:
+    """Refuse tensors that repeat elements until they are more than anybody has."""
+    repeated = 0
+    for one in placed:
+        if one.strides is not None:
+            repeated += max(0, one.nbytes - _reach(one))
+    if repeated > _MOST_REPEATED:
+        raise CheckpointError(
+            f"{where}: its tensors repeat {repeated:,} bytes that are not in the file",
+            hint="load it with torch, and save tensor.contiguous() of each",
+        )
+
+
+def _reach(one: Placed) -> int:
+    """Bytes from the first to the last element of a tensor that is not empty."""
+    assert one.strides is not None
+    elements = 1
+    for n in one.shape:
+        elements *= n
+    steps = sum((n - 1) * stride for n, stride in zip(one.shape, one.strides, strict=True))
+    return (steps + 1) * (one.nbytes // elements)
