@@ -2,6 +2,7 @@
 
 A registry says of each thing where it is and what help says of it. The thing itself lives in a file
 of its own and is imported when it is asked for: the command line lists names and imports nothing.
+So it does with names of what is no thing of its own.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from ckdiff.errors import UsageError, printable
 
+By = Literal["tensor", "layer", "module", "dtype", "model"]  #: what a table can be grouped by
+BY: tuple[By, ...] = get_args(By)
+DEVICES = ("cpu", "cuda", "auto")  #: where windows can be compared
 _DIGITS = re.compile(r"([0-9]+)")
 T = TypeVar("T")
 

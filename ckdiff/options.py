@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ckdiff.errors import UsageError, printable
+from ckdiff.naming import DEVICES
 from ckdiff.rules import Rule
 
-#: where windows can be compared; the same as in ckdiff.cli.options
-DEVICES = ("cpu", "cuda", "auto")
 _FOR_TESTS = "torch-cpu"  # the way of a GPU, on torch's CPU device
 
 

@@ -7,11 +7,7 @@ from typing import Any
 
 import click
 
-#: what a table can be grouped by; the same as ckdiff.stores.summaries.By, which is not imported
-#: here because ``--help`` must answer at once
-BY = ("tensor", "layer", "module", "dtype", "model")
-#: where windows can be compared; the same as ckdiff.options.DEVICES, for the same reason
-DEVICES = ("cpu", "cuda", "auto")
+from ckdiff.naming import BY, DEVICES
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -278,15 +278,21 @@ def _groups(page: Page) -> list[str]:
         *map(Column, result.null_names[1:]),
     ]
     rows = ends(page, ranked, cells, len(heads))
-    said = (
-        f"The {result.by}s of the most and the least lift. No lift can be much above 1 / density."
-    )
-    if runs > 2:
+    return [
+        *table(heads, rows, page.terminal, footer=cells(0)),
+        *_of_ranking(page, groups - len(ranked)),
+    ]
+
+
+def _of_ranking(page: Page, left_out: int) -> list[str]:
+    """What is said below the groups that were ranked."""
+    by = page.result.by
+    said = f"The {by}s of the most and the least lift. No lift can be much above 1 / density."
+    if len(page.labels) > 2:
         said += " Counts are added up over all pairs of runs."
-    out = [*table(heads, rows, page.terminal, footer=cells(0)), *page.wrapped(said)]
-    if len(ranked) < groups:
-        few = formats.counted(groups - len(ranked), result.by)
-        out += page.wrapped(f"Not ranked: {few}; {_TOO_SMALL}.")
+    out = page.wrapped(said)
+    if left_out:
+        out += page.wrapped(f"Not ranked: {formats.counted(left_out, by)}; {_TOO_SMALL}.")
     return out
 
 

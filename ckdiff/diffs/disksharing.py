@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,15 +104,8 @@ def _fitting(
         while count > 1 and each(count) < need.one:
             count -= 1
     if each(count) < need.one:
-        many = f"{count} workers" if count > 1 else "one worker"
-        least = format_size(-(-need.one // PAGE) * PAGE * len(streams) * count)
-        scarce = allowed < asked
-        raise BudgetError(
-            f"{format_size(allowed)} of disk is too little for {many}: this needs {least}"
-            + (f" free in {folder}" if scarce else ""),
-            hint=("set TMPDIR to a disk with more room" if scarce else "raise --disk")
-            + (" or lower --workers" if count > 1 else ""),
-        )
+        least = -(-need.one // PAGE) * PAGE * len(streams) * count
+        raise _too_little(allowed, least, count, folder if allowed < asked else None)
     if count < found.workers:
         note(
             f"{count} worker{'s' * (count > 1)} instead of {found.workers}, to keep to "
@@ -121,6 +115,17 @@ def _fitting(
         spool = max(PAGE, min(each(count), -(-need.all // PAGE) * PAGE))
         stream.share(spool, CONNECTIONS // len(streams))
     return replace(found, workers=count, window=need.window)
+
+
+def _too_little(allowed: int, least: int, workers: int, full: Path | None) -> BudgetError:
+    """The error for a bound on the disk that is too low, or for a folder that is ``full``."""
+    many = f"{workers} workers" if workers > 1 else "one worker"
+    return BudgetError(
+        f"{format_size(allowed)} of disk is too little for {many}: this needs {format_size(least)}"
+        + (f" free in {full}" if full is not None else ""),
+        hint=("set TMPDIR to a disk with more room" if full is not None else "raise --disk")
+        + (" or lower --workers" if workers > 1 else ""),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,10 +79,14 @@ def decide(source: float, cpu: float, gpu: float, name: str) -> tuple[bool, str]
 
 
 def _last_windows(task: DiffTask, chunk: int, stack: ExitStack) -> list[_Window]:
-    """The last windows of a chunk that are read; the disk may have been asked for others."""
+    """The last windows of a chunk that are read; the disk may have been asked for others.
+
+    Each has its readers: where these take memory there is one window, for which it was allotted.
+    """
     first, end = task.layout.chunk_range(chunk)
     spans = task.layout.spans(first, end)
-    some = [window for window in task.windows(first, end, spans) if len(window.spans)][-_WINDOWS:]
+    count = 1 if any(side.checkpoint.reader_memory(1) for side in task.sides) else _WINDOWS
+    some = [window for window in task.windows(first, end, spans) if len(window.spans)][-count:]
     masks = [np.zeros(task.window // 8, np.uint8) for _ in range(task.rules)]
     results = Results(len(spans), task.rules, with_statistics=task.with_statistics)
     return [_Window(task, window, masks, results, stack) for window in some]

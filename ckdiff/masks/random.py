@@ -25,7 +25,7 @@ from ckdiff.stores.building import Bytes, Derived, Maker, OnBytes, Target
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.maskwalk import walk
 from ckdiff.stores.matching import StorePath, match
-from ckdiff.stores.table import IntArray
+from ckdiff.stores.table import IntArray, MaskTable
 from ckdiff.stores.tally import Tally, Waiting
 
 Within = Literal["tensor", "model"]
@@ -66,15 +66,7 @@ def random_mask(
     if (changed < 0).any() or (changed > table.elements).any():
         raise StoreCorrupt(f"{printable(str(store.path))} counts more changed elements than it has")
     _require_counts(store, text, workers or usable_cores())
-    if within == "tensor":
-        populations = [
-            Population(seed, f"tensor {name}", n, k)
-            for name, n, k in zip(
-                table.names, table.elements.tolist(), changed.tolist(), strict=True
-            )
-        ]
-    else:
-        populations = [Population(seed, "model", table.total_elements, int(changed.sum()))]
+    populations = _populations(table, changed, seed, within)
     made_by: dict[str, Any] = {
         "operation": "random",
         "rule": text,
@@ -86,6 +78,16 @@ def random_mask(
         table.names, table.dtypes, table.shapes, layout, table.base_hashes, text, made_by
     )
     return target.write(derived, RandomMask(layout, populations, by_tensor=within == "tensor"))
+
+
+def _populations(
+    table: MaskTable, changed: IntArray, seed: int, within: Within
+) -> list[Population]:
+    """What is drawn from: each tensor, or the model."""
+    if within == "model":
+        return [Population(seed, "model", table.total_elements, int(changed.sum()))]
+    columns = zip(table.names, table.elements.tolist(), changed.tolist(), strict=True)
+    return [Population(seed, f"tensor {name}", n, k) for name, n, k in columns]
 
 
 def _counted_rule(store: MaskStore, rule: str | Rule | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from ckdiff.errors import (
     UsageError,
     printable,
 )
+from ckdiff.layout import bits_of
 from ckdiff.options import Observer, checked_int, checked_observer, several_texts
 from ckdiff.overlaps.counting import OverlapTask, Part
 from ckdiff.overlaps.nulls.moments import Moments
@@ -38,7 +39,7 @@ from ckdiff.rules import Rule
 from ckdiff.running.dask import client_for
 from ckdiff.running.memory import Need
 from ckdiff.running.runners import Meter, OnCluster, add_up, interruptible
-from ckdiff.stores.maskwalk import working_memory
+from ckdiff.stores.maskwalk import window_elements, working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.summaries import By, checked_by, group_index, group_order
 
@@ -75,37 +76,45 @@ def overlap(
     matched = match(stores, rule, require_same_base=require_same_base)
     for note in matched.notes():
         observer.note(note)
-    if workers is not None and checked_int("workers", workers) < 1:
-        raise UsageError(f"workers must be at least 1, not {workers}")
-    threads = budget.usable_cores() if workers is None else workers
-    threads = max(1, min(threads, matched.layout.chunks))
+    threads = _threads(workers, matched)
     groups, index = group_index(matched.names, matched.dtypes, by)
     counted = tuple(name for name in names if NULLS[name].collector is not None)
     readers = [name for name in counted if NULLS[name].reads_base]
-    _check_memory(matched, len(groups), counted, threads, memory, by)
     with ExitStack() as stack:
         sides = _open_base(base, readers, stack)
+        need = _need(matched, len(groups), len(counted), [side for side in sides for _ in readers])
+        _check_memory(need, threads, memory, (len(groups), len(matched.stores)), by)
         for side in sides:
             check_one_base(matched, side, readers[0])
         task = plan(matched, index, counted, *sides)
         fetch_all(sides)
         for side in sides:  # of a cached file that is not the hub's, no content hash is known
             check_one_base(matched, side, readers[0])
-        part = _run(task, matched, by, base, threads, scheduler, observer)
+        part = _run(task, lambda: _recipe(task, matched, by, base), threads, scheduler, observer)
     part = _complete(part, task, len(groups))
     _check_counts(matched, part, index)
     rows = _rows(matched, by, groups, index, part)
+    return _result(matched, names, rows, _moments(names, matched, part, index, rows), began)
+
+
+def _result(
+    matched: Matched,
+    names: tuple[str, ...],
+    rows: _Rows,
+    moments: dict[str, Moments],
+    began: float,
+) -> Overlap:
     _self_test(rows)
     return Overlap(
         [str(store.path) for store in matched.stores],
         matched.rule,
-        by,
+        rows.by,
         rows.groups,
         rows.elements,
         rows.pairs,
         rows.votes,
         names,
-        _moments(names, matched, part, index, rows),
+        moments,
         matched.left_out,
         matched.other_base,
         time.perf_counter() - began,
@@ -123,27 +132,38 @@ def _null_names(nulls: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _check_memory(
-    matched: Matched,
-    groups: int,
-    counted: tuple[str, ...],
-    workers: int,
-    memory: str | int | None,
-    by: By,
-) -> None:
-    """Refuse a grouping whose tables would not fit; BudgetError with the numbers."""
-    allowed = budget.default_memory(workers) if memory is None else budget.parse_size(memory)
+def _threads(workers: int | None, matched: Matched) -> int:
+    if workers is not None and checked_int("workers", workers) < 1:
+        raise UsageError(f"workers must be at least 1, not {workers}")
+    threads = budget.usable_cores() if workers is None else workers
+    return max(1, min(threads, matched.layout.chunks))
+
+
+def _need(matched: Matched, groups: int, counted: int, read: Sequence[Checkpoint]) -> Need:
+    """The memory of a run, with as many ``counted`` nulls; of ``read`` each worker has a reader."""
     stores = len(matched.stores)
     pairs = stores * (stores + 1) // 2
-    row = 8 * (pairs + stores + 1 + 2 * pairs * (len(counted) + 1))
+    row = 8 * (pairs + stores + 1 + 2 * pairs * (counted + 1))
     # Parts on their way up the tree hold rows of their own groups: all of them once more.
     tables = 3 * row * groups + 8 * stores * len(matched.names) * 6
     each = working_memory(stores) + (32 << 20 if counted else 0)
-    needed = Need(tables, each).total(workers)
+    window = window_elements(stores) * int(bits_of(matched.dtypes).max(initial=8)) // 8
+    return Need(tables, each + sum(side.reader_memory(window) for side in read))
+
+
+def _check_memory(
+    need: Need, workers: int, memory: str | int | None, size: tuple[int, int], by: By
+) -> None:
+    """Refuse a grouping whose tables would not fit; BudgetError with the numbers.
+
+    ``size`` are the numbers of groups and of stores.
+    """
+    allowed = budget.default_memory(workers) if memory is None else budget.parse_size(memory)
+    needed = need.total(workers)
     if needed > allowed:
         raise BudgetError(
-            f"{format_size(allowed)} of memory is too little for {groups:,} groups of "
-            f"{stores} stores with {workers} workers: this needs {format_size(needed)}",
+            f"{format_size(allowed)} of memory is too little for {size[0]:,} groups of "
+            f"{size[1]} stores with {workers} workers: this needs {format_size(needed)}",
             hint="raise memory"
             if by == "model"
             else "group more coarsely (--by layer, --by model)",
@@ -170,21 +190,19 @@ def _open_base(
 
 def _run(
     task: OverlapTask,
-    matched: Matched,
-    by: By,
-    base: Given | None,
+    recipe: Callable[[], OverlapRecipe],
     workers: int,
     scheduler: Scheduler,
     observer: Observer,
 ) -> Part | None:
-    chunks = matched.layout.chunks
+    chunks = task.layout.chunks
     if not chunks:
         return None
-    meter = Meter(observer, len(matched.stores) * matched.layout.total // 8)
+    meter = Meter(observer, task.stores * task.layout.total // 8)
     with interruptible(), client_for(scheduler) as client:
         if client is None:
             return add_up(chunks, task, workers=workers, meter=meter)
-        there = OnCluster(_recipe(task, matched, by, base), client)
+        there = OnCluster(recipe(), client)
         return add_up(chunks, there, workers=workers, meter=meter)
 
 
@@ -209,6 +227,7 @@ class _Rows:
     elements: IntArray
     pairs: IntArray
     votes: IntArray
+    by: By = "model"
 
     def shown(self, table: Any) -> Any:
         """A table with a row for each group as it is shown."""
@@ -251,7 +270,7 @@ def _rows(matched: Matched, by: By, groups: list[str], index: IntArray, part: Pa
     order = group_order(groups, by)
     # a group may have the name that belongs to the whole
     names = [f"{name} ({by})" if name == "model" else name for name in groups]
-    rows = _Rows(order, ["model", *(names[i] for i in order)], elements, part.pairs, votes)
+    rows = _Rows(order, ["model", *(names[i] for i in order)], elements, part.pairs, votes, by)
     rows.elements, rows.pairs, rows.votes = map(rows.shown, (elements, part.pairs, votes))
     return rows
 

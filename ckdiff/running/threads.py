@@ -76,6 +76,34 @@ class InOrder(Generic[T]):
                 self._moved.notify_all()
 
 
+class _Work(Generic[T]):
+    """The chunks of a run and their results. What threads call; each says when it has ended."""
+
+    def __init__(self, chunks: Iterable[int], task: ChunkTask[T]) -> None:
+        self.stop = threading.Event()
+        self.results: queue.SimpleQueue[tuple[int, T | None, BaseException | None]]
+        self.results = queue.SimpleQueue()
+        self._task = task
+        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for chunk in chunks:
+            self._waiting.put(chunk)
+        self.count = self._waiting.qsize()
+
+    def __call__(self, ended: threading.Event) -> None:
+        try:
+            while not self.stop.is_set():
+                chunk = self._waiting.get_nowait()
+                try:
+                    self.results.put((chunk, self._task(chunk, self.stop), None))
+                except BaseException as error:  # handed to the caller's thread, never swallowed
+                    self.results.put((chunk, None, error))
+                    return
+        except queue.Empty:
+            pass
+        finally:
+            ended.set()
+
+
 def run_threads(
     chunks: Iterable[int],
     task: ChunkTask[T],
@@ -92,40 +120,19 @@ def run_threads(
     workers, waits for them, and is raised. ``stopping()`` is called before that waiting, for tasks
     that may hang where they do not see that they are to stop.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    count = 0
-    for chunk in chunks:
-        waiting.put(chunk)
-        count += 1
-    results: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
-    stop = threading.Event()
-
-    def work(ended: threading.Event) -> None:
-        try:
-            while not stop.is_set():
-                chunk = waiting.get_nowait()
-                try:
-                    results.put((chunk, task(chunk, stop), None))
-                except BaseException as error:  # handed to the caller's thread, never swallowed
-                    results.put((chunk, None, error))
-                    return
-        except queue.Empty:
-            pass
-        finally:
-            ended.set()
-
+    work = _Work(chunks, task)
     threads: list[tuple[threading.Thread, threading.Event]] = []
-    for i in range(max(1, min(workers, count))):
+    for i in range(max(1, min(workers, work.count))):
         ended = threading.Event()
         thread = threading.Thread(target=work, args=(ended,), name=f"ckdiff-{i}", daemon=True)
         threads.append((thread, ended))
     try:
         for thread, _ in threads:
             thread.start()
-        for _ in range(count):
+        for _ in range(work.count):
             while True:
                 try:
-                    chunk, result, error = results.get(timeout=_TICK)
+                    chunk, result, error = work.results.get(timeout=_TICK)
                     break
                 except queue.Empty:
                     tick()
@@ -134,11 +141,11 @@ def run_threads(
             done(chunk, result)  # type: ignore[arg-type]
             tick()
     except BaseException:
-        stop.set()
+        work.stop.set()
         stopping()
         raise
     finally:
-        stop.set()
+        work.stop.set()
         _wait([ended for thread, ended in threads if thread.ident is not None])
 
 

@@ -180,18 +180,7 @@ class MaskStore:
         """
         if progress is not None:
             checked_function("progress", progress)
-        present = {
-            str(Path(folder, name).relative_to(self.path))
-            for folder, _, names in os.walk(self.path)
-            for name in names
-        }
-        strangers = sorted(present - self.objects.keys() - {MANIFEST})
-        if strangers:
-            raise StoreCorrupt(
-                f"{self._shown} holds a file that its manifest does not know: "
-                f"{printable(strangers[0])}",
-                hint="remove it if it is not yours to keep",
-            )
+        self._check_files()
         total = sum(size for size, _ in self.objects.values())
         # masks are read twice: as files, and decoded to be counted
         again = sum(
@@ -224,6 +213,20 @@ class MaskStore:
         return f"<MaskStore {self._shown}: {len(self.tensors)} tensors, {', '.join(self.masks)}>"
 
     # inside
+
+    def _check_files(self) -> None:
+        present = {
+            str(Path(folder, name).relative_to(self.path))
+            for folder, _, names in os.walk(self.path)
+            for name in names
+        }
+        strangers = sorted(present - self.objects.keys() - {MANIFEST})
+        if strangers:
+            raise StoreCorrupt(
+                f"{self._shown} holds a file that its manifest does not know: "
+                f"{printable(strangers[0])}",
+                hint="remove it if it is not yours to keep",
+            )
 
     def _record(self, name: str) -> tuple[int, TensorRecord]:
         position = self.table.find(checked_text("a tensor's name", name))

@@ -119,13 +119,7 @@ def match(
     where the stores hold masks of different rules and none is named; PairingError where nothing is
     shared, or with ``require_same_base`` where bases differ.
     """
-    if isinstance(paths, (str, os.PathLike, MaskStore)):
-        raise UsageError("give a list of stores, not a single one")
-    paths = list(paths)
-    if not least <= len(paths) <= MOST_STORES:
-        wanted = f"{least} to {MOST_STORES} stores are compared, not {len(paths)}"
-        raise UsageError(wanted, hint="name every store once")
-    stores = [open_store(path) for path in paths]
+    stores = _opened(paths, least)
     text = _common_rule(stores, rule)
     tables = [store.table for store in stores]
     shared, left_out = _shared(stores)
@@ -154,6 +148,16 @@ def match(
     if require_same_base:
         matched.require_one_base()
     return matched
+
+
+def _opened(paths: Sequence[StorePath], least: int) -> list[MaskStore]:
+    if isinstance(paths, (str, os.PathLike, MaskStore)):
+        raise UsageError("give a list of stores, not a single one")
+    paths = list(paths)
+    if not least <= len(paths) <= MOST_STORES:
+        wanted = f"{least} to {MOST_STORES} stores are compared, not {len(paths)}"
+        raise UsageError(wanted, hint="name every store once")
+    return [open_store(path) for path in paths]
 
 
 def _compare_bases(matched: Matched) -> None:

@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from ckdiff.errors import CkdiffError, UsageError
-from ckdiff.naming import natural_key
+from ckdiff.naming import BY, natural_key
+from ckdiff.naming import By as By
 from ckdiff.rules import Rule
 from ckdiff.stores.table import IntArray, MaskTable, Statistics, TensorRecord, number
 
-By = Literal["tensor", "layer", "module", "dtype", "model"]
 Row = dict[str, Any]
 
 
@@ -86,9 +86,9 @@ def summarise(
 
 def checked_by(by: str) -> By:
     """``by`` if there is such a grouping; raises UsageError."""
-    if by not in get_args(By):
-        raise UsageError(f"cannot group by {by!r}", hint=f"one of {', '.join(get_args(By))}")
-    return by  # type: ignore[return-value]
+    if by not in BY:
+        raise UsageError(f"cannot group by {by!r}", hint=f"one of {', '.join(BY)}")
+    return by
 
 
 def _tensor_row(record: TensorRecord) -> Row:
@@ -157,6 +157,15 @@ def _sums(index: IntArray, values: IntArray, groups: int) -> IntArray:
     return out
 
 
+def _histograms(found: Statistics, index: IntArray, groups: int) -> list[list[int]]:
+    """The sum of the histograms of each group's tensors."""
+    out: list[list[int]] = [[] for _ in range(groups)]
+    for i in np.flatnonzero(found.defined).tolist():
+        pairs = zip_longest(out[index[i]], found.ulp_histogram[i], fillvalue=0)
+        out[index[i]] = [a + b for a, b in pairs]
+    return out
+
+
 def _statistics(found: Statistics, index: IntArray, groups: int) -> list[Row | None]:
     """The statistics of each group, of the tensors whose dtype has a numeric meaning.
 
@@ -181,11 +190,7 @@ def _statistics(found: Statistics, index: IntArray, groups: int) -> list[Row | N
         np.maximum.at(largest, of, found.max_abs_delta[found.defined])
     flips = _sums(of, found.sign_flips[found.defined], groups)
     nonfinite = _sums(of, found.nonfinite[found.defined], groups)
-    histograms: list[list[int]] = [[] for _ in range(groups)]
-    for i in np.flatnonzero(found.defined).tolist():
-        group = int(index[i])
-        pairs = zip_longest(histograms[group], found.ulp_histogram[i], fillvalue=0)
-        histograms[group] = [a + b for a, b in pairs]
+    histograms = _histograms(found, index, groups)
     members = np.bincount(of, minlength=groups)
     return [
         {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from ckdiff.checkpoints.opening import open_for_planning, open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import (
     CheckpointError,
-    Interrupted,
     OutputError,
     PairingError,
     UsageError,
@@ -27,8 +25,6 @@ from ckdiff.masks.exporting.recognising import foreign
 from ckdiff.masks.exporting.registry import FORMATS
 from ckdiff.options import (
     Observer,
-    Options,
-    Progress,
     checked_observer,
     checked_output,
     checked_text,
@@ -36,6 +32,7 @@ from ckdiff.options import (
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.outputs.rebuilt import RENAME_SHARD
 from ckdiff.rules import Rule
+from ckdiff.running.runners import Meter, interruptible
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.table import IntArray
 
@@ -62,39 +59,20 @@ def export_masks(
     """
     path = checked_output(out)
     to = _checked_format(to, path.name, packed=packed, like=like)
-    for name, value in (("packed", packed), ("invert", invert)):
-        if value not in (True, False):
-            raise UsageError(f"{name} must be True or False, not {value!r}")
-    overwrite = Options(overwrite=overwrite).overwrite
+    _check_flags(packed=packed, invert=invert, overwrite=overwrite)
     observer = checked_observer(observer)
     opened = open_store(store)
     masks = Masks(opened, rule, invert=invert)
     with ExitStack() as stack:
-        source = None
-        if like is not None:
-            source = open_in(stack, like, open_for_planning)
+        source = None if like is None else open_in(stack, like, open_for_planning)
         folder = source is not None and source.directory is not None
         place = Place(path, directory=folder, overwrite=overwrite, in_the_way=foreign)
         place.keep_away_from([] if source is None else [source], [opened.path])
-        groups, left_out = {"": everything(masks)}, list[str]()
         make = (packed and FORMATS[to].packed) or FORMATS[to].output
-        if source is not None:
-            groups, left_out = _shards(masks, source)
+        groups, left_out = _groups(masks, source)
         outputs: dict[str, Output] = {name: make(masks, chosen) for name, chosen in groups.items()}
-        try:
-            with place:
-                place.check_disk(sum(output.size for output in outputs.values()))
-                with write_errors(path):
-                    _write(place.path, outputs, observer, folder=folder)
-                place.commit()
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted", hint=place.stopped_hint) from None
-    if left_out:
-        observer.note(
-            f"{len(left_out):,} of the checkpoint's tensors are not in the store and are left out: "
-            + printable(", ".join(left_out[:3]) + (" ..." if len(left_out) > 3 else ""))
-        )
-    chosen = np.concatenate([*groups.values()])
+        _export(place, outputs, observer, folder=folder)
+    _tell(left_out, observer)
     return {
         "out": str(path),
         "to": to,
@@ -103,11 +81,15 @@ def export_masks(
         "rule": masks.rule,
         "store": opened.manifest_digest(),
         "files": sorted(outputs) if folder else [path.name],
-        "tensors": len(chosen),
-        "elements": int(masks.elements[chosen].sum()),
-        "ones": int(masks.ones[chosen].sum()),
+        **masks.counts(np.concatenate([*groups.values()])),
         "left_out": left_out,
     }
+
+
+def _check_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if value not in (True, False):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
 
 
 def _checked_format(to: str | None, name: str, *, packed: bool, like: object) -> str:
@@ -137,8 +119,10 @@ def _checked_format(to: str | None, name: str, *, packed: bool, like: object) ->
     return to
 
 
-def _shards(masks: Masks, like: Checkpoint) -> tuple[dict[str, IntArray], list[str]]:
+def _groups(masks: Masks, like: Checkpoint | None) -> tuple[dict[str, IntArray], list[str]]:
     """File name -> the masks that go there; and what the checkpoint has but the store has not."""
+    if like is None:
+        return {"": everything(masks)}, []
     table = like.table
     where = {name: i for i, name in enumerate(table.names)}
     missing = [name for name in masks.names if name not in where]
@@ -172,13 +156,30 @@ def _shards(masks: Masks, like: Checkpoint) -> tuple[dict[str, IntArray], list[s
     return {name: np.array(group, np.int64) for name, group in groups.items()}, left_out
 
 
+def _tell(left_out: list[str], observer: Observer) -> None:
+    if left_out:
+        observer.note(
+            f"{len(left_out):,} of the checkpoint's tensors are not in the store and are left out: "
+            + printable(", ".join(left_out[:3]) + (" ..." if len(left_out) > 3 else ""))
+        )
+
+
+def _export(place: Place, outputs: dict[str, Output], observer: Observer, *, folder: bool) -> None:
+    """Put all files into their place. Raises OutputError, BudgetError and Interrupted."""
+    with interruptible(lambda: place.stopped_hint), place:
+        place.check_disk(sum(output.size for output in outputs.values()))
+        with write_errors(place.out):
+            _write(place.path, outputs, observer, folder=folder)
+        place.commit()
+
+
 def _write(root: Path, outputs: dict[str, Output], observer: Observer, *, folder: bool) -> None:
-    began, total, value = time.perf_counter(), sum(o.data_size for o in outputs.values()), 0
+    total = sum(output.data_size for output in outputs.values())
+    meter = Meter(observer, total)
 
     def done(size: int) -> None:
-        nonlocal value
-        value += size
-        observer.progress(Progress(value, total, time.perf_counter() - began, 0))
+        meter.add(size)
+        meter.report()
 
     for name, output in outputs.items():
         if folder and (fault := shard_name_fault(name)) is not None:

@@ -78,6 +78,14 @@ class Masks:
         tensors = {self.names[i]: [self.dtypes[i], self.shapes[i]] for i in chosen.tolist()}
         return data | {"tensors": compact(tensors)}
 
+    def counts(self, chosen: IntArray) -> dict[str, int]:
+        """How many tensors, elements and ones those at the positions ``chosen`` are."""
+        return {
+            "tensors": len(chosen),
+            "elements": int(self.elements[chosen].sum()),
+            "ones": int(self.ones[chosen].sum()),
+        }
+
     def pieces(self, chosen: IntArray) -> Iterator[Piece]:
         """The bits of the tensors at the positions ``chosen``, which ascend, in order.
 
