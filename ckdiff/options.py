@@ -18,6 +18,9 @@ from ckdiff.errors import UsageError, printable
 from ckdiff.naming import DEVICES
 from ckdiff.rules import Rule
 
+_FLAGS = (
+    "common_rows", "unfuse", "stats", "overwrite", "verify", "dry_run", "stream", "gated",
+)  # fmt: skip
 _FOR_TESTS = "torch-cpu"  # the way of a GPU, on torch's CPU device
 
 
@@ -33,6 +36,7 @@ class Options:
     exclude: Sequence[str] = ()
     rename: Sequence[str] = ()  #: ``REGEX=REPL`` on tuned names
     common_rows: bool = False  #: of tensors whose first dimensions differ, compare what both have
+    unfuse: bool = True  #: compare fused tensors with the parts that the other side has
     stats: bool = False
     workers: int | None = None  #: threads; the usable cores by default
     memory: str | int | None = None  #: bound on anonymous memory, such as ``"512MiB"``
@@ -57,7 +61,16 @@ class Options:
                 raise UsageError(f"workers must be at least 1, not {self.workers}")
         if self.device not in (*DEVICES, _FOR_TESTS):
             raise UsageError(f"device must be cpu, cuda or auto, not {_shown(self.device)}")
-        for name in ("common_rows", "stats", "overwrite", "verify", "dry_run", "stream", "gated"):
+        for name in (
+            "common_rows",
+            "unfuse",
+            "stats",
+            "overwrite",
+            "verify",
+            "dry_run",
+            "stream",
+            "gated",
+        ):
             if getattr(self, name) not in (True, False):  # "no" would count as yes
                 raise UsageError(f"{name} must be True or False, not {_shown(getattr(self, name))}")
 

@@ -82,12 +82,9 @@ def pair(
     cannot be read, and PairingError where two names collide or nothing can be compared.
     """
     matching = matching or Matching()
-    tuned_names, unused = _renamed(tuned.names, rename)
+    tuned_names, unused = renamed(tuned.names, rename)
     in_base = {name: i for i, name in enumerate(base.names)}
     in_tuned = {name: i for i, name in enumerate(tuned_names)}
-    if len(in_tuned) != len(tuned_names):
-        raise _collision(tuned.names, tuned_names)
-
     absent = set(base.absent) | set(_renamed(tuned.absent, rename)[0])
     every = list(in_base)
     every += [name for name in tuned_names if name not in in_base]
@@ -152,6 +149,17 @@ def _common_rows(base: TensorTable, i: int, tuned: TensorTable, j: int) -> bool:
     # rows of less than whole bytes do not end where bytes do
     return all(side.nbytes[at] * min(one[0], other[0]) % side.shapes[at][0] == 0
                for side, at in ((base, i), (tuned, j)))  # fmt: skip
+
+
+def renamed(names: list[str], rename: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names after each ``REGEX=REPL`` in order, and a warning for each that changes none.
+
+    Raises UsageError for one that cannot be read, and PairingError where two names collide.
+    """
+    found, unused = _renamed(names, rename)
+    if len(set(found)) != len(found):
+        raise _collision(names, found)
+    return found, unused
 
 
 def _renamed(names: list[str], rename: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ import numpy as np
 
 from ckdiff.checkpoints.labels import labels
 from ckdiff.checkpoints.opening import open_recipe, place_in
-from ckdiff.checkpoints.pairing import Matching, Pairing, pair
+from ckdiff.checkpoints.pairing import Matching, Pairing, pair, renamed
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
+from ckdiff.checkpoints.views.parts import PartsView
+from ckdiff.checkpoints.views.unfusing import SideView, unfuse
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
 from ckdiff.layout import Layout, Spans, bits_of
@@ -48,15 +50,16 @@ class Selection:
     exclude: tuple[str, ...] = ()
     rename: tuple[str, ...] = ()
     common_rows: bool = False
+    unfuse: bool = True
 
-    def pair(self, base: TensorTable, tuned: TensorTable) -> Pairing:
+    def pair(self, base: TensorTable, tuned: TensorTable, *, rename: bool = True) -> Pairing:
         """See ``pair``; two float dtypes are compared by value."""
         return pair(
             base,
             tuned,
             include=self.include,
             exclude=self.exclude,
-            rename=self.rename,
+            rename=self.rename if rename else (),
             matching=Matching(by_value=True, common_rows=self.common_rows),
         )
 
@@ -79,6 +82,33 @@ class Side:
         return cls(checkpoint, index, dtypes, bits, elements * bits // 8)
 
 
+def side_by_side(
+    base: Checkpoint, tuned: Checkpoint, selection: Selection, same: Sequence[FilePair] = ()
+) -> Comparison:
+    """Both sides as they are compared: where one has fused tensors and the other their parts, all
+    of it part by part.
+
+    Raises UsageError and PairingError.
+    """
+    if not selection.unfuse:
+        return Comparison(base, tuned, selection, same)
+    names, unused = renamed(tuned.table.names, selection.rename)
+    found = unfuse(base.table, replace(tuned.table, names=names))
+    if found.base is None and found.tuned is None:
+        comparison = Comparison(base, tuned, selection, same)
+    else:
+        everything = SideView(np.arange(len(names), dtype=np.int64), names, [])
+        seen = (
+            base if found.base is None else PartsView(base, found.base),
+            PartsView(tuned, found.tuned or everything),
+        )
+        pairing = selection.pair(seen[0].table, seen[1].table, rename=False)
+        pairing.warnings[:0] = unused
+        comparison = Comparison(*seen, selection, same, pairing)
+    comparison.notes = found.notes
+    return comparison
+
+
 class Comparison:
     """A base and a tuned checkpoint side by side. It does not own them.
 
@@ -94,6 +124,7 @@ class Comparison:
         pairing: Pairing | None = None,
     ) -> None:
         self.base, self.tuned, self.selection = base, tuned, selection
+        self.notes: tuple[str, ...] = ()  #: of what is compared otherwise than it is stored
         self.pairing = found = pairing or selection.pair(base.table, tuned.table)
         places = range(len(found))
         self.shapes = [found.shape(i, base.table.shapes) for i in places]
@@ -126,7 +157,9 @@ class Comparison:
         """
         if tuple(same) == self.same:
             return self
-        return Comparison(self.base, self.tuned, self.selection, same, self.pairing)
+        known = Comparison(self.base, self.tuned, self.selection, same, self.pairing)
+        known.notes = self.notes
+        return known
 
     def to_read(self, first: int, stop: int) -> Spans:
         """What of the addresses [first, stop) is read."""
@@ -188,6 +221,7 @@ class Comparison:
                 "exclude": list(chosen.exclude),
                 "rename": list(chosen.rename),
                 **({"common_rows": True} if chosen.common_rows else {}),
+                **({} if chosen.unfuse else {"unfuse": False}),
             },
         }
 
@@ -263,7 +297,7 @@ class DiffRecipe:
     def make(self, stack: ExitStack) -> RemoteDiff:
         """See Recipe."""
         base, tuned = (stack.enter_context(open_recipe(side)) for side in self.sides)
-        comparison = Comparison(base, tuned, self.selection, self.same)
+        comparison = side_by_side(base, tuned, self.selection, self.same)
         if comparison.seen() != self.seen:
             first, second = map(place_in, self.sides)
             raise ClusterError(

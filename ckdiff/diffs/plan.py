@@ -27,7 +27,7 @@ from ckdiff.checkpoints.opening import (
 )
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import FilePair, same_files
-from ckdiff.diffs.comparison import Comparison, Selection
+from ckdiff.diffs.comparison import Comparison, Selection, side_by_side
 from ckdiff.diffs.gates import refuse_unmatched, unmatched
 from ckdiff.diffs.refusals import refusal
 from ckdiff.diffs.result import asked_for, by_reason, details
@@ -177,9 +177,13 @@ def _compared(
     if out is not None:
         check_place(out, sides)
     selection = Selection(
-        tuple(options.include), tuple(options.exclude), tuple(options.rename), options.common_rows
+        tuple(options.include),
+        tuple(options.exclude),
+        tuple(options.rename),
+        options.common_rows,
+        options.unfuse,
     )
-    comparison = Comparison(*sides, selection, _same(options, sides))
+    comparison = side_by_side(*sides, selection, _same(options, sides))
     if options.gated:
         refuse_unmatched(unmatched(comparison, options.expected))
     if out is not None:
