@@ -48,7 +48,7 @@ _values = st.floats(-4, 4, width=32).map(lambda x: x if abs(x) > 1e-6 else 0.0)
 def test_each_step_is_rounded_once(data: st.DataObject, rank: int) -> None:
     left = data.draw(arrays.arrays(np.float32, (2, rank), elements=_values))
     right = data.draw(arrays.arrays(np.float32, (rank, 3), elements=_values))
-    found = product(left.astype(np.float64), right.astype(np.float64))
+    found = product(left, right, 1.0)
     assert found.dtype == np.float32
     expected = [[fused(row, column) for column in right.T] for row in left]
     np.testing.assert_array_equal(found, np.array(expected, np.float32))
@@ -64,9 +64,9 @@ def test_long_sums_are_sums_of_runs() -> None:
 
 
 def test_a_zero_keeps_its_sign_in_a_product_of_rank_one() -> None:
-    left, right = np.array([[-1.0], [1.0]]), np.zeros((1, 2))
-    assert np.signbit(product(left, right)).tolist() == [[True, True], [False, False]]
-    wide = product(np.repeat(left, 2, 1), np.zeros((2, 2)))
+    left, right = np.array([[-1.0], [1.0]], np.float32), np.zeros((1, 2), np.float32)
+    assert np.signbit(product(left, right, 1.0)).tolist() == [[True, True], [False, False]]
+    wide = product(np.repeat(left, 2, 1), np.zeros((2, 2), np.float32), 1.0)
     assert not np.signbit(wide).any()
 
 

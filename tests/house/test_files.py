@@ -31,6 +31,8 @@ LONG_FUNCTIONS = {
     ("ckdiff.checkpoints.pairing", "pair"): "one pass over both tables",
     ("ckdiff.checkpoints.places.hub.failures", "explained"): "one case for each error of a client",
     ("ckdiff.cli.diff", "command"): _COMMAND,
+    ("ckdiff.cli.show_text", "row_table"): "one column after the other",
+    ("ckdiff.diffs.diff", "diff"): "an argument for each option, and nothing else",
     ("ckdiff.masks.importing.importing", "import_masks"): "one step after the other",
     ("ckdiff.kernels.codegen.agree", "agree_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.agree", "agree"): _MACHINE,

@@ -59,31 +59,40 @@ def runs(rank: int) -> list[tuple[int, int]]:
     return [(first, min(rank, first + size)) for first in range(0, rank, size)]
 
 
-def product(left: Float64, right: Float64) -> Float32:
-    """``left @ right`` of matrices whose elements are float32's, in the order of this module.
+def product(left: Floats, right: Floats, scale: float) -> Floats:
+    """``scale * (left @ right)`` in the order of this module.
 
-    left: (rows, rank), right: (rank, columns), result: float32 (rows, columns). The product of two
-    float32 is exact in float64, and so each step rounds the exact sum; to 53 bits and then to 24.
+    left: (rows, rank), right: (rank, columns), both float32; the same of (rows, columns) comes out,
+    and the scale is rounded to it. Of float64 matrices, for float64 weights, the product and the
+    sum are rounded each.
     """
-    rank = left.shape[1]
-    shape = left.shape[0], right.shape[1]
-    term = np.empty(shape, np.float64)
-    total: Float32 | None = None
     with np.errstate(all="ignore"):
-        if rank == 1:  # nothing is added: a zero keeps its sign
-            return np.multiply(left, right).astype(np.float32)
-        for first, last in runs(rank):
-            part = np.zeros(shape, np.float32)
-            for k in range(first, last):
-                np.multiply(left[:, k, None], right[k], out=term)
-                np.add(term, part, out=part, casting="same_kind")
-            total = part if total is None else total + part
-    assert total is not None  # a rank is 1 or more
+        if left.dtype == np.float64:
+            return _wide(left, right) * scale
+        if left.shape[1] == 1:  # nothing is added: a zero keeps its sign
+            total = np.multiply(left, right)
+        else:
+            parts = (_run_of(left[:, i:j], right[i:j]) for i, j in runs(left.shape[1]))
+            total = next(parts)
+            for part in parts:
+                total += part
+        return total * np.float32(scale)
+
+
+def _run_of(left: Float32, right: Float32) -> Float32:
+    """One run. The product of two float32 is exact in float64, and so each step rounds the exact
+    sum, to 53 bits and then to 24.
+    """
+    narrow, wide = right.astype(np.float64), left.astype(np.float64)
+    total = np.zeros((left.shape[0], right.shape[1]), np.float32)
+    term = np.empty(total.shape, np.float64)
+    for k in range(left.shape[1]):
+        np.multiply(wide[:, k, None], narrow[k], out=term)
+        np.add(term, total, out=total, casting="same_kind")
     return total
 
 
-def wide_product(left: Float64, right: Float64) -> Float64:
-    """The same for float64 weights, in float64: product and sum are rounded each."""
+def _wide(left: Float64, right: Float64) -> Float64:
     total = left[:, 0, None] * right[0]
     for k in range(1, left.shape[1]):
         total += left[:, k, None] * right[k]

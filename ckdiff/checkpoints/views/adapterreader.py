@@ -8,12 +8,10 @@ import numpy as np
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.views.adaptermath import (
-    Float64,
     Floats,
     merged,
     product,
     rounded,
-    wide_product,
     widened,
 )
 from ckdiff.checkpoints.views.adapterplan import Factor, LowRank, MergePlan
@@ -152,7 +150,7 @@ class AdapterReader:
             for begin, end in _pieces(first, last, max(1, _FACTOR // change.rank)):
                 right = self._matrices.read(change.right, (begin, end), change.rank, True, wide)
                 for low, high in _pieces(some, rows, max(1, _BLOCK // (end - begin))):
-                    delta = _delta(left[low - some : high - some], right, change.scaling, wide)
+                    delta = product(left[low - some : high - some], right, change.scaling)
                     asked += int(np.count_nonzero(delta))
                     where = (
                         slice(low - top, high - top),
@@ -173,14 +171,14 @@ class _Matrices:
 
     def read(
         self, factor: Factor, some: tuple[int, int], rank: int, columns: bool, wide: bool
-    ) -> Float64:
+    ) -> Floats:
         """Some rows of a left matrix, all their ``rank`` columns; or some columns of a right one.
 
-        As float64 that float32 can hold, unless ``wide``.
+        As float32, or as float64 if ``wide``.
         """
         begin, end = some
         if factor.tensor < 0:
-            return np.ones((1, 1), np.float64)
+            return np.ones((1, 1), np.float64 if wide else np.float32)
         # the rank's rows are apart in a right one that lies as it is, and in a left one across
         if columns != factor.across:
             spans = [(k * factor.width + begin, end - begin) for k in range(rank)]
@@ -191,23 +189,15 @@ class _Matrices:
         numbers = np.array(spans, np.int64) * width
         tensors = np.full(len(spans), factor.tensor, np.int64)
         held = self.reader.acquire(tensors, numbers[:, 0].copy(), numbers[:, 1].copy())
-        made = np.empty(sum(size for _, size in spans), np.float64)
+        made = np.empty(sum(size for _, size in spans), np.float64 if wide else np.float32)
         at = 0
         for address, (_, size) in zip(held.tolist(), spans, strict=True):
-            values: Floats = widened(bytes_at(address, size * width), dtype)
             with np.errstate(all="ignore"):
-                made[at : at + size] = values if wide else values.astype(np.float32, copy=False)
+                made[at : at + size] = widened(bytes_at(address, size * width), dtype)
             at += size
         self.reader.release()
         shaped = made.reshape(rank if columns != factor.across else end - begin, -1)
         return np.ascontiguousarray(shaped.T) if factor.across else shaped
-
-
-def _delta(left: Float64, right: Float64, scaling: float, wide: bool) -> Floats:
-    with np.errstate(all="ignore"):
-        if wide:
-            return wide_product(left, right) * scaling
-        return product(left, right) * np.float32(scaling)
 
 
 def _cast(source: int, held: str, out: Bytes, dtype: str) -> None:
