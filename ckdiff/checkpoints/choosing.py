@@ -3,26 +3,101 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 import xxhash
 
-from ckdiff.checkpoints.formats.strictjson import any_value, key_at, shown, skip_blank, string_map
+from ckdiff.checkpoints.contents import file_format
+from ckdiff.checkpoints.explaining import not_weights
+from ckdiff.checkpoints.folders import Choice, Folder, inside, some, where
+from ckdiff.checkpoints.indexes import INDEX_LIMIT, file_name_fault, index_of, not_an_index
+from ckdiff.checkpoints.nested import PIPELINE, no_checkpoint, pipeline_in, snapshot_in
 from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.checkpoints.weightnames import index_name, rank_of
+from ckdiff.checkpoints.weights import METADATA, indexed_choice, weights_in
 from ckdiff.errors import CheckpointError
 from ckdiff.naming import natural_key
+
+__all__ = [
+    "INDEX_LIMIT",
+    "INDEX_NAME",
+    "INDEX_SUFFIX",
+    "SUFFIX",
+    "Choice",
+    "Folder",
+    "Shards",
+    "choice_of",
+    "choose",
+    "digest",
+    "file_name_fault",
+    "find_shards",
+    "indexed",
+    "parsed_index",
+    "read_index",
+    "shard_name_fault",
+]
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_NAME = "model" + INDEX_SUFFIX
-#: bytes of the longest index that is read: what a header may have
-INDEX_LIMIT = 100_000_000
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _WEIGHT_SUFFIXES = (*_PICKLED, ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
 #: what people write who mean a repository of the hub, by its name or the address of its page
 _ON_THE_HUB = re.compile(r"(?:https?://[^/]+/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
+
+
+def choice_of(folder: Folder, path: str = "") -> Choice:
+    """The files that are the model: of ``folder`` itself, or of a file or folder ``path`` in it.
+
+    A file or an index means exactly that. Raises CheckpointError where nothing is the model, where
+    it cannot be said which of several is, and where a part of it is missing.
+    """
+    path = posixpath.normpath(path) if path else ""
+    if path in ("", "."):
+        return _of_directory(folder, "")
+    parent, name = posixpath.split(path)
+    names = folder.names(parent)
+    if f"{name}/" in names:
+        return _of_directory(folder, path)
+    if name in names:
+        return _of_file(folder, parent, name)
+    raise CheckpointError(
+        f"{where(folder, path)}: does not exist; there lie "
+        f"{some(sorted(names, key=natural_key)) or 'no files'}",
+        hint="check the path",
+    )
+
+
+def _of_file(folder: Folder, parent: str, name: str) -> Choice:
+    """What a file that is given means: itself, or what it is the index of."""
+    path = inside(parent, name)
+    if index_name(name) is not None:
+        return indexed_choice(folder, parent, name)
+    if name in (PIPELINE, METADATA):
+        return _of_directory(folder, parent)
+    if (rank := rank_of(name)) is not None and rank[1] > 1:
+        raise CheckpointError(
+            f"{where(folder, path)}: is what one of {rank[1]:,} ranks has of a model",
+            hint="give the directory that has the files of all ranks",
+        )
+    refused = not_weights(folder, path)
+    if refused is not None:
+        raise refused
+    return Choice(file_format(folder, path), parent, (name,))
+
+
+def _of_directory(folder: Folder, sub: str) -> Choice:
+    names = folder.names(sub)
+    snapshot = snapshot_in(folder, sub, names)
+    if snapshot is not None:
+        sub, names = snapshot, folder.names(snapshot)
+    choice = pipeline_in(folder, sub, names) or weights_in(folder, sub, names)
+    if choice is None:
+        raise no_checkpoint(folder, sub, names)
+    return choice
 
 
 @dataclass(slots=True)
@@ -86,30 +161,15 @@ def indexed(root: str, name: str) -> Shards:
     try:
         raw = read_index(path)
     except ValueError as error:
-        raise _no_index(path, error) from None
+        raise not_an_index(path, error) from None
     return parsed_index(raw, root, path)
 
 
 def parsed_index(raw: bytes, root: str, path: str) -> Shards:
     """What the bytes of the index at ``path``, which lies in ``root``, name; CheckpointError."""
-    try:
-        weight_map = _parse_index(raw)
-    except ValueError as error:
-        raise _no_index(path, error) from None
-    files = sorted(set(weight_map.values()), key=natural_key)
-    problems = [f"{shown(file)} {why}" for file in files if (why := file_name_fault(file))]
-    if problems:
-        raise CheckpointError(
-            f"{path}: names files that are not inside its directory: {_some(problems)}",
-            hint="shards must be given by names relative to the index",
-        )
-    if not files:
-        raise CheckpointError(f"{path}: names no tensors", hint="fetch the index again")
-    return Shards(root, files, path, weight_map, digest(raw))
-
-
-def _no_index(path: str, error: ValueError) -> CheckpointError:
-    return CheckpointError(f"{path}: {error}", hint="the index must map tensor names to file names")
+    index = index_of(raw, path)
+    files = sorted(set(index.weight_map.values()), key=natural_key)
+    return Shards(root, files, path, index.weight_map, index.digest)
 
 
 def digest(raw: bytes) -> bytes:
@@ -134,52 +194,6 @@ def read_index(path: str) -> bytes:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     finally:
         file.close()
-
-
-def _parse_index(raw: bytes) -> dict[str, str]:
-    """The ``weight_map`` of an index; ValueError for whatever is ambiguous or not JSON."""
-    pos = skip_blank(raw, 0)
-    if raw[pos : pos + 1] != b"{":
-        raise ValueError("does not begin with '{'")
-    pos = skip_blank(raw, pos + 1)
-    seen: set[str] = set()
-    weight_map: dict[str, str] | None = None
-    mark = b"," if raw[pos : pos + 1] != b"}" else b"}"
-    if mark == b"}":
-        pos += 1
-    while mark == b",":
-        key, pos = key_at(raw, pos)
-        if key in seen:
-            raise ValueError(f"duplicate key {shown(key)}")
-        seen.add(key)
-        try:
-            if key == "weight_map":
-                weight_map, pos = string_map(raw, pos)
-            else:
-                _, pos = any_value(raw, pos, whole_numbers=False)
-        except ValueError as error:
-            raise ValueError(f"{shown(key)}: {error}") from None
-        pos = skip_blank(raw, pos)
-        mark = raw[pos : pos + 1]
-        if mark not in (b",", b"}"):
-            raise ValueError(f"',' or '}}' expected at byte {pos}")
-        pos += 1
-    if skip_blank(raw, pos) != len(raw):
-        raise ValueError(f"goes on after its closing '}}' at byte {pos}")
-    if weight_map is None:
-        raise ValueError("has no weight_map")
-    return weight_map
-
-
-def file_name_fault(name: str) -> str | None:
-    """Why a shard's file name must not be opened or made, or None. It is untrusted input."""
-    if "\0" in name:
-        return "has a NUL in it"
-    if name.startswith("/"):
-        return "is an absolute path"
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        return "leaves its directory or is empty in parts"
-    return None
 
 
 def shard_name_fault(name: str) -> str | None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given
-from ckdiff.checkpoints.pairing import Unpaired
+from ckdiff.checkpoints.pairing import REASONS, Unpaired
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.stores.table import MaskTable
 
 if TYPE_CHECKING:
+    from ckdiff.diffs.comparison import Comparison
     from ckdiff.stores.maskstore import MaskStore
 
 
@@ -166,8 +167,25 @@ def asked_for(given: Given, side: Checkpoint) -> str:
     return os.fspath(given) if isinstance(given, (str, os.PathLike)) else side.label
 
 
-#: why a tensor is not compared
-REASONS = ("added", "removed", "reshaped", "retyped", "missing")
+def retyped(comparison: Comparison) -> list[dict[str, Any]]:
+    """The tensors of two dtypes that are compared by value: ``name``, ``base``, ``tuned``."""
+    names, (base, tuned) = comparison.pairing.names, comparison.sides
+    return [
+        {"name": names[i], "base": base.dtypes[i], "tuned": tuned.dtypes[i]}
+        for i in sorted(comparison.pairing.retyped)
+    ]
+
+
+def resized(comparison: Comparison) -> list[dict[str, Any]]:
+    """The tensors of which the rows of both sides are compared: ``name``, the shapes ``base`` and
+    ``tuned``, and ``rows``, how many these are.
+    """
+    found = []
+    for i, (base, tuned) in sorted(comparison.pairing.resized.items()):
+        rows, *rest = comparison.shapes[i]
+        shapes = {"base": [base, *rest], "tuned": [tuned, *rest]}
+        found.append({"name": comparison.pairing.names[i], **shapes, "rows": rows})
+    return found
 
 
 def by_reason(unpaired: Sequence[Unpaired]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from ckdiff.diffs.devices import DeviceRun
 from ckdiff.diffs.gates import unmatched
 from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
-from ckdiff.diffs.result import DiffResult, by_reason, commits, details
+from ckdiff.diffs.result import DiffResult, by_reason, commits, details, resized, retyped
 from ckdiff.diffs.tables import table_of
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, SourceChanged
@@ -203,6 +203,8 @@ class _Run:
             base=plan.asked[0],
             tuned=plan.asked[1],
             unmatched=unmatched(comparison),
+            retyped=retyped(comparison),
+            resized=resized(comparison),
             store_path=plan.out,
         )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +21,10 @@ def check_place(
 ) -> None:
     """Raise ``error`` where the output would lie inside a source, be one, or hold one."""
     for side in sides:
-        for file in side.open_files:
-            if any(_holds(place, path) for place in _places(out) for path in _both(file.path)):
-                raise error(
-                    f"the output {printable(str(out))} would replace a source", hint=ELSEWHERE
-                )
+        if _held(_places(out), (path for file in side.open_files for path in _both(file.path))):
+            raise error(f"the output {printable(str(out))} would replace a source", hint=ELSEWHERE)
         folder = side.directory
-        if folder is not None and _holds(folder, out):
+        if folder is not None and _held([folder], [out]):
             raise error(
                 f"the output {printable(str(out))} lies inside the source {printable(folder)}",
                 hint=ELSEWHERE,
@@ -37,9 +33,9 @@ def check_place(
 
 def relation(out: Path, store: Path) -> Literal["inside", "holds"] | None:
     """Whether the output lies inside a store, or is one or holds one; None where it is apart."""
-    if any(_holds(place, store) for place in _places(out)):
+    if _held(_places(out), [store]):
         return "holds"
-    return "inside" if _holds(store, out) else None
+    return "inside" if _held([store], [out]) else None
 
 
 def _places(out: Path) -> list[Path]:
@@ -52,28 +48,39 @@ def _both(path: str) -> tuple[str, str]:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), path
 
 
-def _holds(place: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is ``place`` or lies below it, by whatever names they are reached.
+def _held(
+    places: Sequence[str | os.PathLike[str]], paths: Iterable[str | os.PathLike[str]]
+) -> bool:
+    """Whether one of ``paths`` is one of ``places`` or lies below it, by whatever names.
 
     Names say it, and so do devices and inodes: a bind mount, or a file system that does not tell
-    upper from lower case, has several names for one directory.
+    upper from lower case, has several names for one directory. Each directory above a path is
+    looked at once, however many paths lie in it.
     """
-    top, name = os.path.realpath(place), os.path.realpath(path)
-    if os.path.abspath(path) == os.path.abspath(place):
-        return True
-    if (name + os.sep).startswith(top.rstrip(os.sep) + os.sep):
-        return True
-    try:
-        wanted = os.stat(top)
-    except OSError:
-        return False  # not there yet
-    while True:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(name), wanted):
+    same = {os.path.abspath(place) for place in places}
+    tops = {os.path.realpath(place) for place in places}
+    wanted = set(filter(None, map(_identity, tops)))
+    apart = set[str]()  # directories that neither are a place nor lie below one
+    for path in paths:
+        if os.path.abspath(path) in same:
+            return True
+        name, parent = "", os.path.realpath(path)
+        while name != parent and parent not in apart:
+            name = parent
+            if name in tops or (wanted and _identity(name) in wanted):
                 return True
-        if (parent := os.path.dirname(name)) == name:
-            return False
-        name = parent
+            apart.add(name)
+            parent = os.path.dirname(name)
+    return False
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode; None of what is not there yet, or cannot be asked."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def free_space(folder: Path) -> int:

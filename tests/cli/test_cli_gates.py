@@ -251,3 +251,30 @@ def test_the_page_s_jobs_are_yaml_and_its_python_runs(
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
         ["fail-above", "True"], ["unpaired", "True"], ["expect-unchanged", "True"],
     ]  # fmt: skip
+
+
+# two dtypes, and rows
+
+
+def test_dtypes_and_rows(tmp_path: Path) -> None:
+    values = bf16((8, 4))
+    wide = ("F32", (8, 4), b"".join(b"\0\0" + values[2][i : i + 2] for i in range(0, 64, 2)))
+    base = {"a": values, "e": bf16((4, 2)), "same": bf16((2,))}
+    tuned = {"a": wide, "e": bf16((6, 2)), "same": bf16((2,))}
+    tuned["e"] = ("BF16", (6, 2), base["e"][2] + b"\0" * 8)
+    one = str(write_safetensors(tmp_path / "a.safetensors", base))
+    two = str(write_safetensors(tmp_path / "b.safetensors", tuned))
+    result = ckdiff.diff(one, two)
+    assert result.retyped == [{"name": "a", "base": "BF16", "tuned": "F32"}]
+    assert result.unpaired["reshaped"] == ["e"]
+    assert result.tensors_identical == 2
+    text = ok("diff", one, two).stdout
+    assert "1 tensor was compared by value, of two dtypes: a (BF16 → F32)" in text
+    assert "No element and no tensor differs" not in text
+    (line,) = failed(one, two, "--exit-code", "--exclude", "e")
+    assert "1 tensor of another dtype, such as a" in line
+    ok("diff", one, two, "--exit-code", "--exclude", "e", "--rule", "exact")
+    grown = ckdiff.diff(one, two, common_rows=True)
+    assert grown.resized == [{"name": "e", "base": [4, 2], "tuned": [6, 2], "rows": 4}]
+    assert grown.uncompared == {"tensors": 0, "elements": 0}
+    assert grown.differs
