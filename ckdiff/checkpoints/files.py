@@ -8,10 +8,11 @@ from typing import Any
 
 import xxhash
 
-from ckdiff.checkpoints.formats.joined import read_contents
+from ckdiff.checkpoints.folders import Choice
+from ckdiff.checkpoints.formats.registry import FORMATS
 from ckdiff.checkpoints.gathering import Located, PieceReader
-from ckdiff.checkpoints.pieces import Contents, borders
-from ckdiff.checkpoints.places.place import Place
+from ckdiff.checkpoints.pieces import Contents, borders, together
+from ckdiff.checkpoints.places.place import Place, files_of
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.errors import SourceChanged
 
@@ -19,10 +20,15 @@ from ckdiff.errors import SourceChanged
 class FileCheckpoint(Checkpoint):
     """The tensors in the files of a place, which it owns."""
 
-    def __init__(self, place: Place, contents: Contents | None = None) -> None:
-        """Reads what the files hold, where that is not known. Raises CheckpointError."""
-        self.place = place
-        self.contents = read_contents(place) if contents is None else contents
+    def __init__(
+        self, place: Place, key: str | None = None, contents: Contents | None = None
+    ) -> None:
+        """Reads what the files hold, where that is not known; ``key`` is where in a file the
+        weights are. Raises CheckpointError.
+        """
+        self.place, self._key = place, key
+        self.contents = _read(place, key) if contents is None else contents
+        self.notes = (*_notes(place.choice), *self.contents.notes)
         self.table = self.contents.table
         self.file_index, self.offset = self.contents.file_index, self.contents.offset
         self._describe()
@@ -47,6 +53,11 @@ class FileCheckpoint(Checkpoint):
         shapes, pieces = self.table.shapes, self.contents.pieces
         return {i: borders(shapes[i], parts) for i, parts in pieces.items()}
 
+    def as_stored(self) -> Checkpoint:
+        """See Checkpoint."""
+        stored = self.contents.stored
+        return self if stored is None else FileCheckpoint(self.place, self._key, stored)
+
     def head(self, file: int) -> bytes:
         """See Checkpoint."""
         if not self.contents.head_sizes:
@@ -67,7 +78,7 @@ class FileCheckpoint(Checkpoint):
         """See Checkpoint."""
         if not self.place.fetch():
             return
-        if not self.contents.is_same(read_contents(self.place)):
+        if not self.contents.is_same(_read(self.place, self._key)):
             self.place.close()
             raise SourceChanged(
                 f"{self.label}: what is in the cache is not what the hub has",
@@ -128,3 +139,14 @@ class FileCheckpoint(Checkpoint):
     def close(self) -> None:
         """See Checkpoint."""
         self.place.close()
+
+
+def _read(place: Place, key: str | None) -> Contents:
+    return together(
+        [(files.prefix, FORMATS[files.choice.format](files)) for files in files_of(place, key)]
+    )
+
+
+def _notes(choice: Choice) -> list[str]:
+    """What is to be said of how the files were chosen."""
+    return [*choice.notes, *(note for _, part in choice.parts for note in part.notes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,13 @@ import xxhash
 
 from ckdiff.checkpoints.folders import called
 from ckdiff.checkpoints.formats.strictjson import any_value, key_at, shown, skip_blank, string_map
+from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.weightnames import choices
 from ckdiff.errors import CheckpointError
 
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = "model" + INDEX_SUFFIX
 #: bytes of the longest index that is read: what a header may have
 INDEX_LIMIT = 100_000_000
 _CHOICES = 5  # that a message lists
@@ -49,7 +54,16 @@ def index_of(raw: bytes, path: str) -> Index:
     if not weight_map:
         raise CheckpointError(f"{path}: names no tensors", hint="fetch the index again")
     mapped = {name: plain[file] for name, file in weight_map.items()}
-    return Index(mapped, metadata, bytes(xxhash.xxh3_128_digest(raw)))
+    return Index(mapped, metadata, digest(raw))
+
+
+def index_at(path: str) -> Index:
+    """What the index at a local path says. Raises CheckpointError."""
+    try:
+        raw = read_index(path)
+    except ValueError as error:
+        raise not_an_index(path, error) from None
+    return index_of(raw, path)
 
 
 def not_an_index(path: str, error: ValueError) -> CheckpointError:
@@ -66,6 +80,16 @@ def file_name_fault(name: str) -> str | None:
     if any(part in ("", ".", "..") for part in name.split("/")):
         return "leaves its directory or is empty in parts"
     return None
+
+
+def shard_name_fault(name: str) -> str | None:
+    """Why no shard of this name must be made, or None: an index can name any file."""
+    fault = file_name_fault(name)
+    if fault is None and any(part.startswith(".") for part in name.split("/")):
+        return "is hidden"
+    if fault is None and not name.endswith(SUFFIX):
+        return f"is not called {SUFFIX}"
+    return fault
 
 
 def _parsed(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
@@ -105,6 +129,30 @@ def _parsed(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
         raise ValueError("has no weight_map")
     metadata = found.get("metadata")
     return found["weight_map"], metadata if isinstance(metadata, dict) else {}
+
+
+def digest(raw: bytes) -> bytes:
+    """What two indexes are told apart by."""
+    return bytes(xxhash.xxh3_128_digest(raw))
+
+
+def read_index(path: str) -> bytes:
+    """The bytes of an index; raises CheckpointError, and ValueError for one that is too long."""
+    file = OpenFile.open(path)
+    try:
+        if file.size > INDEX_LIMIT:
+            raise ValueError(f"an index of {file.size:,} bytes, more than {INDEX_LIMIT:,}")
+        parts: list[bytes] = []
+        have = 0
+        while have < file.size and (data := os.pread(file.fd, file.size - have, have)):
+            parts.append(data)
+            have += len(data)
+        file.check()
+        return b"".join(parts)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    finally:
+        file.close()
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ ranks), or not in the order of its elements (a transposed view), is a list of pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -54,6 +54,7 @@ class Contents:
     #: for each tensor that is not in one place its pieces, which cover it once
     pieces: Mapping[int, tuple[Piece, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  #: one line each, for people
+    stored: Contents | None = None  #: all that is in the files, where that is more than counts
 
     def is_same(self, other: Contents) -> bool:
         """Whether both hold the same tensors, each at the same place."""
@@ -66,6 +67,35 @@ class Contents:
             for side in (self, other)
         )  # fmt: skip
         return mine == theirs
+
+
+def together(parts: Sequence[tuple[str, Contents]]) -> Contents:
+    """Several contents as one, the names of each behind the prefix that is given with it."""
+    if len(parts) == 1 and not parts[0][0]:
+        return parts[0][1]
+    tables = [content.table for _, content in parts]
+    firsts = np.cumsum([0, *map(len, tables)]).tolist()
+    return Contents(
+        TensorTable(
+            [prefix + name for prefix, content in parts for name in content.table.names],
+            [dtype for table in tables for dtype in table.dtypes],
+            [shape for table in tables for shape in table.shapes],
+            np.concatenate([table.nbytes for table in tables]),
+            [prefix + name for prefix, content in parts for name in content.table.absent],
+        ),
+        np.concatenate([content.file_index for _, content in parts]),
+        np.concatenate([content.offset for _, content in parts]),
+        # that there are headers is only said where all have them
+        [size for _, c in parts for size in c.head_sizes]
+        if all(c.head_sizes for _, c in parts)
+        else [],
+        {
+            first + at: p
+            for first, (_, c) in zip(firsts, parts, strict=False)
+            for at, p in c.pieces.items()
+        },
+        [note for _, content in parts for note in content.notes],
+    )
 
 
 def borders(shape: tuple[int, ...], pieces: tuple[Piece, ...]) -> IntArray:

@@ -97,6 +97,8 @@ class Checkpoint(ABC):
     directory: str | None = None
     index_name: str | None = None  #: of the index that was followed
     origin: Mapping[str, str] = MappingProxyType({})  #: provenance, as stores record it
+    #: for people, one line each: what of its files is passed over, and the like
+    notes: Sequence[str] = ()
     #: whether its readers fetch what they are asked for into spools, of which ``share`` is told
     streams: bool = False
 
@@ -125,6 +127,10 @@ class Checkpoint(ABC):
     def in_files(self) -> bool:
         """Whether each tensor is in one of ``files``, so that these can be made again."""
         return bool(self.files) and bool((self.file_index >= 0).all())
+
+    def as_stored(self) -> Checkpoint:
+        """The same with all that is in its files, also what does not count; not to be closed."""
+        return self
 
     def head(self, file: int) -> bytes:
         """The header of ``files[file]`` as it is stored, its 8 bytes of length included.

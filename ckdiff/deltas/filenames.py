@@ -10,10 +10,10 @@ import os
 import re
 import unicodedata
 
-from ckdiff.checkpoints.choosing import (
+from ckdiff.checkpoints.indexes import (
     INDEX_LIMIT,
     file_name_fault,
-    parsed_index,
+    index_of,
     shard_name_fault,
 )
 from ckdiff.deltas.blueprint import Blueprint
@@ -78,7 +78,7 @@ def index_fault(blueprint: Blueprint) -> str | None:
     if len(raw) > min(most, INDEX_LIMIT):
         return f"its index of {len(raw):,} bytes has more than the tensors' names in it"
     try:
-        found = parsed_index(raw, "", "its index").weight_map
+        found = index_of(raw, "its index").weight_map
     except CheckpointError as error:
         return error.message
     owners = zip(blueprint.names, blueprint.file.tolist(), strict=True)

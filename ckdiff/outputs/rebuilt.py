@@ -20,15 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints.choosing import (
+from ckdiff.checkpoints.formats.safetensors import read_header
+from ckdiff.checkpoints.indexes import (
     INDEX_SUFFIX,
     SUFFIX,
     file_name_fault,
-    parsed_index,
+    index_of,
     read_index,
     shard_name_fault,
 )
-from ckdiff.checkpoints.formats.safetensors import read_header
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, OutputError, printable
@@ -271,7 +271,7 @@ def _is_shard(path: str) -> bool:
 
 def _is_index(path: str) -> bool:
     try:
-        parsed_index(read_index(path), os.path.dirname(path), path)
+        index_of(read_index(path), path)
     except (CheckpointError, ValueError):
         return False
     return True

@@ -19,7 +19,7 @@ import pytest
 from support import write_index, write_raw, write_safetensors
 
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.checkpoints.formats import joined
+from ckdiff.checkpoints.formats import shards as format_of_shards
 from ckdiff.checkpoints.formats.safetensors import header_from
 from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
@@ -334,7 +334,7 @@ def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
 
 
 def test_every_disagreement_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckdiff.checkpoints.formats.joined.PROBLEM_LIMIT", 5)
+    monkeypatch.setattr("ckdiff.checkpoints.formats.shards.PROBLEM_LIMIT", 5)
     shards(tmp_path, "a twice extra", "b twice moved")
     one, two = "model-1-of-2.safetensors", "model-2-of-2.safetensors"
     weight_map = {
@@ -477,7 +477,7 @@ def test_a_change_while_the_header_is_read(tmp_path: Path, monkeypatch: pytest.M
         os.truncate(path, size - 1)
         return header
 
-    monkeypatch.setattr(joined, "header_from", slow)
+    monkeypatch.setattr(format_of_shards, "header_from", slow)
     with pytest.raises(SourceChanged, match="truncated"):
         open_local(path)
 

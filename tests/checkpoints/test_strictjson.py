@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ckdiff.checkpoints.choosing import parsed_index
 from ckdiff.checkpoints.formats import strictjson
 from ckdiff.checkpoints.formats.strictjson import VALUE_LIMIT, any_value
+from ckdiff.checkpoints.indexes import index_of
 
 VALUES: list[Any] = [
     0, 123456789012, -7, 1.5, -2.5e10, True, None, "é" * 5, "x\\y", [1, [2]], {"a": {"b": 1}},
@@ -53,7 +53,7 @@ def test_many_short_values_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(strictjson, "_value_in", counted)
     raw = b"{" + b"".join(b'"%x":1,' % i for i in range(2000)) + b'"weight_map":{"x":"a"}}'
-    assert parsed_index(raw, "", "index").weight_map == {"x": "a"}
+    assert index_of(raw, "index").weight_map == {"x": "a"}
     assert looked_at[0] <= 2000 << 10
 
 

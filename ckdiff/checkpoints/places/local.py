@@ -9,9 +9,13 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ckdiff.checkpoints.choosing import Shards, digest, find_shards, read_index
+from ckdiff.checkpoints.choosing import choice_of
+from ckdiff.checkpoints.explaining import no_such_path
+from ckdiff.checkpoints.folders import Choice
+from ckdiff.checkpoints.indexes import digest, read_index
+from ckdiff.checkpoints.places.localfolder import LocalFolder
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
-from ckdiff.checkpoints.places.place import Place
+from ckdiff.checkpoints.places.place import Place, file_names
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
 from ckdiff.errors import CheckpointError, SourceChanged
 
@@ -25,26 +29,35 @@ class LocalPlace(Place):
     One that cannot be opened is there all the same: reading it says why.
     """
 
-    def __init__(self, path: str, shards: Shards) -> None:
-        """Opens the files that ``path`` was found to mean. Raises CheckpointError."""
+    def __init__(self, path: str, root: str, choice: Choice) -> None:
+        """Opens the files that ``path`` was found to mean: ``choice``, made in the folder ``root``.
+
+        Raises CheckpointError.
+        """
         self.label = os.path.basename(os.path.abspath(path))
         self.path = os.path.abspath(path)  #: what it was opened by
-        self.shards, self.described = shards, shards.index or path
-        if shards.index is not None or os.path.isdir(path):
-            self.directory = shards.root
-        if shards.index is not None:
-            self.index_name = os.path.basename(shards.index)
-        make_room(len(shards.names))
+        self.choice = choice
+        self.root = os.path.join(root, choice.folder)  #: what the names are relative to
+        self.index_name = choice.index
+        self.described = path if choice.index is None else os.path.join(self.root, choice.index)
+        if choice.index is not None or os.path.isdir(path):
+            self.directory = os.path.normpath(self.root)
+        names = file_names(choice)
+        make_room(len(names))
         self._unopened: dict[int, CheckpointError] = {}
         self._mappings: Mappings | None = None
         self._lock = threading.Lock()
         with ExitStack() as cleanup:
             self.open_files: list[OpenFile] = []
-            for i, name in enumerate(shards.names):
-                self.open_files.append(self._open(i, os.path.join(shards.root, name)))
+            for i, name in enumerate(names):
+                self.open_files.append(self._open(i, os.path.join(self.root, name)))
                 cleanup.callback(self.open_files[-1].close)
+            # what only the index says of the tensors may not change either
+            self._index: OpenFile | None = None
+            if choice.index is not None and choice.format == "dcp":
+                self._index = OpenFile.open(os.path.join(self.root, choice.index))
             cleanup.pop_all()
-        pairs = zip(shards.names, self.open_files, strict=True)
+        pairs = zip(names, self.open_files, strict=True)
         self.files: list[SourceFile] = [SourceFile(name, file.size) for name, file in pairs]
 
     def _open(self, number: int, path: str) -> OpenFile:
@@ -78,7 +91,8 @@ class LocalPlace(Place):
     def fingerprint(self) -> list[Any]:
         """For each file its name, device, inode, size and times (nanoseconds)."""
         pairs = zip(self.files, self.open_files, strict=True)
-        return [[source.name, *file.identity] for source, file in pairs]
+        index = [] if self._index is None else [[self.index_name, *self._index.identity]]
+        return [*([source.name, *file.identity] for source, file in pairs), *index]
 
     def seen(self) -> list[Any]:
         """For each file its name, size and modification time."""
@@ -117,9 +131,9 @@ class LocalPlace(Place):
 
     def index(self) -> bytes | None:
         """See Checkpoint."""
-        if self.index_name is None or self.directory is None:
+        if self.index_name is None:
             return None
-        path = os.path.join(self.directory, self.index_name)
+        path = os.path.join(self.root, self.index_name)
         changed = SourceChanged(
             f"{path}: was rewritten or removed while it was being read",
             hint="let whatever writes it finish, then run again",
@@ -128,7 +142,9 @@ class LocalPlace(Place):
             raw = read_index(path)
         except (CheckpointError, ValueError):
             raise changed from None
-        if digest(raw) != self.shards.index_digest:
+        if self._index is not None:
+            self._index.check()
+        elif digest(raw) != self.choice.index_digest:
             raise changed
         return raw
 
@@ -140,7 +156,7 @@ class LocalPlace(Place):
 
     def verify(self) -> None:
         """Raise SourceChanged if a file changed or its path leads elsewhere by now."""
-        for file in self.open_files:
+        for file in self._opened():
             file.check()
             file.check_path()
 
@@ -150,14 +166,21 @@ class LocalPlace(Place):
             mappings, self._mappings = self._mappings, None
         if mappings is not None:
             mappings.close()
-        for file in self.open_files:
+        for file in self._opened():
             file.close()
+
+    def _opened(self) -> list[OpenFile]:
+        return [*self.open_files, *([] if self._index is None else [self._index])]
 
 
 def local_place(path: str | os.PathLike[str]) -> LocalPlace:
-    """The files that ``path`` means: a file, a directory, or an index. Raises CheckpointError.
-
-    In a directory the index wins; without one every ``*.safetensors`` counts.
-    """
+    """The files that ``path`` means: see ``choosing.choice_of``. Raises CheckpointError."""
     text = os.fspath(path)
-    return LocalPlace(text, find_shards(text))
+    if not os.path.lexists(text):
+        raise no_such_path(text)
+    if os.path.isdir(text):
+        root, name = text, ""
+    else:
+        root, name = os.path.split(text)
+    folder = LocalFolder(os.path.abspath(root), root)
+    return LocalPlace(text, folder.root, choice_of(folder, name))

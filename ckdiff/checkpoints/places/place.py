@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from ckdiff.checkpoints.choosing import Shards
+from ckdiff.checkpoints.folders import Choice, inside
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
 
@@ -26,7 +28,7 @@ class Place(ABC):
 
     label: str  #: how messages name the checkpoint
     described: str  #: how an error names all of it
-    shards: Shards  #: what was chosen, of which ``files`` are the files
+    choice: Choice  #: what was chosen, of which ``files`` are the files
     files: Sequence[SourceFile]
     open_files: Sequence[OpenFile] = ()
     directory: str | None = None
@@ -43,9 +45,9 @@ class Place(ABC):
     def read(self, file: int, begin: int, nbytes: int) -> bytes:
         """Bytes of a file, fewer only at its end. Raises CheckpointError, SourceChanged."""
 
-    def reads(self, wanted: Wanted) -> Iterator[Read]:
-        """For each file a function that reads it. What ``wanted`` says may be read ahead."""
-        for i in range(len(self.files)):
+    def reads(self, files: Sequence[int], wanted: Wanted) -> Iterator[Read]:
+        """For each of ``files`` a function that reads it; what is ``wanted`` may be read ahead."""
+        for i in files:
             yield partial(self.read, i)
 
     def check(self, file: int) -> None:  # noqa: B027
@@ -93,3 +95,75 @@ class Place(ABC):
 
     def close(self) -> None:  # noqa: B027
         """See Checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """The files of one choice, known by their number in it: what a format reads."""
+
+    place: Place
+    choice: Choice
+    first: int  #: position in the place's files of the first
+    prefix: str  #: what the names of its tensors begin with
+    key: str | None = None  #: where in a file the weights are, if that was said
+
+    def __len__(self) -> int:
+        return len(self.choice.names)
+
+    @property
+    def described(self) -> str:
+        """How an error names all of them."""
+        return self.place.described if not self.prefix else f"{self.place.described}/{self.prefix}"
+
+    def name(self, file: int) -> str:
+        """What the choice calls a file."""
+        return self.choice.names[file]
+
+    def size(self, file: int) -> int:
+        """Its bytes."""
+        return self.place.files[self.first + file].size
+
+    def where(self, file: int) -> str:
+        """How messages name it."""
+        return self.place.where(self.first + file)
+
+    def read(self, file: int, offset: int, nbytes: int) -> bytes:
+        """Bytes of it, fewer only at its end. Raises CheckpointError, SourceChanged."""
+        return self.place.read(self.first + file, offset, nbytes)
+
+    def reads(self, wanted: Wanted) -> Iterator[Read]:
+        """For each a function that reads it; see Place."""
+        return self.place.reads(range(self.first, self.first + len(self)), wanted)
+
+    def check(self, file: int) -> None:
+        """Raise SourceChanged where it is not what it was when it was opened."""
+        self.place.check(self.first + file)
+
+    def index(self) -> bytes | None:
+        """The index of the choice as it is stored; None where it has none, or is a part."""
+        return None if self.prefix else self.place.index()
+
+
+def leaves(choice: Choice) -> list[tuple[str, Choice]]:
+    """The choices of one directory each that a choice is made of, with what their names begin
+    with.
+    """
+    return list(choice.parts) if choice.parts else [("", choice)]
+
+
+def file_names(choice: Choice) -> list[str]:
+    """The names of all files, relative to the folder of the choice."""
+    found = []
+    for _, leaf in leaves(choice):
+        folder = posixpath.relpath(leaf.folder or ".", choice.folder or ".")
+        found += [name if folder == "." else inside(folder, name) for name in leaf.names]
+    return found
+
+
+def files_of(place: Place, key: str | None) -> list[Files]:
+    """What formats read of a place, one after the other."""
+    found, first = [], 0
+    for prefix, leaf in leaves(place.choice):
+        found.append(Files(place, leaf, first, prefix, key))
+        first += len(leaf.names)
+    return found

@@ -22,6 +22,7 @@ class View(Checkpoint):
     def _describe(self) -> None:
         inner = self.inner
         self.label, self.origin, self.streams = inner.label, inner.origin, inner.streams
+        self.notes = inner.notes
         self.files, self.open_files = inner.files, inner.open_files
         self.directory, self.index_name = inner.directory, inner.index_name
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints.choosing import INDEX_NAME, shard_name_fault
+from ckdiff.checkpoints.indexes import INDEX_NAME, shard_name_fault
 from ckdiff.checkpoints.opening import open_for_planning, open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import (

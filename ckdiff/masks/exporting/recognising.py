@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from ckdiff.checkpoints.choosing import INDEX_NAME, indexed
+from ckdiff.checkpoints.indexes import INDEX_NAME, index_at
 from ckdiff.errors import CkdiffError, printable
 from ckdiff.masks.exporting.indices import Indices
 
@@ -83,6 +83,6 @@ def _implied(out: Path, weight_map: dict[str, str]) -> bool:
     if not stat.S_ISREG(os.lstat(out / INDEX_NAME).st_mode):
         return False
     try:
-        return indexed(os.fspath(out), INDEX_NAME).weight_map == weight_map
+        return index_at(os.path.join(out, INDEX_NAME)).weight_map == weight_map
     except CkdiffError:
         return False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from ckdiff.checkpoints.choosing import INDEX_SUFFIX, SUFFIX, file_name_fault
+from ckdiff.checkpoints.indexes import file_name_fault
+from ckdiff.checkpoints.weightnames import index_name, weight_name
 from ckdiff.errors import CheckpointError, printable
 
 FORM = "hf://org/name[@revision][/subfolder]"
@@ -74,8 +76,9 @@ class HubAddress:
 
     @property
     def names_file(self) -> bool:
-        """Whether the path is that of a safetensors file or an index, not of a folder."""
-        return self.path.endswith((SUFFIX, INDEX_SUFFIX))
+        """Whether the path is that of a file of weights or an index, not of a folder."""
+        name = posixpath.basename(self.path)
+        return weight_name(name) is not None or index_name(name) is not None
 
 
 def _wrong(text: str, what: str) -> CheckpointError:

@@ -96,12 +96,11 @@ class CachedRepository:
         folder, blob = os.path.split(target)
         return content_of(blob) if os.path.basename(folder) == "blobs" else ""
 
-    def read(self, repository: HubRepository, name: str) -> bytes | None:
-        """A small file whole, if it is cached."""
-        with suppress(OSError):
-            data = (self.snapshot(repository.commit) / name).read_bytes()
-            if len(data) == repository.file(name).size:
-                return data
+    def read(self, repository: HubRepository, name: str, offset: int, nbytes: int) -> bytes | None:
+        """Bytes of a file, if all of it is cached."""
+        with suppress(OSError), open(self.snapshot(repository.commit) / name, "rb") as file:
+            if os.fstat(file.fileno()).st_size == repository.file(name).size:
+                return os.pread(file.fileno(), nbytes, offset)
         return None
 
     def missing(self, repository: HubRepository, names: Iterable[str]) -> Missing:

@@ -8,7 +8,6 @@ files that count, and their index, is fetched.
 from __future__ import annotations
 
 import logging
-import posixpath
 import threading
 import time
 from dataclasses import replace
@@ -16,15 +15,22 @@ from typing import Protocol
 
 from ckdiff._version import __version__
 from ckdiff.budget import format_size
-from ckdiff.checkpoints.choosing import indexed
+from ckdiff.checkpoints.folders import Folder
 from ckdiff.checkpoints.places.hub.address import HubAddress
 from ckdiff.checkpoints.places.hub.cache import CachedRepository, check_room
 from ckdiff.checkpoints.places.hub.client import HubRepository
 from ckdiff.checkpoints.places.hub.failures import OFFLINE, asked, hub_errors, may_pass
-from ckdiff.checkpoints.places.hub.listing import meant_by, shards_in
+from ckdiff.checkpoints.places.hub.listing import (
+    CachedFolder,
+    RepositoryFolder,
+    chosen,
+    indexes_in,
+    path_of,
+    paths_in,
+)
 from ckdiff.checkpoints.places.hub.retries import Backoff
 from ckdiff.checkpoints.places.hub.settings import Settings
-from ckdiff.checkpoints.places.local import LocalPlace, local_place
+from ckdiff.checkpoints.places.local import LocalPlace
 from ckdiff.errors import CheckpointError, Interrupted, printable
 
 _log = logging.getLogger(__name__)
@@ -39,6 +45,9 @@ class _Snapshot(Protocol):
 
     commit: str
     names: list[str]
+
+    def folder(self) -> Folder:
+        """All its files, to choose from."""
 
     def fetch(self, names: list[str]) -> None:
         """Bring files into the snapshot's folder. Raises CheckpointError."""
@@ -70,21 +79,17 @@ def repository_place(repository: HubRepository) -> LocalPlace:
 
 
 def _open(address: HubAddress, cache: CachedRepository, snapshot: _Snapshot) -> LocalPlace:
-    root = cache.snapshot(snapshot.commit)
-    meant = meant_by(address, snapshot.names)
-    path = root / (meant.index or address.path)
-    names = meant.shards
-    if meant.index is not None:
-        snapshot.fetch([meant.index])
-        listed = indexed(str(path.parent), path.name).names
-        names = shards_in(address, meant, listed, snapshot.names)
-    snapshot.fetch(list(names))
-    place = local_place(str(path))
+    root = str(cache.snapshot(snapshot.commit))
+    choice = chosen(address, snapshot.folder())
+    snapshot.fetch([*indexes_in(choice), *paths_in(choice)])
+    # the choice that was made of all files: of a cache that has some it might be another
+    place = LocalPlace(path_of(address, choice, root), root, choice)
     place.label = str(address)
     place.origin = address.origin(snapshot.commit)
+    paths = paths_in(choice)
     place.files = [
-        replace(file, content=snapshot.content(posixpath.join(meant.folder, file.name)))
-        for file in place.files
+        replace(file, content=snapshot.content(path))
+        for file, path in zip(place.files, paths, strict=True)
     ]
     return place
 
@@ -105,6 +110,10 @@ class _Offline:
         self.names = sorted(self._there) if names is None else names
         if names is None:
             self._check_whole()
+
+    def folder(self) -> Folder:
+        """See _Snapshot; of a file that is not cached nothing can be read."""
+        return CachedFolder(self._address, str(self._cache.snapshot(self.commit)), self.names)
 
     def fetch(self, names: list[str]) -> None:
         """See _Snapshot: they have to be there."""
@@ -128,10 +137,10 @@ class _Offline:
 
         An index says which files there are, and a file that is asked for by name is all of it.
         """
-        meant = meant_by(self._address, self.names)
-        if meant.index is not None or self._address.names_file:
+        choice = chosen(self._address, self.folder())
+        if choice.index is not None or self._address.names_file:
             return
-        if [posixpath.basename(name) for name in meant.shards] == [_ALONE]:
+        if choice.names == (_ALONE,):
             return
         raise CheckpointError(
             f"{self._address}: nothing says whether all of its files are in the cache, and "
@@ -149,6 +158,10 @@ class _Online:
         self._root = cache.snapshot(repository.commit)
         self.commit = repository.commit
         self.names = repository.names
+
+    def folder(self) -> Folder:
+        """See _Snapshot."""
+        return RepositoryFolder(self._repository)
 
     def fetch(self, names: list[str]) -> None:
         """See _Snapshot. One file after the other, so that Ctrl-C is heard at once."""

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-import posixpath
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from ckdiff.checkpoints.choosing import INDEX_LIMIT, Shards, digest, parsed_index
+from ckdiff.checkpoints.folders import Choice
+from ckdiff.checkpoints.indexes import INDEX_LIMIT, digest, not_an_index
 from ckdiff.checkpoints.places.hub.address import HubAddress
 from ckdiff.checkpoints.places.hub.cache import CachedRepository, Missing
 from ckdiff.checkpoints.places.hub.cached import cached_place, repository_place
 from ckdiff.checkpoints.places.hub.client import HubRepository, filled
 from ckdiff.checkpoints.places.hub.fetching import Batch, Check, Fetchers
-from ckdiff.checkpoints.places.hub.listing import Meant, meant_by, shards_in
+from ckdiff.checkpoints.places.hub.listing import (
+    RepositoryFolder,
+    chosen,
+    indexes_in,
+    path_of,
+    paths_in,
+)
 from ckdiff.checkpoints.places.hub.settings import Settings
 from ckdiff.checkpoints.places.local import LocalPlace
-from ckdiff.checkpoints.places.place import Place, Read, Wanted
+from ckdiff.checkpoints.places.place import Place, Read, Wanted, file_names
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
 from ckdiff.errors import CheckpointError, SourceChanged
 
@@ -36,23 +43,21 @@ class HubPlace(Place):
 
     remote = True
 
-    def __init__(self, repository: HubRepository, meant: Meant, shards: Shards) -> None:
+    def __init__(self, repository: HubRepository, choice: Choice) -> None:
         self.label = self.described = str(repository.address)
-        self.repository, self.shards = repository, shards
-        self._names = [posixpath.join(meant.folder, name) for name in shards.names]
+        self.repository, self.choice = repository, choice
+        self._names = paths_in(choice)
         listed = [repository.file(name) for name in self._names]
         self.files = [
             SourceFile(name, file.size, file.content)
-            for name, file in zip(shards.names, listed, strict=True)
+            for name, file in zip(file_names(choice), listed, strict=True)
         ]
         self.origin = repository.address.origin(repository.commit)
         self._cache = CachedRepository(repository.address, repository.settings)
         self._root = self._cache.snapshot(repository.commit)
-        self._index = meant.index
-        if meant.index is not None or not repository.address.names_file:
-            self.directory = str(self._root / meant.folder)
-        if meant.index is not None:
-            self.index_name = posixpath.basename(meant.index)
+        self.index_name = choice.index
+        if choice.index is not None or not repository.address.names_file:
+            self.directory = os.path.normpath(self._root / choice.folder)
         self._here: LocalPlace | None = None
 
     def where(self, file: int) -> str:
@@ -68,15 +73,16 @@ class HubPlace(Place):
         stop = min(begin + nbytes, self.files[file].size)
         return self.repository.read(self._names[file], begin, stop - begin)
 
-    def reads(self, wanted: Wanted) -> Iterator[Read]:
+    def reads(self, files: Sequence[int], wanted: Wanted) -> Iterator[Read]:
         """See Place. Where a beginning cannot be fetched at all, others are not waited for."""
         if self._here is not None:
-            yield from self._here.reads(wanted)
+            yield from self._here.reads(files, wanted)
             return
+        names = [self._names[i] for i in files]
         fetchers = Fetchers(_AT_ONCE, str(self.repository.address))
         try:
-            found = _beginnings(self.repository, self._names, wanted, fetchers)
-            for name, first in zip(self._names, found, strict=True):
+            found = _beginnings(self.repository, names, wanted, fetchers)
+            for name, first in zip(names, found, strict=True):
                 yield partial(_read, self.repository, name, first)
         finally:
             fetchers.close()
@@ -111,10 +117,14 @@ class HubPlace(Place):
 
     def index(self) -> bytes | None:
         """See Checkpoint."""
-        if self._here is not None or self._index is None:
+        if self._here is not None or self.index_name is None:
             return None if self._here is None else self._here.index()
-        raw = _whole(self.repository, self._index)
-        if digest(raw) != self.shards.index_digest:
+        (path,) = indexes_in(self.choice)
+        try:
+            raw = RepositoryFolder(self.repository).read(path, INDEX_LIMIT)
+        except ValueError as error:
+            raise not_an_index(self.label, error) from None
+        if self.choice.index_digest not in (b"", digest(raw)):
             raise SourceChanged(f"{self.label}: its index was replaced", hint="run it again")
         return raw
 
@@ -131,7 +141,8 @@ class HubPlace(Place):
 
     def recipe(self) -> str:
         """See Checkpoint: the files where they are, or will be."""
-        return json.dumps({"path": str(self._root / (self._index or self.repository.address.path))})
+        path = path_of(self.repository.address, self.choice, str(self._root))
+        return json.dumps({"path": path})
 
     def verify(self) -> None:
         """See Checkpoint; a commit never changes, but the cache may."""
@@ -157,37 +168,12 @@ def hub_place(text: str, kind: type[Kind]) -> Kind | LocalPlace:
     if settings.offline:
         return cached_place(text)
     repository = HubRepository.open(address, settings)
-    meant, shards = _shards(repository)
-    names = [posixpath.join(meant.folder, name) for name in shards.names]
+    choice = chosen(address, RepositoryFolder(repository))
+    names = paths_in(choice)
     # what the cache has for another commit only is not linked to this one by those who just look
     if CachedRepository(address, settings).holds(repository.commit, names):
         return repository_place(repository)
-    return kind(repository, meant, shards)
-
-
-def _shards(repository: HubRepository) -> tuple[Meant, Shards]:
-    """What the address means, and the shards of it."""
-    address = repository.address
-    meant = meant_by(address, repository.names)
-    if meant.index is None:
-        names = [posixpath.relpath(name, meant.folder or ".") for name in meant.shards]
-        return meant, Shards(meant.folder, names)
-    size = repository.file(meant.index).size
-    where = f"hf://{address.repo}/{meant.index}"
-    if size > INDEX_LIMIT:
-        raise CheckpointError(
-            f"{where}: an index of {size:,} bytes, more than {INDEX_LIMIT:,}",
-            hint="the index must map tensor names to file names",
-        )
-    shards = parsed_index(_whole(repository, meant.index), meant.folder, where)
-    shards_in(address, meant, shards.names, repository.names)  # all of them are there
-    return meant, shards
-
-
-def _whole(repository: HubRepository, name: str) -> bytes:
-    """All bytes of a small file, from the cache where it is there."""
-    cached = CachedRepository(repository.address, repository.settings).read(repository, name)
-    return repository.read(name, 0, repository.file(name).size) if cached is None else cached
+    return kind(repository, choice)
 
 
 def _beginnings(

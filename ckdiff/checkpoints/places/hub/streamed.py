@@ -17,12 +17,11 @@ from functools import partial
 import numpy as np
 
 from ckdiff.budget import format_size
-from ckdiff.checkpoints.choosing import Shards
+from ckdiff.checkpoints.folders import Choice
 from ckdiff.checkpoints.places.hub.cache import Missing
 from ckdiff.checkpoints.places.hub.client import HubRepository
 from ckdiff.checkpoints.places.hub.fetching import Batch, Check, Fetchers
 from ckdiff.checkpoints.places.hub.headers import HubPlace
-from ckdiff.checkpoints.places.hub.listing import Meant
 from ckdiff.checkpoints.places.hub.spool import ALIGNED, Range, ranges, unnamed_file
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import BudgetError
@@ -35,8 +34,8 @@ class StreamedPlace(HubPlace):
 
     streams = True
 
-    def __init__(self, repository: HubRepository, meant: Meant, shards: Shards) -> None:
-        super().__init__(repository, meant, shards)
+    def __init__(self, repository: HubRepository, choice: Choice) -> None:
+        super().__init__(repository, choice)
         self.spool = 1 << 30  #: bytes of each reader's spool; set before the first reader is made
         self.fetchers = Fetchers(CONNECTIONS, self.label)
         self.bytes_fetched = 0  #: of tensors, so far

@@ -1,0 +1,17 @@
+"""The formats that are read. Each is a module whose ``read_contents(files)`` gives Contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ckdiff.checkpoints.pieces import Contents
+from ckdiff.checkpoints.places.place import Files
+from ckdiff.naming import Line, Registry
+
+FORMATS: Registry[Callable[[Files], Contents]] = Registry(
+    "checkpoint format",
+    {
+        "safetensors": Line("ckdiff.checkpoints.formats.shards:read_contents", "safetensors files"),
+        "torch": Line("ckdiff.checkpoints.formats.torchfiles:read_contents", "torch files"),
+    },
+)
