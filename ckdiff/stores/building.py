@@ -81,6 +81,7 @@ class Derived:
     base_hashes: list[str]
     rule: str
     made_by: dict[str, Any]  #: of the manifest; the same inputs must give the same
+    resized: dict[int, tuple[int, int]] = field(default_factory=dict)  #: as in MaskTable
 
 
 class Target:
@@ -235,6 +236,7 @@ def _write_tables(derived: Derived, collected: Collected, root: Path) -> bytes:
         {derived.rule: collected.changed[:, 0]},
         base_hashes=derived.base_hashes,
         tuned_hashes=[UNKNOWN] * len(derived.names),
+        resized=derived.resized,
     )
     return write_tables(
         root,
