@@ -158,7 +158,7 @@ def test_storage_dtypes_stand_beside_the_densities(tmp_path: Path) -> None:
 def unpaired_checkpoints(folder: Path, extra: int = 1) -> tuple[str, str]:
     same = {"same": bf16((8,))}
     base = {"shape": bf16((8, 2)), "type": bf16((4,)), "gone": bf16((2,))} | same
-    tuned = {"shape": bf16((2, 8)), "type": ("F16", (4,), b"\0" * 8)} | same
+    tuned = {"shape": bf16((2, 8)), "type": ("U16", (4,), b"\0" * 8)} | same
     tuned |= {f"new.{i}": bf16((3, 1)) for i in range(extra)}
     return (
         str(write_safetensors(folder / "a.safetensors", base)),
@@ -171,7 +171,7 @@ def test_unpaired_tensors_are_named_with_reasons(tmp_path: Path) -> None:
     assert re.search(r"^removed +gone +BF16 \[2\]$", text, re.M)
     assert re.search(r"^added +new\.0 +BF16 \[3, 1\]$", text, re.M)
     assert re.search(r"^reshaped +shape +BF16 \[8, 2\] → BF16 \[2, 8\]$", text, re.M)
-    assert re.search(r"^retyped +type +BF16 \[4\] → F16 \[4\]$", text, re.M)
+    assert re.search(r"^retyped +type +BF16 \[4\] → U16 \[4\]$", text, re.M)
 
 
 def test_only_the_first_unpaired_tensors_are_named(tmp_path: Path) -> None:
