@@ -58,7 +58,7 @@ def test_safetensors(invert: bool, made: tuple[ckdiff.MaskStore, Flags], tmp_pat
     assert data["polarity"] == ("1 = frozen" if invert else "1 = changed")
     assert (data["rule"], data["encoding"]) == ("exact", "bool")
     assert data["store"] == store.manifest_digest() == result["store"]
-    assert (data["base"], data["tuned"]) == ("model.safetensors", "model.safetensors")
+    assert (data["base"], data["tuned"]) == ("base/model.safetensors", "tuned/model.safetensors")
     assert json.loads(data["tensors"])["layers.10.w"] == ["BF16", [33, 100]]
     assert result["ones"] == sum(int(mask.sum()) for mask in wanted.values())
     assert os.listdir(tmp_path) == ["masks.safetensors"]
