@@ -31,6 +31,7 @@ from support import write_safetensors
 import ckdiff
 from ckdiff.cli import main, options, output
 from ckdiff.cli.program import COMMANDS
+from ckdiff.diffs.result import unpaired_names
 from ckdiff.stores.summaries import By
 
 HOSTILE = 'layers.0.\x1b[31m\n[red]\u202e"evil".weight'
@@ -101,9 +102,7 @@ def test_diff_json_is_the_contract(pair: Pair, tmp_path: Path) -> None:
     assert list(found["rules"]) == ["atol=1e-5", "exact"]
     assert found["rules"]["exact"]["changed"] == 4096 + 60
     assert found["rules"]["exact"]["density"] == (4096 + 60) / found["elements"]
-    assert found["unpaired"] == dict.fromkeys(
-        ("added", "removed", "reshaped", "retyped", "missing"), []
-    )
+    assert found["unpaired"] == unpaired_names([])
     assert found["unpaired_details"] == []
     assert found["bytes_read"] == 2 * 2 * found["elements"]
     assert found["seconds"] > 0
