@@ -39,8 +39,12 @@ class Masking:
         self.rule = matched.rule
         self._digest = self.store.manifest_digest()
         self._check(matched.names, matched.shapes, matched.changed[0].tolist(), base, blueprint)
-        held = set(matched.names)
-        self._names = [name if name in held else None for name in blueprint.names]
+        held = dict(zip(matched.names, matched.shapes, strict=True))
+        #: None without a mask; one of another shape has no ones, as was checked
+        self._names = [
+            name if held.get(name) == tuple(shape) else None
+            for name, shape in zip(blueprint.names, blueprint.shapes, strict=True)
+        ]
         self._bits = bits_of(blueprint.dtypes)
         self._blends = {bits: Blend(bits) for bits in set(self._bits.tolist())}
         self._buffer = PerThread(lambda: np.empty(FRAME_BYTES, np.uint8))
