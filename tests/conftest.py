@@ -177,6 +177,13 @@ SLOW: dict[str, str] = {
     "test_training_wrappers": """
         test_frozen_bits_stay_in_wrapped_models
     """,
+    "test_unfusing": """
+        test_a_hundred_thousand_tensors
+    """,
+    "test_unfusing_models": """
+        test_every_family_pairs_whole
+        test_what_is_rotated_is_left
+    """,
 }
 
 

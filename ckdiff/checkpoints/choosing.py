@@ -57,10 +57,10 @@ def _of_file(folder: Folder, parent: str, name: str) -> Choice:
 
 
 def _of_directory(folder: Folder, sub: str) -> Choice:
-    names = folder.names(sub)
+    names = sorted(folder.names(sub), key=natural_key)  # the order of a listing means nothing
     snapshot = snapshot_in(folder, sub, names)
     if snapshot is not None:
-        sub, names = snapshot, folder.names(snapshot)
+        sub, names = snapshot, sorted(folder.names(snapshot), key=natural_key)
     choice = pipeline_in(folder, sub, names) or weights_in(folder, sub, names)
     if choice is None:
         raise no_checkpoint(folder, sub, names)

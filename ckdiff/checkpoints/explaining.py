@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ckdiff.checkpoints.contents import is_weights
 from ckdiff.checkpoints.folders import Folder, called, some, where
-from ckdiff.checkpoints.weightnames import TORCH, is_deepspeed, is_training_state
+from ckdiff.checkpoints.weightnames import TORCH, is_deepspeed, is_training_state, weight_name
 from ckdiff.errors import CheckpointError
 
 _GIVE = "give a safetensors or torch file, or a directory of them"
@@ -50,9 +50,9 @@ _SCHEMES = {
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-#: the address of a page of the hub, or of a file there
+#: what the address of a page of the hub looks like, or that of a file there, whatever its host
 _PAGE = re.compile(
-    r"https?://(?:www\.)?huggingface\.co/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"https?://[^/?#]+/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:/(?:tree|blob|resolve|raw)/([^/?#]+)(?:/([^?#]*))?)?/?(?:[?#].*)?",
     re.ASCII,
 )
@@ -77,11 +77,13 @@ def no_such_path(path: str) -> CheckpointError:
 
 
 def _elsewhere(path: str, scheme: str) -> CheckpointError:
-    if page := _PAGE.fullmatch(path):
+    if (page := _PAGE.fullmatch(path)) and not weight_name(page[1]):
         repository, revision, inner = page.groups()
         at = f"@{revision}" if revision else ""
         address = f"hf://{repository}{at}{f'/{inner}' if inner else ''}"
-        return CheckpointError(f"{called(path)}: is a web address", hint=f"write {address}")
+        return CheckpointError(
+            f"{called(path)}: is a web address", hint=f"for a model of the hub write {address}"
+        )
     if scheme in _SCHEMES:
         what, how = "is in object storage", f"copy it here first, with `{_SCHEMES[scheme]}`"
     elif scheme in ("http", "https", "ftp"):

@@ -15,7 +15,7 @@ TORCH = (".pth.tar", ".pt.tar", ".ckpt.tar", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = re.compile(
     r"(?P<stem>.+)(?P<suffix>\.safetensors|\.bin)\.index(?:\.(?P<variant>[^./]+))?\.json"
 )
-_NUMBERED = re.compile(r"(.+?)-([0-9]{1,9})-of-([0-9]{1,9})(?:\.([^/]+))?", re.ASCII)
+_NUMBERED = re.compile(r"(.+?)[-_.]([0-9]{1,9})-of-([0-9]{1,9})(?:\.([^/]+))?", re.ASCII)
 _ADAPTER = re.compile(r"adapter_model.*|(?:.*_)?adapters|pytorch_lora_weights.*")
 _VARIANT = re.compile(r"[^\W\d].*|[0-9]+bit.*")
 _RANK = re.compile(r"(.+)_world_size_([0-9]{1,9})_rank_([0-9]{1,9})\.pt", re.ASCII)
@@ -160,13 +160,14 @@ def missing_names(files: Sequence[WeightName], limit: int = 3) -> list[str]:
     one, numbers, count = files[0], {file.number for file in files}, int(files[0].count)
     first = 0 if 0 in numbers and count not in numbers else 1
     before, _, after = one.name.rpartition("-of-")
-    stem, _, digits = before.rpartition("-")
+    stem = before.rstrip("0123456789")
+    digits = len(before) - len(stem)
     lacking: list[str] = []
     for number in range(first, first + count):  # ends soon, whatever the count claims
         if len(lacking) == limit:
             break
         if number not in numbers:
-            lacking.append(f"{stem}-{number:0{len(digits)}d}-of-{after}")
+            lacking.append(f"{stem}{number:0{digits}d}-of-{after}")
     return lacking
 
 

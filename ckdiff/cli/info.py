@@ -50,6 +50,8 @@ def _delta(about: dict[str, Any]) -> list[str]:
 
 def _store(about: dict[str, Any]) -> list[str]:
     from ckdiff.cli import formats
+    from ckdiff.cli.terminal import Terminal
+    from ckdiff.cli.unpaired_text import unlike_lines
 
     lines = [
         f"{about['path']}: a mask store, {formats.extent(about['elements'], about['tensors'])}"
@@ -59,6 +61,7 @@ def _store(about: dict[str, Any]) -> list[str]:
         part = formats.percent(counts["changed"], about["elements"])
         kept = "" if rule in about["masks"] else " (counted only)"
         lines.append(f"{rule}: {counts['changed']:,} changed, {part}{kept}")
+    lines += unlike_lines(about["retyped"], about["resized"], (), Terminal())
     details = about.get("unpaired_details", ())
     for detail in details[:_UNPAIRED]:
         sides = filter(None, (formats.side(detail, side) for side in ("base", "tuned")))

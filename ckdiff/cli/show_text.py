@@ -11,7 +11,7 @@ from ckdiff.cli import formats, made
 from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
-from ckdiff.cli.unpaired_text import unpaired_lines
+from ckdiff.cli.unpaired_text import unlike_lines, unpaired_lines
 from ckdiff.errors import printable
 from ckdiff.stores.summaries import By, Row, columns, relative_delta, stacks, summarise
 from ckdiff.stores.table import MaskTable
@@ -52,8 +52,13 @@ def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:
         rule = next(iter(store.table.changed))
         for stack in stacks(store.table, rule):
             out += ["", *heat_map(stack, terminal, rule)]
-    unpaired = unpaired_lines(store.manifest.get("unpaired", ()), terminal)
-    return [*out, "", *unpaired] if unpaired else out
+    for part in (
+        unlike_lines(store.table.retyped_tensors(), store.table.resized_tensors(), (), terminal),
+        unpaired_lines(store.manifest.get("unpaired", ()), terminal),
+    ):
+        if part:
+            out += ["", *part]
+    return out
 
 
 def _title(manifest: dict[str, Any], terminal: Terminal) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from ckdiff.checkpoints.opening import fetch_all, open_all
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.blueprint import Blueprint
-from ckdiff.deltas.change import Bytes, Encoding, Patcher
+from ckdiff.deltas.change import Bytes, Patcher
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
@@ -36,7 +36,7 @@ from ckdiff.options import (
 )
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.running.threads import Stopped
+from ckdiff.running.threads import PerThread, Stopped
 
 DeltaPath = str | os.PathLike[str]
 
@@ -244,10 +244,11 @@ class _ApplyTask:
     coming: IntArray
     _hasher: ContentHasher = field(default_factory=ContentHasher)
     _bits: IntArray = field(init=False)
-    _local: threading.local = field(default_factory=threading.local)
+    _tools: PerThread[tuple[list[Bytes], list[Patcher]]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._bits = bits_of(self.chain[-1].blueprint.dtypes)
+        self._tools = PerThread(self._made_tools)
 
     def __call__(self, chunk: int, stop: threading.Event) -> tuple[UInt64, IntArray]:
         """See ChunkTask; a chunk is a group of windows."""
@@ -355,19 +356,8 @@ class _ApplyTask:
         at = self.links.position[0, tensor]
         return bool((sums == self.chain[0].tensors.base_hashes[at]).all())
 
-    def _tools(self) -> tuple[list[Bytes], list[Patcher]]:
-        if not hasattr(self._local, "tools"):
-            made: dict[str, Patcher] = {}
-            for delta in self.chain:
-                if delta.encoding not in made:
-                    made[delta.encoding] = patcher_of(delta.encoding)
-            buffers = [np.empty(FRAME_BYTES, np.uint8) for _ in range(2)]
-            self._local.tools = buffers, [made[delta.encoding] for delta in self.chain]
-        tools: tuple[list[Bytes], list[Patcher]] = self._local.tools
-        return tools
-
-
-def patcher_of(name: str) -> Patcher:
-    """What undoes an encoding."""
-    encoding: Encoding = ENCODINGS[name]
-    return encoding.patcher()
+    def _made_tools(self) -> tuple[list[Bytes], list[Patcher]]:
+        names = [delta.encoding for delta in self.chain]
+        made: dict[str, Patcher] = {name: ENCODINGS[name].patcher() for name in set(names)}
+        buffers = [np.empty(FRAME_BYTES, np.uint8) for _ in range(2)]
+        return buffers, [made[name] for name in names]

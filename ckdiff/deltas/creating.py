@@ -41,7 +41,7 @@ from ckdiff.options import (
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.rules import Rule
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.running.threads import InOrder, Stopped
+from ckdiff.running.threads import InOrder, PerThread, Stopped
 from ckdiff.stores.maskstore import MaskStore
 
 _AHEAD = 3  # groups for each worker that may be done before the oldest is written
@@ -259,10 +259,11 @@ class _GroupTask:
     workers: int
     _hasher: ContentHasher = field(default_factory=ContentHasher)
     _bits: IntArray = field(init=False)
-    _local: threading.local = field(default_factory=threading.local)
+    _coder: PerThread[Coder] = field(init=False)
 
     def __post_init__(self) -> None:
         self._bits = bits_of(self.blueprint.dtypes)
+        self._coder = PerThread(self.coder)
 
     def __call__(self, chunk: int, stop: threading.Event) -> list[_Window]:
         """See ChunkTask; a chunk is a group of windows."""
@@ -318,9 +319,3 @@ class _GroupTask:
                 sums[1] = sums[0]
             found.append(_Window(change, sums, left_out))
         return found
-
-    def _coder(self) -> Coder:
-        if not hasattr(self._local, "coder"):
-            self._local.coder = self.coder()
-        coder: Coder = self._local.coder
-        return coder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ckdiff.options import Observer, Options, checked_observer, checked_output, 
 from ckdiff.outputs.place import write_errors
 from ckdiff.outputs.writing import write_all
 from ckdiff.running.runners import interruptible
+from ckdiff.running.threads import PerThread
 
 _SLICE = 1 << 18  # elements that are put at a time
 
@@ -96,7 +96,7 @@ class _Patches:
         self._kept: dict[int, list[_Kept]] = {}
         self._width = np.maximum(bits_of(dtypes) // 8, 1)
         self._data: Bytes = np.empty(0, np.uint8)
-        self._local = threading.local()
+        self._buffer = PerThread(lambda: np.empty(FRAME_BYTES, np.uint8))
 
     def add(self, read: Read) -> None:
         """Keep a patch. Raises OutputError."""
@@ -156,9 +156,3 @@ class _Patches:
     def _items(self, begin: int, count: int, dtype: str) -> npt.NDArray[Any]:
         kind = np.dtype(dtype)
         return self._data[begin : begin + count * kind.itemsize].view(kind)
-
-    def _buffer(self) -> Bytes:
-        if not hasattr(self._local, "buffer"):
-            self._local.buffer = np.empty(FRAME_BYTES, np.uint8)
-        buffer: Bytes = self._local.buffer
-        return buffer

@@ -16,6 +16,7 @@ from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.kernels.blending import Blend
 from ckdiff.layout import bits_of
 from ckdiff.rules import Rule
+from ckdiff.running.threads import PerThread
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import match, misfit
 
@@ -38,11 +39,15 @@ class Masking:
         self.rule = matched.rule
         self._digest = self.store.manifest_digest()
         self._check(matched.names, matched.shapes, matched.changed[0].tolist(), base, blueprint)
-        held = set(matched.names)
-        self._names = [name if name in held else None for name in blueprint.names]
+        held = dict(zip(matched.names, matched.shapes, strict=True))
+        #: None without a mask; one of another shape has no ones, as was checked
+        self._names = [
+            name if held.get(name) == tuple(shape) else None
+            for name, shape in zip(blueprint.names, blueprint.shapes, strict=True)
+        ]
         self._bits = bits_of(blueprint.dtypes)
         self._blends = {bits: Blend(bits) for bits in set(self._bits.tolist())}
-        self._local = threading.local()
+        self._buffer = PerThread(lambda: np.empty(FRAME_BYTES, np.uint8))
         self._lock = threading.Lock()
         self._ones = np.zeros(len(blueprint.names), np.int64)  # of each tensor, as they were met
         self._merged = np.zeros(len(blueprint.names), np.bool_)
@@ -83,12 +88,6 @@ class Masking:
                 "disagrees with its count",
                 hint="it was not written by ckdiff like this: make the store again",
             )
-
-    def _buffer(self) -> Bytes:
-        if not hasattr(self._local, "buffer"):
-            self._local.buffer = np.empty(FRAME_BYTES, np.uint8)
-        buffer: Bytes = self._local.buffer
-        return buffer
 
     def _check(
         self,

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.dtypes import DTYPES
 from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.layout import Layout, bits_of
 from ckdiff.naming import natural_key
-from ckdiff.stores.matching import Matched, misfit, several
+from ckdiff.stores.matching import Matched, first_rows, misfit, several
 from ckdiff.stores.tally import Tally, recount
 
 
@@ -22,8 +23,8 @@ class Plan:
         in_base = {name: i for i, name in enumerate(base.table.names)}
         in_tuned = {name: i for i, name in enumerate(tuned.table.names)}
         shared = [
-            name in in_base and base.table.shapes[in_base[name]] == shape
-            for name, shape in zip(matched.names, matched.shapes, strict=True)
+            name in in_base and self._fits(row, base.table.shapes[in_base[name]])
+            for row, name in enumerate(matched.names)
         ]
         #: positions of the blended tensors in the matched store
         self.rows: IntArray = np.flatnonzero(matched.changed[0])
@@ -35,17 +36,42 @@ class Plan:
         self.all_bits = bits_of(base.table.dtypes)
         counts = base.table.nbytes * 8 // np.maximum(self.all_bits, 1)
         self.elements = int(counts.sum())
-        copied = np.setdiff1d(np.arange(len(base.table)), self.base_index)
-        # in the order of their bytes on the disk
-        order = np.lexsort((base.offset[copied], base.file_index[copied]))
-        self.copied: IntArray = copied[order]  #: positions in the base's table
-        self.blending = Layout(counts[self.base_index])
-        self.copying = Layout(counts[self.copied])
+        blended = matched.layout.elements[self.rows]
+        self.blending = Layout(blended)
+        self._lay_out_copied(counts, blended)
         held = {name for name, fits in zip(matched.names, shared, strict=True) if fits}
         #: tensors of the base about which the masks say nothing
         self.unmasked = sorted((n for n in in_base if n not in held), key=natural_key)
         self.left_out = sorted((n for n in in_tuned if n not in in_base), key=natural_key)
-        self.bytes_to_read = int(base.table.nbytes.sum() + base.table.nbytes[self.base_index].sum())
+        of_tuned = int((blended * self.all_bits[self.base_index] // 8).sum())
+        self.bytes_to_read = int(base.table.nbytes.sum()) + of_tuned
+        #: tensors with rows that the mask is not of
+        self.partly = [
+            name
+            for name, row, i, j in zip(
+                chosen, self.rows.tolist(), self.base_index, self.tuned_index, strict=True
+            )
+            if {base.table.shapes[i], tuned.table.shapes[j]} != {matched.shapes[row]}
+        ]
+
+    def _lay_out_copied(self, counts: IntArray, blended: IntArray) -> None:
+        """What is copied: tensors that are not blended, and the rows after those that are."""
+        base = self.base
+        whole = np.setdiff1d(np.arange(len(base.table)), self.base_index)
+        rest = np.flatnonzero(counts[self.base_index] > blended)
+        copied = np.concatenate([whole, self.base_index[rest]])
+        begins = np.concatenate([np.zeros_like(whole), blended[rest]])
+        nbytes = begins * self.all_bits[copied] // 8
+        # in the order of their bytes on the disk
+        order = np.lexsort((base.offset[copied] + nbytes, base.file_index[copied]))
+        self.copied: IntArray = copied[order]  #: positions in the base's table
+        self.copied_from: IntArray = nbytes[order]  #: the byte of each from which on it is copied
+        self.copying = Layout((counts[copied] - begins)[order])
+
+    def _fits(self, row: int, shape: tuple[int, ...]) -> bool:
+        """Whether a mask is that of a tensor of a shape, or of its first rows."""
+        wanted = self.matched.shapes[row]
+        return shape == wanted or (row in self.matched.resized and first_rows(shape, wanted))
 
     def notes(self) -> Iterator[str]:
         """What a user should know before the result is taken for more than it is."""
@@ -53,6 +79,11 @@ class Plan:
             yield (
                 f"of the base's tensors {len(self.unmasked):,} are not in the mask store and stay "
                 f"as they are: {several(self.unmasked)}"
+            )
+        if self.partly:
+            yield (
+                f"of {len(self.partly):,} tensors the mask is of the first rows only: the base's "
+                f"others stay as they are, the tuned ones are left out: {several(self.partly)}"
             )
         if self.left_out:
             yield (
@@ -81,6 +112,11 @@ class Plan:
         said = matched.said().only(rest)
         recount(said, matched.starts[:, rest], [(0, said.layout.total)], Tally(said))
 
+    def _cuts_a_byte(self, row: int, position: int) -> bool:
+        """Whether the last element that is blended shares a byte with one that is not."""
+        bits = DTYPES[self.base.table.dtypes[position]].bits
+        return int(self.matched.layout.elements[row]) * bits % 8 != 0
+
     def _check(self, in_base: dict[str, int], in_tuned: dict[str, int], shares: bool) -> None:
         """Raise PairingError for a mask with ones that cannot be followed."""
         matched, base, tuned = self.matched, self.base.table, self.tuned.table
@@ -90,7 +126,7 @@ class Plan:
             i, j = in_base.get(name), in_tuned.get(name)
             for side, position, table in (("base", i, base), ("tuned", j, tuned)):
                 held = None if position is None else table.shapes[position]
-                problem = misfit(side, name, held, shape)
+                problem = misfit(side, name, held, shape, resized=row in matched.resized)
                 if problem is not None:
                     problems.append(problem)
                     break
@@ -100,6 +136,8 @@ class Plan:
                         f"{printable(name)} is {base.dtypes[i]} in base and {tuned.dtypes[j]} in "
                         "tuned"
                     )
+                elif i is not None and self._cuts_a_byte(row, i):
+                    problems.append(f"the rows of {printable(name)} do not end where bytes do")
         if problems:
             more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
             raise PairingError(

@@ -39,12 +39,18 @@ class _Side:
     reader: SpanReader
     index: IntArray  #: for each tensor of the layout its position in the checkpoint
     bits: IntArray  #: of one element, for each tensor of the layout
+    begins: IntArray | None = None  #: the byte of each tensor where the layout's begins, if not 0
+
+    def ranges(self, spans: Spans) -> tuple[IntArray, IntArray]:
+        """Where the bytes of spans begin in their tensors, and how many they are."""
+        starts, nbytes = spans.byte_ranges(self.bits)
+        return starts if self.begins is None else starts + self.begins[spans.tensors], nbytes
 
     def prefetch(self, spans: Spans) -> None:
-        self.reader.prefetch(self.index[spans.tensors], *spans.byte_ranges(self.bits))
+        self.reader.prefetch(self.index[spans.tensors], *self.ranges(spans))
 
     def acquire(self, spans: Spans) -> list[Bytes]:
-        starts, nbytes = spans.byte_ranges(self.bits)
+        starts, nbytes = self.ranges(spans)
         return views(self.reader.acquire(self.index[spans.tensors], starts, nbytes), nbytes)
 
 
@@ -127,7 +133,7 @@ class GraftTask:
         plan, layout = self._plan, self._plan.copying
         first, end = layout.chunk_range(chunk)
         with closing(plan.base.reader()) as reader:
-            base = _Side(reader, plan.copied, plan.all_bits[plan.copied])
+            base = _Side(reader, plan.copied, plan.all_bits[plan.copied], plan.copied_from)
             ahead = _Ahead(layout, [base], first, end)
             for low in range(first, end, _WINDOW):
                 if stop.is_set():
@@ -135,7 +141,7 @@ class GraftTask:
                 high = min(low + _WINDOW, end)
                 ahead.passed(high)
                 spans = layout.spans(low, high)
-                starts, _ = spans.byte_ranges(base.bits)
+                starts, _ = base.ranges(spans)
                 for tensor, start, data in zip(
                     spans.tensors.tolist(), starts.tolist(), base.acquire(spans), strict=True
                 ):

@@ -24,7 +24,7 @@ from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.maskwalk import walk, working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
-from ckdiff.stores.table import UNKNOWN, IntArray
+from ckdiff.stores.table import UNKNOWN, IntArray, content_of, hash_of_rows
 from ckdiff.stores.tally import Tally, recount
 
 OPERATIONS = ("intersection", "union", "difference", "symmetric-difference", "at-least=K")
@@ -106,6 +106,7 @@ def combine(
         base_hashes,
         matched.rule,
         made_by,
+        matched.resized,
     )
     return target.write(derived, Combination(matched, chosen))
 
@@ -169,8 +170,12 @@ def _base_hashes(matched: Matched) -> list[str]:
     found, disputed = [], {*matched.other_base, *matched.unknown_base}
     columns = zip(*matched.recorded, strict=True)
     for i, (name, hashes) in enumerate(zip(matched.names, columns, strict=True)):
-        if len(set(hashes)) == 1:
-            found.append(hashes[0])
+        contents = set(map(content_of, hashes))
+        if len(contents) == 1:
+            text = contents.pop()
         else:
-            found.append(UNKNOWN if name in disputed else matched.base_hash(i))
+            text = UNKNOWN if name in disputed else matched.base_hash(i)
+        if text and i in matched.resized:
+            text = hash_of_rows(text, matched.shapes[i][0], matched.resized[i][0])
+        found.append(text)
     return found

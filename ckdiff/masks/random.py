@@ -74,9 +74,8 @@ def random_mask(
         "within": within,
         "like": store.manifest_digest(),
     }
-    derived = Derived(
-        table.names, table.dtypes, table.shapes, layout, table.base_hashes, text, made_by
-    )
+    columns = table.names, table.dtypes, table.shapes, layout, table.base_hashes
+    derived = Derived(*columns, text, made_by, table.resized)
     return target.write(derived, RandomMask(layout, populations, by_tensor=within == "tensor"))
 
 

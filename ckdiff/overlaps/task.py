@@ -15,9 +15,9 @@ from ckdiff.errors import ClusterError, PairingError, printable
 from ckdiff.overlaps.counting import OverlapTask
 from ckdiff.overlaps.nulls.base import Base
 from ckdiff.running.remote import SHARE
-from ckdiff.stores.matching import Matched, match
+from ckdiff.stores.matching import Matched, first_rows, match
 from ckdiff.stores.summaries import By, group_index
-from ckdiff.stores.table import IntArray, is_content_hash
+from ckdiff.stores.table import IntArray, content_of, is_content_hash
 
 
 def plan(
@@ -44,9 +44,9 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
     table = checkpoint.table
     place = {name: i for i, name in enumerate(table.names)}
     index = []
-    for name, dtype, shape in zip(matched.names, matched.dtypes, matched.shapes, strict=True):
+    for tensor, (name, dtype) in enumerate(zip(matched.names, matched.dtypes, strict=True)):
         i = place.get(name)
-        if i is None or table.dtypes[i] != dtype or tuple(table.shapes[i]) != shape:
+        if i is None or table.dtypes[i] != dtype or not _fits(matched, tensor, table.shapes[i]):
             what = "no" if i is None else "another dtype or shape for"
             raise PairingError(
                 f"{printable(checkpoint.label)} has {what} {printable(name)}",
@@ -55,7 +55,16 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
         index.append(i)
     hashes = [matched.base_hash(i) for i in range(len(matched.names))]
     bits = np.array([DTYPES[dtype].bits for dtype in matched.dtypes], np.int64)
-    return Base(checkpoint, np.array(index, np.int64), bits, hashes, matched.names)
+    nbytes = matched.layout.elements * bits // 8
+    return Base(checkpoint, np.array(index, np.int64), bits, nbytes, hashes, matched.names)
+
+
+def _fits(matched: Matched, tensor: int, shape: tuple[int, ...]) -> bool:
+    """Whether a base's tensor is what a mask is of, or the mask is of its first rows."""
+    wanted, rows = matched.shapes[tensor], matched.resized.get(tensor)
+    if rows is None:
+        return shape == wanted
+    return first_rows(shape, wanted) and shape[0] <= rows[0]
 
 
 def check_one_base(matched: Matched, base: Checkpoint, null: str) -> None:
@@ -69,9 +78,10 @@ def check_one_base(matched: Matched, base: Checkpoint, null: str) -> None:
     for i, (name, recorded) in enumerate(
         zip(matched.names, zip(*matched.recorded, strict=True), strict=True)
     ):
-        if len(set(recorded)) == 1 and is_content_hash(recorded[0]):
+        contents = set(map(content_of, recorded))
+        if len(contents) == 1 and is_content_hash(recorded[0]):
             continue
-        if len({text for text in recorded if is_content_hash(text)}) > 1:
+        if len(set(filter(is_content_hash, contents))) > 1:
             raise PairingError(
                 f"the null {null} needs stores with one base, and these differ in "
                 f"{printable(name)}",

@@ -32,6 +32,20 @@ class Stopped(Exception):
     """Raised inside a task that notices that the run is being stopped."""
 
 
+class PerThread(Generic[T]):
+    """What each thread has for itself, made when it first asks."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._local = threading.local()
+
+    def __call__(self) -> T:
+        if not hasattr(self._local, "value"):
+            self._local.value = self._make()
+        value: T = self._local.value
+        return value
+
+
 class ChunkTask(Protocol[T_co]):
     """What a runner runs; ``stop`` is set when the run is over and the task should give up."""
 

@@ -27,7 +27,7 @@ from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.checks import ELSEWHERE, check_disk, relation
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.running.threads import Stopped
+from ckdiff.running.threads import PerThread, Stopped
 from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.collecting import Collected, recorder, resume, resuming
 from ckdiff.stores.maskcodec import MaskEncoder
@@ -81,6 +81,7 @@ class Derived:
     base_hashes: list[str]
     rule: str
     made_by: dict[str, Any]  #: of the manifest; the same inputs must give the same
+    resized: dict[int, tuple[int, int]] = field(default_factory=dict)  #: as in MaskTable
 
 
 class Target:
@@ -165,7 +166,9 @@ class MaskTask:
     store: Path  #: where objects go
     out: Path  #: how errors of writing them name it
     on_bytes: OnBytes
-    _local: threading.local = field(default_factory=threading.local)
+    _tools: PerThread[tuple[Bytes, MaskEncoder]] = field(
+        default_factory=lambda: PerThread(lambda: (np.empty(OBJECT, np.uint8), MaskEncoder()))
+    )
 
     def __call__(self, chunk: int, stop: threading.Event) -> ChunkResult:
         """See ChunkTask. Raises StoreError, Stopped, and what the maker raises."""
@@ -195,12 +198,6 @@ class MaskTask:
             entry = writer.finish()
         no_hashes = np.zeros((len(spans), HASH_COLUMNS), np.uint64)
         return ChunkResult(spans.tensors, changed[:, None], no_hashes, None, {key: entry})
-
-    def _tools(self) -> tuple[Bytes, MaskEncoder]:
-        if not hasattr(self._local, "tools"):
-            self._local.tools = np.empty(OBJECT, np.uint8), MaskEncoder()
-        tools: tuple[Bytes, MaskEncoder] = self._local.tools
-        return tools
 
 
 def _need(derived: Derived, maker: Maker) -> Need:
@@ -235,6 +232,7 @@ def _write_tables(derived: Derived, collected: Collected, root: Path) -> bytes:
         {derived.rule: collected.changed[:, 0]},
         base_hashes=derived.base_hashes,
         tuned_hashes=[UNKNOWN] * len(derived.names),
+        resized=derived.resized,
     )
     return write_tables(
         root,

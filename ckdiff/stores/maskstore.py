@@ -68,7 +68,8 @@ class MaskStore:
             self._verified.check_size(key)
         self.tensors: Sequence[TensorRecord] = self._read_table()
         length = self.manifest["layout"]["addresses"] // 8
-        self._bits = MaskBits(self._verified, self.table, length, documents(self.masks, length))
+        written = documents(self.masks, length, self.manifest["format_version"])
+        self._bits = MaskBits(self._verified, self.table, length, written)
         self._check_metadata()
 
     @property

@@ -17,7 +17,7 @@ from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.objects import array_path, object_keys, objects_folder
-from ckdiff.stores.table import UNKNOWN, is_content_hash
+from ckdiff.stores.table import UNKNOWN, content_of, is_content_hash
 from ckdiff.stores.tally import Said
 
 IntArray = npt.NDArray[np.int64]
@@ -46,6 +46,9 @@ class Matched:
     unknown_base: list[str] = field(default_factory=list)
     #: (stores, tensors): content hashes of the base as the stores recorded them
     recorded: list[list[str]] = field(default_factory=list)
+    #: shared tensors of which some store compared the first rows only: the most that any base has,
+    #: and any tuned side; their masks have one shape all the same
+    resized: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def notes(self) -> Iterator[str]:
         """What a user should know about stores that differ."""
@@ -82,9 +85,10 @@ class Matched:
 
     def base_hash(self, tensor: int) -> str:
         """The content hash of a shared tensor's base, from the stores that have it; UNKNOWN where
-        none has, or where they disagree.
+        none has, or where they disagree. It covers the rows that the masks have.
         """
-        found = {hashes[tensor] for hashes in self.recorded if is_content_hash(hashes[tensor])}
+        recorded = (hashes[tensor] for hashes in self.recorded)
+        found = {content_of(text) for text in recorded if is_content_hash(text)}
         return found.pop() if len(found) == 1 else UNKNOWN
 
     def said(self) -> Said:
@@ -144,6 +148,7 @@ def match(
         np.stack([table.starts[index] // 8 for table, index in columns]),
         left_out,
     )
+    matched.resized = _resized(matched)
     _compare_bases(matched)
     if require_same_base:
         matched.require_one_base()
@@ -160,14 +165,28 @@ def _opened(paths: Sequence[StorePath], least: int) -> list[MaskStore]:
     return [open_store(path) for path in paths]
 
 
+def _resized(matched: Matched) -> dict[int, tuple[int, int]]:
+    found: dict[int, tuple[int, int]] = {}
+    for store, index in zip(matched.stores, matched.positions, strict=True):
+        if not store.table.resized:
+            continue
+        for i, position in enumerate(index.tolist()):
+            rows = store.table.resized.get(position)
+            if rows is not None:
+                before = found.get(i, rows)
+                found[i] = max(rows[0], before[0]), max(rows[1], before[1])
+    return found
+
+
 def _compare_bases(matched: Matched) -> None:
     columns = zip(matched.stores, matched.positions, strict=True)
     matched.recorded = [[s.table.base_hashes[i] for i in index] for s, index in columns]
     whole = {_content_of_base(store) for store in matched.stores}
     one_base = len(whole) == 1 and None not in whole
     for name, *hashes in zip(matched.names, *matched.recorded, strict=True):
-        different = len(set(filter(is_content_hash, hashes))) > 1
-        same = one_base or (len(set(hashes)) == 1 and hashes[0] != UNKNOWN)
+        contents = set(map(content_of, hashes))
+        different = len(set(filter(is_content_hash, contents))) > 1
+        same = one_base or (len(contents) == 1 and hashes[0] != UNKNOWN)
         if different:
             matched.other_base.append(name)
         elif not same:
@@ -235,14 +254,30 @@ def _shared(stores: list[MaskStore]) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def misfit(
-    side: str, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...]
+    side: str,
+    name: str,
+    found: tuple[int, ...] | None,
+    wanted: tuple[int, ...],
+    *,
+    resized: bool = False,
 ) -> str | None:
-    """Why a mask of shape ``wanted`` has no place in a tensor of shape ``found``, or None."""
+    """Why a mask of shape ``wanted`` has no place in a tensor of shape ``found``, or None.
+
+    One that is ``resized`` is that of the first rows of a tensor that may have more.
+    """
+    if resized and found is not None and first_rows(found, wanted):
+        return None
     if found is None:
         return f"{side} lacks {printable(name)}"
     if found != wanted:
         return f"{printable(name)} is {list(found)} in {side} and {list(wanted)} in the store"
     return None
+
+
+def first_rows(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether the first rows of a tensor of ``shape`` can have the shape ``wanted``."""
+    same = shape[1:] == wanted[1:] and len(shape) == len(wanted) > 0
+    return same and shape[0] >= wanted[0]
 
 
 def several(names: list[str]) -> str:

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckdiff.stores.objects import GROUP, array_metadata, array_path
-from ckdiff.stores.schema import FORMAT, FORMAT_VERSION
+from ckdiff.stores.schema import FORMAT
 from ckdiff.stores.sealed import unique_keys
 
 
-def documents(masks: Sequence[str], length: int) -> dict[str, dict[str, Any]]:
-    """Every ``zarr.json`` of a store with these masks of ``length`` bytes, by its path."""
+def documents(masks: Sequence[str], length: int, version: int) -> dict[str, dict[str, Any]]:
+    """Every ``zarr.json`` of a store with these masks of ``length`` bytes, by its path.
+
+    ``version`` is that of the store's format.
+    """
     group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    top = group | {"attributes": {"ckdiff": {"format": FORMAT, "format_version": FORMAT_VERSION}}}
+    top = group | {"attributes": {"ckdiff": {"format": FORMAT, "format_version": version}}}
     arrays = {f"{array_path(rule)}/zarr.json": array_metadata(length) for rule in masks}
     return {"zarr.json": top, f"{GROUP}/zarr.json": group, **arrays}
 

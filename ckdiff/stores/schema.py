@@ -18,7 +18,7 @@ from ckdiff.rules import Rule
 from ckdiff.stores.objects import GROUP, INDEX_BYTES, OBJECT, array_path, object_key
 
 FORMAT = "ckdiff-mask-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  #: the newest that is read; what needs no more is written as version 1
 TABLE = "tensors.json"
 LARGEST_TABLE = 1 << 29  #: bytes of a tensor table; a million tensors have some 150 MB
 LARGEST_METADATA = 1 << 16  #: bytes of a ``zarr.json``
@@ -43,6 +43,7 @@ _COMMON = (
     "changed", "layout", "objects",
 )  # fmt: skip
 _OF_A_DIFF = ("base", "tuned", "unpaired", "selection")
+_TIED = "tied"  # of a diff, from version 2 on
 #: which sides a tensor that was not compared has
 _SIDES = {
     "added": ("tuned",),
@@ -58,7 +59,9 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     Raises ValueError.
     """
     derived = "made_by" in manifest
-    object_of("it", manifest, (*_COMMON, *(("made_by",) if derived else _OF_A_DIFF)))
+    newer = manifest["format_version"] > 1
+    diff = (*_OF_A_DIFF, *((_TIED,) if newer else ()))
+    object_of("it", manifest, (*_COMMON, *(("made_by",) if derived else diff)))
     _matching(_VERSION)("ckdiff_version", manifest["ckdiff_version"])
     rules, masks = manifest["rules"], manifest["masks"]
     for what, texts in (("rules", rules), ("masks", masks)):
@@ -82,6 +85,12 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         _check_made_by(manifest["made_by"])
     else:
         _check_diff(manifest)
+
+
+def needs_newer(manifest: dict[str, Any]) -> bool:
+    """Whether what a manifest says of a diff cannot be said in version 1."""
+    missing = any(tensor["reason"] == "missing" for tensor in manifest.get("unpaired", ()))
+    return missing or bool(manifest.get(_TIED))
 
 
 def _check_rules(what: str, texts: Any) -> None:
@@ -145,7 +154,10 @@ def _check_diff(manifest: dict[str, Any]) -> None:
             if key in identity:
                 check(f"{key} of {side}", identity[key])
         list_of(_file)(f"files of {side}", identity["files"])
-    list_of(_unpaired)("unpaired", manifest["unpaired"])
+    newer = manifest["format_version"] > 1
+    list_of(_unpaired_or_missing if newer else _unpaired)("unpaired", manifest["unpaired"])
+    if newer:
+        _check_tied(manifest[_TIED], manifest["unpaired"])
     chosen = object_of("selection", manifest["selection"], ("include", "exclude", "rename"))
     for key, globs in chosen.items():
         list_of(text)(f"{key} of selection", globs)
@@ -166,13 +178,61 @@ def _unpaired(what: str, tensor: Any) -> None:
     sides = _SIDES.get(reason) if type(reason) is str else None
     if sides is None:
         raise ValueError(f"{what} has an entry without a reason")
+    _check_sides(what, tensor, sides)
+
+
+def _unpaired_or_missing(what: str, tensor: Any) -> None:
+    """The same, or a tensor that an index names and no file of that side has.
+
+    The other side may have it, and no more than that is known of it. ``side`` may say whose index
+    it is.
+    """
+    if type(tensor) is not dict or tensor.get("reason") != "missing":
+        _unpaired(what, tensor)
+        return
+    there = [side for side in ("base", "tuned") if f"{side}_dtype" in tensor]
+    if len(there) > 1:
+        raise ValueError(f"{what} has an entry that is missing nowhere")
+    _check_sides(what, tensor, there, optional=("side",))
+    if "side" in tensor:
+        _one_of("base", "tuned", "both")(f"a side in {what}", tensor["side"])
+        if there and tensor["side"] in (*there, "both"):
+            raise ValueError(f"{what} has an entry that is there and missing")
+
+
+def _check_sides(
+    what: str, tensor: dict[str, Any], sides: Sequence[str], optional: Sequence[str] = ()
+) -> None:
+    """An entry of ``unpaired`` with a dtype and a shape of each of these sides."""
     keys = [f"{side}_{kind}" for side in sides for kind in ("dtype", "shape")]
-    object_of(what, tensor, ("name", "reason", *keys))
+    object_of(what, tensor, ("name", "reason", *keys), optional)
     text(f"a name in {what}", tensor["name"])
     for side in sides:
         if text(f"a dtype in {what}", tensor[f"{side}_dtype"]) not in DTYPES:
             raise ValueError(f"{what} has an unknown dtype")
         _shape(f"a shape in {what}", tensor[f"{side}_shape"])
+
+
+def _check_tied(tied: Any, unpaired: list[dict[str, Any]]) -> None:
+    """Tensors of one side alone that have the bits of another tensor of that side."""
+    list_of(_tied_tensor)("tied", tied)
+    alone = {(tensor["name"], tensor["reason"]) for tensor in unpaired}
+    names = set()
+    for tensor in tied:
+        names.add(tensor["name"])
+        if (tensor["name"], "added" if tensor["side"] == "tuned" else "removed") not in alone:
+            raise ValueError(f"tied has {shown(tensor['name'])}, which its side has not alone")
+    if len(names) < len(tied):
+        raise ValueError("tied has one tensor twice")
+
+
+def _tied_tensor(what: str, tensor: Any) -> None:
+    object_of(what, tensor, ("name", "same_as", "side"))
+    for key in ("name", "same_as"):
+        text(f"a {key} in {what}", tensor[key])
+    _one_of("base", "tuned")(f"a side in {what}", tensor["side"])
+    if tensor["name"] == tensor["same_as"]:
+        raise ValueError(f"{what} has a tensor that is tied to itself")
 
 
 def _check_made_by(made: Any) -> None:

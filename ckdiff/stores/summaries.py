@@ -99,13 +99,17 @@ def _tensor_row(record: TensorRecord) -> Row:
         "elements": record.elements,
         "rules": rule_counts(record.changed, record.elements),
     }
+    if record.tuned_dtype != record.dtype:
+        row["tuned_dtype"] = record.tuned_dtype
+    if record.rows is not None:
+        row["rows"] = list(record.rows)
     if record.statistics is not None:
         row["statistics"] = record.statistics
     return row
 
 
 def _grouped(table: MaskTable, by: By) -> list[Row]:
-    groups, index = group_index(table.names, table.dtypes, by)
+    groups, index = group_index(table.names, table.kinds, by)
     elements = _sums(index, table.elements, len(groups)).tolist()
     changed = {
         rule: _sums(index, counts, len(groups)).tolist() for rule, counts in table.changed.items()
@@ -244,7 +248,8 @@ _MEASURES = (
 def columns(table: MaskTable, by: By) -> list[Column]:
     """The columns of ``summarise(table, by)``: what ``--sort`` takes and ``--csv`` prints.
 
-    ``changed:RULE`` and ``density:RULE`` are there for each rule; statistics only with them.
+    ``changed:RULE`` and ``density:RULE`` are there for each rule; statistics, and what differs
+    between the sides of a tensor, only where a store has any.
     """
     if by == "tensor":
         found = [
@@ -252,6 +257,10 @@ def columns(table: MaskTable, by: By) -> list[Column]:
             Column("dtype", lambda row: row["dtype"], numeric=False),
             Column("shape", lambda row: "x".join(map(str, row["shape"])), numeric=False),
         ]
+        if table.tuned_dtypes is not None:
+            found.append(Column("tuned_dtype", _tuned_dtype, numeric=False))
+        if table.resized:
+            found += [Column(f"{side}_rows", _rows(side)) for side in ("base", "tuned")]
     else:
         found = [Column("group", lambda row: row["group"], numeric=False)]
     found.append(Column("elements", lambda row: row["elements"]))
@@ -286,6 +295,20 @@ def find_column(table: MaskTable, by: By, name: str) -> Column:
 
 def _counted(rule: str, what: str) -> Callable[[Row], Any]:
     return lambda row: row["rules"][rule][what]
+
+
+def _tuned_dtype(row: Row) -> str:
+    return str(row.get("tuned_dtype", row["dtype"]))
+
+
+def _rows(side: str) -> Callable[[Row], Any]:
+    """How many rows a side has; None for a tensor without any."""
+
+    def value(row: Row) -> int | None:
+        here = row["shape"][0] if row["shape"] else None
+        return row.get("rows", [here, here])[side == "tuned"]  # type: ignore[no-any-return]
+
+    return value
 
 
 def _measured(name: str) -> Callable[[Row], Any]:

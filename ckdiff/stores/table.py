@@ -24,9 +24,24 @@ _COMPARED = 256  # characters of a name that is looked for among others like it
 def is_content_hash(text: str) -> bool:
     """Whether a recorded hash is one of the bytes themselves.
 
-    That of a tensor which was not read says where its bytes are: ``sha256:HEX@OFFSET``.
+    That of a tensor which was not read says where its bytes are: ``sha256:HEX@OFFSET``. That of a
+    tensor's first rows says how many they are: ``HEX/ROWS``.
     """
-    return len(text) == 32
+    return len(text) == 32 or text[32:33] == "/"
+
+
+def hash_of_rows(digest: str, compared: int, rows: int) -> str:
+    """How the content hash of the first ``compared`` rows of a tensor of ``rows`` is recorded."""
+    return digest if compared == rows else f"{digest}/{compared}"
+
+
+def content_of(text: str) -> str:
+    """A recorded hash without the number of rows that it covers.
+
+    Hashes of one tensor of two stores cover the same rows where their masks have one shape: those
+    of the mask. So without their marks they tell whether the contents are the same.
+    """
+    return text.partition("/")[0]
 
 
 class ByRule(dict[str, Any]):
@@ -53,6 +68,9 @@ class TensorRecord:
     base_hash: str  #: content hash of the base side, 32 hex digits
     tuned_hash: str
     statistics: dict[str, Any] | None = None  #: with ``--stats``
+    tuned_dtype: str = ""  #: of the tuned side; in a store it is always there
+    #: of base and tuned, where only the rows were compared that both have
+    rows: tuple[int, int] | None = None
 
     def density(self, rule: str = "exact") -> float:
         """changed / elements; 0 for a tensor without elements."""
@@ -123,9 +141,16 @@ class MaskTable(Sequence[TensorRecord]):
     base_hashes: list[str]
     tuned_hashes: list[str]
     statistics: Statistics | None = None
+    #: of the tuned side, where they are not all as ``dtypes``: then values were compared
+    tuned_dtypes: list[str] | None = None
+    #: position -> rows of the base's tensor and of the tuned one, where they have not as many: then
+    #: ``shapes`` has the rows that were compared. Derived: the most that an input's sides have
+    resized: dict[int, tuple[int, int]] = field(default_factory=dict)
     _position: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.tuned_dtypes == self.dtypes:
+            self.tuned_dtypes = None
         self._position.update(zip(self.names, range(len(self.names)), strict=True))
 
     def __repr__(self) -> str:
@@ -135,7 +160,7 @@ class MaskTable(Sequence[TensorRecord]):
         return len(self.names)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, MaskTable) and self.to_json() == other.to_json()
+        return isinstance(other, MaskTable) and self.to_json(2) == other.to_json(2)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -164,6 +189,8 @@ class MaskTable(Sequence[TensorRecord]):
             self.base_hashes[i],
             self.tuned_hashes[i],
             None if self.statistics is None else self.statistics.record(i),
+            self.dtypes[i] if self.tuned_dtypes is None else self.tuned_dtypes[i],
+            self.resized.get(i),
         )
 
     def find(self, name: str) -> int:
@@ -185,9 +212,38 @@ class MaskTable(Sequence[TensorRecord]):
         """Elements of all tensors."""
         return int(self.elements.sum())
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``tensors.json``."""
-        return {
+    @property
+    def unlike(self) -> bool:
+        """Whether both sides of some tensor differ in dtype or rows."""
+        return self.tuned_dtypes is not None or bool(self.resized)
+
+    @property
+    def kinds(self) -> list[str]:
+        """What each tensor is stored as: ``BF16``, or ``BF16/F32`` where the sides differ."""
+        if self.tuned_dtypes is None:
+            return self.dtypes
+        pairs = zip(self.dtypes, self.tuned_dtypes, strict=True)
+        return [one if one == other else f"{one}/{other}" for one, other in pairs]
+
+    def retyped_tensors(self) -> list[dict[str, Any]]:
+        """Tensors of two dtypes: ``name``, ``base`` and ``tuned``, which are dtypes."""
+        columns = zip(self.names, self.dtypes, self.tuned_dtypes or self.dtypes, strict=True)
+        return [{"name": n, "base": a, "tuned": b} for n, a, b in columns if a != b]
+
+    def resized_tensors(self) -> list[dict[str, Any]]:
+        """Tensors of which some rows were compared: ``name``, ``base`` and ``tuned``, which are
+        shapes, and ``rows``, how many were compared.
+        """
+        found = []
+        for i, (base, tuned) in sorted(self.resized.items()):
+            rows, *rest = self.shapes[i]
+            sides = {"base": [base, *rest], "tuned": [tuned, *rest]}
+            found.append({"name": self.names[i], **sides, "rows": rows})
+        return found
+
+    def to_json(self, version: int = 1) -> dict[str, Any]:
+        """The content of ``tensors.json`` in a format's version."""
+        said: dict[str, Any] = {
             "name": self.names,
             "dtype": self.dtypes,
             "shape": [list(shape) for shape in self.shapes],
@@ -198,3 +254,7 @@ class MaskTable(Sequence[TensorRecord]):
             "tuned_hash": self.tuned_hashes,
             "statistics": None if self.statistics is None else self.statistics.to_json(),
         }
+        if version > 1:
+            said["tuned_dtype"] = self.tuned_dtypes
+            said["resized"] = [[i, *rows] for i, rows in sorted(self.resized.items())]
+        return said

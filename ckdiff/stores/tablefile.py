@@ -11,15 +11,23 @@ import json
 import math
 import re
 from itertools import chain
-from operator import eq
+from operator import eq, lt, ne
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
-from ckdiff.dtypes import DTYPES
+from ckdiff.dtypes import DTYPES, common
 from ckdiff.layout import Layout
 from ckdiff.stores.naturalorder import ascending
-from ckdiff.stores.schema import LARGEST_TABLE, MOST_DIMENSIONS, MOST_ELEMENTS, object_of, shown
+from ckdiff.stores.schema import (
+    LARGEST_TABLE,
+    MOST_DIMENSIONS,
+    MOST_ELEMENTS,
+    needs_newer,
+    object_of,
+    shown,
+)
 from ckdiff.stores.sealed import unique_keys, weight
 from ckdiff.stores.table import UNKNOWN, IntArray, MaskTable, Statistics
 
@@ -28,6 +36,7 @@ _LIGHT = 1 << 24  # bytes of JSON that are never that heavy, unless they are not
 _MOST_LISTS = 1 << 21  # shapes and histograms; brackets in names count as well
 
 _COLUMNS = ("name", "dtype", "shape", "elements", "start", "base_hash", "tuned_hash")
+_OF_SIDES = ("tuned_dtype", "resized")  # from version 2 on: how both sides of a tensor differ
 _PLACE = re.compile(r"(?:sha256:[0-9a-f]{64}|git:[0-9a-f]{40}|git:[0-9a-f]{64})@(?:0|[1-9][0-9]*)")
 _LONGEST_PLACE = 128
 _HEX = b"0123456789abcdef"
@@ -36,8 +45,9 @@ _BUCKETS = 65  # of a histogram of ULP distances
 
 def read_table(raw: bytes, manifest: dict[str, Any]) -> MaskTable:
     """The table of a store whose manifest was checked; raises ValueError."""
-    data = object_of("it", _parse(raw), (*_COLUMNS, "changed", "statistics"))
-    tensors, rules = manifest["tensors"], manifest["rules"]
+    newer = _OF_SIDES if manifest["format_version"] > 1 else ()
+    data = object_of("it", _parse(raw), (*_COLUMNS, "changed", "statistics", *newer))
+    tensors, rules, derived = manifest["tensors"], manifest["rules"], "made_by" in manifest
     for key in _COLUMNS:
         _column(key, data[key], tensors, list if key == "shape" else _TYPES.get(key, str))
     names, dtypes = data["name"], data["dtype"]
@@ -52,16 +62,25 @@ def read_table(raw: bytes, manifest: dict[str, Any]) -> MaskTable:
     if layout.total != manifest["layout"]["addresses"] or layout.starts.tolist() != data["start"]:
         raise ValueError("start is not what the layout says")
     changed = _changed(data["changed"], rules, layout.elements, manifest["changed"])
-    sides = data["base_hash"], data["tuned_hash"]
-    _check_hashes(*sides, changed, derived="made_by" in manifest)
+    tuned_dtypes = resized = None
+    if newer:
+        tuned_dtypes = _tuned_dtypes(data["tuned_dtype"], dtypes, derived=derived)
+        resized = _resized(data["resized"], shapes, derived=derived)
+        if tuned_dtypes is None and not resized and not needs_newer(manifest):
+            raise ValueError("it says no more than format 1 can, in a newer one")
+    sides = _hashes(data, shapes, resized or {}, derived=derived)
+    retyped = np.zeros(tensors, bool)
+    if tuned_dtypes is not None:
+        retyped[:] = list(map(ne, dtypes, tuned_dtypes))
+    _check_hashes(*sides, changed, retyped, derived=derived)
     statistics = data["statistics"]
     if statistics is not None:
-        if "made_by" in manifest:
+        if derived:
             raise ValueError("a derived store has statistics")
         statistics = _statistics(statistics, layout.elements, dtypes)
-    return MaskTable(
-        names, dtypes, shapes, layout.elements, layout.starts, changed, *sides, statistics
-    )
+    columns = names, dtypes, shapes, layout.elements, layout.starts, changed
+    hashes = data["base_hash"], data["tuned_hash"]
+    return MaskTable(*columns, *hashes, statistics, tuned_dtypes, resized or {})
 
 
 _TYPES: dict[str, type] = {"elements": int, "start": int}
@@ -131,6 +150,73 @@ def _shapes(shapes: list[list[Any]], elements: list[int]) -> list[tuple[int, ...
     return found
 
 
+def _tuned_dtypes(values: Any, dtypes: list[str], *, derived: bool) -> list[str] | None:
+    """The dtypes of the tuned side; None where all are the base's, which is how that is said."""
+    if values is None:
+        return None
+    if derived:
+        raise ValueError("a derived store has dtypes of a tuned side")
+    _column("tuned_dtype", values, len(dtypes), str)
+    pairs = {(one, other) for one, other in zip(dtypes, values, strict=True) if one != other}
+    if not pairs:
+        raise ValueError("tuned_dtype repeats dtype")
+    if strange := [other for one, other in pairs if common(one, other) is None]:
+        raise ValueError(f"tuned_dtype has {shown(min(strange))} where values cannot be compared")
+    found: list[str] = values
+    return found
+
+
+def _resized(
+    values: Any, shapes: list[tuple[int, ...]], *, derived: bool
+) -> dict[int, tuple[int, int]]:
+    """The rows of both sides where one has more than were compared, by position.
+
+    Of a diff the other side has just those. What a derived store has are the most of its inputs.
+    """
+    if type(values) is not list or not all(type(item) is list for item in values):
+        raise ValueError("resized is no list of lists")
+    if not {len(item) for item in values} <= {3}:
+        raise ValueError("resized has something else than a position and two numbers of rows")
+    if not set(map(type, chain.from_iterable(values))) <= {int}:
+        raise ValueError("resized has something else than whole numbers")
+    positions = [item[0] for item in values]
+    if not all(map(lt, [-1, *positions], [*positions, len(shapes)])):
+        raise ValueError("resized names a tensor that is not there, or not in order")
+    for i, *rows in values:
+        compared, *rest = shapes[i] or (-1,)
+        most, least = max(rows), min(rows)
+        if compared < 0 or not compared <= least <= most or compared == most:
+            raise ValueError("resized has rows of which those that were compared are no part")
+        if least > compared and not derived:
+            raise ValueError("resized has rows that were not compared and that both sides have")
+        if most * math.prod(max(n, 1) for n in rest) > MOST_ELEMENTS:
+            raise ValueError("a tensor has more elements than can be")
+    return {i: (base, tuned) for i, base, tuned in values}
+
+
+def _hashes(
+    data: dict[str, Any],
+    shapes: list[tuple[int, ...]],
+    resized: dict[int, tuple[int, int]],
+    *,
+    derived: bool,
+) -> tuple[list[str], list[str]]:
+    """The hashes of both sides without the marks of those that cover some rows only.
+
+    The marks are there where they must be, else ValueError: those left elsewhere are no hashes.
+    """
+    found = list(data["base_hash"]), list(data["tuned_hash"])
+    for i, rows in resized.items():
+        for side, texts in enumerate(found):
+            mark = "" if rows[side] == shapes[i][0] else f"/{shapes[i][0]}"
+            if derived and texts[i] == UNKNOWN:
+                continue
+            if len(texts[i]) != 32 + len(mark) or not texts[i].endswith(mark):
+                raise ValueError("a content hash does not cover the rows that were compared")
+            texts[i] = texts[i][:32]
+    return found
+
+
 def _changed(
     columns: Any, rules: list[str], elements: IntArray, totals: dict[str, int]
 ) -> dict[str, IntArray]:
@@ -147,7 +233,12 @@ def _changed(
 
 
 def _check_hashes(
-    base: list[str], tuned: list[str], changed: dict[str, IntArray], *, derived: bool
+    base: list[str],
+    tuned: list[str],
+    changed: dict[str, IntArray],
+    retyped: npt.NDArray[np.bool_],
+    *,
+    derived: bool,
 ) -> None:
     whole = True  # whether all are content hashes
     for texts in (base, tuned):
@@ -163,12 +254,15 @@ def _check_hashes(
             raise ValueError("a derived store has content hashes of a tuned side")
         return
     same = np.fromiter(map(eq, base, tuned), bool, len(base))
-    if "exact" in changed and (~same & (changed["exact"] == 0)).any():
+    # the same values of two dtypes have other bits
+    if "exact" in changed and (~same & ~retyped & (changed["exact"] == 0)).any():
         raise ValueError("a tensor without a changed element has two content hashes")
     if whole:
         return
     unread = np.array([len(a) != 32 or len(b) != 32 for a, b in zip(base, tuned, strict=True)])
-    if (unread & ~same).any() or any((counts[unread] != 0).any() for counts in changed.values()):
+    if (unread & (~same | retyped)).any() or any(
+        (counts[unread] != 0).any() for counts in changed.values()
+    ):
         raise ValueError("a tensor that was not read for being equal has changed elements")
 
 

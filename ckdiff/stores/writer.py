@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from ckdiff.layout import ALIGNMENT, Layout
 from ckdiff.naming import natural_key
 from ckdiff.outputs.placing import write_file
 from ckdiff.stores import tablefile
-from ckdiff.stores.manifest import FORMAT_VERSION, TABLE, dump_json, seal
+from ckdiff.stores.manifest import TABLE, dump_json, seal
 from ckdiff.stores.metadata import documents
-from ckdiff.stores.schema import FORMAT
+from ckdiff.stores.schema import FORMAT, FORMAT_VERSION, needs_newer
 from ckdiff.stores.sealed import fits
 from ckdiff.stores.table import MaskTable
 
@@ -63,25 +63,24 @@ def write_tables(
     rules: list[str],
     objects: dict[str, tuple[int, str]],
     provenance: dict[str, Any],
+    tied: Sequence[dict[str, Any]] = (),
 ) -> bytes:
     """Write the metadata and the tensor table below ``root``; gives the manifest's bytes.
 
-    ``objects`` are the mask objects already there, key -> (size, digest). Raises StoreError for
-    more tensors than a store that can be read again may have; OSError passes through.
+    ``objects`` are the mask objects already there, key -> (size, digest); ``tied`` of a diff the
+    unpaired tensors with the bits of another, ``name``, ``same_as`` and ``side``. The store is of
+    the oldest format that can say all that. Raises StoreError for more tensors than a store that
+    can be read again may have; OSError passes through.
     """
-    files: dict[str, Any] = {**documents(masks, layout.total // 8), TABLE: table.to_json()}
-    everything = dict(objects)
-    for key, content in files.items():
-        data = dump_json(content)
-        if key == TABLE and not tablefile.fits(data):
-            raise _too_many(table)
-        path = root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data, sync=False)
-        everything[key] = len(data), xxhash.xxh3_128_hexdigest(data)
+    said = provenance | {"tied": [*tied]}
+    version = FORMAT_VERSION if table.unlike or needs_newer(said) else 1
+    if version == 1 or "made_by" in provenance:
+        del said["tied"]
+    metadata = documents(masks, layout.total // 8, version)
+    everything = objects | _write_files(root, metadata, table, version)
     manifest = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": version,
         "ckdiff_version": __version__,
         "rules": rules,
         "masks": masks,
@@ -89,13 +88,29 @@ def write_tables(
         "tensors": len(table),
         "changed": {rule: int(counts.sum()) for rule, counts in table.changed.items()},
         "layout": {"addresses": layout.total, "alignment": ALIGNMENT, "chunk": layout.chunk},
-        **provenance,
+        **said,
         "objects": {key: list(everything[key]) for key in sorted(everything, key=natural_key)},
     }
     sealed = seal(manifest)
     if not fits(sealed):
         raise _too_many(table)
     return sealed
+
+
+def _write_files(
+    root: Path, metadata: dict[str, dict[str, Any]], table: MaskTable, version: int
+) -> dict[str, tuple[int, str]]:
+    """Write the Zarr metadata and the table; gives their sizes and digests."""
+    written = {}
+    for key, content in (metadata | {TABLE: table.to_json(version)}).items():
+        data = dump_json(content)
+        if key == TABLE and not tablefile.fits(data):
+            raise _too_many(table)
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data, sync=False)
+        written[key] = len(data), xxhash.xxh3_128_hexdigest(data)
+    return written
 
 
 def _too_many(table: MaskTable) -> StoreError:

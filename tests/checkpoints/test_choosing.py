@@ -238,6 +238,8 @@ ONE = "model.safetensors"
         (["language.safetensors", "vision.safetensors"], []),
         ([*numbered("language", 2), *numbered("vision", 2)], []),
         (["llama-3.1.safetensors", "llama-3.safetensors"], []),
+        ([f"w.{i}-of-12.safetensors" for i in range(1, 13)], ["v.safetensors"]),
+        ([f"w_{i:02d}-of-02.safetensors" for i in range(2)], ["consolidated.safetensors"]),
         (["adapter_model.safetensors"], []),
         (["adapter_model.safetensors"], ["adapter_model.fp16.safetensors"]),
         (numbered("adapter_model", 2), []),
@@ -260,6 +262,7 @@ def test_safetensors_without_an_index(
     [
         (numbered("model", 4)[:2], ["2 of 4", "model-00003-of-00004.safetensors"]),
         (numbered("m", 9)[1:2], ["1 of 9", "m-00001-of-00009", "and 5 more"]),
+        (["x.07-of-08.safetensors"], ["1 of 8", "x.01-of-08", "and 4 more"]),
         (["x-1-of-999999999.safetensors"], ["1 of 999,999,999", "x-2-of-999999999"]),
         (["x-5-of-2.safetensors", "x-1-of-2.safetensors"], ["x-2-of-2"]),
         (["x-0001-of-0000.safetensors"], ["of a numbered set"]),

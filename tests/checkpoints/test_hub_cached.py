@@ -532,6 +532,8 @@ def test_a_long_download_is_told_in_a_log(
           "--rule", "ulp=3"], "ulp=3"),
         (["delta", "hf://org/base", "hf://org/less", "-o", "{tmp}/x", "--mask", "{tmp}/m"],
          "does not fit"),
+        (["delta", "hf://org/base", "hf://org/clash", "-o", "{tmp}/x", "--encoding", "indices"],
+         "told apart"),
         (["apply", "hf://org/base", "{tmp}/d", "-o", "{tmp}/x", "--memory", "1KiB"], "memory"),
         (["overlap", "{tmp}/m", "{tmp}/m", "--null", "magnitude", "--base", "hf://org/other"],
          "has no"),
@@ -549,6 +551,8 @@ def test_what_is_refused_costs_no_download(
     np.savez(tmp_path / "masks.npz", b=np.ones(8, bool))
     hub.put("org/other", {"model.safetensors": safetensors({"other": BIG})})
     hub.put("org/less", {"model.safetensors": safetensors({"b": BASE["b"]})})
+    clash = {"b": BASE["b"], "b.indices": BIG}
+    hub.put("org/clash", {"model.safetensors": safetensors(clash)})
     assert words in error(*(text.format(tmp=tmp_path) for text in arguments))
     assert hub.downloaded() == []
     assert blobs(tmp_path) == []

@@ -31,6 +31,7 @@ from support import write_safetensors
 import ckdiff
 from ckdiff.cli import main, options, output
 from ckdiff.cli.program import COMMANDS
+from ckdiff.diffs.result import unpaired_names
 from ckdiff.stores.summaries import By
 
 HOSTILE = 'layers.0.\x1b[31m\n[red]\u202e"evil".weight'
@@ -101,9 +102,7 @@ def test_diff_json_is_the_contract(pair: Pair, tmp_path: Path) -> None:
     assert list(found["rules"]) == ["atol=1e-5", "exact"]
     assert found["rules"]["exact"]["changed"] == 4096 + 60
     assert found["rules"]["exact"]["density"] == (4096 + 60) / found["elements"]
-    assert found["unpaired"] == dict.fromkeys(
-        ("added", "removed", "reshaped", "retyped", "missing"), []
-    )
+    assert found["unpaired"] == unpaired_names([])
     assert found["unpaired_details"] == []
     assert found["bytes_read"] == 2 * 2 * found["elements"]
     assert found["seconds"] > 0
@@ -158,7 +157,7 @@ def test_storage_dtypes_stand_beside_the_densities(tmp_path: Path) -> None:
 def unpaired_checkpoints(folder: Path, extra: int = 1) -> tuple[str, str]:
     same = {"same": bf16((8,))}
     base = {"shape": bf16((8, 2)), "type": bf16((4,)), "gone": bf16((2,))} | same
-    tuned = {"shape": bf16((2, 8)), "type": ("F16", (4,), b"\0" * 8)} | same
+    tuned = {"shape": bf16((2, 8)), "type": ("U16", (4,), b"\0" * 8)} | same
     tuned |= {f"new.{i}": bf16((3, 1)) for i in range(extra)}
     return (
         str(write_safetensors(folder / "a.safetensors", base)),
@@ -171,7 +170,7 @@ def test_unpaired_tensors_are_named_with_reasons(tmp_path: Path) -> None:
     assert re.search(r"^removed +gone +BF16 \[2\]$", text, re.M)
     assert re.search(r"^added +new\.0 +BF16 \[3, 1\]$", text, re.M)
     assert re.search(r"^reshaped +shape +BF16 \[8, 2\] → BF16 \[2, 8\]$", text, re.M)
-    assert re.search(r"^retyped +type +BF16 \[4\] → F16 \[4\]$", text, re.M)
+    assert re.search(r"^retyped +type +BF16 \[4\] → U16 \[4\]$", text, re.M)
 
 
 def test_only_the_first_unpaired_tensors_are_named(tmp_path: Path) -> None:

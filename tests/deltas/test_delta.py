@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_pairs import some_model, write_side
-from cli_support import MAIN, MOST_MEMORY, error, ok, python
+from cli_support import MOST_MEMORY, error, ok, python, stopped_at_the_end
 from support import Tensor, write_index, write_safetensors, write_sparse
 
 import ckdiff
@@ -427,30 +427,14 @@ def test_a_full_disk_and_ctrl_c(
         assert os.listdir(tmp_path) == []
 
 
-STOPPED = """
-import os, signal
-from ckdiff.outputs.place import Place
-def commit(self):
-    os.kill(os.getpid(), signal.SIG{})
-Place.commit = commit
-"""
-
-
-@pytest.mark.parametrize("number", ["INT", "KILL"])
-def test_stopped_at_the_end(tmp_path: Path, pair: Pair, number: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_at_the_end(tmp_path: Path, pair: Pair, number: signal.Signals) -> None:
     runs = [
         (["delta", str(pair.base), str(pair.tuned)], tmp_path / "d"),
         (["apply", str(pair.base), str(pair.delta)], tmp_path / "out"),
     ]
     for arguments, out in runs:
-        done = python(STOPPED.format(number) + MAIN, *arguments, "-o", str(out))
-        if number == "INT":
-            assert done.returncode == 130
-            assert (
-                done.stderr.splitlines()[-1] == "ckdiff: error: interrupted (nothing was written)"
-            )
-        else:
-            assert done.returncode == -signal.SIGKILL, done.stderr
+        stopped_at_the_end(number, *arguments, "-o", str(out))
         assert not out.exists()
         ok(*arguments, "-o", str(out))
         assert out.exists()

@@ -14,7 +14,7 @@ import naive
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cli_support import MAIN, MOST_MEMORY, error, ok, python
+from cli_support import MOST_MEMORY, error, ok, python, stopped_at_the_end
 from derived_stores import FirstBits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -477,27 +477,13 @@ def test_what_fails_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-STOPPED = """
-import os, signal
-from ckdiff.outputs.rebuilt import Rebuilt
-def commit(self):
-    os.kill(os.getpid(), signal.SIG{})
-Rebuilt.commit = commit
-"""
-
-
-@pytest.mark.parametrize("number", ["INT", "KILL"])
-def test_stopped_at_the_end(pair: Pair, tmp_path: Path, number: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_at_the_end(pair: Pair, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
     arguments = ["graft", str(pair.base), str(pair.tuned), "--mask", str(pair.mask)]
-    done = python(STOPPED.format(number) + MAIN, *arguments, "-o", str(out))
-    if number == "INT":
-        assert done.returncode == 130
-        assert done.stderr.splitlines()[-1] == "ckdiff: error: interrupted (nothing was written)"
-        assert os.listdir(tmp_path) == []
-    else:
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        assert os.listdir(tmp_path) == ["out.ckdiff-partial"]
+    stopped_at_the_end(number, *arguments, "-o", str(out))
+    left = ["out.ckdiff-partial"] if number == signal.SIGKILL else []
+    assert os.listdir(tmp_path) == left
     ok(*arguments, "-o", str(out))
     assert os.listdir(tmp_path) == ["out"]
 

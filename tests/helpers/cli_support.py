@@ -124,7 +124,34 @@ main(sys.argv[2:])
 """
 
 
+#: another one: when everything was written, and is to be given its name
+_STOPPED_AT_THE_END = """
+import os, signal, sys
+from ckdiff.outputs.place import Place
+from ckdiff.cli import main
+def commit(self):
+    os.kill(os.getpid(), int(sys.argv[1]))
+Place.commit = commit
+main(sys.argv[2:])
+"""
+
+
+def stopped(number: signal.Signals, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that gets a signal when its first chunk was recorded."""
+    return python(_STOPPED, str(int(number)), *arguments)
+
+
+def stopped_at_the_end(number: signal.Signals, *arguments: str) -> None:
+    """Run a command that gets a signal right before its output is in its place."""
+    done = python(_STOPPED_AT_THE_END, str(int(number)), *arguments)
+    if number == signal.SIGKILL:
+        assert done.returncode == -number, done.stderr
+    else:
+        assert done.returncode == 130
+        assert done.stderr.splitlines()[-1] == "ckdiff: error: interrupted (nothing was written)"
+
+
 def interrupted(
     pair: Pair, out: Path, number: signal.Signals, *more: str
 ) -> subprocess.CompletedProcess[str]:
-    return python(_STOPPED, str(int(number)), "diff", *pair, "-o", str(out), *more)
+    return stopped(number, "diff", *pair, "-o", str(out), *more)

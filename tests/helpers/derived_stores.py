@@ -85,17 +85,3 @@ def fails_after(chunks: int, maker: type[Maker], error: BaseException) -> Callab
         made.append(1)
 
     return failing
-
-
-#: a process that is killed right after its first chunk was recorded
-KILLED = """
-import os, signal, sys
-from ckdiff.stores.workdir import WorkDir
-from ckdiff.cli import main
-record = WorkDir.record
-def stop(self, chunk, payload):
-    record(self, chunk, payload)
-    os.kill(os.getpid(), signal.SIGKILL)
-WorkDir.record = stop
-main(sys.argv[1:])
-"""

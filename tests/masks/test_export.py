@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_support import MAIN, error, ok, python
+from cli_support import error, ok, stopped_at_the_end
 from derived_stores import first_bits
 from exported_masks import ORDER, SHAPES, Flags, shards
 from mask_stores import make_store, random_base
@@ -58,7 +58,7 @@ def test_safetensors(invert: bool, made: tuple[ckdiff.MaskStore, Flags], tmp_pat
     assert data["polarity"] == ("1 = frozen" if invert else "1 = changed")
     assert (data["rule"], data["encoding"]) == ("exact", "bool")
     assert data["store"] == store.manifest_digest() == result["store"]
-    assert (data["base"], data["tuned"]) == ("model.safetensors", "model.safetensors")
+    assert (data["base"], data["tuned"]) == ("base/model.safetensors", "tuned/model.safetensors")
     assert json.loads(data["tensors"])["layers.10.w"] == ["BF16", [33, 100]]
     assert result["ones"] == sum(int(mask.sum()) for mask in wanted.values())
     assert os.listdir(tmp_path) == ["masks.safetensors"]
@@ -249,28 +249,18 @@ def test_what_fails_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-KILLED = """
-import os, signal
-from ckdiff.outputs.place import Place
-def commit(self):
-    os.kill(os.getpid(), signal.SIGKILL)
-Place.commit = commit
-"""
-
-
 def test_a_killed_export_leaves_nothing_under_the_name(
     made: tuple[ckdiff.MaskStore, Flags], tmp_path: Path
 ) -> None:
     store, masks = made
     out = tmp_path / "out.safetensors"
     arguments = ["export", str(store.path), "-o", str(out)]
-    done = python(KILLED + MAIN, *arguments)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    stopped_at_the_end(signal.SIGKILL, *arguments)
     assert os.listdir(tmp_path) == ["out.safetensors.ckdiff-partial"]
     ok(*arguments)
     assert os.listdir(tmp_path) == ["out.safetensors"]
     same(safetensors_numpy.load_file(out), masks)
-    python(KILLED + MAIN, *arguments, "--overwrite")
+    stopped_at_the_end(signal.SIGKILL, *arguments, "--overwrite")
     same(safetensors_numpy.load_file(out), masks)
     ok("clean", str(tmp_path))
     assert os.listdir(tmp_path) == ["out.safetensors"]

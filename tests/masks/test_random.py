@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cli_support import python
-from derived_stores import KILLED, fails_after, first_bits, tree
+from cli_support import stopped
+from derived_stores import fails_after, first_bits, tree
 
 import ckdiff
 from ckdiff.errors import (
@@ -218,7 +218,9 @@ def test_a_run_that_failed_is_resumed(
 
 def test_kill_9(large: ckdiff.MaskStore, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
-    killed = python(KILLED, "random", "--like", str(large.path), "--seed", "1", "-o", str(out))
+    killed = stopped(
+        signal.SIGKILL, "random", "--like", str(large.path), "--seed", "1", "-o", str(out)
+    )
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(StoreIncomplete):
         ckdiff.open_store(out)

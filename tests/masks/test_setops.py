@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cli_support import python
-from derived_stores import KILLED, fails_after, first_bits, tree
+from cli_support import stopped
+from derived_stores import fails_after, first_bits, tree
 from mask_stores import Flags, make_store, random_base
 
 import ckdiff
@@ -226,7 +226,7 @@ def test_another_run_in_its_place_starts_anew(
 def test_kill_9(large: list[ckdiff.MaskStore], tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     paths = [str(store.path) for store in large]
-    killed = python(KILLED, "combine", "difference", *paths, "-o", str(out))
+    killed = stopped(signal.SIGKILL, "combine", "difference", *paths, "-o", str(out))
     assert killed.returncode == -signal.SIGKILL
     assert os.listdir(tmp_path) == [out.name + SUFFIX]
     notes: list[str] = []

@@ -27,17 +27,22 @@ from ckdiff.errors import CheckpointError, printable
 class AdapterView(Checkpoint):
     """A base and an adapter, both open: closed with it. ``config`` is ``adapter_config.json``.
 
+    It is what ``merge_and_unload()`` makes, or with ``safe`` ``merge_and_unload(safe_merge=True)``.
     Tensors that the adapter leaves alone are the base's, in the base's files. Raises
     CheckpointError for an adapter that is not merged here, that does not fit the base, or that
     brings tensors that belong nowhere; both stay open then.
     """
 
-    def __init__(self, base: Checkpoint, adapter: Checkpoint, config: bytes) -> None:
+    def __init__(
+        self, base: Checkpoint, adapter: Checkpoint, config: bytes, *, safe: bool = False
+    ) -> None:
         where = f"{adapter.label}/{CONFIG_NAME}"
-        self.base, self.adapter, self.config = base, adapter, config
+        self.base, self.adapter, self.config, self.safe = base, adapter, config, safe
         self._plan = plan_merge(
             base.table, adapter.table, read_config(config, where), (base.label, adapter.label)
         )
+        if safe:
+            self._plan.round_first()
         self.label = f"{base.label} + {adapter.label}"
         self.table = self._plan.table
         self.files = [
@@ -138,7 +143,7 @@ class AdapterView(Checkpoint):
 
     @cached_property
     def _digest(self) -> str:
-        return xxhash.xxh3_128_hexdigest(self.config)
+        return xxhash.xxh3_128_hexdigest(self.config + b"\0safe" * self.safe)
 
     def fingerprint(self) -> list[Any]:
         """Those of both, and a digest of the configuration."""
@@ -151,7 +156,7 @@ class AdapterView(Checkpoint):
     def recipe(self) -> str:
         """The recipes of both, and the configuration itself: nobody reads it again."""
         sides = {name: json.loads(side.recipe()) for name, side in self._sides().items()}
-        return json.dumps({"adapter": {**sides, "config": self.config.decode()}})
+        return json.dumps({"adapter": {**sides, "config": self.config.decode(), "safe": self.safe}})
 
     def _sides(self) -> dict[str, Checkpoint]:
         return {"base": self.base, "adapter": self.adapter}
@@ -190,6 +195,6 @@ def config_beside(adapter: Checkpoint) -> bytes:
     return raw
 
 
-def adapt(base: Checkpoint, adapter: Checkpoint) -> AdapterView:
+def adapt(base: Checkpoint, adapter: Checkpoint, *, safe: bool = False) -> AdapterView:
     """A base with an adapter of this machine; both are closed with it. Raises CheckpointError."""
-    return AdapterView(base, adapter, config_beside(adapter))
+    return AdapterView(base, adapter, config_beside(adapter), safe=safe)

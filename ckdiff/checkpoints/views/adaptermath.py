@@ -16,41 +16,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.kernels.casting import narrow, widen
 from ckdiff.kernels.memory import Bytes
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 Floats = npt.NDArray[Any]
 
 #: dtypes that weights and the matrices of adapters have here
 FLOATS = ("BF16", "F16", "F32", "F64")
 _RUN = 192  # of the sum, above which torch's product adds runs up
-_NUMPY = {
+_NUMPY: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype("<u2"),
 }  # fmt: skip
 
 
 def widened(data: Bytes, dtype: str) -> Floats:
     """Elements of one of ``FLOATS``, as float32, or float64 for F64; exact. May be a view."""
-    stored = data.view(_NUMPY[dtype])
-    if dtype == "BF16":
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float32) if dtype == "F16" else stored
+    if dtype in ("F32", "F64"):
+        return data.view(_NUMPY[dtype])
+    out = np.empty(2 * len(data), np.uint8)
+    widen(data, dtype, "F32", out)
+    return out.view(np.float32)
 
 
-def rounded(values: Floats, dtype: str) -> npt.NDArray[Any]:
-    """Floats as elements of ``dtype`` (BF16 as uint16), to nearest, ties to even.
+def rounded(values: Floats, dtype: str) -> Bytes:
+    """The bytes of floats as elements of ``dtype``, to nearest, ties to even.
 
-    From float64 to BF16 by way of float32, as torch does.
+    From float64 to 16 bits by way of float32, as torch does.
     """
     with np.errstate(all="ignore"):
-        if dtype != "BF16":
-            return values.astype(_NUMPY[dtype], copy=False)
-        bits = values.astype(np.float32, copy=False).view(np.uint32)
-    up = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    found = (up >> np.uint32(16)).astype(np.uint16)
-    found[np.isnan(values)] = 0x7FC0
-    return found
+        held = values.astype(np.float64 if dtype == "F64" else np.float32, copy=False)
+    stored = held.view(np.uint8)
+    if dtype in ("F32", "F64"):
+        return stored
+    out = np.empty(len(stored) // 2, np.uint8)
+    narrow(stored, "F32", dtype, out)
+    return out
 
 
 def runs(rank: int) -> list[tuple[int, int]]:
@@ -83,31 +84,31 @@ def _run_of(left: Float32, right: Float32) -> Float32:
     """One run. The product of two float32 is exact in float64, and so each step rounds the exact
     sum, to 53 bits and then to 24.
     """
-    narrow, wide = right.astype(np.float64), left.astype(np.float64)
+    down, across = left.astype(np.float64), right.astype(np.float64)
     total = np.zeros((left.shape[0], right.shape[1]), np.float32)
     term = np.empty(total.shape, np.float64)
     for k in range(left.shape[1]):
-        np.multiply(wide[:, k, None], narrow[k], out=term)
+        np.multiply(down[:, k, None], across[k], out=term)
         np.add(term, total, out=total, casting="same_kind")
     return total
 
 
-def _wide(left: Float64, right: Float64) -> Float64:
-    total = left[:, 0, None] * right[0]
+def _wide(left: Floats, right: Floats) -> Floats:
+    total: Floats = left[:, 0, None] * right[0]
     for k in range(1, left.shape[1]):
         total += left[:, k, None] * right[k]
     return total
 
 
-def merged(weight: Bytes, dtype: str, delta: Floats, *, round_first: bool) -> npt.NDArray[Any]:
-    """``weight + delta``, as elements of ``dtype`` (BF16 as uint16), flat.
+def merged(weight: Bytes, dtype: str, delta: Floats, *, round_first: bool) -> Bytes:
+    """The bytes of ``weight + delta``, as elements of ``dtype``.
 
     The weight's bytes in row-major order, as many elements as ``delta`` has. PEFT adds a float32
     delta to the weight of a layer and rounds once; the delta of an embedding it rounds first.
     """
     flat = delta.reshape(-1)
     if round_first:
-        flat = widened(rounded(flat, dtype).view(np.uint8), dtype)
+        flat = widened(rounded(flat, dtype), dtype)
     with np.errstate(all="ignore"):
         total = widened(weight, dtype) + flat
     return rounded(total, dtype)

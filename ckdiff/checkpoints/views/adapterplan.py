@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +50,14 @@ class MergePlan:
     adapter_at: IntArray  #: for each tensor its position in the adapter, -1 where the base has it
     changes: dict[int, LowRank]  #: by tensor
     cast: dict[int, str]  #: tensors whose dtype is not that of the adapter's, and which that is
+
+    def round_first(self) -> None:
+        """Merge as ``merge_and_unload(safe_merge=True)`` does, which rounds the change of every
+        weight before it is added: 2 to 9 % of the elements of a bfloat16 model differ by that.
+        """
+        for tensor, change in self.changes.items():
+            if change.right.tensor >= 0:  # biases are rounded once either way
+                self.changes[tensor] = replace(change, round_first=True)
 
     def computed(self, tensor: int) -> bool:
         """Whether the bytes of a tensor are in no file."""

@@ -147,7 +147,7 @@ class AdapterReader:
         asked = 0
         for some, rows in _pieces(top, bottom, max(1, _FACTOR // change.rank)):
             left = self._matrices.read(change.left, (some, rows), change.rank, False, wide)
-            for begin, end in _pieces(first, last, max(1, _FACTOR // change.rank)):
+            for begin, end in _pieces(first, last, _strip(change.rank)):
                 right = self._matrices.read(change.right, (begin, end), change.rank, True, wide)
                 for low, high in _pieces(some, rows, max(1, _BLOCK // (end - begin))):
                     delta = product(left[low - some : high - some], right, change.scaling)
@@ -158,7 +158,7 @@ class AdapterReader:
                     )
                     held = np.ascontiguousarray(weight[where]).reshape(-1)
                     made = merged(held, dtype, delta, round_first=change.round_first)
-                    out[where] = made.view(np.uint8).reshape(high - low, -1)
+                    out[where] = made.reshape(high - low, -1)
         return asked
 
 
@@ -205,7 +205,7 @@ def _cast(source: int, held: str, out: Bytes, dtype: str) -> None:
     width, wide = DTYPES[dtype].bits // 8, DTYPES[held].bits // 8
     for first, last in _pieces(0, len(out) // width, _FACTOR):
         piece = bytes_at(source + first * wide, (last - first) * wide)
-        out[first * width : last * width] = rounded(widened(piece, held), dtype).view(np.uint8)
+        out[first * width : last * width] = rounded(widened(piece, held), dtype)
 
 
 def _boxes(first: int, last: int, columns: int) -> Iterator[Box]:
@@ -220,6 +220,14 @@ def _boxes(first: int, last: int, columns: int) -> Iterator[Box]:
             rows = (last - first) // columns
             yield row, row + rows, 0, columns
             first += rows * columns
+
+
+def _strip(rank: int) -> int:
+    """Columns of a right matrix that are held at a time: an odd multiple of 64, so that its rows do
+    not lie a power of two apart, where they would push each other out of the cache.
+    """
+    words = _FACTOR // rank // 64
+    return 64 * max(1, words - 1 + words % 2)
 
 
 def _pieces(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from ckdiff.errors import CheckpointError
 CONFIG_NAME = "adapter_config.json"
 CONFIG_LIMIT = (1 << 20) - 1  #: bytes of a configuration that are looked at
 _WHOLE_LIMIT = 1 << 10  #: modules that an adapter replaces; real ones have two
-_STATE_LIMIT = 1 << 16  #: of all patterns; those of real adapters have few, or are plain names
+_STATE_LIMIT = 1 << 14  #: of all patterns; those of real adapters have few, or are plain names
 RANK_LIMIT = 1 << 14  #: adapters have ranks of 4 to 1,024
 
 _MERGE = "merge it with PEFT (merge_and_unload, save_pretrained), and compare what that saves"

@@ -181,7 +181,7 @@ class Pattern:
                 raise _unusable(self._where, "it sets flags")
             self._sequence(argument[3], at, to)
         elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):
-            self._repeat(*argument, at, to)
+            self._repeat(argument, at, to)
         elif kind is op.AT and argument in (op.AT_BEGINNING, op.AT_BEGINNING_STRING):
             states.begin[at].append(to)
         elif kind is op.AT and argument in (op.AT_END, op.AT_END_STRING):
@@ -192,7 +192,8 @@ class Pattern:
     def _unknown(self, kind: Any) -> CheckpointError:
         return _unusable(self._where, f"{str(kind).lower()} is not known here")
 
-    def _repeat(self, low: int, high: int, body: Any, at: int, to: int) -> None:
+    def _repeat(self, argument: tuple[int, int, Any], at: int, to: int) -> None:
+        low, high, body = argument
         for _ in range(low):
             at = self._once(body, at)
         if high == op.MAXREPEAT:

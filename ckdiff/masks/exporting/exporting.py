@@ -34,6 +34,7 @@ from ckdiff.outputs.rebuilt import RENAME_SHARD
 from ckdiff.rules import Rule
 from ckdiff.running.runners import Meter, interruptible
 from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.stores.matching import first_rows, several
 from ckdiff.stores.table import IntArray
 
 
@@ -72,7 +73,7 @@ def export_masks(
         groups, left_out = _groups(masks, source)
         outputs: dict[str, Output] = {name: make(masks, chosen) for name, chosen in groups.items()}
         _export(place, outputs, observer, folder=folder)
-    _tell(left_out, observer)
+    _tell(masks, left_out, observer)
     return {
         "out": str(path),
         "to": to,
@@ -139,11 +140,7 @@ def _groups(masks: Masks, like: Checkpoint | None) -> tuple[dict[str, IntArray],
     for i, (name, shape) in enumerate(zip(masks.names, masks.shapes, strict=True)):
         at = where[name]
         if table.shapes[at] != shape:
-            raise PairingError(
-                f"{printable(name)} has the shape {list(table.shapes[at])} in "
-                f"{printable(like.label)} and {list(shape)} in the store",
-                hint="give the checkpoint that the store was made from",
-            )
+            raise _misfit(masks, i, like, table.shapes[at])
         groups.setdefault(like.files[int(files[at])].name, []).append(i)
     for file in groups:  # the index says their names, and it is JSON
         if file != text_label(file):
@@ -156,7 +153,30 @@ def _groups(masks: Masks, like: Checkpoint | None) -> tuple[dict[str, IntArray],
     return {name: np.array(group, np.int64) for name, group in groups.items()}, left_out
 
 
-def _tell(left_out: list[str], observer: Observer) -> None:
+def _misfit(masks: Masks, i: int, like: Checkpoint, found: tuple[int, ...]) -> PairingError:
+    """Why there is no mask of the shape that a tensor has in a checkpoint."""
+    name, shape = printable(masks.names[i]), masks.shapes[i]
+    if i in masks.resized and first_rows(found, shape):
+        # neither ones nor zeros would be true of the others
+        return PairingError(
+            f"{name} has {found[0]:,} rows in {printable(like.label)}, and only the first "
+            f"{shape[0]:,} were compared",
+            hint="leave out --like: then there are masks of these rows",
+        )
+    return PairingError(
+        f"{name} has the shape {list(found)} in {printable(like.label)} and {list(shape)} in the "
+        "store",
+        hint="give the checkpoint that the store was made from",
+    )
+
+
+def _tell(masks: Masks, left_out: list[str], observer: Observer) -> None:
+    if masks.resized:
+        names = [masks.names[i] for i in sorted(masks.resized)]
+        observer.note(
+            f"of {len(names):,} of the tensors only the rows that both sides have were compared, "
+            f"and their masks have no others: {several(names)}"
+        )
     if left_out:
         observer.note(
             f"{len(left_out):,} of the checkpoint's tensors are not in the store and are left out: "

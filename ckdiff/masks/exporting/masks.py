@@ -50,6 +50,8 @@ class Masks:
         self.names = matched.names  #: in natural order
         self.dtypes = matched.dtypes
         self.shapes = matched.shapes
+        #: rows of base and tuned where only those were compared that both have, by position
+        self.resized = matched.resized
         self.elements: IntArray = matched.layout.elements
         changed = matched.changed[0]
         if (changed < 0).any() or (changed > self.elements).any():
@@ -75,6 +77,9 @@ class Masks:
                 data[side] = str(identity.get("label", ""))
         if "made_by" in manifest:
             data["made_by"] = compact(manifest["made_by"])
+        rows = {self.names[i]: self.resized[i] for i in chosen.tolist() if i in self.resized}
+        if rows:
+            data["resized"] = compact(rows)
         tensors = {self.names[i]: [self.dtypes[i], self.shapes[i]] for i in chosen.tolist()}
         return data | {"tensors": compact(tensors)}
 

@@ -22,15 +22,16 @@ class Base:
     checkpoint: Checkpoint
     index: IntArray  #: for each tensor of the layout, its position in the checkpoint
     bits: IntArray  #: of one element of each
+    nbytes: IntArray  #: of each what the masks are of: the whole tensor, or its first rows
     hashes: Sequence[str]  #: content hashes that the stores recorded; UNKNOWN: none has read it
     names: Sequence[str]
 
     def verify(self, tensor: int, sums: npt.NDArray[np.uint64]) -> None:
         """Raise CheckpointError unless the content read is what the store was made from.
 
-        ``sums`` are those of the content hash of the whole tensor.
+        ``sums`` are those of the content hash of all that the masks are of.
         """
-        nbytes = int(self.checkpoint.table.nbytes[self.index[tensor]])
+        nbytes = int(self.nbytes[tensor])
         low, high = sums.tolist()
         wanted = self.hashes[tensor]
         if wanted != UNKNOWN and hashing.finish(low, high, nbytes) != wanted:
