@@ -397,6 +397,23 @@ def test_what_is_no_checkpoint(
     refused(place, tmp_path / "f", some_files(*names), *words)
 
 
+def test_the_order_of_a_listing_means_nothing(tmp_path: Path) -> None:
+    for names in (
+        ["optimizer.pt", "mp_rank_00_model_states.pt"],
+        ["b.txt", "a.txt", "c.txt"],
+        ["b.pt", "a.pt"],
+        ["c-2/model.safetensors", "c-10/model.safetensors", "c-1/x.bin"],
+        ["b.gguf", "a.onnx"],
+        ["b.safetensors.index.json", "a.safetensors.index.json"],
+        ["model_world_size_2_rank_0.pt", "model_world_size_1_rank_0.pt"],
+    ):
+        lines = {
+            refused(PLACES[1], tmp_path, some_files(*order), "f")
+            for order in (names, sorted(names), sorted(names, reverse=True))
+        }
+        assert len(lines) == 1, lines
+
+
 def test_an_empty_directory(tmp_path: Path, place: Place) -> None:
     refused(place, tmp_path / "f", {}, "is an empty directory")
 

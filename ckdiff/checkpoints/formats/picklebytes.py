@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 _LEAST_MEMORY = 16 << 20  # bytes of values that any pickle may make
 _MEMORY_RATE = 8  # and for each of its bytes; tensors need 5, the pieces of a sharded tensor 7
+_MOST_STACKED = 1 << 21  # values that wait to be put somewhere; the members of one dict
 _LINE = 1 << 16  # bytes of the longest line, where a protocol has lines
 
 
@@ -106,6 +107,6 @@ class PickleBytes:
             refuse("it takes more memory than its length explains")
 
     def check(self, stacked: int) -> None:
-        """Raise ValueError if ``stacked`` bytes more, which are not charged for, are too much."""
-        if stacked > self._memory:
+        """Raise ValueError if ``stacked`` values, which are not charged for yet, are too many."""
+        if stacked > _MOST_STACKED or 8 * stacked > self._memory:
             refuse("it takes more memory than its length explains")

@@ -72,16 +72,11 @@ def _tensor_v2(args: tuple[Any, ...]) -> Any:
 
 
 def _tensor_v3(args: tuple[Any, ...]) -> Any:
+    if len(args) > _MOST_ARGUMENTS:
+        return None
     match args:
-        case (
-            Storage() as storage,
-            offset,
-            shape,
-            strides,
-            _,
-            _,
-            Word(module="torch") as kind,
-            *rest,
+        case (Storage() as storage, offset, shape, strides, _, _, Word() as kind, *rest) if (
+            kind.module == "torch"
         ):
             return _tensor(storage, kind.qualname, offset, shape, strides, rest)
     return None
@@ -90,7 +85,7 @@ def _tensor_v3(args: tuple[Any, ...]) -> Any:
 def _tensor(
     storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any, rest: list[Any]
 ) -> Tensor | None:
-    if not (type(shape) is type(strides) is tuple and len(shape) == len(strides)):
+    if not (type(shape) is type(strides) is tuple and len(shape) == len(strides) <= MAX_DIMS):
         return None
     if not all(type(number) is int for number in (offset, *shape, *strides)):
         return None

@@ -67,7 +67,7 @@ class _Machine:
         source = self.bytes
         while True:
             if source.at >= len(source.raw):
-                source.check(8 * len(self._stack))
+                source.check(len(self._stack))
                 source.refill(1)
             code = source.raw[source.at]
             source.at += 1

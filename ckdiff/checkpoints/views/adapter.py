@@ -100,6 +100,12 @@ class AdapterView(Checkpoint):
         found[[*plan.changes, *plan.cast]] = -1
         return found
 
+    @property
+    def borders(self) -> Mapping[int, IntArray]:
+        """See Checkpoint: the base's, of what is read from it."""
+        at = self._plan.base_at  # a tensor of the base is where it is in the base's table
+        return {i: borders for i, borders in self.base.borders.items() if at[i] >= 0}
+
     # what is to be fetched
 
     def missing_bytes(self) -> Mapping[tuple[str, ...], int]:

@@ -90,7 +90,7 @@ class _Planning:
         self._label, self._where = labels
         self._placing = Placing(base, self._label, names, self._where)
         self._table = TensorTable(
-            list(base.names), list(base.dtypes), list(base.shapes), base.nbytes.copy()
+            list(base.names), list(base.dtypes), list(base.shapes), base.nbytes.copy(), base.absent
         )
         self._base = len(base)
         self._replaced: dict[int, int] = {}  # tensors that the adapter has, and where

@@ -1,0 +1,319 @@
+"""Torch files against torch itself: names, dtypes, shapes, bytes; and which tensors are taken."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_files
+from mask_files import Entry, mapping, pickled, tensor, torch_bytes, zip_bytes
+from torch_files import assert_same, read, saved
+
+from ckdiff.checkpoints.formats.torchzip import is_torch_zip
+from ckdiff.errors import CheckpointError
+
+W = torch.arange(6, dtype=torch.float32)
+ROOT = Path(__file__).parents[2]
+
+
+def refused(raw: bytes, key: str | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read(raw, key)
+    return caught.value.one_line()
+
+
+# -- what is read is what torch reads --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_every_dtype_and_view(protocol: int) -> None:
+    raw = saved(torch_files.state_dict(), pickle_protocol=protocol)
+    loaded = torch.load(io.BytesIO(raw), weights_only=protocol == 2)
+    table = assert_same(raw, loaded)
+    assert table.notes == []
+    assert table.strides[table.names.index("matrix")] is None
+    assert table.strides[table.names.index("transposed")] == (1, 6)
+    places = dict(zip(table.names, table.begins.tolist(), strict=True))
+    assert places["matrix"] == places["same"] == places["part"] - 20
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 4, 5])
+def test_a_module_pickled_whole(protocol: int) -> None:
+    model = torch_files.module()
+    wanted = model.state_dict()
+    assert "passing" not in wanted
+    assert "2.0.weight" in wanted  # of a module that is there twice
+    assert_same(saved(model, pickle_protocol=protocol), wanted)
+    wrapped = torch.nn.DataParallel(model)
+    assert_same(saved({"epoch": 1, "net": wrapped}), wrapped.state_dict())
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 4, 5])
+def test_weights_beside_the_rest_of_a_training(protocol: int) -> None:
+    state = torch_files.training_state()
+    table = assert_same(saved(state, pickle_protocol=protocol), state["state_dict"])
+    assert table.key == "state_dict"
+    assert table.notes == ["f.pt: the weights under state_dict are compared"]
+
+
+def test_torchscript() -> None:
+    model = torch_files.module()
+    raw = torch_files.scripted(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        loaded = torch.jit.load(io.BytesIO(raw)).state_dict()
+    table = read(raw)
+    assert sorted(table.names) == sorted(loaded)
+    for place, name in enumerate(table.names):
+        data = torch_files.packed_bytes(raw, table, place)
+        assert data == loaded[name].contiguous().numpy().tobytes()
+
+
+def test_other_ways_of_saving() -> None:
+    raw = saved({"w": W})
+    assert_same(raw, {"w": W})
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert_same(saved({"w": W}), {"w": W})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    tagged = W.clone()
+    tagged.note = "mine"  # type: ignore[attr-defined]
+    assert_same(saved({"w": tagged}), {"w": W})
+    unordered = OrderedDict(w=W)
+    unordered._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    assert_same(saved(unordered), {"w": W})
+
+
+def test_tensors_without_names() -> None:
+    assert_same(saved(W), {"0": W})
+    assert_same(saved([W, W[1:]]), {"0": W, "1": W[1:]})
+    assert_same(saved((7, {"w": W})), {"w": W})
+
+
+def test_a_dtensor_that_is_whole() -> None:
+    """Written by hand, as a process group is not needed for it."""
+    local = tensor("0", 4, [2, 2], storage="FloatStorage")
+
+    def made(rows: int, kind: bytes) -> bytes:
+        spec = (
+            b"ctorch.distributed.tensor._dtensor_spec\nDTensorSpec\n)\x81"
+            + mapping({"placements": b"ctorch.distributed.tensor.placement_types\n" + kind
+                       + b"\n)\x81\x85"}) + b"b"
+        )  # fmt: skip
+        size = b"K" + bytes([rows]) + b"K\2\x86"
+        args = b"(ctorch.distributed.tensor\nDTensor\nctorch\nfloat32\n" + size + size + b"K\0t"
+        state = mapping({"_local_tensor": local, "_spec": spec})
+        word = b"ctorch._utils\n_rebuild_wrapper_subclass\n"
+        of_type = b"ctorch._tensor\n_rebuild_from_type_v2\n("
+        return of_type + word + b"ctorch.distributed.tensor\nDTensor\n" + args + state + b"tR"
+
+    def file(rows: int, kind: bytes) -> bytes:
+        return torch_bytes(pickled(mapping({"w": made(rows, kind)})), {"0": bytes(range(16))})
+
+    assert read(file(2, b"Replicate")).shapes == [(2, 2)]
+    assert read(file(2, b"Shard")).names == ["w"]
+    assert "a shard of a DTensor" in refused(file(4, b"Shard"))
+    assert "files of all ranks" in refused(file(4, b"Shard"))
+    assert "a shard of a DTensor" in refused(file(2, b"Partial"))
+
+
+# -- which tensors are taken -----------------------------------------------------------------------
+
+OPTIMIZER = {"state": {0: {"exp_avg": W, "step": W[0]}}, "param_groups": [{"lr": 1}]}
+TAKEN: dict[str, tuple[Any, str, list[str]]] = {
+    "flat": ({"a.w": W, "b": W}, "", ["a.w", "b"]),
+    "beside plain values": ({"w": W, "epoch": 3, "_metadata": {"v": W}}, "", ["w"]),
+    "extra state": ({"w": W, "l._extra_state": {"scale": W}}, "", ["w"]),
+    "by a known name": ({"loss": W, "state_dict": {"w": W}}, "state_dict", ["w"]),
+    "two known names": ({"model": {"state_dict": {"w": W}, "args": {"x": W}}},
+                        "model.state_dict", ["w"]),
+    "a chain": ({"model": {"state_dict": {"w": W}}}, "model.state_dict", ["w"]),
+    "before averages": ({"ema": {"w": W}, "model_ema": {"w": W}, "net": {"v": W}}, "net", ["v"]),
+    "only averages": ({"ema": {"w": W}, "epoch": 1}, "ema", ["w"]),
+    "averages beside": ({"w": W, "ema": {"w": W}}, "", ["w"]),
+    "any name": ({"generator": {"w": W}, "epoch": 1}, "generator", ["w"]),
+    "nested modules": ({"encoder": {"w": W}, "decoder": {"l": {"w": W}}}, "",
+                       ["encoder.w", "decoder.l.w"]),
+    "nested under a name": ({"model": {"net": {"w": W}, "head": {"w": W}}, "epoch": 1}, "model",
+                            ["net.w", "head.w"]),
+    "beside an optimizer": ({"optimizer": OPTIMIZER, "weights": {"w": W}}, "weights", ["w"]),
+    "beside an unnamed optimizer": ({"thing": OPTIMIZER, "x": {"w": W}}, "x", ["w"]),
+    "beside settings": ({"hyper_parameters": {"w": W}, "lr_schedulers": [{"w": W}],
+                         "callbacks": {"ema": {"w": W}}, "x": {"w": W}}, "x", ["w"]),
+    "in a list": ([{"epoch": 1}, {"w": W}], "1", ["w"]),
+    "the first of the known": ({"module": {"m": W}, "state_dict": {"w": W}}, "state_dict", ["w"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_which_tensors_are_taken(case: str) -> None:
+    content, key, names = TAKEN[case]
+    table = read(saved(content))
+    assert (table.key, table.names) == (key, names)
+    assert bool(key) == any(f"the weights under {key} are" in note for note in table.notes)
+    if key:
+        assert read(saved(content), key).names == names
+
+
+def test_others_are_named() -> None:
+    table = read(saved({"model": {"w": W}, "ema": {"w": W}, "e": 1}))
+    assert "passed over: --key ema" in table.notes[1]
+
+
+def test_several_that_nothing_tells_apart() -> None:
+    content = {"netG": {"w": W}, "netD": {"v": W}, "epoch": 1, "optimizer": OPTIMIZER}
+    assert "choose with --key netG or --key netD" in refused(saved(content))
+    assert read(saved(content), "netD").names == ["v"]
+    assert "try --key netG or --key netD" in refused(saved(content), "netX")
+    assert "is no mapping" in refused(saved(content), "epoch")
+    assert read(saved(content), "optimizer.state.0").names == ["exp_avg", "step"]
+
+
+def test_keys_with_dots() -> None:
+    content = {"a.b": {"c": {"w": W}}, "x": 1}
+    assert read(saved(content), "a.b.c").names == ["w"]
+    both = {"a.b": {"w": W}, "a": {"b": {"v": W}}, "x": 1}
+    assert "more than one thing" in refused(saved(both), "a.b")
+    assert read(saved({"w": W, "model": {"v": W}}), ".").names == ["w", "model.v"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (OPTIMIZER, "the state of an optimizer"),
+        ({"optimizer": OPTIMIZER, "epoch": 1}, "the state of an optimizer"),
+        ({"python": 1, "numpy": 2, "cpu": W}, "no weights"),
+        ({"epoch": 1}, "holds no tensors by name"),
+        ({}, "holds no tensors by name"),
+        (7, "holds no tensors by name"),
+        ({0: W}, "holds no tensors by name"),
+        ({"w": torch.ones(2, dtype=torch.complex128)}, "of dtype complex128"),
+        ({"a": {"b": W}, "a.b": W}, "two tensors have the name"),
+    ],
+)
+def test_no_weights(content: Any, words: str) -> None:
+    assert words in refused(saved(content))
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    content = {
+        "w": W,
+        "sparse": torch.zeros(2, 2).to_sparse(),
+        "conj": torch.ones(2, dtype=torch.complex64).conj(),
+        "wide": torch.ones(2, dtype=torch.complex128),
+        "meta": torch.empty(2, device="meta"),
+    }
+    table = read(saved(content))
+    assert table.names == ["w"]
+    assert "4 tensors cannot be compared and are left out, such as sparse" in table.notes[0]
+
+
+# -- files that are not what they should be --------------------------------------------------------
+
+Q = {"0": bytes(range(24))}
+
+
+def hand_made(view: bytes, storages: dict[str, bytes] = Q, **options: Any) -> bytes:
+    return torch_bytes(pickled(mapping({"w": view})), storages, **options)
+
+
+def floats(*arguments: Any, **options: Any) -> bytes:
+    return tensor(*arguments, storage="FloatStorage", **options)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (hand_made(floats("0", 7, [7])), "not what is declared"),
+        (hand_made(floats("0", 5, [5])), "not what is declared"),
+        (hand_made(floats("0", -6, [5])), "not what is declared"),
+        (hand_made(floats("1", 6, [6])), "are not in the file"),
+        (hand_made(floats("../version", 6, [6])), "are not in the file"),
+        (hand_made(floats("0", 6, [7])), "after the end of its storage"),
+        (hand_made(floats("0", 6, [6], offset=1)), "after the end of its storage"),
+        (hand_made(floats("0", 6, [2, 3], [4, 1])), "after the end of its storage"),
+        (hand_made(floats("0", 6, [2], [-1], offset=3)), "no sensible shape"),
+        (hand_made(floats("0", 6, [-1], [1])), "no sensible shape"),
+        (hand_made(floats("0", 6, [1 << 40, 1 << 40, 0], [0, 0, 0])), "no sensible shape"),
+        (hand_made(floats("0", 6, [1 << 40], [0])), "repeat"),
+        (hand_made(floats("0", 6, [6]), order=b"big"), "big-endian"),
+        (hand_made(floats("0", 6, [6]), order=b"?"), "no order of bytes"),
+        (hand_made(floats("0", 6, [6]), method=8), "compressed"),
+        (zip_bytes([Entry(b"a/data.pkl", pickled(b"}"), 8)]), "compressed"),
+        (zip_bytes([Entry(b"a/x", b"")]), "none of torch"),
+        (zip_bytes([Entry(b"a/data.pkl", b"."), Entry(b"b/data.pkl", b".")]), "two pickles"),
+        (zip_bytes([Entry(b"a/data.pkl", b".", flags=1)]), "is encrypted"),
+        (zip_bytes([Entry(b"a/data.pkl", b"."), Entry(b"a/data.pkl", b".")]), "there twice"),
+    ],
+)
+def test_files_that_contradict_themselves(raw: bytes, words: str) -> None:
+    assert words in refused(raw)
+
+
+def old(content: Any) -> bytes:
+    return saved(content, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (old({"w": W}), "format of torch before 1.6"),
+        (b"\x1f\x8b\x08" + bytes(40), "gunzip"),
+        (b"a" * 257 + b"ustar\x0000" + bytes(300), "tar archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
+        ((40).to_bytes(8, "little") + b'{"a":' + b" " * 40, "safetensors"),
+        (b"\x80\4K\1.", "a pickle by itself"),
+        (b"", "is empty"),
+        (b"GGUF" + bytes(30), "GGUF"),
+        (b"PK\3\4", "no whole zip"),
+    ],
+)
+def test_other_files_have_a_remedy(raw: bytes, words: str) -> None:
+    line = refused(raw)
+    assert words in line
+    assert "(" in line  # the remedy
+
+
+def test_known_by_content() -> None:
+    assert is_torch_zip(saved({"w": W})[:128])
+    assert is_torch_zip(torch_files.scripted(torch.nn.Linear(1, 1))[:128])
+    buffer = io.BytesIO()
+    np.savez(buffer, w=np.ones(3))
+    assert not is_torch_zip(buffer.getvalue()[:128])
+    assert not is_torch_zip(old({"w": W})[:128])
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    raw = saved({"w": torch.ones(1000)})
+    for size in range(0, len(raw), 97):
+        refused(raw[:size])
+
+
+def test_nothing_of_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "f.pt").write_bytes(saved(torch_files.training_state()))
+    script = (
+        "import sys\n"
+        "from ckdiff.checkpoints.formats.torchzip import torch_table\n"
+        f"raw = open({str(tmp_path / 'f.pt')!r}, 'rb').read()\n"
+        "torch_table(lambda o, n: raw[o:o + n], len(raw), 'f')\n"
+        "print(sorted({'torch', 'pickle', 'numba', 'zarr'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "torch" not in done.stdout
+    assert "numba" not in done.stdout
