@@ -35,6 +35,7 @@ class Options:
     include: Sequence[str] = ()  #: globs of tensor names
     exclude: Sequence[str] = ()
     rename: Sequence[str] = ()  #: ``REGEX=REPL`` on tuned names
+    key: str | None = None  #: path of the state dict in torch files that hold more
     common_rows: bool = False  #: of tensors whose first dimensions differ, compare what both have
     unfuse: bool = True  #: compare fused tensors with the parts that the other side has
     stats: bool = False

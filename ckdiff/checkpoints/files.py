@@ -8,7 +8,6 @@ from typing import Any
 
 import xxhash
 
-from ckdiff.checkpoints.folders import Choice
 from ckdiff.checkpoints.formats.registry import FORMATS
 from ckdiff.checkpoints.gathering import Located, PieceReader
 from ckdiff.checkpoints.pieces import Contents, borders, together
@@ -28,7 +27,7 @@ class FileCheckpoint(Checkpoint):
         """
         self.place, self._key = place, key
         self.contents = _read(place, key) if contents is None else contents
-        self.notes = (*_notes(place.choice), *self.contents.notes)
+        self.notes = (*place.choice.notes, *self.contents.notes)
         self.table = self.contents.table
         self.file_index, self.offset = self.contents.file_index, self.contents.offset
         self._describe()
@@ -130,7 +129,9 @@ class FileCheckpoint(Checkpoint):
 
     def recipe(self) -> str:
         """See Checkpoint."""
-        return self.place.recipe()
+        if self._key is None:
+            return self.place.recipe()
+        return json.dumps({**json.loads(self.place.recipe()), "key": self._key})
 
     def verify(self) -> None:
         """See Checkpoint."""
@@ -145,8 +146,3 @@ def _read(place: Place, key: str | None) -> Contents:
     return together(
         [(files.prefix, FORMATS[files.choice.format](files)) for files in files_of(place, key)]
     )
-
-
-def _notes(choice: Choice) -> list[str]:
-    """What is to be said of how the files were chosen."""
-    return [*choice.notes, *(note for _, part in choice.parts for note in part.notes)]

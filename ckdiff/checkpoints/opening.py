@@ -17,13 +17,14 @@ from ckdiff.errors import BudgetError, UsageError, printable
 Given = str | os.PathLike[str] | Checkpoint  #: what the API takes
 
 
-def open_checkpoint(path: Given) -> Checkpoint:
+def open_checkpoint(path: Given, *, key: str | None = None) -> Checkpoint:
     """Open a checkpoint; an object that is one already is passed through.
 
-    A path is a safetensors file, a directory of them, or the ``*.safetensors.index.json`` of one;
-    or one of these on the hub, ``hf://org/name[@revision][/path]``, which is downloaded into the
-    hub's cache unless it is there. Raises CheckpointError, and BudgetError for a download that does
-    not fit; the caller closes what it opened.
+    A path is a safetensors or torch file, a directory of them, or the index of one; or one of these
+    on the hub, ``hf://org/name[@revision][/path]``, which is downloaded into the hub's cache unless
+    it is there. ``key`` is the path of the state dict in torch files that hold more, such as
+    ``trainer.model``. Raises CheckpointError, and BudgetError for a download that does not fit; the
+    caller closes what it opened.
     """
     if isinstance(path, (str, os.PathLike)):
         text = os.fspath(path)
@@ -32,8 +33,8 @@ def open_checkpoint(path: Given) -> Checkpoint:
         if is_hub_address(text):
             from ckdiff.checkpoints.places.hub.cached import cached_place
 
-            return _in_files(cached_place(text))
-        return open_local(text)
+            return _in_files(cached_place(text), key)
+        return open_local(text, key=key)
     if not isinstance(path, Checkpoint):
         raise UsageError(
             f"a checkpoint is a path or what open_checkpoint gives, not {type(path).__name__}"
@@ -41,18 +42,18 @@ def open_checkpoint(path: Given) -> Checkpoint:
     return path
 
 
-def open_for_planning(path: Given) -> Checkpoint:
+def open_for_planning(path: Given, *, key: str | None = None) -> Checkpoint:
     """``open_checkpoint``, but of a checkpoint of the hub nothing is fetched except its headers, so
     that only its tensors are known.
     """
     if isinstance(path, (str, os.PathLike)) and is_hub_address(str(os.fspath(path))):
         from ckdiff.checkpoints.places.hub.headers import HubPlace, hub_place
 
-        return _in_files(hub_place(str(os.fspath(path)), HubPlace))
-    return open_checkpoint(path)
+        return _in_files(hub_place(str(os.fspath(path)), HubPlace), key)
+    return open_checkpoint(path, key=key)
 
 
-def open_for_streaming(path: Given) -> Checkpoint:
+def open_for_streaming(path: Given, *, key: str | None = None) -> Checkpoint:
     """``open_checkpoint``, but a checkpoint of the hub is not downloaded: its readers fetch what
     they are asked for.
     """
@@ -60,19 +61,19 @@ def open_for_streaming(path: Given) -> Checkpoint:
         from ckdiff.checkpoints.places.hub.headers import hub_place
         from ckdiff.checkpoints.places.hub.streamed import StreamedPlace
 
-        return _in_files(hub_place(str(os.fspath(path)), StreamedPlace))
-    return open_checkpoint(path)
+        return _in_files(hub_place(str(os.fspath(path)), StreamedPlace), key)
+    return open_checkpoint(path, key=key)
 
 
-def open_local(path: str | os.PathLike[str]) -> FileCheckpoint:
+def open_local(path: str | os.PathLike[str], *, key: str | None = None) -> FileCheckpoint:
     """Open the files that a path of this machine means. Raises CheckpointError."""
-    return _in_files(local_place(path))
+    return _in_files(local_place(path), key)
 
 
-def _in_files(place: Place) -> FileCheckpoint:
+def _in_files(place: Place, key: str | None) -> FileCheckpoint:
     """The checkpoint in the files of ``place``, which is closed where they are none."""
     try:
-        return FileCheckpoint(place)
+        return FileCheckpoint(place, key)
     except BaseException:
         place.close()
         raise
@@ -80,13 +81,18 @@ def _in_files(place: Place) -> FileCheckpoint:
 
 def open_recipe(recipe: str) -> Checkpoint:
     """What a ``Checkpoint.recipe`` of another process says. Raises what opening raises."""
-    ((way, path),) = json.loads(recipe).items()
-    return {"stream": open_for_streaming, "path": open_checkpoint}[way](path)
+    said = json.loads(recipe)
+    opening = open_for_streaming if "stream" in said else open_checkpoint
+    return opening(_place_of(said), key=said.get("key"))
 
 
 def place_in(recipe: str) -> str:
     """Where a recipe looks, for people."""
-    return printable(*json.loads(recipe).values())
+    return printable(_place_of(json.loads(recipe)))
+
+
+def _place_of(said: dict[str, str]) -> str:
+    return said.get("stream") or said["path"]
 
 
 def open_in(

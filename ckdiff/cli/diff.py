@@ -27,6 +27,20 @@ _GATES = (
 @click.option(
     "--rename", multiple=True, metavar="REGEX=REPL", help="Rename tuned tensors first (re.sub)."
 )
+@options.key
+@click.option(
+    "--common-rows",
+    is_flag=True,
+    help="Of tensors with other first dimensions, compare the rows that both have.",
+)
+@click.option(
+    "--no-unfuse",
+    "unfuse",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Compare fused tensors as they are stored, not part by part.",
+)
 @click.option("--stats", is_flag=True, help="Also measure how far elements moved, per tensor.")
 @options.workers
 @options.memory
@@ -57,8 +71,8 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> int:
-    """Compare the checkpoints BASE and TUNED: safetensors files, directories of them, or
-    hf://org/name[@revision] on the Hugging Face hub.
+    """Compare the checkpoints BASE and TUNED: safetensors or torch files, directories of
+    them, or hf://org/name[@revision] on the Hugging Face hub.
 
     Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
     stopped is resumed by the same command. Exits with 1 when a gate fails: --fail-above,

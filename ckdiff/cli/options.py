@@ -163,3 +163,10 @@ def by(default: str) -> Decorator:
     return click.option(
         "--by", type=click.Choice(BY), default=default, show_default=True, help="One row for each."
     )
+
+
+key = click.option(
+    "--key",
+    metavar="PATH",
+    help="Where in a torch file the weights are, such as trainer.model, if it holds more.",
+)

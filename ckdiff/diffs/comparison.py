@@ -90,12 +90,15 @@ def side_by_side(
 
     Raises UsageError and PairingError.
     """
-    if not selection.unfuse:
-        return Comparison(base, tuned, selection, same)
     names, unused = renamed(tuned.table.names, selection.rename)
+    if not selection.unfuse:
+        comparison = Comparison(base, tuned, selection, same)
+        comparison.tuned_names = names
+        return comparison
     found = unfuse(base.table, replace(tuned.table, names=names))
     if found.base is None and found.tuned is None:
         comparison = Comparison(base, tuned, selection, same)
+        comparison.tuned_names = names
     else:
         everything = SideView(np.arange(len(names), dtype=np.int64), names, [])
         seen = (
@@ -124,6 +127,7 @@ class Comparison:
         pairing: Pairing | None = None,
     ) -> None:
         self.base, self.tuned, self.selection = base, tuned, selection
+        self.tuned_names = tuned.table.names  #: after renaming, in the order of its table
         self.notes: tuple[str, ...] = ()  #: of what is compared otherwise than it is stored
         self.pairing = found = pairing or selection.pair(base.table, tuned.table)
         places = range(len(found))
@@ -158,7 +162,7 @@ class Comparison:
         if tuple(same) == self.same:
             return self
         known = Comparison(self.base, self.tuned, self.selection, same, self.pairing)
-        known.notes = self.notes
+        known.notes, known.tuned_names = self.notes, self.tuned_names
         return known
 
     def to_read(self, first: int, stop: int) -> Spans:

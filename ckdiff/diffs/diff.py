@@ -26,6 +26,7 @@ def diff(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rename: Sequence[str] = (),
+    key: str | None = None,
     common_rows: bool = False,
     unfuse: bool = True,
     stats: bool = False,
@@ -47,7 +48,10 @@ def diff(
     ``rule@bf16``, ``@f16`` or ``@f32``. Each of them gives a mask, and ``exact`` is always counted.
     Each of ``rename`` is a ``REGEX=REPL``, applied to the tuned side's names in order by
     ``re.sub``. Of the names then, on both sides, those that match a glob of ``include`` are
-    compared, by default all, and never those that match one of ``exclude``. ``memory``, a number of
+    compared, by default all, and never those that match one of ``exclude``. ``key`` is the path of
+    the state dict in torch files that hold more. With ``common_rows`` tensors that differ in their
+    first dimension only are compared in the rows that both have. Fused tensors are compared part
+    by part where the other side has the parts, unless ``unfuse`` is false. ``memory``, a number of
     bytes or a text such as ``"512MiB"``, bounds the anonymous memory of all ``workers`` together:
     256 MiB by default, and 32 MiB more for each worker past two. Tensors at one
     place of a file that both sides share (one inode, or one content hash at the hub) are equal and
@@ -66,6 +70,7 @@ def diff(
         include=include,
         exclude=exclude,
         rename=rename,
+        key=key,
         common_rows=common_rows,
         unfuse=unfuse,
         stats=stats,

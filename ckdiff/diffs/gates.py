@@ -110,11 +110,9 @@ def unmatched(comparison: Comparison, expected: Iterable[tuple[str, str]] = ()) 
     ]
     found = list[str]()
     if selecting:
-        tuned = comparison.tuned.table.names
-        for item in chosen.rename:  # known to be sound: the pairing has used them
-            pattern, _, replacement = item.rpartition("=")
-            tuned = [re.sub(pattern, replacement, name) for name in tuned]
-        found = _without_match(selecting, [*left, *comparison.base.table.names, *tuned])
+        found = _without_match(
+            selecting, [*left, *comparison.base.table.names, *comparison.tuned_names]
+        )
     return found + _without_match(expected, left)
 
 

@@ -140,7 +140,9 @@ def plan(
     rules, resident = RuleSet.of(options.rules), budget.resident_anonymous()
     place = None if out is None else checked_output(out)
     with ExitStack() as stack:
-        opening = open_for_streaming if options.stream else open_for_planning
+        opening = partial(
+            open_for_streaming if options.stream else open_for_planning, key=options.key
+        )
         sides = (open_in(stack, base, opening), open_in(stack, tuned, opening))
         opened = time.perf_counter()
         comparison = _compared(sides, place, options)
@@ -202,6 +204,8 @@ def _disk_at_most(comparison: Comparison, rules: RuleSet) -> int:
 
 def _tell(comparison: Comparison, observer: Observer) -> None:
     """What people should know of the pairs."""
+    for said in (*comparison.base.notes, *comparison.tuned.notes, *comparison.notes):
+        observer.note(f"note: {said}")
     for warning in comparison.pairing.warnings:
         observer.note(f"warning: {warning}")
     if comparison.pairing.hint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckdiff.checkpoints.opening import bytes_to_download, fetch_all
 from ckdiff.diffs.comparison import DiffRecipe
@@ -15,8 +15,9 @@ from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details, resized, retyped
 from ckdiff.diffs.tables import table_of
+from ckdiff.diffs.ties import tied_extras, tied_pairs
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import ClusterError, SourceChanged
+from ckdiff.errors import ClusterError, SourceChanged, printable
 from ckdiff.outputs.checks import check_disk
 from ckdiff.running.runners import Meter, OnCluster, interruptible, run_chunks
 from ckdiff.stores import sharedwork
@@ -62,6 +63,7 @@ class _Run:
         )
         self._device = DeviceRun(plan.devices)
         self._resumed = 0  #: bytes of both sides that an earlier run had compared
+        self._tied: list[dict[str, Any]] = []
         self._manifest = b""
 
     def result(self) -> DiffResult:
@@ -69,6 +71,7 @@ class _Run:
         with interruptible(self._hint):
             if plan.out is None:
                 self._compare(None)
+                self._find_ties()
                 verify_sources(plan)
                 return self._found()
             check_disk(plan.out, plan.disk_at_most(), plan.observer.note)
@@ -77,6 +80,7 @@ class _Run:
                     plan.observer.note(starting_anew(work.discarded, *plan.sides))
                 try:
                     self._compare(work)
+                    self._find_ties()
                     with store_errors(plan.out):
                         self._manifest = self._write_tables(work.store)
                     verify_sources(plan)
@@ -85,6 +89,18 @@ class _Run:
                     raise
                 work.commit(self._manifest)
             return self._found()
+
+    def _find_ties(self) -> None:
+        """Look for tensors of one side that are another of it once more, and say so."""
+        base, tuned = self._plan.sides
+        self._tied = tied_extras(
+            (base, tuned), self._comparison.pairing, self._comparison.tuned_names
+        )
+        for tie in self._tied:
+            self._plan.observer.note(
+                f"note: {printable(tie['name'])}, only in {tie['side']}, has the same bits as "
+                f"{printable(tie['same_as'])}: they are tied"
+            )
 
     def _hint(self) -> str | None:
         out = self._plan.out
@@ -170,18 +186,24 @@ class _Run:
             rules=[str(rule) for rule in self._rules.reported],
             objects=collected.objects,
             provenance=self._comparison.provenance(details(self._comparison.pairing.unpaired)),
+            tied=self._tied,
         )
 
     def _found(self) -> DiffResult:
         seconds = time.perf_counter() - self._began
         plan, comparison, pairing = self._plan, self._comparison, self._comparison.pairing
         table = self._collected.table or table_of(self._collected, comparison, self._rules)
+        for name, other in tied_pairs(table):
+            plan.observer.note(
+                f"note: {printable(name)} has the same bits as {printable(other)} on both sides: "
+                "they are tied, and counted twice"
+            )
         totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
         exact_only = {}
         for rule in self._rules.reported:
             names = [
                 name
-                for name, dtype in zip(pairing.names, comparison.dtypes, strict=True)
+                for name, dtype in zip(pairing.names, comparison.kinds, strict=True)
                 if rule.falls_back(DTYPES[dtype])
             ]
             if names:
@@ -205,6 +227,7 @@ class _Run:
             unmatched=unmatched(comparison),
             retyped=retyped(comparison),
             resized=resized(comparison),
+            tied=self._tied,
             store_path=plan.out,
         )
 

@@ -9,7 +9,7 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import hashing
 from ckdiff.rules import RuleSet
 from ckdiff.stores.collecting import Collected
-from ckdiff.stores.table import MaskTable
+from ckdiff.stores.table import MaskTable, hash_of_rows
 
 
 def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> MaskTable:
@@ -19,6 +19,9 @@ def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> Ma
     for i, side in enumerate(comparison.sides):
         sums = collected.hashes[:, 2 * i].tolist(), collected.hashes[:, 2 * i + 1].tolist()
         hashes.append(list(map(hashing.finish, *sums, side.nbytes.tolist())))
+    for i, rows in comparison.pairing.resized.items():
+        for of_side, count in zip(hashes, rows, strict=True):
+            of_side[i] = hash_of_rows(of_side[i], min(rows), count)
     for i, text in comparison.known_by().items():
         hashes[0][i] = hashes[1][i] = text
     numeric = np.array([DTYPES[name].numeric for name in comparison.kinds], bool)
@@ -32,4 +35,6 @@ def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> Ma
         base_hashes=hashes[0],
         tuned_hashes=hashes[1],
         statistics=collected.statistics(numeric),
+        tuned_dtypes=comparison.sides[1].dtypes,
+        resized=comparison.pairing.resized,
     )

@@ -17,7 +17,6 @@ import numpy as np
 from ckdiff.checkpoints.pairing import Pairing
 from ckdiff.checkpoints.protocol import Checkpoint, SpanReader
 from ckdiff.kernels.memory import views
-from ckdiff.layout import IntArray
 from ckdiff.stores.table import MaskTable, is_content_hash
 
 _WINDOW = 1 << 20  # bytes that are compared at a time
@@ -26,7 +25,7 @@ _SIDES = (("base", "removed"), ("tuned", "added"))
 
 
 def tied_extras(
-    sides: tuple[Checkpoint, Checkpoint], pairing: Pairing
+    sides: tuple[Checkpoint, Checkpoint], pairing: Pairing, tuned_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Of the tensors that only one side has those with the bits of another of that side: their
     ``name``, ``same_as`` and ``side``.
@@ -35,29 +34,30 @@ def tied_extras(
     reading raises.
     """
     found = []
-    for (word, reason), checkpoint, index in zip(
-        _SIDES, sides, (pairing.base_index, pairing.tuned_index), strict=True
-    ):
-        extra = [u.name for u in pairing.unpaired if u.reason == reason]
-        twins = _twins(checkpoint, pairing, index, extra, word)
+    columns = (sides[0].table.names, tuned_names), (pairing.base_index, pairing.tuned_index)
+    for (word, reason), checkpoint, names, index in zip(_SIDES, sides, *columns, strict=True):
+        extra = {u.name for u in pairing.unpaired if u.reason == reason}
+        at = {name: i for i, name in enumerate(names) if name in extra}
+        pairs = zip(pairing.names, index.tolist(), strict=True)
+        twins = _twins(checkpoint, at, list(pairs)) if at else []
         found += [{"name": name, "same_as": other, "side": word} for name, other in twins]
     return found
 
 
 def _twins(
-    checkpoint: Checkpoint, pairing: Pairing, index: IntArray, extra: Sequence[str], side: str
+    checkpoint: Checkpoint, at: dict[str, int], paired: list[tuple[str, int]]
 ) -> list[tuple[str, str]]:
+    """Of the tensors ``at`` these positions those with the bits of another, and its name."""
     table = checkpoint.table
-    if not extra:
-        return []
-    at = _positions(pairing, checkpoint, extra, side)
     alike: dict[Any, list[tuple[int, str]]] = defaultdict(list)
     wanted = {(table.dtypes[i], table.shapes[i]) for i in at.values() if _eligible(table.shapes[i])}
-    for name, i in [*zip(pairing.names, index.tolist(), strict=True), *at.items()]:
+    for name, i in [*paired, *at.items()]:
         if (key := (table.dtypes[i], table.shapes[i])) in wanted:
             alike[key].append((i, name))
     found: list[tuple[str, str]] = []
     taken: set[str] = set()
+    if not wanted:
+        return []
     with closing(checkpoint.reader()) as reader:
         for name, i in at.items():
             others = alike.get((table.dtypes[i], table.shapes[i]), [])
@@ -74,16 +74,6 @@ def _twins(
                 found.append((name, twin))
                 taken.add(name)
     return found
-
-
-def _positions(
-    pairing: Pairing, checkpoint: Checkpoint, names: Sequence[str], side: str
-) -> dict[str, int]:
-    """Where the table has the tensors of these names, which renaming may have changed."""
-    positions = pairing.tuned_at if side == "tuned" else None
-    if positions is None:
-        positions = {name: i for i, name in enumerate(checkpoint.table.names)}
-    return {name: positions[name] for name in names}
 
 
 def _eligible(shape: tuple[int, ...]) -> bool:
