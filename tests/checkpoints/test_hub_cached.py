@@ -318,28 +318,30 @@ def test_a_token_that_is_refused(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"pytorch_model.bin": b"x", "config.json": b"{}"}, "only 1 .bin (ckdiff never unpickles"),
-        ({"config.json": b"{}", ".gitattributes": b""}, "only config.json"),
+        ({"pytorch_model.bin": b"x", "config.json": b"{}"}, "pytorch_model.bin: is no torch file"),
+        ({"config.json": b"{}", ".gitattributes": b""}, "holds no weights, only .gitattributes"),
         (
             {"unet/m.safetensors": b"x", "vae/m.safetensors": b"x"},
-            "only in unet, vae (name the",
+            "its 2 folders do: unet, vae (give one of them; did you mean hf://org/base/",
         ),
-        ({}, "holds no file"),
-        ({".gitattributes": b""}, "holds only .gitattributes"),
+        ({}, "is an empty directory"),
+        ({".gitattributes": b""}, "holds no weights, only .gitattributes"),
     ],
 )
-def test_a_repository_without_safetensors(hub: Hub, files: dict[str, bytes], words: str) -> None:
+def test_a_repository_without_weights(hub: Hub, files: dict[str, bytes], words: str) -> None:
     hub.put("org/base", files)
     line = error("info", "hf://org/base")
-    assert line.startswith("hf://org/base: ")
+    assert line.startswith("hf://org/base")
     assert words in line
 
 
 def test_a_folder_that_is_not_there(hub: Hub) -> None:
     hub.put("org/base", {"sub/model.safetensors": safetensors(BASE), "config.json": b"{}"})
-    for address in ("hf://org/base/other", "hf://org/base@main/x/model.safetensors"):
-        assert "there is no " in error("info", address)
-        assert "but config.json, sub" in error("info", address)
+    line = error("info", "hf://org/base/other")
+    assert "hf://org/base/other: does not exist; there lie config.json, sub/" in line
+    assert "hf://org/base@main/x: is not there" in error(
+        "info", "hf://org/base@main/x/model.safetensors"
+    )
 
 
 def test_an_index_that_names_what_is_not_there(hub: Hub) -> None:
@@ -347,7 +349,7 @@ def test_an_index_that_names_what_is_not_there(hub: Hub) -> None:
     del files["model-1.safetensors"]
     hub.put("org/base", files)
     for command in (["info", "hf://org/base"], ["diff", "hf://org/base", "hf://org/tuned"]):
-        assert "1 of the 2 files that the index names are not there" in error(*command)
+        assert "names 1 of the 2 files that are not there, model-1.safetensors" in error(*command)
 
 
 def test_an_index_that_leaves_the_repository(hub: Hub, tmp_path: Path) -> None:
@@ -632,7 +634,7 @@ def test_a_part_of_a_repository_is_not_taken_for_it_offline(
            f"hf://org/tuned{tail}/{one}.safetensors")  # fmt: skip
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     line = error("diff", "hf://org/base", "hf://org/tuned")
-    assert "b.safetensors is not in the cache" in line
+    assert "files of it are not in the cache" in line
     line = error("diff", "hf://org/base-index", "hf://org/tuned-index")
     assert "model.safetensors.index.json is not in the cache" in line
     ok("diff", "hf://org/base/a.safetensors", "hf://org/tuned/a.safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -58,6 +58,7 @@ class HubPlace(Place):
         self.index_name = choice.index
         if choice.index is not None or not repository.address.names_file:
             self.directory = os.path.normpath(self._root / choice.folder)
+        self.heads: dict[str, bytes] = {}  #: beginnings of files that are known already, by path
         self._here: LocalPlace | None = None
 
     def where(self, file: int) -> str:
@@ -81,7 +82,7 @@ class HubPlace(Place):
         names = [self._names[i] for i in files]
         fetchers = Fetchers(_AT_ONCE, str(self.repository.address))
         try:
-            found = _beginnings(self.repository, names, wanted, fetchers)
+            found = _beginnings(self.repository, names, wanted, fetchers, self.heads)
             for name, first in zip(names, found, strict=True):
                 yield partial(_read, self.repository, name, first)
         finally:
@@ -168,16 +169,23 @@ def hub_place(text: str, kind: type[Kind]) -> Kind | LocalPlace:
     if settings.offline:
         return cached_place(text)
     repository = HubRepository.open(address, settings)
-    choice = chosen(address, RepositoryFolder(repository))
+    folder = RepositoryFolder(repository)
+    choice = chosen(address, folder)
     names = paths_in(choice)
     # what the cache has for another commit only is not linked to this one by those who just look
     if CachedRepository(address, settings).holds(repository.commit, names):
         return repository_place(repository)
-    return kind(repository, choice)
+    place = kind(repository, choice)
+    place.heads = folder.heads
+    return place
 
 
 def _beginnings(
-    repository: HubRepository, names: list[str], wanted: Wanted, fetchers: Fetchers
+    repository: HubRepository,
+    names: list[str],
+    wanted: Wanted,
+    fetchers: Fetchers,
+    known: Mapping[str, bytes],
 ) -> Iterator[bytes]:
     """For each file what is wanted of its beginning, if that is short, else a part of it.
 
@@ -188,7 +196,7 @@ def _beginnings(
     def ask() -> None:
         for name in islice(rest, _AHEAD - len(coming)):
             into: list[bytes] = []
-            job = partial(_begin, repository, name, wanted, into)
+            job = partial(_begin, repository, name, wanted, known.get(name, b""), into)
             coming.append((fetchers.start([job]), into))
 
     coming: deque[tuple[Batch, list[bytes]]] = deque()
@@ -202,10 +210,16 @@ def _beginnings(
 
 
 def _begin(
-    repository: HubRepository, name: str, wanted: Wanted, into: list[bytes], check: Check
+    repository: HubRepository,
+    name: str,
+    wanted: Wanted,
+    first: bytes,
+    into: list[bytes],
+    check: Check,
 ) -> None:
     size = repository.file(name).size
-    first = repository.read(name, 0, min(_FIRST, size), check)
+    if len(first) < min(_FIRST, size):
+        first = repository.read(name, 0, min(_FIRST, size), check)
     whole = wanted(first, size)
     if len(first) < whole <= min(_LONG, size):
         first = _longer(repository, name, memoryview(first), 0, whole, check)

@@ -16,6 +16,8 @@ from ckdiff.checkpoints.places.hub.listedfolder import ListedFolder
 from ckdiff.checkpoints.places.localfolder import LocalFolder
 from ckdiff.checkpoints.places.place import file_names
 
+_KEPT = 8 << 20  # bytes of beginnings that are kept
+
 
 class RepositoryFolder(ListedFolder):
     """The files of a repository at one commit. What is cached is not asked for."""
@@ -25,6 +27,16 @@ class RepositoryFolder(ListedFolder):
         super().__init__(label, ((name, 0) for name in repository.names), self._bytes)
         self._repository = repository
         self._cache = CachedRepository(repository.address, repository.settings)
+        self.heads: dict[str, bytes] = {}  #: beginnings of files that were looked at
+
+    def head(self, name: str, nbytes: int) -> bytes:
+        """See Folder. Whoever reads the files then need not ask for their beginnings again."""
+        found = self.heads.get(name, b"")
+        if len(found) < min(nbytes, self.size(name)):
+            found = super().head(name, nbytes)
+            if sum(map(len, self.heads.values())) + len(found) <= _KEPT:
+                self.heads[name] = found
+        return found[:nbytes]
 
     def size(self, name: str) -> int:
         """See Folder; a listing need not have it."""
