@@ -23,6 +23,7 @@ from ckdiff.errors import StoreCorrupt
 from ckdiff.layout import Layout
 from ckdiff.stores.manifest import seal
 from ckdiff.stores.objects import file_digest
+from ckdiff.stores.recognising import foreign, is_store
 from ckdiff.stores.sealed import dump_json
 from ckdiff.stores.table import MaskTable, content_of, hash_of_rows, is_content_hash
 from ckdiff.stores.tablefile import read_table
@@ -350,6 +351,16 @@ def test_versions_must_agree(root: Path) -> None:
     change(root, in_manifest=lambda manifest: manifest.update(format_version=3))
     with pytest.raises(StoreCorrupt, match="format 3, this ckdiff reads up to 2"):
         ckdiff.open_store(root)
+
+
+def test_a_store_is_known_as_one(root: Path) -> None:
+    assert is_store(root)
+    assert foreign(root) is None
+    (root / "manifest.json").write_text("{}")  # damaged: the rest says what it is
+    assert is_store(root)
+    assert foreign(root) is None
+    (root / "notes.txt").write_text("")
+    assert foreign(root) is not None
 
 
 # bases
