@@ -158,8 +158,9 @@ class MaskStore:
 
         Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``, and where sides differ
         ``tuned_dtype`` and ``rows`` of both), ``elements`` and ``rules``: for each counted rule
-        ``changed`` and ``density``; with statistics also ``statistics``. ``sort`` names a column, largest first; ``top`` keeps that many rows, of
-        the highest density where nothing else is asked for.
+        ``changed`` and ``density``; with statistics also ``statistics``. ``sort`` names a column,
+        largest first; ``top`` keeps that many rows, of the highest density where nothing else is
+        asked for.
         """
         from ckdiff.stores.summaries import summarise
 
