@@ -86,7 +86,7 @@ class MaskStore:
         start: int | None = None,
         stop: int | None = None,
     ) -> npt.NDArray[np.bool_]:
-        """The mask of a tensor: bool, with the tensor's shape.
+        """The mask of a tensor: bool, with its shape in the table: that of what was compared.
 
         With ``start`` or ``stop`` only that range of its flattened elements, one-dimensional.
         ``rule`` may be left out where the store has ``exact`` or a single mask. A whole mask is
@@ -156,10 +156,11 @@ class MaskStore:
     ) -> list[dict[str, Any]]:
         """Rows of counts by ``tensor``, ``layer``, ``module``, ``dtype`` or ``model``.
 
-        Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``), ``elements`` and
-        ``rules``: for each counted rule ``changed`` and ``density``; with statistics also
-        ``statistics``. ``sort`` names a column, largest first; ``top`` keeps that many rows, of
-        the highest density where nothing else is asked for.
+        Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``, and where sides differ
+        ``tuned_dtype`` and ``rows`` of both), ``elements`` and ``rules``: for each counted rule
+        ``changed`` and ``density``; with statistics also ``statistics``. ``sort`` names a column,
+        largest first; ``top`` keeps that many rows, of the highest density where nothing else is
+        asked for.
         """
         from ckdiff.stores.summaries import summarise
 

@@ -44,6 +44,8 @@ _COMMON = (
 )  # fmt: skip
 _OF_A_DIFF = ("base", "tuned", "unpaired", "selection")
 _TIED = "tied"  # of a diff, from version 2 on
+_ORIGIN = ("repository", "commit", "path")  # of a side
+_ADAPTER = ("adapter", "adapter_config")  # of one that an adapter was merged into
 #: which sides a tensor that was not compared has
 _SIDES = {
     "added": ("tuned",),
@@ -90,7 +92,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 def needs_newer(manifest: dict[str, Any]) -> bool:
     """Whether what a manifest says of a diff cannot be said in version 1."""
     missing = any(tensor["reason"] == "missing" for tensor in manifest.get("unpaired", ()))
-    return missing or bool(manifest.get(_TIED))
+    merged = any(_ADAPTER[0] in manifest.get(side, ()) for side in ("base", "tuned"))
+    return missing or merged or bool(manifest.get(_TIED))
 
 
 def _check_rules(what: str, texts: Any) -> None:
@@ -144,23 +147,34 @@ def _check_objects(objects: Any, masks: Sequence[str], chunks: int) -> None:
 
 def _check_diff(manifest: dict[str, Any]) -> None:
     """What a diff says about its two sides."""
-    for side in ("base", "tuned"):
-        identity = manifest[side]
-        known = ("repository", "commit", "path")
-        object_of(side, identity, ("label", "files"), known)
-        _label(f"the label of {side}", identity["label"])
-        for key in known:
-            check = _matching(_COMMIT) if key == "commit" else _label
-            if key in identity:
-                check(f"{key} of {side}", identity[key])
-        list_of(_file)(f"files of {side}", identity["files"])
     newer = manifest["format_version"] > 1
+    for side in ("base", "tuned"):
+        _check_identity(side, manifest[side], newer=newer)
     list_of(_unpaired_or_missing if newer else _unpaired)("unpaired", manifest["unpaired"])
     if newer:
         _check_tied(manifest[_TIED], manifest["unpaired"])
-    chosen = object_of("selection", manifest["selection"], ("include", "exclude", "rename"))
-    for key, globs in chosen.items():
-        list_of(text)(f"{key} of selection", globs)
+    options = ("common_rows",) if newer else ()
+    globs = ("include", "exclude", "rename")
+    chosen = object_of("selection", manifest["selection"], globs, options)
+    for key, value in chosen.items():
+        if key in globs:
+            list_of(text)(f"{key} of selection", value)
+        elif value is not True:
+            raise ValueError(f"{key} of selection is not true")
+
+
+def _check_identity(side: str, identity: Any, *, newer: bool) -> None:
+    """A side of a diff: its files, and where they come from."""
+    merged = newer and type(identity) is dict and any(key in identity for key in _ADAPTER)
+    known = (*_ORIGIN, *(f"adapter_{key}" for key in _ORIGIN)) if merged else _ORIGIN
+    wanted = ("label", "files", *(_ADAPTER if merged else ()))
+    object_of(side, identity, wanted, known)
+    for key in identity.keys() - {"files"}:
+        check: Check = _matching(_COMMIT) if key.endswith("commit") else _label
+        if key == "adapter_config":
+            check = _matching(_DIGEST)
+        check(f"{key.replace('_', ' ')} of {side}", identity[key])
+    list_of(_file)(f"files of {side}", identity["files"])
 
 
 def _file(what: str, file: Any) -> None:

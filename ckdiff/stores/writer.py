@@ -73,6 +73,8 @@ def write_tables(
     can be read again may have; OSError passes through.
     """
     said = provenance | {"tied": [*tied]}
+    if "selection" in said and not table.resized:  # then it makes no difference
+        said["selection"] = {k: v for k, v in said["selection"].items() if k != "common_rows"}
     version = FORMAT_VERSION if table.unlike or needs_newer(said) else 1
     if version == 1 or "made_by" in provenance:
         del said["tied"]

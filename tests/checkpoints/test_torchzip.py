@@ -65,8 +65,21 @@ def test_weights_beside_the_rest_of_a_training(protocol: int) -> None:
     assert table.notes == ["f.pt: the weights under state_dict are compared"]
 
 
-def test_torchscript() -> None:
-    model = torch_files.module()
+class Attributes(torch.nn.Module):
+    """A module with a tensor that is no part of its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 3)
+        self.loose = torch.ones(4)
+        self.own = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.loose.sum() + self.own.sum()
+
+
+@pytest.mark.parametrize("model", [torch_files.module(), Attributes()])
+def test_torchscript(model: Any) -> None:
     raw = torch_files.scripted(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

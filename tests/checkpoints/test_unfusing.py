@@ -174,6 +174,30 @@ def test_renames_go_by_the_side_that_has_the_parts() -> None:
     assert result.tuned is None
 
 
+def test_a_spelling_that_does_not_fit_is_not_believed() -> None:
+    # One family calls the second norm by what another calls the first.
+    one = {f"layers.{n}.norm{i}.weight": some(4) for n in (0, 1) for i in (1, 2)}
+    leaves = ("input_layernorm", "post_attention_layernorm")
+    other = {f"layers.{n}.{leaf}.weight": some(4) for n in (0, 1) for leaf in leaves}
+    assert untouched(one, other) == ()
+    # The rows of these are in another order where they are called q_proj and k_proj.
+    one = {f"layers.0.attention.w{leaf}.weight": some(4, 4) for leaf in "qkvo"}
+    one |= {"layers.0.attention_norm.weight": some(4), "tok_embeddings.weight": some(9, 4)}
+    other = {f"layers.0.self_attn.{leaf}_proj.weight": some(4, 4) for leaf in "qkvo"}
+    other |= {"layers.0.input_layernorm.weight": some(4), "embed_tokens.weight": some(9, 4)}
+    assert untouched(one, other) == ()
+
+
+def test_a_spelling_is_believed_where_a_partner_is_missing() -> None:
+    old = {name.replace("mlp", "block_sparse_moe"): a for name, a in experts().items()}
+    fused = fuse(experts())
+    old[P + "block_sparse_moe.gate.weight"] = some(3, 6)
+    result = unfuse(table_of(old), table_of(fused))
+    assert viewed(old, result.base).keys() ^ viewed(fused, result.tuned).keys() == {
+        P + "block_sparse_moe.gate.weight"
+    }
+
+
 def test_a_stack_that_is_stored_either_way() -> None:
     # The square one has the same name and shape on both sides, and its sibling tells of it.
     gate, down = some(2, 4, 4), some(2, 4, 2)
@@ -214,10 +238,6 @@ def test_the_same_spelling_on_both_sides_is_left() -> None:
     seen = {name.replace("model.", "model.language_model."): a for name, a in text.items()}
     seen["model.visual.blocks.0.attn.qkv.weight"] = some(6, 2)
     assert untouched(text, seen) == ()
-
-
-def _without(name: str) -> Callable[[Tensors], None]:
-    return lambda parts: parts.pop(name) and None
 
 
 def _with(name: str, *shape: int) -> Callable[[Tensors], None]:

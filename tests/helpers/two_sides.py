@@ -86,8 +86,12 @@ def two_sided(
     *,
     unpaired: Sequence[dict[str, Any]] = (),
     tied: Sequence[dict[str, Any]] = (),
+    origin: Mapping[str, str] | None = None,
 ) -> ckdiff.MaskStore:
-    """The store of a diff of these tensors under ``exact``, and checkpoints of both sides."""
+    """The store of a diff of these tensors under ``exact``, and checkpoints of both sides.
+
+    It was run with ``--common-rows``; ``origin`` is what is said of the base's.
+    """
     names = sorted(pairs, key=natural_key)
     chosen = [pairs[name] for name in names]
     flags = [pair.changed() for pair in chosen]
@@ -120,9 +124,10 @@ def two_sided(
         rules=["exact"],
         objects=_objects(out, layout, flags),
         provenance={
-            **{side: {"label": side, "files": files[side]} for side in files},
+            "base": {"label": "base", **(origin or {}), "files": files["base"]},
+            "tuned": {"label": "tuned", "files": files["tuned"]},
             "unpaired": [*unpaired],
-            "selection": {"include": [], "exclude": [], "rename": []},
+            "selection": {"include": [], "exclude": [], "rename": [], "common_rows": True},
         },
         tied=tied,
     )

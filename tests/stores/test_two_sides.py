@@ -23,6 +23,7 @@ from ckdiff.errors import StoreCorrupt
 from ckdiff.layout import Layout
 from ckdiff.stores.manifest import seal
 from ckdiff.stores.objects import file_digest
+from ckdiff.stores.recognising import foreign, is_store
 from ckdiff.stores.sealed import dump_json
 from ckdiff.stores.table import MaskTable, content_of, hash_of_rows, is_content_hash
 from ckdiff.stores.tablefile import read_table
@@ -167,6 +168,25 @@ def test_missing_and_tied_tensors_alone_need_the_newer_format(tmp_path: Path, sa
     assert added.manifest["format_version"] == 1
 
 
+ADAPTER = {"adapter": "lora", "adapter_config": HEX, "adapter_commit": "f" * 40}
+
+
+def test_a_base_with_an_adapter_needs_the_newer_format(tmp_path: Path) -> None:
+    pairs = {"alike": some_pairs(1)["alike"]}
+    store = two_sided(tmp_path / "run.zarr", pairs, origin=ADAPTER)
+    assert store.manifest["format_version"] == 2
+    assert store.manifest["base"].items() >= ADAPTER.items()
+    plain = two_sided(tmp_path / "plain.zarr", pairs, origin={"commit": "f" * 40})
+    assert plain.manifest["format_version"] == 1
+
+
+def test_an_option_without_effect_is_not_recorded(tmp_path: Path) -> None:
+    pairs = some_pairs(1)
+    for name, wanted in (("alike", False), ("layers.0.w", False), ("embed", True)):
+        store = two_sided(tmp_path / f"{name}.zarr", {name: pairs[name]})
+        assert ("common_rows" in store.manifest["selection"]) == wanted
+
+
 # what they may not say
 
 
@@ -237,6 +257,8 @@ def test_a_tensor_of_two_dtypes_was_read(root: Path) -> None:
         ckdiff.open_store(root)
 
 
+GLOBS: dict[str, Any] = {"include": [], "exclude": [], "rename": []}
+BASE: dict[str, Any] = {"label": "base", "files": []}
 HEAD = UNPAIRED[2]
 GONE = {"name": "gone", "reason": "missing"}
 HALF = UNPAIRED[1]
@@ -265,6 +287,16 @@ HALF = UNPAIRED[1]
         ("unpaired", [GONE | {"base_dtype": "BF16"}, HEAD], "lacks base_shape"),
         ("unpaired", [{"name": 1, "reason": "missing"}, HEAD], "no text"),
         ("unpaired", [{"reason": "missing"}, HEAD], "lacks name"),
+        ("selection", GLOBS | {"common_rows": False}, "common_rows of selection is not true"),
+        ("selection", GLOBS | {"common_rows": 1}, "common_rows of selection is not true"),
+        ("selection", GLOBS | {"common_columns": True}, "unknown key 'common_columns'"),
+        ("base", BASE | {"adapter": "x"}, "base lacks adapter_config"),
+        ("base", BASE | {"adapter_config": HEX}, "base lacks adapter"),
+        ("base", BASE | ADAPTER | {"adapter_config": "x"}, "adapter config of base cannot be"),
+        ("base", BASE | ADAPTER | {"adapter": 1}, "adapter of base is no text"),
+        ("base", BASE | ADAPTER | {"adapter_commit": "/"}, "adapter commit of base cannot be"),
+        ("base", BASE | {"adapter_path": "x"}, "unknown key 'adapter_path'"),
+        ("base", [], "base is no object"),
     ],
 )  # fmt: skip
 def test_manifest_value(root: Path, key: str, value: Any, words: str) -> None:
@@ -287,7 +319,10 @@ def test_the_older_format_has_none_of_it(root: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreCorrupt, match="without a reason"):
         ckdiff.open_store(root)
     change(root, in_manifest=lambda manifest: manifest.update(unpaired=[HEAD]))
-    with pytest.raises(StoreCorrupt, match="unknown key"):
+    with pytest.raises(StoreCorrupt, match="unknown key 'common_rows'"):
+        ckdiff.open_store(root)
+    change(root, in_manifest=lambda manifest: manifest["selection"].pop("common_rows"))
+    with pytest.raises(StoreCorrupt, match=r"tensors\.json.* unknown key"):
         ckdiff.open_store(root)
 
 
@@ -316,6 +351,16 @@ def test_versions_must_agree(root: Path) -> None:
     change(root, in_manifest=lambda manifest: manifest.update(format_version=3))
     with pytest.raises(StoreCorrupt, match="format 3, this ckdiff reads up to 2"):
         ckdiff.open_store(root)
+
+
+def test_a_store_is_known_as_one(root: Path) -> None:
+    assert is_store(root)
+    assert foreign(root) is None
+    (root / "manifest.json").write_text("{}")  # damaged: the rest says what it is
+    assert is_store(root)
+    assert foreign(root) is None
+    (root / "notes.txt").write_text("")
+    assert foreign(root) is not None
 
 
 # bases

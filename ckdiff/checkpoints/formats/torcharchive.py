@@ -14,6 +14,7 @@ from typing import Any
 from ckdiff.checkpoints.formats.pickledvalues import Record, Tensor, shown
 from ckdiff.checkpoints.formats.pickles import read_pickle
 from ckdiff.checkpoints.formats.torchlike import refusal
+from ckdiff.checkpoints.formats.torchscript import keep_state
 from ckdiff.checkpoints.formats.ziparchive import BEGIN, Archive, Member, Read
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, printable
@@ -89,6 +90,8 @@ def open_torch_zip(read: Read, size: int, file: str) -> TorchFile:
         raise archive.wrong(member, "is compressed, which torch does not read either", _SAVE_AGAIN)
     content = read_pickle(archive.read(member), member.size, where)
     script = f"{prefix}/constants.pkl" in archive.members
+    if script:
+        keep_state(archive, prefix, content)
     return TorchFile(archive, prefix, content, script)
 
 
@@ -112,6 +115,13 @@ def storage_member(opened: TorchFile, tensor: Tensor, where: str) -> Member:
     member = opened.archive.members.get(f"{opened.prefix}/data/{storage.key}")
     if member is None:
         raise CheckpointError(f"{where}: its bytes are not in the file", hint=_SAVE_AGAIN)
+    check_storage(member, tensor, where)
+    return member
+
+
+def check_storage(member: Member, tensor: Tensor, where: str) -> None:
+    """Raise CheckpointError where a member is not the storage that a tensor speaks of."""
+    storage = tensor.storage
     if not member.stored:
         raise CheckpointError(
             f"{where}: its bytes are compressed, which torch does not read either",
@@ -123,7 +133,6 @@ def storage_member(opened: TorchFile, tensor: Tensor, where: str) -> Member:
             f"{where}: its storage has {member.size:,} bytes, which is not what is declared",
             hint=_SAVE_AGAIN,
         )
-    return member
 
 
 def _width(dtype: str) -> int:
@@ -169,7 +178,11 @@ def place(opened: TorchFile, tensor: Tensor, name: str) -> Placed:
     Every element lies inside of the storage's member. Raises CheckpointError otherwise.
     """
     where = f"{opened.archive.where}: {shown(name)}"
-    member = storage_member(opened, tensor, where)
+    return place_in(storage_member(opened, tensor, where), tensor, where)
+
+
+def place_in(member: Member, tensor: Tensor, where: str) -> Placed:
+    """``place`` in the member that is the storage of a supported tensor."""
     dtype = TORCH_DTYPES[tensor.dtype]
     width = DTYPES[dtype].bits // 8
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)

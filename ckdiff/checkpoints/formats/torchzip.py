@@ -69,11 +69,11 @@ def torch_table(read: Read, size: int, file: str, key: str | None = None) -> Tor
 def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
     """``torch_table`` of a file that is open already."""
     where = opened.archive.where
-    path, chosen, notes = _chosen(opened, key)
-    text = key if key and key != "." else ".".join(path or ())
+    path, chosen, notes = chosen_weights(where, opened.content, key)
+    text = key_text(path, key)
     rows: list[tuple[str, Placed]] = []
     left: list[tuple[str, str]] = []
-    for name, value in _named(chosen, path, where, text):
+    for name, value in named_weights(chosen, path, where, text):
         tensor = plain(value)
         reason = unsupported(tensor)
         if reason is None:
@@ -81,14 +81,10 @@ def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
         else:
             left.append((name, reason))
     if not rows:
-        raise _nothing(where, text, left)
+        raise nothing_named(where, text, left)
     if left:
-        name, reason = left[0]
-        notes.append(
-            f"{where}: {len(left):,} tensors cannot be compared and are left out, "
-            f"such as {shown(name)}, {reason}"
-        )
-    _check_repeated([placed for _, placed in rows], opened, where)
+        notes.append(left_out(where, left))
+    check_repeated([placed for _, placed in rows], where)
     return TorchTable(
         [name for name, _ in rows],
         [placed.dtype for _, placed in rows],
@@ -101,12 +97,28 @@ def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
     )
 
 
-def _chosen(opened: TorchFile, key: str | None) -> tuple[tuple[str, ...] | None, Any, list[str]]:
-    """The path of the weights, the weights, and what is to be said of the choice.
+def left_out(where: str, left: list[tuple[str, str]]) -> str:
+    """A note of tensors that cannot be compared, by name, each with the reason."""
+    name, reason = left[0]
+    return (
+        f"{where}: {len(left):,} tensors cannot be compared and are left out, "
+        f"such as {shown(name)}, {reason}"
+    )
 
-    The path is None where nothing was chosen.
+
+def key_text(path: tuple[str, ...] | None, key: str | None) -> str:
+    """The path of the weights as ``--key`` has it, empty for all of the file."""
+    return key if key and key != "." else ".".join(path or ())
+
+
+def chosen_weights(
+    where: str, content: Any, key: str | None
+) -> tuple[tuple[str, ...] | None, Any, list[str]]:
+    """The path of the weights in what a file holds, the weights, and notes of the choice.
+
+    The path is None where nothing was chosen. ``where`` is how messages name the file. Raises
+    CheckpointError where there are none, or nothing says which.
     """
-    where, content = opened.archive.where, opened.content
     if key:
         return None, _asked_for(where, content, key), []
     if is_tensor(content) or _is_list(content):
@@ -166,7 +178,8 @@ def _no_candidate(where: str, found: Found) -> CheckpointError:
     )
 
 
-def _nothing(where: str, path: str, left: list[tuple[str, str]]) -> CheckpointError:
+def nothing_named(where: str, path: str, left: list[tuple[str, str]]) -> CheckpointError:
+    """The error where no tensor is left to compare; ``left`` were left out, with the reason."""
     if not left:
         under = f" under --key {shown(path)}" if path else ""
         return CheckpointError(
@@ -182,9 +195,10 @@ def _nothing(where: str, path: str, left: list[tuple[str, str]]) -> CheckpointEr
     )  # fmt: skip
 
 
-def _named(
+def named_weights(
     chosen: Any, path: tuple[str, ...] | None, where: str, text: str
 ) -> list[tuple[str, Any]]:
+    """The tensors of the weights by name, in order; names are unique. Raises CheckpointError."""
     try:
         named = named_tensors(chosen, path)
     except ValueError as error:
@@ -215,7 +229,7 @@ def _check_names(named: list[tuple[str, Any]], where: str) -> None:
                 ) from None
 
 
-def _check_repeated(placed: list[Placed], opened: TorchFile, where: str) -> None:
+def check_repeated(placed: list[Placed], where: str) -> None:
     """Refuse tensors that repeat elements until they are more than anybody has."""
     repeated = 0
     for one in placed:

@@ -31,7 +31,8 @@ def along_rows(
     None in ``parts`` is a part of unknown shape: the last two parts of several are of one size, as
     keys and values, gate and up are. Returns None where the shapes do not make up the fused one.
     """
-    for axis in (0, 1)[: 1 + (len(fused) == 3)]:
+    axes = (0, 1) if len(fused) == 3 else (0,) if fused else ()
+    for axis in axes:
         sizes = _sizes(fused, parts, axis)
         if sizes is None or (interleaved and len(set(sizes)) != 1):
             continue

@@ -33,10 +33,15 @@ from ckdiff.checkpoints.views.spellings import SPELLINGS, Spelling
 #: names of different make that a spelling is tried on
 _SAMPLE = 400
 #: a spelling is believed when so many of the names that it changes are then found
-_BELIEVED = 0.75
-_NUMBERS = re.compile(r"[0-9]+")
+_BELIEVED = 0.9
+#: or all but one, where there are so many: one may have lost its partner
+_SPARED = 3
+#: numbers of layers and experts; not those in a word, such as norm1's, which tell tensors apart
+_NUMBERS = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _TWICE = -1
 
+#: tensors whose names differ in numbers alone: positions and names
+Make = list[tuple[int, str]]
 Kind = Literal["rows", "stack", "shards", "unsafe"]
 
 
@@ -167,7 +172,7 @@ def best_guess(sides: Sequence[Index], tried: Sequence[Guess]) -> Guess | None:
     for old in (0, 1):
         for chain in [(), *(guess.chain for guess in tried if guess.chain and guess.old == old)]:
             before = Guess(chain, old, 0)
-            sample = [(i, before.name(name)) for i, name in samples[old]]
+            sample = [[(i, before.name(name)) for i, name in make] for make in samples[old]]
             for spelling in SPELLINGS:
                 if spelling in chain or ((*chain, spelling), old) in seen:
                     continue
@@ -177,28 +182,35 @@ def best_guess(sides: Sequence[Index], tried: Sequence[Guess]) -> Guess | None:
     return best if best.score else None
 
 
-def _sample(names: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
-    """One tensor of each make of name, numbers aside; some of them where there are too many."""
-    makes: dict[str, tuple[int, str]] = {}
-    for position, name in names:
-        makes.setdefault(_NUMBERS.sub("#", name), (position, name))
+def _sample(names: Iterable[tuple[int, str]]) -> list[Make]:
+    """The first and the last tensor of each make of name, numbers aside; of some makes where there
+    are too many."""
+    makes: dict[str, Make] = {}
+    for one in names:
+        make = makes.setdefault(_NUMBERS.sub("#", one[1]), [one])
+        make[1:] = [one] if one is not make[0] else []
     found = list(makes.values())
     return found[:: -(-len(found) // _SAMPLE)] if len(found) > _SAMPLE else found
 
 
-def _score(old: Index, sample: list[tuple[int, str]], new: Index, spelling: Spelling | None) -> int:
-    """How many of the sampled names are found; 0 where too many changed ones are not."""
+def _score(old: Index, sample: list[Make], new: Index, spelling: Spelling | None) -> int:
+    """How many of the sampled makes are found; 0 where too many changed ones are not."""
     score = changed = found = 0
     proven = spelling is None
-    for position, name in sample:
-        renamed, proof = (name, False) if spelling is None else spelling.apply(name)
-        hit = _lands(old.table.shapes[position], renamed, new)
+    for make in sample:
+        hit = differs = proof = False
+        for position, name in make:
+            renamed, proves = (name, False) if spelling is None else spelling.apply(name)
+            differs, proof = differs or renamed != name, proof or proves
+            hit = _lands(old.table.shapes[position], renamed, new)
+            if hit:
+                break
         score += hit
-        if renamed != name:
-            changed += 1
-            found += hit
-            proven = proven or (proof and hit)
-    return score if proven and found >= _BELIEVED * changed else 0
+        changed += differs
+        found += differs and hit
+        proven = proven or (proof and hit)
+    believed = found >= _BELIEVED * changed or (found >= _SPARED and found == changed - 1)
+    return score if proven and believed else 0
 
 
 def _lands(shape: tuple[int, ...], name: str, new: Index) -> bool:

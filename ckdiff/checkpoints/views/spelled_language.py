@@ -73,11 +73,11 @@ RULES: dict[str, str] = {
         \.ssmax_scaling\.s>.softmax_scaling.scale \.ssmax_scaling\.b>.softmax_scaling.bias""",
     "nomic_bert": r"""
         encoder\.layers>layers emb_ln>embeddings.LayerNorm attn\.out_proj>self_attn.o_proj
-        fc11>up_proj fc12>gate_proj fc2>down_proj norm1>post_attention_layernorm
-        norm2>post_mlp_layernorm attn\.Wqkv>self_attn.Wqkv""",
+        fc11>up_proj fc12>gate_proj !fc2>down_proj !norm1>post_attention_layernorm
+        !norm2>post_mlp_layernorm attn\.Wqkv>self_attn.Wqkv""",
     "jina_embeddings_v3": r"""
         emb_ln>embeddings.LayerNorm encoder\.layers>layers mixer\.out_proj>self_attn.o_proj
-        norm1>post_attention_layernorm norm2>post_mlp_layernorm mixer\.Wqkv>self_attn.Wqkv""",
+        !norm1>post_attention_layernorm !norm2>post_mlp_layernorm mixer\.Wqkv>self_attn.Wqkv""",
     "gte": r"""
         ^new\.> encoder\.layer>layers attention\.o_proj>self_attn.o_proj
         attn_ln>post_attention_layernorm mlp_ln>post_mlp_layernorm

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ckdiff.checkpoints.views import spelled_language, spelled_vision
+from ckdiff.checkpoints.views.spelled_language import RULES as LANGUAGE
+from ckdiff.checkpoints.views.spelled_vision import RULES as VISION
 
 
 class _Rule(NamedTuple):
@@ -46,6 +47,4 @@ def _rule(text: str) -> _Rule:
     return _Rule(re.compile(pattern), name, not text.startswith("!"))
 
 
-SPELLINGS = tuple(
-    Spelling(name, rules) for name, rules in (spelled_language.RULES | spelled_vision.RULES).items()
-)
+SPELLINGS = tuple(Spelling(name, rules) for name, rules in (LANGUAGE | VISION).items())
