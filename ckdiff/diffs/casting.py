@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.diffs.sides import Side, Window
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import Results, abi
 from ckdiff.kernels.casting import widen
 from ckdiff.kernels.contents import ContentHasher
-from ckdiff.kernels.memory import bytes_at
+from ckdiff.kernels.memory import U8, bytes_at, place
 from ckdiff.layout import IntArray
-
-if TYPE_CHECKING:
-    from ckdiff.diffs.comparison import Side
-    from ckdiff.diffs.task import Window
 
 _COLUMNS = (abi.SEG_BASE, abi.SEG_TUNED)
 _APART = 64  #: bytes that the spans of a buffer are aligned to
@@ -108,7 +104,7 @@ class Cast:
             data = bytes_at(int(segments[at, column]), int(nbytes[at]))
             self._hash(side, int(window.rows[at]), data, int(starts[at]), DTYPES[stored].bits)
             widen(data, stored, kinds[tensor], buffer[begin : begin + size])
-            segments[at, column] = buffer.ctypes.data + begin
+            segments[at, column] = place(buffer, U8) + begin
 
     def _hash(
         self, side: int, row: int, data: npt.NDArray[np.uint8], start: int, bits: int

@@ -25,6 +25,7 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.checkpoints.views.parts import PartsView
 from ckdiff.checkpoints.views.unfusing import SideView, unfuse
+from ckdiff.diffs.sides import Side
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
 from ckdiff.layout import Layout, Spans, bits_of
@@ -62,24 +63,6 @@ class Selection:
             rename=self.rename if rename else (),
             matching=Matching(by_value=True, common_rows=self.common_rows),
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Side:
-    """What is compared of one checkpoint; columns have an entry for each pair."""
-
-    checkpoint: Checkpoint
-    index: IntArray  #: position of the tensor in the checkpoint's table
-    dtypes: list[str]
-    bits: IntArray  #: of one element
-    nbytes: IntArray
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, index: IntArray, elements: IntArray) -> Side:
-        """``elements`` are those that are compared of each tensor."""
-        dtypes = [checkpoint.table.dtypes[i] for i in index]
-        bits = bits_of(dtypes)
-        return cls(checkpoint, index, dtypes, bits, elements * bits // 8)
 
 
 def side_by_side(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckdiff.checkpoints.opening import bytes_to_download, fetch_all
-from ckdiff.diffs.comparison import DiffRecipe
+from ckdiff.diffs.comparison import Comparison, DiffRecipe
 from ckdiff.diffs.devices import DeviceRun
 from ckdiff.diffs.gates import unmatched
 from ckdiff.diffs.plan import DiffPlan
@@ -24,6 +24,7 @@ from ckdiff.stores import sharedwork
 from ckdiff.stores.collecting import Collected, Recorder, recorder, resume, resuming
 from ckdiff.stores.sink import ObjectSink
 from ckdiff.stores.summaries import rule_counts
+from ckdiff.stores.table import MaskTable
 from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors
 from ckdiff.stores.writer import write_tables
 
@@ -71,36 +72,41 @@ class _Run:
         with interruptible(self._hint):
             if plan.out is None:
                 self._compare(None)
-                self._find_ties()
+                table = self._settle()
                 verify_sources(plan)
-                return self._found()
+                return self._found(table)
             check_disk(plan.out, plan.disk_at_most(), plan.observer.note)
             with WorkDir(plan.out, plan.identity(), overwrite=plan.options.overwrite) as work:
                 if work.discarded:
                     plan.observer.note(starting_anew(work.discarded, *plan.sides))
                 try:
                     self._compare(work)
-                    self._find_ties()
+                    table = self._settle()
                     with store_errors(plan.out):
-                        self._manifest = self._write_tables(work.store)
+                        self._manifest = self._write_tables(work.store, table)
                     verify_sources(plan)
                 except SourceChanged:
                     work.discard()  # nothing of it can be resumed
                     raise
                 work.commit(self._manifest)
-            return self._found()
+            return self._found(table)
 
-    def _find_ties(self) -> None:
-        """Look for tensors of one side that are another of it once more, and say so."""
-        base, tuned = self._plan.sides
-        self._tied = tied_extras(
-            (base, tuned), self._comparison.pairing, self._comparison.tuned_names
-        )
+    def _settle(self) -> MaskTable:
+        """Make the table, and look for tensors that are another of their side once more."""
+        plan, comparison = self._plan, self._comparison
+        table = table_of(self._collected, comparison, self._rules)
+        self._tied = tied_extras(plan.sides, comparison.pairing, comparison.tuned_names)
         for tie in self._tied:
-            self._plan.observer.note(
+            plan.observer.note(
                 f"note: {printable(tie['name'])}, only in {tie['side']}, has the same bits as "
                 f"{printable(tie['same_as'])}: they are tied"
             )
+        for name, other in tied_pairs(table, plan.sides[0], comparison.pairing):
+            plan.observer.note(
+                f"note: {printable(name)} has the same bits as {printable(other)} on both sides: "
+                "they are tied, and counted twice"
+            )
+        return table
 
     def _hint(self) -> str | None:
         out = self._plan.out
@@ -174,47 +180,30 @@ class _Run:
         there = OnCluster(recipe, client)
         run_chunks(todo, there, workers=plan.allotment.workers, done=arrived, meter=meter)
 
-    def _write_tables(self, root: Path) -> bytes:
+    def _write_tables(self, root: Path, table: MaskTable) -> bytes:
         """Write everything of the store but its masks; gives the manifest's bytes."""
-        collected = self._collected
-        collected.table = table_of(collected, self._comparison, self._rules)
         return write_tables(
             root,
-            collected.table,
+            table,
             self._layout,
             masks=[str(rule) for rule in self._rules.masks],
             rules=[str(rule) for rule in self._rules.reported],
-            objects=collected.objects,
+            objects=self._collected.objects,
             provenance=self._comparison.provenance(details(self._comparison.pairing.unpaired)),
             tied=self._tied,
         )
 
-    def _found(self) -> DiffResult:
+    def _found(self, table: MaskTable) -> DiffResult:
         seconds = time.perf_counter() - self._began
         plan, comparison, pairing = self._plan, self._comparison, self._comparison.pairing
-        table = self._collected.table or table_of(self._collected, comparison, self._rules)
-        for name, other in tied_pairs(table):
-            plan.observer.note(
-                f"note: {printable(name)} has the same bits as {printable(other)} on both sides: "
-                "they are tied, and counted twice"
-            )
         totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
-        exact_only = {}
-        for rule in self._rules.reported:
-            names = [
-                name
-                for name, dtype in zip(pairing.names, comparison.kinds, strict=True)
-                if rule.falls_back(DTYPES[dtype])
-            ]
-            if names:
-                exact_only[str(rule)] = names
         return DiffResult(
             table=table,
             rules=rule_counts(totals, table.total_elements),
             unpaired=by_reason(pairing.unpaired),
             unpaired_details=details(pairing.unpaired),
             excluded=pairing.excluded,
-            exact_only=exact_only,
+            exact_only=_exact_only(comparison, self._rules),
             bytes_read=comparison.bytes_to_read,
             bytes_resumed=self._resumed,
             bytes_known_equal=comparison.bytes_known,
@@ -230,6 +219,17 @@ class _Run:
             tied=self._tied,
             store_path=plan.out,
         )
+
+
+def _exact_only(comparison: Comparison, rules: RuleSet) -> dict[str, list[str]]:
+    """For each rule the tensors on which it means ``exact``, if there are any."""
+    found = {}
+    for rule in rules.reported:
+        pairs = zip(comparison.pairing.names, comparison.kinds, strict=True)
+        names = [name for name, dtype in pairs if rule.falls_back(DTYPES[dtype])]
+        if names:
+            found[str(rule)] = names
+    return found
 
 
 class _Meter(Meter):

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.diffs.casting import Buffers, Cast, Casting
+from ckdiff.diffs.sides import Side, Window
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
@@ -28,34 +28,11 @@ from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.objects import INNER, ObjectWriter
 from ckdiff.stores.sink import ObjectSink
 
-if TYPE_CHECKING:
-    from ckdiff.diffs.comparison import Side
-
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
 AHEAD = 3  #: windows asked of the source before they are needed
 
 assert SMALLEST_WINDOW % BLOCK == 0
-
-
-Wanted = tuple[IntArray, IntArray, IntArray]
-
-
-@dataclass(slots=True)
-class Window:
-    """Some addresses of a chunk, and what has to be read for them."""
-
-    first: int  #: element address
-    stop: int
-    spans: Spans
-    rows: IntArray  #: of the spans in the chunk's results
-    #: of base and tuned: positions in its table, first bytes inside the tensors, bytes
-    wanted: tuple[Wanted, Wanted]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are read, of both sides."""
-        return sum(int(nbytes.sum()) for _, _, nbytes in self.wanted)
 
 
 @dataclass(slots=True)

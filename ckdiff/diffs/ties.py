@@ -114,15 +114,26 @@ def _constant(reader: SpanReader, tensor: int, size: int, shape: tuple[int, ...]
     return True
 
 
-def tied_pairs(table: MaskTable) -> list[tuple[str, str]]:
-    """Compared tensors that have the content of an earlier one on both sides, with its name."""
+def tied_pairs(table: MaskTable, base: Checkpoint, pairing: Pairing) -> list[tuple[str, str]]:
+    """Compared tensors that have the content of an earlier one on both sides, with its name.
+
+    What all of whose elements are the same is not counted: it is read from ``base`` to know that.
+    """
     first: dict[Any, str] = {}
     found = []
     for i, name in enumerate(table.names):
         hashes = table.base_hashes[i], table.tuned_hashes[i]
         if not _eligible(table.shapes[i]) or not all(map(is_content_hash, hashes)):
             continue
-        key = (*hashes, table.shapes[i], table.dtypes[i])
-        if (other := first.setdefault(key, name)) != name:
-            found.append((name, other))
-    return found
+        other = first.setdefault((*hashes, table.shapes[i], table.dtypes[i]), name)
+        if other != name:
+            found.append((i, other))
+    if not found:
+        return []
+    with closing(base.reader()) as reader:
+        sizes, at = base.table.nbytes, pairing.base_index
+        return [
+            (table.names[i], other)
+            for i, other in found
+            if not _constant(reader, int(at[i]), int(sizes[at[i]]), base.table.shapes[at[i]])
+        ]

@@ -15,7 +15,8 @@ from contextlib import ExitStack, closing
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.diffs.task import DiffTask, Window
+from ckdiff.diffs.sides import Window
+from ckdiff.diffs.task import DiffTask
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Comparing, Results
 

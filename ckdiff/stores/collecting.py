@@ -12,7 +12,7 @@ from ckdiff.kernels import statistics as columns
 from ckdiff.layout import Layout
 from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.objects import file_digest
-from ckdiff.stores.table import MaskTable, Statistics
+from ckdiff.stores.table import Statistics
 from ckdiff.stores.workdir import WorkDir, store_errors
 
 
@@ -28,7 +28,6 @@ class Collected:
         self.changed = np.zeros((tensors, rules), np.int64)
         self.hashes = np.zeros((tensors, HASH_COLUMNS), np.uint64)
         self.objects: dict[str, tuple[int, str]] = {}
-        self.table: MaskTable | None = None
         self._chunks = layout.chunks
         self._next = 0
         self._waiting: dict[int, ChunkResult] = {}

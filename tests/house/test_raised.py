@@ -42,7 +42,6 @@ RAISED = {
         "ckdiff.checkpoints.formats.strictjson",
         "ValueError",
     ): "caught by header and shards, with the file",
-    ("ckdiff.checkpoints.choosing", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.checkpoints.indexes", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.checkpoints.places.localfolder", "ValueError"): "caught by weights and nested",
     ("ckdiff.checkpoints.places.hub.listedfolder", "ValueError"): "caught by weights and nested",

@@ -81,7 +81,8 @@ def repository_place(repository: HubRepository) -> LocalPlace:
 def _open(address: HubAddress, cache: CachedRepository, snapshot: _Snapshot) -> LocalPlace:
     root = str(cache.snapshot(snapshot.commit))
     choice = chosen(address, snapshot.folder())
-    snapshot.fetch([*indexes_in(choice), *paths_in(choice)])
+    for names in (indexes_in(choice), paths_in(choice)):
+        snapshot.fetch(names)
     # the choice that was made of all files: of a cache that has some it might be another
     place = LocalPlace(path_of(address, choice, root), root, choice)
     place.label = str(address)

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ckdiff.checkpoints.choosing import choice_of
-from ckdiff.checkpoints.folders import Choice, Folder, inside
+from ckdiff.checkpoints.folders import Choice, Folder, inside, where
 from ckdiff.checkpoints.places.hub.address import HubAddress
 from ckdiff.checkpoints.places.hub.cache import CachedRepository
 from ckdiff.checkpoints.places.hub.client import HubRepository
+from ckdiff.checkpoints.places.hub.failures import OFFLINE
 from ckdiff.checkpoints.places.hub.listedfolder import ListedFolder
 from ckdiff.checkpoints.places.localfolder import LocalFolder
 from ckdiff.checkpoints.places.place import file_names
+from ckdiff.errors import CheckpointError
 
 _KEPT = 8 << 20  # bytes of beginnings that are kept
 
@@ -59,6 +61,10 @@ class CachedFolder(ListedFolder):
     def size(self, name: str) -> int:
         """See Folder."""
         super().size(name)
+        if not os.path.exists(os.path.join(self._folder.root, name)):
+            raise CheckpointError(
+                f"{where(self, name)}: is not in the cache, and HF_HUB_OFFLINE is set", hint=OFFLINE
+            )
         return self._folder.size(name)
 
     def _bytes(self, name: str, offset: int, nbytes: int) -> bytes:
