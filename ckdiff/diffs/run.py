@@ -19,6 +19,7 @@ from ckdiff.diffs.ties import tied_extras, tied_pairs
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, SourceChanged, printable
 from ckdiff.outputs.checks import check_disk
+from ckdiff.rules import RuleSet
 from ckdiff.running.runners import Meter, OnCluster, interruptible, run_chunks
 from ckdiff.stores import sharedwork
 from ckdiff.stores.collecting import Collected, Recorder, recorder, resume, resuming

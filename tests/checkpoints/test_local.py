@@ -19,7 +19,7 @@ import pytest
 from support import write_index, write_raw, write_safetensors
 
 from ckdiff.checkpoints import open_checkpoint
-from ckdiff.checkpoints.formats import shards as format_of_shards
+from ckdiff.checkpoints.formats import safefiles
 from ckdiff.checkpoints.formats.safetensors import header_from
 from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
@@ -470,7 +470,7 @@ def test_a_change_while_the_header_is_read(tmp_path: Path, monkeypatch: pytest.M
         os.truncate(path, size - 1)
         return header
 
-    monkeypatch.setattr(format_of_shards, "header_from", slow)
+    monkeypatch.setattr(safefiles, "header_from", slow)
     with pytest.raises(SourceChanged, match="truncated"):
         open_local(path)
 

@@ -11,7 +11,17 @@ from ckdiff.naming import Line, Registry
 FORMATS: Registry[Callable[[Files], Contents]] = Registry(
     "checkpoint format",
     {
-        "safetensors": Line("ckdiff.checkpoints.formats.shards:read_contents", "safetensors files"),
+        "safetensors": Line(
+            "ckdiff.checkpoints.formats.safefiles:read_contents", "safetensors files"
+        ),
+        "pieces": Line(
+            "ckdiff.checkpoints.formats.dcppieces:read_contents",
+            "safetensors files of parts of tensors",
+        ),
         "torch": Line("ckdiff.checkpoints.formats.torchfiles:read_contents", "torch files"),
+        "dcp": Line("ckdiff.checkpoints.formats.dcp:read_contents", "torch.distributed.checkpoint"),
+        "ranks": Line(
+            "ckdiff.checkpoints.formats.ranks:read_contents", "what each process of a run wrote"
+        ),
     },
 )
