@@ -39,6 +39,9 @@ SIGNATURES = {
     "guard": "void(int32, int64, int64)",
     # data, bytes, first unit, bytes of a unit, sums (low, high) to add to, XXH3 (its address)
     "hash": "void(int64, int64, int64, int64, int64, int64)",
+    # left (rows x rank), right (rank x columns), added (or 0), out, rows, columns (a multiple of
+    # LANES), rank, bits of the scale; all F32: out = added + scale * (left @ right)
+    "lowrank": f"void({', '.join(['int64'] * 8)})",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
     # base, out, words, classes, state (DELTA_HEAD, then DELTA_COLUMNS for each class), extra bits

@@ -66,6 +66,8 @@ MANY_ARGUMENTS = {
     ("ckdiff.kernels.codegen.drive", "drive"): _NATIVE,
     ("ckdiff.kernels.codegen.gaps", "gaps"): _NATIVE,
     ("ckdiff.kernels.codegen.gaps", "ungaps"): _NATIVE,
+    ("ckdiff.kernels.codegen.lowrank", "_elements"): _NATIVE,
+    ("ckdiff.kernels.codegen.lowrank", "lowrank"): _NATIVE,
     ("ckdiff.kernels.codegen.sample", "draw"): _NATIVE,
     ("ckdiff.kernels.codegen.sample", "near"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "compare"): _NATIVE,

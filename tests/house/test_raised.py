@@ -26,6 +26,7 @@ RAISED = {
     ("ckdiff.kernels.casting", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.counting", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.delta", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.lowrank", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.memory", "TypeError"): "a mistake of ours: a kernel takes another dtype",
     ("ckdiff.kernels.memory", "ValueError"): "a mistake of ours: an array that is too small",
     ("ckdiff.kernels.moving", "ValueError"): "a mistake of ours: see kernels.memory",

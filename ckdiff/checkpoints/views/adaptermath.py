@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.kernels.casting import narrow, widen
+from ckdiff.kernels.lowrank import multiply, padded
 from ckdiff.kernels.memory import Bytes
 
-Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[Any]
 
 #: dtypes that weights and the matrices of adapters have here
 FLOATS = ("BF16", "F16", "F32", "F64")
+_ONE = np.ones((1, 1), np.float32)
 _RUN = 192  # of the sum, above which torch's product adds runs up
 _NUMPY: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype("<u2"),
@@ -67,30 +68,22 @@ def product(left: Floats, right: Floats, scale: float) -> Floats:
     and the scale is rounded to it. Of float64 matrices, for float64 weights, the product and the
     sum are rounded each.
     """
-    with np.errstate(all="ignore"):
-        if left.dtype == np.float64:
+    if left.dtype == np.float64:
+        with np.errstate(all="ignore"):
             return _wide(left, right) * scale
-        if left.shape[1] == 1:  # nothing is added: a zero keeps its sign
-            total = np.multiply(left, right)
-        else:
-            parts = (_run_of(left[:, i:j], right[i:j]) for i, j in runs(left.shape[1]))
-            total = next(parts)
-            for part in parts:
-                total += part
-        return total * np.float32(scale)
-
-
-def _run_of(left: Float32, right: Float32) -> Float32:
-    """One run. The product of two float32 is exact in float64, and so each step rounds the exact
-    sum, to 53 bits and then to 24.
-    """
-    down, across = left.astype(np.float64), right.astype(np.float64)
-    total = np.zeros((left.shape[0], right.shape[1]), np.float32)
-    term = np.empty(total.shape, np.float64)
-    for k in range(left.shape[1]):
-        np.multiply(down[:, k, None], across[k], out=term)
-        np.add(term, total, out=total, casting="same_kind")
-    return total
+    columns = right.shape[1]
+    if columns != padded(columns):
+        right = np.pad(right, ((0, 0), (0, padded(columns) - columns)))
+    total = np.empty((left.shape[0], right.shape[1]), np.float32)
+    parts = runs(left.shape[1])
+    for first, last in parts:
+        of = scale if len(parts) == 1 else 1.0  # what is scaled by one is as it was
+        part = np.ascontiguousarray(left[:, first:last])
+        multiply(part, right[first:last], of, total, total if first else None)
+    if len(parts) > 1:
+        flat = total.reshape(1, -1)
+        multiply(_ONE, flat, scale, flat)
+    return np.ascontiguousarray(total[:, :columns])
 
 
 def _wide(left: Floats, right: Floats) -> Floats:
@@ -109,6 +102,11 @@ def merged(weight: Bytes, dtype: str, delta: Floats, *, round_first: bool) -> By
     flat = delta.reshape(-1)
     if round_first:
         flat = widened(rounded(flat, dtype), dtype)
-    with np.errstate(all="ignore"):
-        total = widened(weight, dtype) + flat
-    return rounded(total, dtype)
+    if dtype == "F64":
+        with np.errstate(all="ignore"):
+            return rounded(widened(weight, dtype) + flat, dtype)
+    sides = np.zeros((2, 1, padded(len(flat))), np.float32)
+    sides[0, 0, : len(flat)] = widened(weight, dtype)
+    sides[1, 0, : len(flat)] = flat
+    multiply(_ONE, sides[1], 1.0, sides[0], sides[0])
+    return rounded(sides[0, 0, : len(flat)], dtype)

@@ -18,7 +18,7 @@ from ckdiff.checkpoints.views.adapterplan import Factor, LowRank, MergePlan
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.memory import Bytes, bytes_at
 
-_BLOCK = 1 << 14  # elements whose product is computed at a time
+_BLOCK = 1 << 15  # elements whose product is computed at a time
 _FACTOR = 1 << 16  # elements of a matrix that are held at a time
 #: bytes of what is computed with: two pieces of matrices, stored and widened, and a block's sums
 SCRATCH = 4 << 20

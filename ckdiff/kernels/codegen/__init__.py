@@ -27,6 +27,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.gaps import gaps_kernel, ungaps_kernel
     from ckdiff.kernels.codegen.guard import guard_kernel
     from ckdiff.kernels.codegen.hashing import hash_kernel
+    from ckdiff.kernels.codegen.lowrank import lowrank_kernel
     from ckdiff.kernels.codegen.margins import margins_kernel
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
@@ -52,6 +53,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "gather": gather_kernel,
     "guard": guard_kernel,
     "hash": hash_kernel,
+    "lowrank": lowrank_kernel,
     "margins": margins_kernel,
     "merge": merge_kernel,
     "narrow": narrow_kernel,
