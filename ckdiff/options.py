@@ -36,6 +36,8 @@ class Options:
     exclude: Sequence[str] = ()
     rename: Sequence[str] = ()  #: ``REGEX=REPL`` on tuned names
     key: str | None = None  #: path of the state dict in torch files that hold more
+    base_adapter: Any = None  #: a LoRA adapter that is merged into the base first
+    tuned_adapter: Any = None
     common_rows: bool = False  #: of tensors whose first dimensions differ, compare what both have
     unfuse: bool = True  #: compare fused tensors with the parts that the other side has
     stats: bool = False

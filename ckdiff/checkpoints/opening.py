@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from ckdiff.checkpoints.files import FileCheckpoint
 from ckdiff.checkpoints.places.hub.address import is_hub_address
@@ -82,13 +83,33 @@ def _in_files(place: Place, key: str | None) -> FileCheckpoint:
 def open_recipe(recipe: str) -> Checkpoint:
     """What a ``Checkpoint.recipe`` of another process says. Raises what opening raises."""
     said = json.loads(recipe)
+    if "adapter" in said:
+        return _adapted(said["adapter"])
     opening = open_for_streaming if "stream" in said else open_checkpoint
     return opening(_place_of(said), key=said.get("key"))
 
 
 def place_in(recipe: str) -> str:
     """Where a recipe looks, for people."""
-    return printable(_place_of(json.loads(recipe)))
+    said = json.loads(recipe)
+    return (
+        place_in(json.dumps(said["adapter"]["base"]))
+        if "adapter" in said
+        else (printable(_place_of(said)))
+    )
+
+
+def _adapted(said: dict[str, Any]) -> Checkpoint:
+    """What the recipe of a base with an adapter says."""
+    from ckdiff.checkpoints.views.adapter import AdapterView
+
+    with ExitStack() as stack:
+        base, adapter = (
+            stack.enter_context(open_recipe(json.dumps(said[side]))) for side in ("base", "adapter")
+        )
+        view = AdapterView(base, adapter, said["config"].encode(), safe=said["safe"])
+        stack.pop_all()
+    return view
 
 
 def _place_of(said: dict[str, str]) -> str:
@@ -105,6 +126,18 @@ def open_in(
     if opened is not given:
         stack.callback(opened.close)
     return opened
+
+
+def adapted(stack: ExitStack, base: Checkpoint, adapter: Given | None) -> Checkpoint:
+    """A base with an adapter merged into it, which ``stack`` closes; the base where there is none.
+
+    Raises what opening raises, and CheckpointError for an adapter that is not merged here.
+    """
+    if adapter is None:
+        return base
+    from ckdiff.checkpoints.views.adapter import adapt
+
+    return adapt(base, open_in(stack, adapter))
 
 
 def open_all(stack: ExitStack, *given: Given) -> list[Checkpoint]:

@@ -146,6 +146,13 @@ class Checkpoint(ABC):
         """
         return None
 
+    @property
+    def merged(self) -> Sequence[str]:
+        """Names of the tensors that an adapter's matrices change; its readers say what they were
+        before.
+        """
+        return ()
+
     # what is to be fetched before it can be read
 
     def missing_bytes(self) -> Mapping[tuple[str, ...], int]:

@@ -29,6 +29,12 @@ _GATES = (
 )
 @options.key
 @click.option(
+    "--base-adapter",
+    metavar="DIR",
+    help="Merge this LoRA adapter of PEFT into BASE on the fly.",
+)
+@click.option("--tuned-adapter", metavar="DIR", help="The same for TUNED.")
+@click.option(
     "--common-rows",
     is_flag=True,
     help="Of tensors with other first dimensions, compare the rows that both have.",

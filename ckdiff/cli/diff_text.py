@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ckdiff.budget import format_size
 from ckdiff.cli import formats
@@ -44,6 +45,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         _short_table(result.table, terminal) if result.rules["exact"]["changed"] else [],
         _statistics(result.table, terminal),
         list(_fallen_back(result.exact_only)),
+        _merge(result.merge),
         unlike_lines(result.retyped, result.resized, result.tied, terminal),
         unpaired_lines(result.unpaired_details, terminal),
     ):
@@ -55,6 +57,28 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         texts.append(f"compared on {place}: {printable(result.device_why)}")
     if result.store is not None and out is not None:
         texts.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
+    return texts
+
+
+def _merge(counts: Mapping[str, Any] | None) -> list[str]:
+    """What became of an adapter's changes."""
+    if counts is None:
+        return []
+    visible = counts["visible"]
+    if not visible:
+        return ["the adapter changes nothing that the dtype of the weights can show"]
+    share = formats.percent(counts["arrived"], visible)
+    texts = [
+        f"of {visible:,} changes that the adapter makes in the tensors that it is merged into, "
+        f"{counts['arrived']:,} arrived in the other side ({share}); "
+        f"{counts['lost']:,} have the base's value there, {counts['other']:,} a third one"
+    ]
+    if counts["asked"] > visible:
+        texts.append(
+            f"{counts['asked'] - visible:,} more are lost to rounding in the weights' dtype"
+        )
+    if counts["extra"]:
+        texts.append(f"{counts['extra']:,} elements that the adapter leaves differ as well")
     return texts
 
 

@@ -25,6 +25,7 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
 from ckdiff.checkpoints.views.parts import PartsView
 from ckdiff.checkpoints.views.unfusing import SideView, unfuse
+from ckdiff.diffs.merging import merged_tensors
 from ckdiff.diffs.sides import Side
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, printable
@@ -255,6 +256,7 @@ class Comparison:
             with_statistics=with_statistics,
             window=window,
             cuts=self.cuts(BLOCK if with_statistics else UNIT),
+            merging=merged_tensors(self.sides, self.pairing.names),
             casting=self.casting(),
             sink=sink,
             on_bytes=on_bytes,

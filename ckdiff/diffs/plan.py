@@ -18,6 +18,7 @@ from ckdiff import budget
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import (
     Given,
+    adapted,
     bytes_to_download,
     no_room,
     open_for_planning,
@@ -140,10 +141,7 @@ def plan(
     rules, resident = RuleSet.of(options.rules), budget.resident_anonymous()
     place = None if out is None else checked_output(out)
     with ExitStack() as stack:
-        opening = partial(
-            open_for_streaming if options.stream else open_for_planning, key=options.key
-        )
-        sides = (open_in(stack, base, opening), open_in(stack, tuned, opening))
+        sides = _sides(stack, base, tuned, options)
         opened = time.perf_counter()
         comparison = _compared(sides, place, options)
         if place is not None and not options.dry_run:
@@ -166,6 +164,18 @@ def plan(
             streaming, (asked_for(base, sides[0]), asked_for(tuned, sides[1])), opened,
             stack.pop_all(),
         )  # fmt: skip
+
+
+def _sides(
+    stack: ExitStack, base: Given, tuned: Given, options: Options
+) -> tuple[Checkpoint, Checkpoint]:
+    """Base and tuned, each with the adapter that is merged into it, if there is one."""
+    opening = partial(open_for_streaming if options.stream else open_for_planning, key=options.key)
+    first, second = (
+        adapted(stack, open_in(stack, given, opening), adapter)
+        for given, adapter in ((base, options.base_adapter), (tuned, options.tuned_adapter))
+    )
+    return first, second
 
 
 def _same(options: Options, sides: tuple[Checkpoint, Checkpoint]) -> tuple[FilePair, ...]:

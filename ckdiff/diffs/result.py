@@ -65,6 +65,8 @@ class DiffResult:
     resized: list[dict[str, Any]] = field(default_factory=list)
     #: unpaired tensors with the bits of another of their side: ``name``, ``same_as``, ``side``
     tied: list[dict[str, Any]] = field(default_factory=list)
+    #: of a base with an adapter: what became of the adapter's changes in the tuned side
+    merge: dict[str, Any] | None = None
     #: globs that match no tensor, as they were asked for: ``--include 'x*'``
     unmatched: list[str] = field(default_factory=list)
     gates: list[Verdict] = field(default_factory=list)  #: what :mod:`ckdiff.diffs.gates` said
@@ -139,6 +141,8 @@ class DiffResult:
             "device_why": self.device_why,
             "store": None if self.store_path is None else str(self.store_path),
         }
+        if self.merge is not None:
+            out["merge"] = self.merge
         if self.commits:
             out["commits"] = self.commits
         if self.table.statistics is not None:

@@ -11,6 +11,7 @@ from ckdiff.checkpoints.opening import bytes_to_download, fetch_all
 from ckdiff.diffs.comparison import Comparison, DiffRecipe
 from ckdiff.diffs.devices import DeviceRun
 from ckdiff.diffs.gates import unmatched
+from ckdiff.diffs.merging import as_json
 from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details, resized, retyped
@@ -218,6 +219,7 @@ class _Run:
             retyped=retyped(comparison),
             resized=resized(comparison),
             tied=self._tied,
+            merge=as_json(self._collected.survived),
             store_path=plan.out,
         )
 

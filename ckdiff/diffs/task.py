@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
 from ckdiff.diffs.sides import Side, Window
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
@@ -51,6 +52,7 @@ class DiffTask:
     with_statistics: bool
     window: int  #: elements
     cuts: IntArray  #: addresses, in order, at which spans are cut
+    merging: npt.NDArray[np.bool_] | None  #: whose bases are made by an adapter
     casting: Casting  #: what is widened before it is compared
     sink: ObjectSink | None  #: where the masks go; None: count only, and ``masks`` are none
     on_bytes: Callable[[int], None] = lambda size: None
@@ -61,6 +63,7 @@ class DiffTask:
         first, end = self.layout.chunk_range(chunk)
         spans = self.layout.spans(first, end)
         results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
+        survived = None if self.merging is None else merging.columns()
         cast = self.casting.begin(self._cast_buffers())
         with ExitStack() as stack:
             writers = {} if self.sink is None else self.sink.begin(chunk, list(self.masks), stack)
@@ -77,11 +80,11 @@ class DiffTask:
                 if coming is not None:
                     ahead.append(coming)
                     self.prefetch(readers, coming)
-                self._compare(window, readers, results, cast, list(writers.values()))
+                self._compare(window, readers, results, cast, list(writers.values()), survived)
             objects = {key: writer.finish() for key, writer in writers.items()}
         cast.finish(results)
         return ChunkResult(
-            spans.tensors, results.changed, results.hashes, results.statistics, objects
+            spans.tensors, results.changed, results.hashes, results.statistics, objects, survived
         )
 
     def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
@@ -107,8 +110,11 @@ class DiffTask:
         results: Results,
         cast: Cast,
         writers: list[ObjectWriter],
+        survived: IntArray | None,
     ) -> None:
         segments = self.segments(window, readers)
+        if survived is not None and self.merging is not None:
+            merging.add(survived, self.merging, segments, window, self.sides, readers[0])
         cast.widen(segments, window)
         masks = self._buffers()
         for mask in masks:

@@ -21,6 +21,7 @@ class ChunkResult:
     hashes: npt.NDArray[np.uint64]  #: (rows, HASH_COLUMNS)
     statistics: npt.NDArray[np.float64] | None  #: (rows, statistics.COLUMNS)
     objects: dict[str, tuple[int, str]] = field(default_factory=dict)  #: key -> size, digest
+    survived: IntArray | None = None  #: where an adapter was merged, what became of its changes
 
     def to_bytes(self) -> bytes:
         """For the journal."""
@@ -30,6 +31,7 @@ class ChunkResult:
             "rules": self.changed.shape[1],
             "statistics": columns,
             "objects": self.objects,
+            "survived": None if self.survived is None else self.survived.tolist(),
         }
         parts = [self.tensors, self.changed, self.hashes]
         if self.statistics is not None:
@@ -51,4 +53,5 @@ class ChunkResult:
             hashes.view(np.uint64).reshape(rows, HASH_COLUMNS),
             rest.view(np.float64).reshape(rows, columns) if columns else None,
             {key: (size, digest) for key, (size, digest) in head["objects"].items()},
+            None if head["survived"] is None else np.array(head["survived"], np.int64),
         )

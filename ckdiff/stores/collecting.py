@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ckdiff.kernels import HASH_COLUMNS
 from ckdiff.kernels import statistics as columns
-from ckdiff.layout import Layout
+from ckdiff.layout import IntArray, Layout
 from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.objects import file_digest
 from ckdiff.stores.table import Statistics
@@ -27,6 +27,7 @@ class Collected:
     def __init__(self, tensors: int, rules: int, layout: Layout, *, with_statistics: bool) -> None:
         self.changed = np.zeros((tensors, rules), np.int64)
         self.hashes = np.zeros((tensors, HASH_COLUMNS), np.uint64)
+        self.survived: IntArray | None = None  #: see ChunkResult; of all chunks
         self.objects: dict[str, tuple[int, str]] = {}
         self._chunks = layout.chunks
         self._next = 0
@@ -41,6 +42,8 @@ class Collected:
         self.changed[result.tensors] += result.changed
         self.hashes[result.tensors] += result.hashes
         self.objects.update(result.objects)
+        if result.survived is not None:
+            self.survived = result.survived + (0 if self.survived is None else self.survived)
         if self._floats is None:
             return
         self._waiting[chunk] = result

@@ -53,6 +53,3 @@ class TestAdapted(CheckpointTests):
     @pytest.fixture
     def source(self, tmp_path: Path) -> Source:
         return Adapted(tmp_path)
-
-    @pytest.mark.skip(reason="opening knows no recipes of adapters yet")
-    def test_a_recipe_travels(self, checkpoint: Checkpoint) -> None: ...

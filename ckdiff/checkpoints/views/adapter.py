@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -63,7 +63,7 @@ class AdapterView(Checkpoint):
         return f"<{type(self).__name__} {self.label}: {len(self._plan.changes):,} tensors merged>"
 
     @property
-    def merged(self) -> list[str]:
+    def merged(self) -> Sequence[str]:
         """The tensors that the adapter's matrices change, in the order of the table."""
         return [self.table.names[tensor] for tensor in sorted(self._plan.changes)]
 
