@@ -94,7 +94,8 @@ class FileCheckpoint(Checkpoint):
 
     def reader_memory(self, window: int) -> int:
         """See Checkpoint: where a window has to be gathered, all of it."""
-        return PieceReader.memory(window) if self.contents.pieces else 0
+        gathered = PieceReader.memory(window) if self.contents.pieces else 0
+        return self.place.reader_memory(window) + gathered
 
     def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See Checkpoint."""

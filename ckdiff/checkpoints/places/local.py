@@ -46,6 +46,7 @@ class LocalPlace(Place):
         make_room(len(names))
         self._unopened: dict[int, CheckpointError] = {}
         self._mappings: Mappings | None = None
+        self._refused: bool | None = None  #: whether files cannot be mapped; None: not known yet
         self._lock = threading.Lock()
         with ExitStack() as cleanup:
             self.open_files: list[OpenFile] = []
@@ -112,9 +113,23 @@ class LocalPlace(Place):
 
     def reader(self) -> SpanReader:
         """A new reader over the mapped files, for one worker."""
+        from ckdiff.checkpoints.places.copied import CopyingReader
         from ckdiff.checkpoints.places.mapped import MappedReader
 
-        return MappedReader(self.mappings())
+        mappings = self.mappings()
+        return CopyingReader(self.open_files) if self._copies() else MappedReader(mappings)
+
+    def reader_memory(self, window: int) -> int:
+        """See Place: nothing, unless the files cannot be mapped."""
+        from ckdiff.checkpoints.places.copied import CopyingReader
+
+        return CopyingReader.memory(window) if self._copies() else 0
+
+    def _copies(self) -> bool:
+        """Whether windows are copied, because the file system refuses to map files."""
+        if self._refused is None:
+            self._refused = self.mappings().refused()
+        return self._refused
 
     def mappings(self) -> Mappings:
         """The mappings that all readers of these files share."""

@@ -37,6 +37,14 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
+#: what file systems answer that do not map files: some of FUSE, some over a network
+_REFUSALS = {errno.ENODEV, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class NotMapped(CheckpointError):
+    """A file system does not map files; they can still be read."""
+
+
 class Mappings:
     """The mappings of a checkpoint's files, made when first needed, shared by its readers."""
 
@@ -44,6 +52,19 @@ class Mappings:
         self.files = files
         self._addresses: list[int] = [0] * len(files)
         self._lock = threading.Lock()
+
+    def refused(self) -> bool:
+        """Whether the file system of some file does not map files at all."""
+        return any(self._refuses(index) for index in range(len(self.files)))
+
+    def _refuses(self, index: int) -> bool:
+        if self._addresses[index] or not self.files[index].size:
+            return False
+        try:
+            self._map(index)
+        except NotMapped:
+            return True
+        return False
 
     def address(self, index: int) -> int:
         """Where file ``index`` is mapped."""
@@ -58,7 +79,8 @@ class Mappings:
             address = _libc.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.fd, 0)
             if address is None or address == ctypes.c_void_p(-1).value:
                 code = ctypes.get_errno()
-                raise CheckpointError(
+                kind = NotMapped if code in _REFUSALS else CheckpointError
+                raise kind(
                     f"cannot map {printable(file.path)}: {os.strerror(code)}",
                     hint="is the address space limited (ulimit -v)?",
                 )

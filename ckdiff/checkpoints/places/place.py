@@ -69,6 +69,10 @@ class Place(ABC):
     def reader(self) -> SpanReader:
         """A SpanReader whose tensors are the files."""
 
+    def reader_memory(self, window: int) -> int:
+        """See Checkpoint."""
+        return 0
+
     def read_ahead(self, files: IntArray, begins: IntArray, nbytes: IntArray) -> None:  # noqa: B027
         """See Checkpoint."""
 

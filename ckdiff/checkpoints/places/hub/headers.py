@@ -111,6 +111,10 @@ class HubPlace(Place):
             raise CheckpointError(f"{self.label}: only its headers were fetched")
         return self._here.reader()
 
+    def reader_memory(self, window: int) -> int:
+        """See Place."""
+        return 0 if self._here is None else self._here.reader_memory(window)
+
     def read_ahead(self, files: IntArray, begins: IntArray, nbytes: IntArray) -> None:
         """See Checkpoint."""
         if self._here is not None:
