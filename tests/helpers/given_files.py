@@ -1,71 +1,60 @@
-"""The files of a directory as a format is given them, and a checkpoint of what it found in them."""
+"""The files of a directory as a format is given them, and all bytes of a checkpoint."""
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints.choosing import Choice, Shards, choice_of
 from ckdiff.checkpoints.files import FileCheckpoint
+from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.pieces import Contents
-from ckdiff.checkpoints.places.local import LocalPlace
-from ckdiff.checkpoints.places.localfolder import LocalFolder
+from ckdiff.checkpoints.places.local import local_place
+from ckdiff.checkpoints.places.place import Files, files_of
 
 
-class GivenFiles:
-    """What is chosen of a directory."""
+class Watched:
+    """The files of a directory, and the longest read of them so far."""
 
-    def __init__(self, folder: Path, key: str | None = None, first: int = 0) -> None:
-        self.folder, self.key, self.first = folder, key, first
-        self.described = str(folder)
-        self.choice: Choice = choice_of(LocalFolder(str(folder)))
-        self.longest = 0  #: bytes of the longest read
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.longest = 0  #: bytes
+        reading = files.place.read
 
-    def __len__(self) -> int:
-        return len(self.choice.names)
+        def read(file: int, begin: int, nbytes: int) -> bytes:
+            assert min(file, begin, nbytes) >= 0
+            self.longest = max(self.longest, nbytes)
+            return reading(file, begin, nbytes)
 
-    def name(self, file: int) -> str:
-        return self.choice.names[file]
+        files.place.read = read  # type: ignore[method-assign]
 
-    def size(self, file: int) -> int:
-        return (self.folder / self.name(file)).stat().st_size
 
-    def where(self, file: int) -> str:
-        return str(self.folder / self.name(file))
-
-    def read(self, file: int, offset: int, nbytes: int) -> bytes:
-        assert 0 <= file < len(self)
-        assert offset >= 0
-        assert nbytes >= 0
-        self.longest = max(self.longest, nbytes)
-        with open(self.folder / self.name(file), "rb") as opened:
-            opened.seek(offset)
-            return opened.read(nbytes)
-
-    def check(self, file: int) -> None:
-        pass
-
-    def index(self) -> bytes | None:
-        index = self.choice.index
-        return None if index is None else (self.folder / index).read_bytes()
+@contextmanager
+def watched(folder: Path, key: str | None = None) -> Iterator[Watched]:
+    """The files of what is chosen of a directory."""
+    place = local_place(folder)
+    with closing(place):
+        (files,) = files_of(place, key)
+        yield Watched(files)
 
 
 def contents_of(form: ModuleType, folder: Path, key: str | None = None) -> Contents:
     """What a format finds in a directory."""
-    return form.read_contents(GivenFiles(folder, key))  # type: ignore[no-any-return]
+    with watched(folder, key) as given:
+        return form.read_contents(given.files)  # type: ignore[no-any-return]
 
 
 def opened(form: ModuleType, folder: Path, key: str | None = None) -> FileCheckpoint:
-    """A checkpoint of what a format finds in a directory."""
-    files = GivenFiles(folder, key)
-    contents = form.read_contents(files)
-    place = LocalPlace(str(folder), Shards(str(folder), list(files.choice.names)))
-    return FileCheckpoint(place, contents)
+    """A checkpoint in a directory that is of this format."""
+    checkpoint = open_local(folder, key=key)
+    (files,) = files_of(checkpoint.place, key)
+    assert form.__name__.endswith({"pieces": "dcppieces"}.get(f := files.choice.format, f))
+    return checkpoint
 
 
 def all_bytes(checkpoint: FileCheckpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -15,7 +15,6 @@ from typing import Any
 from ckdiff.checkpoints.formats.covering import Joining, Shape, is_shape
 from ckdiff.checkpoints.formats.dcpitems import Item, ItemReader
 from ckdiff.checkpoints.formats.dcppieces import saved_offsets
-from ckdiff.checkpoints.formats.givenfiles import Files
 from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Storage, Tensor, Word, shown
 from ckdiff.checkpoints.formats.pickles import LIMIT, read_pickle
 from ckdiff.checkpoints.formats.safetensors import Header, header_from
@@ -29,6 +28,7 @@ from ckdiff.checkpoints.formats.torchzip import (
     nothing_named,
 )
 from ckdiff.checkpoints.pieces import Contents, Piece, packed_strides
+from ckdiff.checkpoints.places.place import Files
 from ckdiff.errors import CheckpointError, printable
 
 _HINT = "copy all of the directory, or save the checkpoint again"
@@ -58,7 +58,7 @@ class _Reading:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self.where = f"{files.described}: .metadata"
+        self.where = files.described  # the path of .metadata
         raw = files.index() or b""
         if len(raw) > LIMIT:
             raise self._wrong(f"has {len(raw):,} bytes, more than the {LIMIT:,} that are read")

@@ -12,7 +12,6 @@ import zlib
 from functools import partial
 from typing import NamedTuple
 
-from ckdiff.checkpoints.formats.givenfiles import Files
 from ckdiff.checkpoints.formats.pickledvalues import Tensor
 from ckdiff.checkpoints.formats.pickles import read_pickle
 from ckdiff.checkpoints.formats.torcharchive import (
@@ -25,6 +24,7 @@ from ckdiff.checkpoints.formats.torcharchive import (
     unsupported,
 )
 from ckdiff.checkpoints.formats.ziparchive import BEGIN, Member
+from ckdiff.checkpoints.places.place import Files
 from ckdiff.errors import CheckpointError
 
 LOOK = 1 << 10  #: bytes of a look

@@ -13,10 +13,10 @@ from typing import Any
 
 from ckdiff.checkpoints.contents import SHARDING
 from ckdiff.checkpoints.formats.covering import FURTHEST, Joining, Shape, is_shape
-from ckdiff.checkpoints.formats.givenfiles import Files
 from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.formats.strictjson import any_value, key_at, shown, skip_blank
 from ckdiff.checkpoints.pieces import Contents, Piece, packed_strides
+from ckdiff.checkpoints.places.place import Files
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError
 

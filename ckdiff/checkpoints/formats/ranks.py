@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from ckdiff.checkpoints.formats.covering import Box, Joining, Shape
-from ckdiff.checkpoints.formats.givenfiles import Files
 from ckdiff.checkpoints.formats.pickledvalues import Word, shown
 from ckdiff.checkpoints.formats.shards import Part, local_of
 from ckdiff.checkpoints.formats.torcharchive import (
@@ -33,6 +32,7 @@ from ckdiff.checkpoints.formats.torchzip import (
     nothing_named,
 )
 from ckdiff.checkpoints.pieces import Contents, Piece, packed_strides
+from ckdiff.checkpoints.places.place import Files
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError
 
