@@ -8,6 +8,7 @@ that were opened.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -41,10 +42,6 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _REFUSALS = {errno.ENODEV, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-class NotMapped(CheckpointError):
-    """A file system does not map files; they can still be read."""
-
-
 class Mappings:
     """The mappings of a checkpoint's files, made when first needed, shared by its readers."""
 
@@ -52,6 +49,7 @@ class Mappings:
         self.files = files
         self._addresses: list[int] = [0] * len(files)
         self._lock = threading.Lock()
+        self._refusal = 0  #: the errno of the last file that was not mapped
 
     def refused(self) -> bool:
         """Whether the file system of some file does not map files at all."""
@@ -60,11 +58,10 @@ class Mappings:
     def _refuses(self, index: int) -> bool:
         if self._addresses[index] or not self.files[index].size:
             return False
-        try:
+        self._refusal = 0
+        with contextlib.suppress(CheckpointError):
             self._map(index)
-        except NotMapped:
-            return True
-        return False
+        return self._refusal in _REFUSALS
 
     def address(self, index: int) -> int:
         """Where file ``index`` is mapped."""
@@ -79,8 +76,8 @@ class Mappings:
             address = _libc.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.fd, 0)
             if address is None or address == ctypes.c_void_p(-1).value:
                 code = ctypes.get_errno()
-                kind = NotMapped if code in _REFUSALS else CheckpointError
-                raise kind(
+                self._refusal = code
+                raise CheckpointError(
                     f"cannot map {printable(file.path)}: {os.strerror(code)}",
                     hint="is the address space limited (ulimit -v)?",
                 )
