@@ -66,15 +66,22 @@ def open_for_streaming(path: Given, *, key: str | None = None) -> Checkpoint:
     return open_checkpoint(path, key=key)
 
 
-def open_local(path: str | os.PathLike[str], *, key: str | None = None) -> FileCheckpoint:
-    """Open the files that a path of this machine means. Raises CheckpointError."""
-    return _in_files(local_place(path), key)
+def open_local(
+    path: str | os.PathLike[str], *, key: str | None = None, of_ours: bool = False
+) -> FileCheckpoint:
+    """Open the files that a path of this machine means; with ``of_ours`` also what is no checkpoint
+    but masks or a delta of ours. Raises CheckpointError.
+    """
+    return _in_files(local_place(path), key, of_ours=of_ours)
 
 
-def _in_files(place: Place, key: str | None) -> FileCheckpoint:
+def _in_files(place: Place, key: str | None, *, of_ours: bool = False) -> FileCheckpoint:
     """The checkpoint in the files of ``place``, which is closed where they are none."""
     try:
-        return FileCheckpoint(place, key)
+        opened = FileCheckpoint(place, key)
+        if opened.contents.refused is not None and not of_ours:
+            raise opened.contents.refused
+        return opened
     except BaseException:
         place.close()
         raise

@@ -119,6 +119,10 @@ def pair(
     return found
 
 
+#: names that only PEFT's adapters have
+_ADAPTER = re.compile(
+    r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)|\.(vera|ia3|oft)_"
+)
 _NONE: IntArray = np.zeros(0, np.int64)
 
 
@@ -273,6 +277,12 @@ def _hint(
     unpaired: Sequence[Unpaired], in_base: dict[str, int], in_tuned: dict[str, int]
 ) -> str | None:
     """What would pair more: a renaming, or the rows that both have."""
+    for side, names in (("base", in_base), ("tuned", in_tuned)):
+        if names and all(_ADAPTER.search(name) for name in names):
+            return (
+                f"the {side} side is an adapter, not a model: give the model that it was trained "
+                f"on there, and the adapter with --{side}-adapter"
+            )
     best = best_renaming(in_base, in_tuned)
     if best is not None:
         renaming, pairs = best

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
+from ckdiff.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Contents:
     #: for each tensor that is not in one place its pieces, which cover it once
     pieces: Mapping[int, tuple[Piece, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  #: one line each, for people
+    refused: CheckpointError | None = None  #: why they are no checkpoint, but something of ours
     stored: Contents | None = None  #: all that is in the files, where that is more than counts
 
     def is_same(self, other: Contents) -> bool:
@@ -95,6 +97,7 @@ def together(parts: Sequence[tuple[str, Contents]]) -> Contents:
             for at, p in c.pieces.items()
         },
         [note for _, content in parts for note in content.notes],
+        next((content.refused for _, content in parts if content.refused), None),
     )
 
 

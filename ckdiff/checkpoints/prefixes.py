@@ -12,7 +12,7 @@ _TRIED = 6  # renamings that are counted on all names
 #: parts at the end of a name, at most, by which partners are found
 _TAIL = 3
 #: a renaming is worth saying when it pairs this share of the smaller checkpoint
-_WORTH = 0.1
+_WORTH = 0.3
 #: where this share is paired already, nobody needs one
 _NEARLY_ALL = 0.9
 

@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from ckdiff.checkpoints.mistaken import seen_instead
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
@@ -167,6 +168,17 @@ class DeltaWriter:
             os.close(fd)
 
 
+def _mistaken(path: str) -> DeltaError:
+    """The error for what is no delta."""
+    what, hint = seen_instead(path) or ("", "ckdiff delta makes them")
+    if what == "is a checkpoint":
+        hint = "the base comes first: `ckdiff apply BASE DELTA... -o OUT`"
+    return DeltaError(
+        f"{printable(path)} {what}, not a delta" if what else f"{printable(path)} is not a delta",
+        hint=hint,
+    )
+
+
 class Delta:
     """An open delta. Everything but its data was read and checked.
 
@@ -178,6 +190,8 @@ class Delta:
     def __init__(self, path: str, room: Room | None = None) -> None:
         self.path = path
         self._room = Room() if room is None else room
+        if os.path.isdir(path):
+            raise _mistaken(path)
         self._file = OpenFile.open(path)
         try:
             self._read()
@@ -240,9 +254,7 @@ class Delta:
             raise self._unreadable(error) from None
         metadata = self._header.metadata
         if metadata.get("format") != FORMAT:
-            raise DeltaError(
-                f"{printable(self.path)} is not a delta", hint="ckdiff delta makes them"
-            )
+            raise _mistaken(self.path)
         if metadata.get("version") != str(VERSION):
             raise DeltaError(
                 f"{printable(self.path)} is a delta of version "

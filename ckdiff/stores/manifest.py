@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ckdiff.checkpoints.mistaken import seen_instead
 from ckdiff.errors import StoreCorrupt, StoreIncomplete, printable
 from ckdiff.outputs.ownership import SUFFIX
 from ckdiff.outputs.placing import MANIFEST
@@ -31,7 +32,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _no_store(root) from None
     except NotADirectoryError:
-        raise StoreIncomplete(f"{shown} is not a mask store but a file") from None
+        raise (
+            _mistaken(root) or StoreIncomplete(f"{shown} is not a mask store but a file")
+        ) from None
     except OSError as error:
         raise StoreCorrupt(f"cannot read {shown}/{MANIFEST}: {error.strerror}") from error
 
@@ -56,7 +59,15 @@ def _no_store(root: Path) -> StoreIncomplete:
         )
     if not root.exists():
         return StoreIncomplete(f"there is no store {shown}", hint="ckdiff diff -o makes one")
-    return StoreIncomplete(
+    return _mistaken(root) or StoreIncomplete(
         f"{shown} has no {MANIFEST}: it is not a mask store, or not a whole one",
         hint="ckdiff diff -o makes one",
     )
+
+
+def _mistaken(root: Path) -> StoreIncomplete | None:
+    """The error for something else of ours, or a checkpoint."""
+    seen = seen_instead(str(root))
+    if seen is None:
+        return None
+    return StoreIncomplete(f"{printable(str(root))} {seen[0]}, not a mask store", hint=seen[1])

@@ -336,7 +336,7 @@ def test_any_cut_is_noticed(tmp_path: Path, pair: Pair) -> None:
 def test_what_is_no_delta(tmp_path: Path, pair: Pair) -> None:
     for path in (pair.base, pair.tuned, tmp_path / "none"):
         assert error("apply", str(pair.base), str(path), "-o", str(tmp_path / "out"))
-    with pytest.raises(ckdiff.DeltaError, match="is not a delta"):
+    with pytest.raises(ckdiff.DeltaError, match="is a checkpoint, not a delta"):
         ckdiff.apply(pair.base, pair.base, tmp_path / "out")
     with pytest.raises(ckdiff.UsageError, match="no delta"):
         ckdiff.apply(pair.base, [], tmp_path / "out")
@@ -392,7 +392,7 @@ def test_manifests_that_make_no_sense(tmp_path: Path, pair: Pair, key: str, valu
 def test_outputs_in_the_way(tmp_path: Path, pair: Pair) -> None:
     out = tmp_path / "d"
     out.write_text("mine")
-    with pytest.raises(ckdiff.OutputError, match="is not a delta"):
+    with pytest.raises(ckdiff.OutputError, match="is a checkpoint, not a delta"):
         ckdiff.delta(pair.base, pair.tuned, out, overwrite=True)
     out.unlink()
     ckdiff.delta(pair.base, pair.tuned, out)

@@ -338,7 +338,7 @@ def test_manifest_is_no_file(root: Path, make: Callable[[Path], object]) -> None
         open_store(root)
 
 
-@pytest.mark.parametrize("version", [2, 10**30])
+@pytest.mark.parametrize("version", [3, 10**30])
 def test_manifest_of_a_newer_format(root: Path, version: int) -> None:
     change_manifest(root, lambda manifest: manifest.update(format_version=version))
     with pytest.raises(StoreCorrupt, match="format") as caught:

@@ -38,11 +38,14 @@ def read_contents(files: Files) -> Contents:
         kept = None if whole else listed.kept
         missing, notes = list(listed.missing), list(listed.warnings)
     stored = _joined(files, headers)
+    said = (refused_metadata(files.where(i), header.metadata) for i, header in enumerate(headers))
+    stored.refused = next((refused for refused in said if refused is not None), None)
     if kept is None and not missing:
         return stored
     counted = stored if kept is None else _only(stored, np.concatenate(kept))
     counted.table.absent = missing
     counted.notes = notes
+    counted.refused = stored.refused
     counted.stored = stored if kept is not None else None
     return counted
 
@@ -66,9 +69,6 @@ def read_headers(files: Files) -> list[Header]:
 def _header(files: Files, file: int, read: Read) -> Header:
     header = header_from(read, files.size(file), files.where(file))
     files.check(file)  # it is only worth something if it is that of the file as it was opened
-    refused = refused_metadata(files.where(file), header.metadata)
-    if refused is not None:
-        raise refused
     return header
 
 

@@ -22,7 +22,7 @@ _DTYPES = {
 
 def read_tensor_file(path: str, stack: ExitStack) -> MaskFile:
     """The masks at ``path``; ``stack`` closes it. Raises CheckpointError."""
-    checkpoint = open_local(path)
+    checkpoint = open_local(path, of_ours=True)
     stack.callback(checkpoint.close)
     table = checkpoint.table
     check_number(printable(path), len(table))
