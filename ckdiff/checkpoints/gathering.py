@@ -186,7 +186,7 @@ def _copies(
 ) -> Iterator[tuple[_Copy, tuple[int, int, int]]]:
     """What to copy for the elements [first, stop), and (source, begin, bytes) of each."""
     steps = packed_strides(shape)
-    for at, extent in _boxes(shape, first, stop):
+    for at, extent in boxes(shape, first, stop):
         for piece in pieces:
             low = tuple(map(max, at, piece.at))
             high = tuple(
@@ -203,7 +203,7 @@ def _copies(
             yield _Copy(0, into * width, part, piece.strides, steps, width), request
 
 
-def _boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index]]:
+def boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index]]:
     """The elements [first, stop) of a tensor as boxes: (index of the first element, sizes)."""
     if not shape:
         yield (), ()
@@ -212,17 +212,17 @@ def _boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Inde
     row, column = divmod(first, inner)
     last, rest = divmod(stop, inner)
     if row == last:
-        for at, extent in _boxes(shape[1:], column, rest):
+        for at, extent in boxes(shape[1:], column, rest):
             yield (row, *at), (1, *extent)
         return
     if column:
-        for at, extent in _boxes(shape[1:], column, inner):
+        for at, extent in boxes(shape[1:], column, inner):
             yield (row, *at), (1, *extent)
         row += 1
     if last > row:
         yield (row, *(0,) * len(shape[1:])), (last - row, *shape[1:])
     if rest:
-        for at, extent in _boxes(shape[1:], 0, rest):
+        for at, extent in boxes(shape[1:], 0, rest):
             yield (last, *at), (1, *extent)
 
 
