@@ -206,3 +206,27 @@ def test_a_diff_is_the_same_wherever_pieces_end(seed: int, stats: bool) -> None:
         position = found.table.names.index(name)
         changed = int((array.view(np.uint32) != tuned[name].view(np.uint32)).sum())
         assert int(found.table.changed["exact"][position]) == changed
+
+
+@given(st.data())
+def test_of_many_pieces_a_few_are_looked_at(data: st.DataObject) -> None:
+    """Runs in any order, with empty ones between them: whatever crosses them is gathered."""
+    rows, row = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 3))
+    array = np.arange(rows * row, dtype=np.uint16).reshape(rows, row)
+    cuts = data.draw(st.lists(st.integers(0, rows), max_size=12))
+    edges = sorted([0, rows, *cuts])  # equal ones make empty pieces
+    sources = [array[low:high].copy() for low, high in itertools.pairwise(edges)]
+    pieces = [
+        Piece(i, 0, (low, 0), (high - low, row), (row, 1))
+        for i, (low, high) in enumerate(itertools.pairwise(edges))
+    ]
+    contents = contents_of([array], {0: tuple(data.draw(st.permutations(pieces)))})
+    held = Held(sources)
+    reader = PieceReader(held, contents)
+    for _ in range(5):
+        start = data.draw(st.integers(0, array.nbytes))
+        size = data.draw(st.integers(0, array.nbytes - start))
+        held.asked.clear()
+        (address,) = reader.acquire(*np.array([[0], [start], [size]], np.int64)).tolist()
+        assert ctypes.string_at(address, size) == array.tobytes()[start : start + size]
+        assert sum(n for _, _, n in held.asked) < size + 2 * row * 2 or not size
