@@ -177,11 +177,11 @@ class PieceReader:
             gathered.append((span, at + start - first * width))
             for copy, request in _copies(shape, pieces, first, stop, width):
                 copy.begin += at
-                between += request[2] - prod(copy.shape) * width
-                if between > _BETWEEN:
-                    between -= request[2] - prod(copy.shape) * width
+                idle = max(0, request[2] - prod(copy.shape) * width)
+                if between + idle > _BETWEEN:
                     far.append((copy, request))
                     continue
+                between += idle
                 copy.request = len(requests)
                 requests.append(request)
                 copies.append(copy)

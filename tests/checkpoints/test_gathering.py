@@ -6,6 +6,7 @@ import ctypes
 import itertools
 from contextlib import closing
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckdiff
+from ckdiff.checkpoints import gathering
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.pieces import Contents, Piece, borders, packed_strides
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
@@ -118,6 +120,49 @@ def test_any_span_is_what_a_naive_gather_gives(data: st.DataObject) -> None:
         addresses = reader.acquire(*columns)
         found = [ctypes.string_at(a, s[2]) for a, s in zip(addresses.tolist(), spans, strict=True)]
     assert found == [arrays[t].tobytes()[start : start + size] for t, start, size in spans]
+
+
+class Counting(Held):
+    """Notes how many bytes it is asked for at a time, and that it is released in between."""
+
+    def __init__(self, sources: list[Array]) -> None:
+        super().__init__(sources)
+        self.most = self.taken = 0
+
+    def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        assert not self.taken
+        self.taken = 1
+        self.most = max(self.most, int(nbytes.sum()))
+        return super().acquire(tensors, starts, nbytes)
+
+    def release(self) -> None:
+        self.taken = 0
+
+
+@given(st.data())
+def test_what_lies_far_apart_is_read_a_stretch_at_a_time(data: st.DataObject) -> None:
+    """Whatever the order and the steps in which it is stored."""
+    sources: list[Array] = []
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    array = np.random.default_rng(1).integers(0, 1 << 16, shape, np.uint16)
+    if data.draw(st.booleans()):
+        pieces = split(data.draw, array, sources)
+    else:  # every so many elements of a larger one
+        steps = [data.draw(st.integers(1, 3)) for _ in shape]
+        wide = np.zeros([n * step for n, step in zip(shape, steps, strict=True)], np.uint16)
+        wide[tuple(slice(None, None, step) for step in steps)] = array
+        strides = tuple(n * s for n, s in zip(packed_strides(wide.shape), steps, strict=True))
+        pieces = (Piece(0, 0, (0,) * len(shape), shape, strides),)
+        sources.append(wide)
+    start = data.draw(st.integers(0, array.nbytes))
+    size = data.draw(st.integers(0, array.nbytes - start))
+    held = Counting(sources)
+    with mock.patch.multiple(gathering, _BETWEEN=16, _STRETCH=32):
+        reader = PieceReader(held, contents_of([array], {0: pieces}))
+        (address,) = reader.acquire(*np.array([[0], [start], [size]], np.int64)).tolist()
+        # a span that begins or ends inside of an element has all of it
+        assert held.most <= PieceReader.asked(size + 2)
+    assert ctypes.string_at(address, size) == array.tobytes()[start : start + size]
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.sets(st.integers(1, 5)))
