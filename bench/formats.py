@@ -1,6 +1,6 @@
 """The same weights in other formats, beside safetensors: warm diffs in turn, in one run.
 
-    python bench/formats.py [--gib 2] [--density 0.1] [--rounds 5] [--dir DIR] [--only NAME] [--quick]
+    python bench/formats.py [--gib 2] [--density 0.1] [--rounds 5] [--dir DIR] [--quick]
 
 A ratio is the throughput of a pair in that format by that of the pair in safetensors, by `seconds`
 of the JSON. Both sides are in the format. Whatever is written is checked: every count is the same.

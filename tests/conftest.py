@@ -130,6 +130,9 @@ SLOW: dict[str, str] = {
     "test_setops": """
         test_against_numpy
     """,
+    "test_sharded_runs": """
+        test_whatever_two_processes_write
+    """,
     "test_startup_signals": """
         test_at_any_time
     """,

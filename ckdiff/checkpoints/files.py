@@ -94,8 +94,9 @@ class FileCheckpoint(Checkpoint):
 
     def reader_memory(self, window: int) -> int:
         """See Checkpoint: where a window has to be gathered, all of it."""
-        gathered = PieceReader.memory(window) if self.contents.pieces else 0
-        return self.place.reader_memory(window) + gathered
+        if not self.contents.pieces:
+            return self.place.reader_memory(window)
+        return self.place.reader_memory(PieceReader.asked(window)) + PieceReader.memory(window)
 
     def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See Checkpoint."""
@@ -114,8 +115,9 @@ class FileCheckpoint(Checkpoint):
         self.place.hang_up()
 
     def fingerprint(self) -> list[Any]:
-        """See Checkpoint: what the place says of its files."""
-        return self.place.fingerprint()
+        """See Checkpoint: what the place says of its files, and which of their weights it is."""
+        key = [] if self._key is None else [["key", self._key]]
+        return [*self.place.fingerprint(), *key]
 
     def seen(self) -> list[Any]:
         """See Checkpoint: what the place says of its files, and a digest of what they hold."""

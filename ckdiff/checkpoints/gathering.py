@@ -2,13 +2,15 @@
 
 What is in one place is read where it is. What is in pieces is gathered: a span of elements is cut
 into boxes, the part of each piece inside a box is made addressable by whoever holds it, and copied.
+A part whose elements lie far apart, of a transposed matrix, is copied a stretch of bytes at a time.
 """
 
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -16,12 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.pieces import Contents, Piece, packed_strides
+from ckdiff.checkpoints.pieces import Contents, Piece, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 
 _Index = tuple[int, ...]
+_MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
 #: whole words of elements: copies of one are not done byte by byte
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+#: bytes of a window that may be read for nothing, because they lie between what is copied
+_BETWEEN = 1 << 18
+#: bytes that are read at a time of what lies farther apart, at least: else as many as the window's
+_STRETCH = 1 << 20
 
 
 class Located:
@@ -54,6 +62,9 @@ class Located:
         self._inner.close()
 
 
+_Request = tuple[int, int, int]  #: (source, begin, bytes)
+
+
 @dataclass(slots=True)
 class _Copy:
     """The part of a piece that is copied, as two strided views of elements."""
@@ -74,6 +85,7 @@ class _Wanted:
     straight: list[tuple[int, int]]  #: (span, request) of those that are read where they are
     gathered: list[tuple[int, int]]  #: (span, byte of the buffer)
     copies: list[_Copy]
+    far: list[tuple[_Copy, _Request]]  #: copied before, a stretch at a time
     buffer: int  #: bytes
 
 
@@ -84,19 +96,30 @@ class PieceReader:
         self._inner = inner
         self._contents = contents
         self._buffer = np.empty(0, np.uint8)
+        self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
 
     @staticmethod
     def memory(window: int) -> int:
         """Bytes that a reader takes at most for windows of so many bytes."""
         return window + (1 << 18)
 
+    @staticmethod
+    def asked(window: int) -> int:
+        """Bytes that it asks of its source at a time, at most, for windows of so many bytes."""
+        return max(window, _STRETCH) + _BETWEEN
+
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader."""
         wanted = self._wanted(tensors, starts, nbytes)
-        found = self._inner.acquire(*wanted.columns).tolist()
         if wanted.buffer > len(self._buffer):
             self._buffer = np.empty(wanted.buffer, np.uint8)
         base = self._buffer.ctypes.data
+        for copies, columns in _stretches(wanted.far, max(int(nbytes.sum()), _STRETCH)):
+            addresses = self._inner.acquire(*columns)
+            for copy, address in zip(copies, addresses.tolist(), strict=True):
+                _copy(copy, address, base + copy.begin)
+            self._inner.release()
+        found = self._inner.acquire(*wanted.columns).tolist()
         for copy in wanted.copies:
             _copy(copy, found[copy.request], base + copy.begin)
         addresses = np.zeros(len(tensors), np.int64)
@@ -119,9 +142,18 @@ class PieceReader:
         self._inner.close()
         self._buffer = np.empty(0, np.uint8)
 
+    def _runs_of(self, tensor: int) -> _Runs | None:
+        """A tensor's pieces in order; None where they are not runs of its elements."""
+        if tensor not in self._runs:
+            if len(self._runs) == _MOST_RUNS:
+                self._runs.clear()
+            shape, pieces = self._contents.table.shapes[tensor], self._contents.pieces[tensor]
+            self._runs[tensor] = _Runs.of(shape, pieces)
+        return self._runs[tensor]
+
     def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> _Wanted:
-        requests: list[tuple[int, int, int]] = []
-        straight, gathered, copies, at = [], [], [], 0
+        requests: list[_Request] = []
+        straight, gathered, copies, far, at, between = [], [], [], [], 0, 0
         contents = self._contents
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         for span, (tensor, start, size) in enumerate(columns):
@@ -133,6 +165,9 @@ class PieceReader:
                 continue
             shape = contents.table.shapes[tensor]
             width = int(contents.table.nbytes[tensor]) // max(prod(shape), 1)
+            runs = self._runs_of(tensor)
+            if runs is not None:
+                pieces = runs.between(start // width, -(-(start + size) // width))
             run = _run(shape, pieces, start, size, width)
             if run is not None:
                 straight.append((span, len(requests)))
@@ -141,14 +176,96 @@ class PieceReader:
             first, stop = start // width, -(-(start + size) // width)
             gathered.append((span, at + start - first * width))
             for copy, request in _copies(shape, pieces, first, stop, width):
-                copy.request = len(requests)
                 copy.begin += at
+                idle = max(0, request[2] - prod(copy.shape) * width)
+                if between + idle > _BETWEEN:
+                    far.append((copy, request))
+                    continue
+                between += idle
+                copy.request = len(requests)
                 requests.append(request)
                 copies.append(copy)
             at += -(-(stop - first) * width // 64) * 64
-        numbers = np.array(requests, np.int64).reshape(-1, 3)
-        sources, begins, sizes = (np.ascontiguousarray(column) for column in numbers.T)
-        return _Wanted((sources, begins, sizes), straight, gathered, copies, at)
+        return _Wanted(_columns(requests), straight, gathered, copies, far, at)
+
+
+def _columns(requests: list[_Request]) -> tuple[IntArray, IntArray, IntArray]:
+    numbers = np.array(requests, np.int64).reshape(-1, 3)
+    sources, begins, sizes = (np.ascontiguousarray(column) for column in numbers.T)
+    return sources, begins, sizes
+
+
+def _stretches(
+    far: list[tuple[_Copy, _Request]], most: int
+) -> Iterator[tuple[list[_Copy], tuple[IntArray, IntArray, IntArray]]]:
+    """What to copy from stretches of the sources that have ``most`` bytes together."""
+    copies: list[_Copy] = []
+    requests: list[_Request] = []
+    room = most
+    for whole, request in far:
+        for copy, begin, size in _parts(whole, most):
+            if size > room and copies:
+                yield copies, _columns(requests)
+                copies, requests, room = [], [], most
+            copies.append(copy)
+            requests.append((request[0], request[1] + begin, size))
+            room -= size
+    if copies:
+        yield copies, _columns(requests)
+
+
+def _parts(copy: _Copy, most: int) -> Iterator[tuple[_Copy, int, int]]:
+    """A copy in parts that reach over ``most`` bytes of the source at most; where each begins
+    there, counted from the copy's first byte, and its bytes.
+    """
+    width = copy.width
+    reach = (1 + _last(copy.shape, copy.strides)) * width
+    if reach <= most or prod(copy.shape) == 1:
+        yield copy, 0, reach
+        return
+    # cut where the steps are the longest
+    long = max(range(len(copy.shape)), key=lambda i: (copy.shape[i] > 1, copy.strides[i]))
+    step = copy.strides[long] * width
+    rest = reach - (copy.shape[long] - 1) * step
+    count = max(1, (most - rest) // step + 1)
+    for first in range(0, copy.shape[long], count):
+        shape = list(copy.shape)
+        shape[long] = min(count, shape[long] - first)
+        begin = copy.begin + first * copy.into[long] * width
+        part = replace(copy, begin=begin, shape=tuple(shape))
+        for inner, at, size in _parts(part, most):
+            yield inner, first * step + at, size
+
+
+def _last(shape: _Index, strides: _Index) -> int:
+    """Elements from the first of a box to its last."""
+    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+
+
+@dataclass(slots=True)
+class _Runs:
+    """The pieces of a tensor, each a run of its elements, in order: to look at a few of many."""
+
+    starts: list[int]  #: the first element of each
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, shape: _Index, pieces: tuple[Piece, ...]) -> _Runs | None:
+        """Of the pieces that have elements; None where one of them is no run."""
+        steps = packed_strides(shape)
+        found = []
+        for piece in pieces:
+            if not is_run(shape, piece):
+                return None
+            if prod(piece.shape):
+                found.append((sum(a * s for a, s in zip(piece.at, steps, strict=True)), piece))
+        found.sort(key=lambda pair: pair[0])
+        return cls([start for start, _ in found], tuple(piece for _, piece in found))
+
+    def between(self, first: int, stop: int) -> tuple[Piece, ...]:
+        """Those that have some of the elements [first, stop), or the one at ``first``."""
+        low = max(bisect_right(self.starts, first) - 1, 0)
+        return self.pieces[low : max(bisect_right(self.starts, stop - 1), low + 1)]
 
 
 def _run(
@@ -183,10 +300,10 @@ def _index(shape: _Index, element: int) -> _Index:
 
 def _copies(
     shape: _Index, pieces: tuple[Piece, ...], first: int, stop: int, width: int
-) -> Iterator[tuple[_Copy, tuple[int, int, int]]]:
+) -> Iterator[tuple[_Copy, _Request]]:
     """What to copy for the elements [first, stop), and (source, begin, bytes) of each."""
     steps = packed_strides(shape)
-    for at, extent in _boxes(shape, first, stop):
+    for at, extent in boxes(shape, first, stop):
         for piece in pieces:
             low = tuple(map(max, at, piece.at))
             high = tuple(
@@ -197,13 +314,13 @@ def _copies(
             if any(n <= 0 for n in part):
                 continue
             offset = sum((n - a) * s for n, a, s in zip(low, piece.at, piece.strides, strict=True))
-            reach = 1 + sum((n - 1) * s for n, s in zip(part, piece.strides, strict=True))
+            reach = 1 + _last(part, piece.strides)
             into = sum(n * s for n, s in zip(low, steps, strict=True)) - first
             request = piece.source, piece.begin + offset * width, reach * width
             yield _Copy(0, into * width, part, piece.strides, steps, width), request
 
 
-def _boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index]]:
+def boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index]]:
     """The elements [first, stop) of a tensor as boxes: (index of the first element, sizes)."""
     if not shape:
         yield (), ()
@@ -212,17 +329,17 @@ def _boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Inde
     row, column = divmod(first, inner)
     last, rest = divmod(stop, inner)
     if row == last:
-        for at, extent in _boxes(shape[1:], column, rest):
+        for at, extent in boxes(shape[1:], column, rest):
             yield (row, *at), (1, *extent)
         return
     if column:
-        for at, extent in _boxes(shape[1:], column, inner):
+        for at, extent in boxes(shape[1:], column, inner):
             yield (row, *at), (1, *extent)
         row += 1
     if last > row:
         yield (row, *(0,) * len(shape[1:])), (last - row, *shape[1:])
     if rest:
-        for at, extent in _boxes(shape[1:], 0, rest):
+        for at, extent in boxes(shape[1:], 0, rest):
             yield (last, *at), (1, *extent)
 
 
@@ -235,7 +352,7 @@ def _copy(copy: _Copy, source: int, into: int) -> None:
 
 def _view(address: int, shape: _Index, strides: _Index, width: int) -> npt.NDArray[np.generic]:
     """Elements in memory as an array of words of ``width`` bytes."""
-    reach = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * width
+    reach = (1 + _last(shape, strides)) * width
     memory: Any = (ctypes.c_char * reach).from_address(address)
     return np.ndarray(
         shape, _word(width), memory, strides=tuple(stride * width for stride in strides)

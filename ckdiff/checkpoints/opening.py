@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from ckdiff.checkpoints.files import FileCheckpoint
 from ckdiff.checkpoints.places.hub.address import is_hub_address
@@ -15,7 +15,16 @@ from ckdiff.checkpoints.places.place import Place
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, UsageError, printable
 
-Given = str | os.PathLike[str] | Checkpoint  #: what the API takes
+
+class HasState(Protocol):
+    """A module of torch, or what is like one."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors by name."""
+
+
+#: what the API takes
+Given = str | os.PathLike[str] | Checkpoint | Mapping[str, Any] | HasState
 
 
 def open_checkpoint(path: Given, *, key: str | None = None) -> Checkpoint:
@@ -23,9 +32,10 @@ def open_checkpoint(path: Given, *, key: str | None = None) -> Checkpoint:
 
     A path is a safetensors or torch file, a directory of them, or the index of one; or one of these
     on the hub, ``hf://org/name[@revision][/path]``, which is downloaded into the hub's cache unless
-    it is there. ``key`` is the path of the state dict in torch files that hold more, such as
-    ``trainer.model``. Raises CheckpointError, and BudgetError for a download that does not fit; the
-    caller closes what it opened.
+    it is there. A module, a state dict, or a mapping of names to tensors or arrays is read where it
+    is in memory, and must not be written to meanwhile. ``key`` is the path of the state dict in
+    what holds more, such as ``trainer.model``. Raises CheckpointError, and BudgetError for a
+    download that does not fit; the caller closes what it opened.
     """
     if isinstance(path, (str, os.PathLike)):
         text = os.fspath(path)
@@ -36,11 +46,17 @@ def open_checkpoint(path: Given, *, key: str | None = None) -> Checkpoint:
 
             return _in_files(cached_place(text), key)
         return open_local(text, key=key)
-    if not isinstance(path, Checkpoint):
+    if isinstance(path, Checkpoint):
+        return path
+    from ckdiff.checkpoints.places.memory import open_memory
+
+    opened = open_memory(path, key)
+    if opened is None:
         raise UsageError(
-            f"a checkpoint is a path or what open_checkpoint gives, not {type(path).__name__}"
+            "a checkpoint is a path, a state dict, a module or what open_checkpoint gives, "
+            f"not {type(path).__name__}"
         )
-    return path
+    return opened
 
 
 def open_for_planning(path: Given, *, key: str | None = None) -> Checkpoint:

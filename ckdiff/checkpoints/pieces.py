@@ -101,6 +101,12 @@ def together(parts: Sequence[tuple[str, Contents]]) -> Contents:
     )
 
 
+def is_run(shape: tuple[int, ...], piece: Piece) -> bool:
+    """Whether a piece's elements lie one after the other, and are so in the tensor as well."""
+    first = next((i for i, size in enumerate(piece.shape) if size != 1), len(shape))
+    return piece.packed and piece.shape[first + 1 :] == shape[first + 1 :]
+
+
 def borders(shape: tuple[int, ...], pieces: tuple[Piece, ...]) -> IntArray:
     """Elements of a tensor at which one run of addresses ends and another begins.
 
@@ -109,8 +115,7 @@ def borders(shape: tuple[int, ...], pieces: tuple[Piece, ...]) -> IntArray:
     starts = []
     steps = packed_strides(shape)
     for piece in pieces:
-        first = next((i for i, size in enumerate(piece.shape) if size != 1), len(shape))
-        if not piece.packed or piece.shape[first + 1 :] != shape[first + 1 :]:
+        if not is_run(shape, piece):
             return np.zeros(0, np.int64)
         starts.append(sum(a * s for a, s in zip(piece.at, steps, strict=True)))
     return np.array(sorted(starts)[1:], np.int64)

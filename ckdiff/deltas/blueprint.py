@@ -60,8 +60,10 @@ class Blueprint:
         )
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint) -> Blueprint:
-        """The files of an open checkpoint, with the tensors in the order of its table."""
+    def of_checkpoint(cls, checkpoint: Checkpoint, *, directory: bool | None = None) -> Blueprint:
+        """The files of an open checkpoint, with the tensors in the order of its table; without
+        ``directory`` they are in one if the checkpoint is.
+        """
         if not checkpoint.in_files:
             raise CheckpointError(f"{printable(checkpoint.label)} does not say what its files are")
         plans = [
@@ -70,7 +72,9 @@ class Blueprint:
         ]
         raw = checkpoint.index()
         index = None if raw is None else (checkpoint.index_name or "", raw)
-        return cls.of(plans, index, directory=checkpoint.directory is not None)
+        if directory is None:
+            directory = checkpoint.directory is not None
+        return cls.of(plans, index, directory=directory)
 
     def window_count(self) -> int:
         """How many windows there are; cheap, whatever a header claims."""

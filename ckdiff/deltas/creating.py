@@ -17,6 +17,7 @@ from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Encoding, Merger, Recorder
 from ckdiff.deltas.container import Delta
@@ -62,12 +63,14 @@ def delta(
 ) -> DeltaResult:
     """Write everything that is needed to rebuild ``tuned`` from ``base``, bit for bit, to ``out``.
 
-    One pass over both in bounded memory. With ``mask``, a mask store, only what it marks is taken
-    from ``tuned``: the delta rebuilds the base with those elements of the tuned side, and says that
-    it is lossy. ``encoding`` is ``packed`` (the smallest) or ``indices`` (safetensors with
-    positions and values, for other tools). The output is there whole or not at all. Raises
-    UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError, OutputError
-    and Interrupted.
+    One pass over both in bounded memory. Where the tuned side has no safetensors files, weights in
+    memory or in files of another format, the rebuilt file is the ``model.safetensors`` that the
+    library would write of them, in a directory if either side is one. With ``mask``, a mask store,
+    only what it marks is taken from ``tuned``: the delta rebuilds the base with those elements of
+    the tuned side, and says that it is lossy. ``encoding`` is ``packed`` (the smallest) or
+    ``indices`` (safetensors with positions and values, for other tools). The output is there whole
+    or not at all. Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError,
+    PairingError, OutputError and Interrupted.
     """
     ENCODINGS.check(checked_text("encoding", encoding))
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
@@ -79,7 +82,7 @@ def delta(
         sides = open_all(stack, base, tuned)
         work = Making(sides[0], sides[1], path, encoding, options, observer)
         if mask is not None:
-            work.merger = Masking(mask, rule, sides[0].table, sides[1].table)
+            work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
         work.check()
         fetch_all(sides)
         work.began = time.perf_counter()  # a download takes what it takes
@@ -99,13 +102,17 @@ class Making:
         options: Options,
         observer: Observer,
     ) -> None:
+        self._sources, directory = (base, tuned), tuned.directory is not None
+        if not tuned.in_files:
+            directory = directory or (not tuned.files and base.directory is not None)
+        tuned = with_files(tuned)
         self._base, self._tuned, self._out = base, tuned, out
         self._name, self._options, self._observer = encoding, options, observer
         self._encoding: Encoding = ENCODINGS[encoding]
         self.began = time.perf_counter()
         self._pairing = pair(base.table, tuned.table)  # they may also share nothing
-        _check_names(tuned)
-        self.blueprint = Blueprint.of_checkpoint(tuned)
+        _check_names(tuned, directory)
+        self.blueprint = Blueprint.of_checkpoint(tuned, directory=directory)
         fault = index_fault(self.blueprint)
         if fault is not None:
             raise _unwritable(tuned, fault)
@@ -142,7 +149,7 @@ class Making:
             self._out, directory=False, overwrite=self._options.overwrite, in_the_way=_foreign
         )
         inputs = [] if self.merger is None else self.merger.inputs
-        place.keep_away_from([self._base, self._tuned], inputs)
+        place.keep_away_from(self._sources, inputs)
         return place
 
     def _workers(self) -> int:
@@ -211,9 +218,9 @@ class Making:
         )
 
 
-def _check_names(tuned: Checkpoint) -> None:
+def _check_names(tuned: Checkpoint, directory: bool) -> None:
     """Raise CheckpointError for files that ``apply`` would not write."""
-    names, directory = [file.name for file in tuned.files], tuned.directory is not None
+    names = [file.name for file in tuned.files]
     fault = names_fault(names, tuned.index_name, directory=directory)
     if fault is not None:
         raise _unwritable(tuned, fault)

@@ -67,9 +67,9 @@ def delta_from_patches(
         with write_errors(path):
             spool = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115
         stack.callback(spool.close)
-        table = opened.table
-        reader = PatchReader(table.names, table.dtypes, table.shapes)
-        kept = _Patches(spool, path, table.dtypes)
+        plan = work.blueprint  # in its order tensors are merged
+        reader = PatchReader(plan.names, plan.dtypes, plan.shapes)
+        kept = _Patches(spool, path, plan.dtypes)
         with interruptible("nothing was written"):
             for patch in listed:
                 kept.add(reader.read(patch))

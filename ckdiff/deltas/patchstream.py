@@ -13,6 +13,7 @@ from ckdiff.budget import format_size
 from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.deltas.applying import Links
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Encoding
@@ -74,9 +75,7 @@ def weight_patches(
     return _stream(source, base, most, as_torch)
 
 
-def _stream(
-    given: str | Checkpoint, base: Given | None, most: int, as_torch: bool
-) -> Iterator[WeightPatch]:
+def _stream(given: Given, base: Given | None, most: int, as_torch: bool) -> Iterator[WeightPatch]:
     with ExitStack() as stack:
         below = None if base is None else open_in(stack, base)
         source: _Source
@@ -85,7 +84,7 @@ def _stream(
             source = _DeltaSource(stack.enter_context(Delta(given, room)), below)
         elif below is None:
             raise UsageError(
-                f"{printable(str(given))} is not a delta",
+                f"{_called(given)} is not a delta",
                 hint="of a checkpoint, records can be made with base=",
             )
         else:
@@ -93,6 +92,11 @@ def _stream(
         for tensor in range(len(source.blueprint.names)):
             yield from _records(source, tensor, most, as_torch)
         source.verify()
+
+
+def _called(given: Given) -> str:
+    """What was given, for a message: not all that is in it."""
+    return printable(given) if isinstance(given, str) else f"a {type(given).__name__}"
 
 
 def _records(source: _Source, tensor: int, most: int, as_torch: bool) -> Iterator[WeightPatch]:
@@ -222,6 +226,7 @@ class _PairSource(_Compared):
     """Two checkpoints."""
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
+        tuned = with_files(tuned)
         blueprint = Blueprint.of_checkpoint(tuned)
         super().__init__(blueprint, blueprint.windows())
         self._sides = base, tuned

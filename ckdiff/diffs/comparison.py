@@ -214,8 +214,10 @@ class Comparison:
         }
 
     def tensors_digest(self) -> str:
-        """Which tensors are compared, under which names."""
+        """Which tensors are compared, under which names, and which of each side is which."""
         digest = hashlib.sha256()
+        for index in (self.pairing.base_index, self.pairing.tuned_index):
+            digest.update(index.tobytes())
         for column in (self.pairing.names, self.dtypes, self.sides[1].dtypes, self.shapes):
             digest.update(repr(column).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()

@@ -7,6 +7,7 @@ others are copied. The files are the base's: same names, same headers, same inde
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
-from ckdiff.checkpoints.protocol import IntArray
-from ckdiff.errors import CheckpointError, StoreCorrupt, printable
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.checkpoints.views.canonical import with_files
+from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, working_memory
 from ckdiff.options import Observer, Options, checked_observer, checked_output
@@ -45,9 +47,10 @@ def graft(
     """Write ``base`` to ``out`` with the elements of ``tuned`` wherever ``mask`` has ones.
 
     The output has the base's files, byte for byte but for those elements, or is one file where the
-    base is one; it is there whole or not at all. ``mask`` is a mask store, also of another run:
-    tensors are found by name and shape, and those that it lacks stay the base's. In bounded memory.
-    Gives what ``ckdiff graft --json`` prints. Raises a CkdiffError: PairingError for a mask that
+    base is one; what has no safetensors files is written as the ``model.safetensors`` that the
+    library would make of it. It is there whole or not at all. ``mask`` is a mask store, also of
+    another run: tensors are found by name and shape, and those that it lacks stay the base's. In
+    bounded memory. Gives what ``ckdiff graft --json`` prints. Raises a CkdiffError: PairingError for a mask that
     does not fit, OutputError, SourceChanged, StoreCorrupt and others of :mod:`ckdiff.errors`.
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
@@ -58,11 +61,9 @@ def graft(
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
         sides = open_all(stack, base, tuned)
-        if not sides[0].in_files:
-            raise CheckpointError(f"{printable(sides[0].label)} has no files to be rebuilt")
-        plan = Plan(sides[0], sides[1], matched)
+        plan = Plan(with_files(sides[0]), sides[1], matched)
         threads = _threads(plan, options)
-        rebuilt = _rebuilt(plan, path, overwrite=options.overwrite)
+        rebuilt = _rebuilt(plan, sides, path, overwrite=options.overwrite)
         rebuilt.check()
         fetch_all(sides)
         for note in plan.notes():
@@ -90,7 +91,7 @@ def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[
     }
 
 
-def _rebuilt(plan: Plan, out: Path, *, overwrite: bool) -> Rebuilt:
+def _rebuilt(plan: Plan, sides: Sequence[Checkpoint], out: Path, *, overwrite: bool) -> Rebuilt:
     """The base's files again, at ``out``."""
     base, name, raw = plan.base, plan.base.index_name, plan.base.index()
     return Rebuilt(
@@ -99,7 +100,7 @@ def _rebuilt(plan: Plan, out: Path, *, overwrite: bool) -> Rebuilt:
         index=None if name is None or raw is None else (name, raw),
         directory=base.directory is not None,
         overwrite=overwrite,
-        apart=[base, plan.tuned],
+        apart=sides,
         inputs=[store.path for store in plan.matched.stores],
     )
 

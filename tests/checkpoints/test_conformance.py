@@ -150,13 +150,15 @@ def test_the_defaults_are_enough(tmp_path: Path) -> None:
     assert found.rules["exact"]["changed"] == 1
     assert found.store is not None
     found.store.check()
-    for call in (
-        lambda: ckdiff.graft(one, other, found.store, tmp_path / "x"),
-        lambda: ckdiff.delta(one, other, tmp_path / "y"),
-        lambda: ckdiff.export_masks(found.store, tmp_path / "z", like=one),
-    ):
-        with pytest.raises(ckdiff.CheckpointError, match="a dict"):
-            call()
+    with pytest.raises(ckdiff.CheckpointError, match="a dict"):
+        ckdiff.export_masks(found.store, tmp_path / "z", like=one)
+    # what has no files is written as the file that it would be
+    ckdiff.delta(one, other, tmp_path / "y")
+    ckdiff.apply(one, tmp_path / "y", tmp_path / "applied.safetensors")
+    ckdiff.graft(one, other, found.store, tmp_path / "grafted.safetensors")
+    made = (tmp_path / f"{done}.safetensors" for done in ("applied", "grafted"))
+    assert len({path.read_bytes() for path in made}) == 1
+    assert ckdiff.diff(tmp_path / "applied.safetensors", other).rules["exact"]["changed"] == 0
     with pytest.raises(ckdiff.UsageError, match="only here"):
         one.recipe()
 

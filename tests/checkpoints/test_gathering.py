@@ -6,6 +6,7 @@ import ctypes
 import itertools
 from contextlib import closing
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckdiff
+from ckdiff.checkpoints import gathering
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.pieces import Contents, Piece, borders, packed_strides
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
@@ -120,6 +122,49 @@ def test_any_span_is_what_a_naive_gather_gives(data: st.DataObject) -> None:
     assert found == [arrays[t].tobytes()[start : start + size] for t, start, size in spans]
 
 
+class Counting(Held):
+    """Notes how many bytes it is asked for at a time, and that it is released in between."""
+
+    def __init__(self, sources: list[Array]) -> None:
+        super().__init__(sources)
+        self.most = self.taken = 0
+
+    def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        assert not self.taken
+        self.taken = 1
+        self.most = max(self.most, int(nbytes.sum()))
+        return super().acquire(tensors, starts, nbytes)
+
+    def release(self) -> None:
+        self.taken = 0
+
+
+@given(st.data())
+def test_what_lies_far_apart_is_read_a_stretch_at_a_time(data: st.DataObject) -> None:
+    """Whatever the order and the steps in which it is stored."""
+    sources: list[Array] = []
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    array = np.random.default_rng(1).integers(0, 1 << 16, shape, np.uint16)
+    if data.draw(st.booleans()):
+        pieces = split(data.draw, array, sources)
+    else:  # every so many elements of a larger one
+        steps = [data.draw(st.integers(1, 3)) for _ in shape]
+        wide = np.zeros([n * step for n, step in zip(shape, steps, strict=True)], np.uint16)
+        wide[tuple(slice(None, None, step) for step in steps)] = array
+        strides = tuple(n * s for n, s in zip(packed_strides(wide.shape), steps, strict=True))
+        pieces = (Piece(0, 0, (0,) * len(shape), shape, strides),)
+        sources.append(wide)
+    start = data.draw(st.integers(0, array.nbytes))
+    size = data.draw(st.integers(0, array.nbytes - start))
+    held = Counting(sources)
+    with mock.patch.multiple(gathering, _BETWEEN=16, _STRETCH=32):
+        reader = PieceReader(held, contents_of([array], {0: pieces}))
+        (address,) = reader.acquire(*np.array([[0], [start], [size]], np.int64)).tolist()
+        # a span that begins or ends inside of an element has all of it
+        assert held.most <= PieceReader.asked(size + 2)
+    assert ctypes.string_at(address, size) == array.tobytes()[start : start + size]
+
+
 @given(st.integers(1, 6), st.integers(1, 5), st.sets(st.integers(1, 5)))
 def test_runs_that_stay_in_one_place_are_not_copied(rows: int, row: int, cuts: set[int]) -> None:
     array = np.arange(rows * row, dtype=np.uint16).reshape(rows, row)
@@ -206,3 +251,27 @@ def test_a_diff_is_the_same_wherever_pieces_end(seed: int, stats: bool) -> None:
         position = found.table.names.index(name)
         changed = int((array.view(np.uint32) != tuned[name].view(np.uint32)).sum())
         assert int(found.table.changed["exact"][position]) == changed
+
+
+@given(st.data())
+def test_of_many_pieces_a_few_are_looked_at(data: st.DataObject) -> None:
+    """Runs in any order, with empty ones between them: whatever crosses them is gathered."""
+    rows, row = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 3))
+    array = np.arange(rows * row, dtype=np.uint16).reshape(rows, row)
+    cuts = data.draw(st.lists(st.integers(0, rows), max_size=12))
+    edges = sorted([0, rows, *cuts])  # equal ones make empty pieces
+    sources = [array[low:high].copy() for low, high in itertools.pairwise(edges)]
+    pieces = [
+        Piece(i, 0, (low, 0), (high - low, row), (row, 1))
+        for i, (low, high) in enumerate(itertools.pairwise(edges))
+    ]
+    contents = contents_of([array], {0: tuple(data.draw(st.permutations(pieces)))})
+    held = Held(sources)
+    reader = PieceReader(held, contents)
+    for _ in range(5):
+        start = data.draw(st.integers(0, array.nbytes))
+        size = data.draw(st.integers(0, array.nbytes - start))
+        held.asked.clear()
+        (address,) = reader.acquire(*np.array([[0], [start], [size]], np.int64)).tolist()
+        assert ctypes.string_at(address, size) == array.tobytes()[start : start + size]
+        assert sum(n for _, _, n in held.asked) < size + 2 * row * 2 or not size

@@ -25,7 +25,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_whatever_two_processes_write(run: Path) -> None:
     full = torch.load(run / "full.pt", weights_only=True)
     for way, notes in WAYS.items():

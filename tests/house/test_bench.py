@@ -17,6 +17,7 @@ BENCH = Path(__file__).parents[2] / "bench"
     [
         "casting",
         "codecs",
+        "formats",
         "kernels",
         "mask_kernels",
         "many_tensors",

@@ -32,6 +32,7 @@ from ckdiff.checkpoints.places.place import Files
 from ckdiff.errors import CheckpointError, printable
 
 _HINT = "copy all of the directory, or save the checkpoint again"
+_RATE = 24  # bytes of values for each of the metadata's: names of fields are only there once
 _DEEPEST = 24  # keys that lead to a tensor
 #: how names begin that are an optimizer's, where nothing else says it: ``optimizer.state.``
 _OPTIMIZER = re.compile(r"(?:chained_[0-9]{1,4}\.)?opt(?:im(?:izers?)?)?(?:_states?(?:_dict)?)?\.")
@@ -62,7 +63,7 @@ class _Reading:
         raw = files.index() or b""
         if len(raw) > LIMIT:
             raise self._wrong(f"has {len(raw):,} bytes, more than the {LIMIT:,} that are read")
-        metadata = read_pickle([raw], len(raw), self.where)
+        metadata = read_pickle([raw], len(raw), self.where, rate=_RATE)
         if type(metadata) is not Record or metadata.what.qualname != "Metadata":
             raise self._wrong("is not that of a torch.distributed.checkpoint")
         self._listed = self._dict(metadata, "state_dict_metadata")

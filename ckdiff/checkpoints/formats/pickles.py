@@ -15,13 +15,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ckdiff.checkpoints.formats.picklebytes import PickleBytes, refuse
+from ckdiff.checkpoints.formats.picklebytes import MEMORY_RATE, PickleBytes, refuse
 from ckdiff.checkpoints.formats.picklecalls import called, key_of, storage_of
 from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Tensor, Word
 from ckdiff.errors import CheckpointError, printable
 
-#: bytes of the longest pickle that is read, if nothing else is said: the tensors of the largest
-#: models take 20 MB
+#: bytes of the longest pickle that is read, if not said: the largest models' tensors take 20 MB
 LIMIT = 1 << 26
 _CONTAINER, _TUPLE, _OBJECT, _NUMBER, _PAIR = 80, 56, 180, 32, 110  # bytes that these take, about
 _LONGEST = 1 << 20  # bytes of the longest text, or data, that is kept
@@ -34,15 +33,17 @@ _SIGNED, _FLOAT = struct.Struct("<l"), struct.Struct(">d")
 _HINT = "only what torch.save writes since torch 1.6 is read: load it with torch, save it again"
 
 
-def read_pickle(pieces: Iterable[bytes], size: int, where: str, limit: int = LIMIT) -> Any:
+def read_pickle(
+    pieces: Iterable[bytes], size: int, where: str, limit: int = LIMIT, rate: int = MEMORY_RATE
+) -> Any:
     """What a pickle of ``size`` bytes holds, as pickledvalues has it; ``pieces`` are its bytes.
 
     All pieces are taken, so that whoever gives them can check them. ``where`` names the pickle in
     messages. Raises CheckpointError for what is damaged, goes on after its end, takes more memory
-    than its length explains, or refers to what no file holds (extensions, out-of-band buffers).
+    than ``rate`` times its length, or refers to what no file holds (extensions, other buffers).
     """
     try:
-        found = _Machine(PickleBytes(pieces, size, limit)).run()
+        found = _Machine(PickleBytes(pieces, size, limit, rate)).run()
     except (IndexError, struct.error):  # takes what is not on the stack, or ends early
         reason = "it is damaged"
     except ValueError as refused:

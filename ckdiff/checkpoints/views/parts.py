@@ -77,7 +77,9 @@ class PartsView(View):
 
     def reader_memory(self, window: int) -> int:
         """See Checkpoint: what is gathered, besides what its source takes."""
-        return super().reader_memory(window) + (PieceReader.memory(window) if self._pieces else 0)
+        if not self._pieces:
+            return super().reader_memory(window)
+        return super().reader_memory(PieceReader.asked(window)) + PieceReader.memory(window)
 
     def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See Checkpoint; gathered parts are left to their readers."""

@@ -1,0 +1,157 @@
+"""Tensors in the memory of this process: where their elements are, and how they are copied.
+
+What lies packed is read where it is. Everything else (strided, reversed, of the other byte order,
+on a device) is copied a window at a time: its bits are, never its values.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.checkpoints.formats.torcharchive import TORCH_DTYPES
+from ckdiff.checkpoints.gathering import boxes
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import CheckpointError, printable
+
+#: names of dtypes, of numpy, ml_dtypes and torch -> those of safetensors
+KNOWN_DTYPES = {**TORCH_DTYPES, "float4_e2m1fn_x2": "F4"}
+_HOST = (1, 3)  # kDLCPU, kDLCUDAHost
+
+
+class Held(ABC):
+    """One tensor. It is kept alive, but whoever has it can still write to it."""
+
+    dtype: str  #: the safetensors name
+    shape: tuple[int, ...]  #: in elements of the dtype
+    width: int  #: bytes of a word: of an element, or of some that are packed in a byte
+    words: tuple[int, ...]  #: its shape in words
+    address: int = 0  #: of the packed words; 0 where they are to be copied
+
+    def _describe(self, dtype: str, words: tuple[int, ...], width: int) -> None:
+        self.dtype, self.words, self.width, self.shape = dtype, words, width, words
+        packed = width * 8 // DTYPES[dtype].bits
+        if packed > 1:
+            self.shape = (*words[:-1], words[-1] * packed)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its packed elements."""
+        return prod(self.words) * self.width
+
+    @abstractmethod
+    def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
+        """Fill ``into``, whole words of bytes, with the words from ``first`` on, in their order."""
+
+    @abstractmethod
+    def moved(self) -> bool:
+        """Whether its memory is not where it was: it must not be touched then."""
+
+    @abstractmethod
+    def written(self) -> bool:
+        """Whether it is known to have been written to since it was opened."""
+
+    def parts(self, first: int, count: int) -> Iterator[tuple[tuple[slice, ...], int, int]]:
+        """The words [first, first + count) as boxes: slices, and which words [from, to) of the
+        ``count`` each of them is.
+        """
+        done = 0
+        for at, extent in boxes(self.words, first, first + count):
+            size = prod(extent)
+            pairs = zip(at, extent, strict=True)
+            yield tuple(slice(low, low + n) for low, n in pairs), done, done + size
+            done += size
+
+
+class HeldArray(Held):
+    """Words that numpy can see."""
+
+    def __init__(self, words: npt.NDArray[Any], dtype: str, owner: Any) -> None:
+        """``words`` is a view of ``owner``'s memory, which it keeps alive."""
+        self._array, self._owner = words, owner
+        self._describe(dtype, words.shape, words.dtype.itemsize)
+        self._at = self._now()
+        if words.flags.c_contiguous and words.dtype.isnative and words.size:
+            self.address = int(words.ctypes.data)
+
+    def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
+        """See Held."""
+        # of the machine's byte order: numpy swaps the bytes on the way
+        out = into.view(self._array.dtype.newbyteorder("="))
+        for part, start, stop in self.parts(first, len(out)):
+            words = self._array[part]
+            np.copyto(out[start:stop].reshape(words.shape), words)
+
+    def _now(self) -> int:
+        """Where the owner's memory is, as far as it can be asked."""
+        if isinstance(self._owner, np.ndarray):
+            return int(self._owner.__array_interface__["data"][0])
+        return 0
+
+    def moved(self) -> bool:
+        """See Held."""
+        return self._now() != self._at
+
+    def written(self) -> bool:
+        """See Held. Nobody counts what is written to an array of numpy."""
+        return False
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy, or says that it is one like it; scalars are none."""
+    if isinstance(value, np.ndarray):
+        return True
+    if isinstance(value, (type, np.generic)):
+        return False
+    return all(hasattr(value, name) for name in ("__array__", "shape", "dtype"))
+
+
+def held_array(value: Any, name: str, where: str) -> HeldArray | str:
+    """An array as a tensor, or in words why it is left out: that safetensors has no such dtype.
+    Raises CheckpointError for what is none.
+    """
+    array = value if isinstance(value, np.ndarray) else _as_numpy(value, name, where)
+    if isinstance(array, np.ma.MaskedArray):
+        raise _wrong(where, name, "is a masked array", "fill it: array.filled(...)")
+    array = np.asarray(array)
+    dtype = array.dtype
+    if dtype.fields is not None or dtype.kind in "OSUTMm" or dtype.type is np.void:
+        raise _wrong(
+            where, name, f"is an array of {printable(str(dtype))[:60]}, not of numbers",
+            "leave it out, or give arrays of numbers",
+        )  # fmt: skip
+    known = KNOWN_DTYPES.get(dtype.name)
+    if known is None or DTYPES[known].bits != 8 * dtype.itemsize:
+        return f"of dtype {printable(str(dtype))[:40]}"
+    if dtype.kind == "c":  # words of one half would be in the other order
+        return HeldArray(array, known, value)
+    word = np.dtype(f"u{dtype.itemsize}").newbyteorder(dtype.byteorder)
+    return HeldArray(array.view(word), known, value)
+
+
+def _as_numpy(value: Any, name: str, where: str) -> npt.NDArray[Any]:
+    """An array of another library, without a copy."""
+    what = f"is a {printable(type(value).__name__)[:60]}"
+    if hasattr(value, "__dlpack_device__"):
+        try:
+            device = int(value.__dlpack_device__()[0])
+        except Exception:  # whatever another library raises where it is in several places
+            device = -1
+        if device not in _HOST:
+            raise _wrong(where, name, f"{what} that is not in the memory of this machine",
+                         "copy it: np.asarray(array)")  # fmt: skip
+    try:
+        return np.asarray(value, copy=False)
+    except Exception:  # it may be anything
+        raise _wrong(
+            where, name, f"{what} that numpy cannot see without a copy", "give np.asarray(array)"
+        ) from None
+
+
+def _wrong(where: str, name: str, what: str, hint: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {printable(name)} {what}", hint=hint)

@@ -1,0 +1,74 @@
+"""Which of the things in a mapping in memory are the weights, by the rules for torch files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckdiff.checkpoints.formats.pickledvalues import Record, Word
+from ckdiff.checkpoints.formats.torchzip import chosen_weights, key_text, named_weights
+from ckdiff.checkpoints.places.held import is_array
+from ckdiff.checkpoints.places.heldtorch import is_module, torch_of
+
+_TENSOR = Word("memory", "tensor")
+_DEPTH = 64  # of mappings and lists inside of each other
+
+
+def state_tensors(state: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """The tensors of a module's state dict by name; what modules keep besides is passed over."""
+    content = {k: v for k, v in state.items() if isinstance(k, str) and _is_tensor(v)}
+    return [(name, value) for name, value in content.items() if not name.endswith("_extra_state")]
+
+
+def chosen_tensors(
+    content: Mapping[Any, Any], where: str, key: str | None
+) -> tuple[list[tuple[str, Any]], str, list[str]]:
+    """The tensors of the weights by name, the path that leads to them, and notes of the choice.
+
+    ``where`` is how messages name the mapping. Raises CheckpointError.
+    """
+    standing = _Standing()
+    path, chosen, notes = chosen_weights(where, standing.of(content, 0), key)
+    text = key_text(path, key)
+    named = named_weights(chosen, path, where, text)
+    return [(name, standing.tensors[id(record)]) for name, record in named], text, notes
+
+
+def _is_tensor(value: Any) -> bool:
+    return torch_of(value) is not None or is_array(value)
+
+
+class _Standing:
+    """The same mappings and lists, with something that stands for each tensor, as the finder of
+    weights in files takes them.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, Any] = {}  #: by the identity of what stands for it
+        self._made: dict[int, tuple[Any, Any]] = {}  # keeps what was made, and what of
+
+    def of(self, value: Any, depth: int) -> Any:
+        """What stands for a value; of what contains itself as well."""
+        if id(value) in self._made:
+            return self._made[id(value)][1]
+        if depth > _DEPTH:
+            return None
+        if _is_tensor(value):
+            record = Record(_TENSOR, tensor=True)
+            self.tensors[id(record)] = value
+            self._made[id(value)] = value, record
+            return record
+        if is_module(value):
+            value = value.state_dict()
+        if isinstance(value, Mapping):
+            mapping: dict[Any, Any] = {}
+            self._made[id(value)] = value, mapping
+            for name, inner in value.items():
+                mapping[name] = self.of(inner, depth + 1)
+            return mapping
+        if isinstance(value, (list, tuple)):
+            items: list[Any] = []
+            self._made[id(value)] = value, items
+            items += [self.of(inner, depth + 1) for inner in value]
+            return items
+        return value if isinstance(value, (str, int, float, bool, bytes)) else None
