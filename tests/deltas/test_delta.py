@@ -392,7 +392,7 @@ def test_manifests_that_make_no_sense(tmp_path: Path, pair: Pair, key: str, valu
 def test_outputs_in_the_way(tmp_path: Path, pair: Pair) -> None:
     out = tmp_path / "d"
     out.write_text("mine")
-    with pytest.raises(ckdiff.OutputError, match="is a checkpoint, not a delta"):
+    with pytest.raises(ckdiff.OutputError, match="is not a delta"):
         ckdiff.delta(pair.base, pair.tuned, out, overwrite=True)
     out.unlink()
     ckdiff.delta(pair.base, pair.tuned, out)
