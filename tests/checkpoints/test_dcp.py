@@ -319,6 +319,26 @@ def test_what_is_no_metadata(tmp_path: Path, raw: bytes) -> None:  # fmt: skip
         contents_of(dcp, tmp_path)
 
 
+def test_metadata_of_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take more memory for each of their bytes than a state dict does."""
+    monkeypatch.setattr("ckdiff.checkpoints.formats.picklebytes._LEAST_MEMORY", 1 << 14)
+    tensor = torch.arange(1600, dtype=torch.int16).reshape(400, 4)
+    names = [f"layers.{i}.w" for i in range(2)]
+    write_dcp(tmp_path, dict.fromkeys(names, tensor), {n: rows((400, 4), 400) for n in names})
+    with opened(dcp, tmp_path) as checkpoint:
+        assert all_bytes(checkpoint) == of_torch(dict.fromkeys(names, tensor))
+    monkeypatch.setattr(dcp, "_RATE", 12)
+    with pytest.raises(CheckpointError, match="memory"):
+        contents_of(dcp, tmp_path)
+
+
+def test_metadata_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcp, "_LONGEST", 100)
+    write_dcp(tmp_path, weights(), BOXES)
+    with pytest.raises(CheckpointError, match="more than the 100"):
+        contents_of(dcp, tmp_path)
+
+
 def test_mutations_are_refused_or_read(tmp_path: Path) -> None:
     """Nothing but CheckpointError ever leaves, and nothing large is read."""
     write_dcp(tmp_path, weights(), BOXES, paths={n: tuple(n.split(".", 1)) for n in weights()})

@@ -43,6 +43,14 @@ RAISED = {
         "ckdiff.checkpoints.formats.strictjson",
         "ValueError",
     ): "caught by header and shards, with the file",
+    (
+        "ckdiff.checkpoints.formats.dcppieces",
+        "ValueError",
+    ): "caught there, and becomes a CheckpointError",
+    (
+        "ckdiff.checkpoints.formats.shards",
+        "ValueError",
+    ): "caught by ranks, and becomes a CheckpointError",
     ("ckdiff.checkpoints.indexes", "ValueError"): "caught there, and becomes a CheckpointError",
     ("ckdiff.checkpoints.places.localfolder", "ValueError"): "caught by weights and nested",
     ("ckdiff.checkpoints.places.hub.listedfolder", "ValueError"): "caught by weights and nested",

@@ -16,7 +16,7 @@ from ckdiff.checkpoints.formats.covering import Joining, Shape, is_shape
 from ckdiff.checkpoints.formats.dcpitems import Item, ItemReader
 from ckdiff.checkpoints.formats.dcppieces import saved_offsets
 from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Storage, Tensor, Word, shown
-from ckdiff.checkpoints.formats.pickles import LIMIT, read_pickle
+from ckdiff.checkpoints.formats.pickles import read_pickle
 from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.formats.torcharchive import TORCH_DTYPES, Placed, unsupported
 from ckdiff.checkpoints.formats.torchzip import (
@@ -32,6 +32,7 @@ from ckdiff.checkpoints.places.place import Files
 from ckdiff.errors import CheckpointError, printable
 
 _HINT = "copy all of the directory, or save the checkpoint again"
+_LONGEST = 1 << 25  # bytes of the metadata: some 240,000 pieces
 _RATE = 24  # bytes of values for each of the metadata's: names of fields are only there once
 _DEEPEST = 24  # keys that lead to a tensor
 #: how names begin that are an optimizer's, where nothing else says it: ``optimizer.state.``
@@ -61,8 +62,11 @@ class _Reading:
         self._files = files
         self.where = files.described  # the path of .metadata
         raw = files.index() or b""
-        if len(raw) > LIMIT:
-            raise self._wrong(f"has {len(raw):,} bytes, more than the {LIMIT:,} that are read")
+        if len(raw) > _LONGEST:
+            raise CheckpointError(
+                f"{self.where}: has {len(raw):,} bytes, more than the {_LONGEST:,} that are read",
+                hint="save it from fewer processes, or without the optimizer",
+            )
         metadata = read_pickle([raw], len(raw), self.where, rate=_RATE)
         if type(metadata) is not Record or metadata.what.qualname != "Metadata":
             raise self._wrong("is not that of a torch.distributed.checkpoint")
