@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_NEVER_UNPICKLED = "ckdiff never unpickles: save it as safetensors first"
+_NEVER_UNPICKLED = (
+    "ckdiff never unpickles; it reads torch files, but not as shards of a safetensors checkpoint"
+)
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     *((bytes([0x80, n]), "a pickle such as torch.save writes", _NEVER_UNPICKLED) for n in range(6)),
     (b"PK\x03\x04", "a zip archive such as torch.save writes", _NEVER_UNPICKLED),
