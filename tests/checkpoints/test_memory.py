@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import re
 from collections import OrderedDict
 from contextlib import closing
@@ -367,3 +368,17 @@ def test_no_run_goes_on_from_what_was_in_memory_before(
 
 def _stopped(*arguments: Any, **options: Any) -> Any:
     raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("shape", [(1030, 40), (3, 700, 33), (2, 40, 600)])
+def test_what_is_taken_in_blocks(shape: tuple[int, ...]) -> None:
+    """Larger than a block, along and across, in every order of dimensions."""
+    count = int(np.prod(shape))
+    for order in itertools.permutations(range(len(shape))):
+        stored = np.arange(count, dtype=np.uint32).reshape([shape[i] for i in order])
+        array = stored.transpose(np.argsort(order))
+        assert array.shape == shape
+        with opened({"n": array, "t": torch.from_numpy(array), "r": array[::-1]}) as checkpoint:
+            for name in "nt":
+                assert bytes_of(checkpoint, name, 401, 99_901) == array.tobytes()[401:100_302]
+            assert bytes_of(checkpoint, "r") == array[::-1].tobytes()

@@ -21,20 +21,24 @@ from ckdiff.errors import CheckpointError, printable
 
 #: names of dtypes, of numpy, ml_dtypes and torch -> those of safetensors
 KNOWN_DTYPES = {**TORCH_DTYPES, "float4_e2m1fn_x2": "F4"}
+_FAR = 1 << 62  # more than any stride: repeated elements are no way through memory
+_BLOCK = 512, 16  # words along the way that they lie in memory, and across
 _HOST = (1, 3)  # kDLCPU, kDLCUDAHost
 
 
 class Held(ABC):
-    """One tensor. It is kept alive, but whoever has it can still write to it."""
+    """One tensor. It is kept alive, but whoever has it can still write to it.
 
-    dtype: str  #: the safetensors name
-    shape: tuple[int, ...]  #: in elements of the dtype
-    width: int  #: bytes of a word: of an element, or of some that are packed in a byte
-    words: tuple[int, ...]  #: its shape in words
-    address: int = 0  #: of the packed words; 0 where they are to be copied
+    There may be 100,000 of them: what is not needed for each is made when it is.
+    """
 
-    def _describe(self, dtype: str, words: tuple[int, ...], width: int) -> None:
-        self.dtype, self.words, self.width, self.shape = dtype, words, width, words
+    __slots__ = ("address", "dtype", "shape", "width", "words")
+
+    def __init__(self, dtype: str, words: tuple[int, ...], width: int, address: int) -> None:
+        self.dtype = dtype  #: the safetensors name
+        self.words = self.shape = words  #: its shape in words, and in elements of the dtype
+        self.width = width  #: bytes of a word: of an element, or of some that are packed in a byte
+        self.address = address  #: of the packed words; 0 where they are to be copied
         packed = width * 8 // DTYPES[dtype].bits
         if packed > 1:
             self.shape = (*words[:-1], words[-1] * packed)
@@ -56,6 +60,14 @@ class Held(ABC):
     def written(self) -> bool:
         """Whether it is known to have been written to since it was opened."""
 
+    def copy_words(self, words: npt.NDArray[Any], first: int, into: npt.NDArray[np.uint8]) -> None:
+        """``copy`` of what numpy sees as ``words``."""
+        # of the machine's byte order: numpy swaps the bytes on the way
+        out = into.view(words.dtype.newbyteorder("="))
+        for part, start, stop in self.parts(first, len(out)):
+            found = words[part]
+            copy_blocks(found, out[start:stop].reshape(found.shape))
+
     def parts(self, first: int, count: int) -> Iterator[tuple[tuple[slice, ...], int, int]]:
         """The words [first, first + count) as boxes: slices, and which words [from, to) of the
         ``count`` each of them is.
@@ -71,21 +83,19 @@ class Held(ABC):
 class HeldArray(Held):
     """Words that numpy can see."""
 
+    __slots__ = ("_array", "_at", "_owner")
+
     def __init__(self, words: npt.NDArray[Any], dtype: str, owner: Any) -> None:
         """``words`` is a view of ``owner``'s memory, which it keeps alive."""
+        packed = words.flags.c_contiguous and words.dtype.isnative
+        address = int(words.ctypes.data) if packed else 0
+        super().__init__(dtype, words.shape, words.dtype.itemsize, address)
         self._array, self._owner = words, owner
-        self._describe(dtype, words.shape, words.dtype.itemsize)
         self._at = self._now()
-        if words.flags.c_contiguous and words.dtype.isnative and words.size:
-            self.address = int(words.ctypes.data)
 
     def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
         """See Held."""
-        # of the machine's byte order: numpy swaps the bytes on the way
-        out = into.view(self._array.dtype.newbyteorder("="))
-        for part, start, stop in self.parts(first, len(out)):
-            words = self._array[part]
-            np.copyto(out[start:stop].reshape(words.shape), words)
+        self.copy_words(self._array, first, into)
 
     def _now(self) -> int:
         """Where the owner's memory is, as far as it can be asked."""
@@ -100,6 +110,22 @@ class HeldArray(Held):
     def written(self) -> bool:
         """See Held. Nobody counts what is written to an array of numpy."""
         return False
+
+
+def copy_blocks(words: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
+    """Copy words to packed ones. What lies along another dimension is taken in blocks, so that of
+    what is fetched into the cache all is used.
+    """
+    inner = min(range(words.ndim), key=lambda i: abs(words.strides[i]) or _FAR, default=0)
+    if words.ndim < 2 or inner == words.ndim - 1:
+        np.copyto(into, words)
+        return
+    rows, columns = np.moveaxis(words, inner, 0), np.moveaxis(into, inner, 0)
+    along, across = _BLOCK
+    for row in range(0, rows.shape[0], along):
+        for column in range(0, rows.shape[-1], across):
+            part = slice(row, row + along), ..., slice(column, column + across)
+            np.copyto(columns[part], rows[part])
 
 
 def is_array(value: Any) -> bool:

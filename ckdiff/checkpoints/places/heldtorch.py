@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.places.held import KNOWN_DTYPES, Held, HeldArray
+from ckdiff.checkpoints.places.held import KNOWN_DTYPES, Held
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.kernels.memory import bytes_at
 
@@ -39,56 +39,59 @@ def is_here(tensor: Any) -> bool:
     return str(tensor.device.type) == "cpu"
 
 
-class HeldTensor(HeldArray):
-    """A tensor in the memory of the processor."""
+class HeldTensor(Held):
+    """A tensor, on whatever device: see the classes of those that are here, and are not."""
 
-    def __init__(self, tensor: Any, dtype: str) -> None:
-        # not by numpy(): the storage could not be resized any more, as what shards a model does
-        size, steps = tensor.element_size(), tensor.stride()
-        memory = bytes_at(int(tensor.data_ptr()), _reach(tensor))
-        words: npt.NDArray[Any] = np.ndarray(
-            tuple(tensor.shape), f"u{size}", memory, strides=tuple(step * size for step in steps)
-        )
-        self._version = _version(tensor)
-        super().__init__(words, dtype, tensor)
+    __slots__ = ("_at", "_tensor", "_version")
 
-    def _now(self) -> int:
-        return int(self._owner.data_ptr())
-
-    def written(self) -> bool:
-        """See Held: torch counts what is done to a tensor in place, but not through ``.data``."""
-        return _version(self._owner) != self._version
-
-
-class HeldOnDevice(Held):
-    """A tensor on a device, of which windows are copied to the memory of this machine."""
-
-    def __init__(self, tensor: Any, dtype: str, torch: Any) -> None:
-        self._torch, self._tensor = torch, tensor
-        # as whole numbers: what is copied are bits then, whatever they stand for
-        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        self._words = tensor.detach().view(kinds[tensor.element_size()])
-        self._flat = self._words.reshape(-1) if tensor.is_contiguous() else None
-        self._describe(dtype, tuple(tensor.shape), tensor.element_size())
-        self._at, self._version = int(tensor.data_ptr()), _version(tensor)
-
-    def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
-        """See Held. Of a strided tensor, a window is packed on the device first."""
-        count = len(into) // self.width
-        out = self._torch.from_numpy(into).view(self._words.dtype)
-        if self._flat is not None:
-            out.copy_(self._flat[first : first + count])
-            return
-        for part, start, stop in self.parts(first, count):
-            out[start:stop].copy_(self._words[part].reshape(-1))
+    def __init__(self, tensor: Any, dtype: str, *, here: bool) -> None:
+        self._tensor, self._at, self._version = tensor, int(tensor.data_ptr()), _version(tensor)
+        address = self._at if here and tensor.is_contiguous() else 0
+        super().__init__(dtype, tuple(tensor.shape), tensor.element_size(), address)
 
     def moved(self) -> bool:
         """See Held."""
         return int(self._tensor.data_ptr()) != self._at
 
     def written(self) -> bool:
-        """See Held."""
+        """See Held: torch counts what is done to a tensor in place, but not through ``.data``."""
         return _version(self._tensor) != self._version
+
+
+class HeldHere(HeldTensor):
+    """A tensor in the memory of the processor."""
+
+    __slots__ = ()
+
+    def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
+        """See Held."""
+        # not by numpy(): the storage could not be resized any more, as what shards a model does
+        memory = bytes_at(self._at, _reach(self._tensor))
+        steps = tuple(step * self.width for step in self._tensor.stride())
+        words: npt.NDArray[Any] = np.ndarray(self.words, f"u{self.width}", memory, strides=steps)
+        self.copy_words(words, first, into)
+
+
+class HeldOnDevice(HeldTensor):
+    """A tensor on a device, of which windows are copied to the memory of this machine."""
+
+    __slots__ = ("_torch",)
+
+    def __init__(self, tensor: Any, dtype: str, torch: Any) -> None:
+        super().__init__(tensor, dtype, here=False)
+        self._torch = torch
+
+    def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
+        """See Held. Of a strided tensor, a window is packed on the device first."""
+        torch = self._torch
+        # as whole numbers: what is copied are bits then, whatever they stand for
+        kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[self.width]
+        words, out = self._tensor.detach().view(kind), torch.from_numpy(into).view(kind)
+        if words.is_contiguous():
+            out.copy_(words.reshape(-1)[first : first + len(out)])
+            return
+        for part, start, stop in self.parts(first, len(out)):
+            out[start:stop].copy_(words[part].reshape(-1))
 
 
 def _version(tensor: Any) -> int:
@@ -112,7 +115,7 @@ def held_tensor(tensor: Any, torch: Any, name: str, where: str) -> Held | str:
     if dtype is None or (dtype == "F4" and not tensor.dim()):
         return f"of dtype {printable(text)[:40]}"
     if is_here(tensor):
-        return HeldTensor(tensor, dtype)
+        return HeldHere(tensor, dtype, here=True)
     return HeldOnDevice(tensor, dtype, torch)
 
 
@@ -136,17 +139,10 @@ def _whole(tensor: Any) -> Any:
 
 def _refusal(tensor: Any, torch: Any) -> tuple[str, str] | None:
     """Why a tensor cannot be read and what to do about it; None where it can be."""
-    kind = printable(type(tensor).__name__)[:60]
-    classes = {cls.__name__ for cls in type(tensor).__mro__}
-    if classes & {"DTensor", "ShardedTensor"}:
-        return f"is a {kind}, of which this process has only a part", _SHARDED
-    if classes & {"UninitializedParameter", "UninitializedBuffer"}:
-        return "is not initialised yet", "run the module once, or load its weights"
-    if _is_wrapper(type(tensor), torch):
-        return (
-            f"is a {kind}, which holds its elements in other tensors",
-            "give plain tensors, such as what its dequantize() gives",
-        )
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        wrong = _class_refusal(type(tensor), torch)
+        if wrong is not None:
+            return wrong
     if tensor.device.type == "meta":
         return (
             "has no elements: it is on the meta device",
@@ -171,16 +167,26 @@ def _refusal(tensor: Any, torch: Any) -> tuple[str, str] | None:
     return None
 
 
-def _is_wrapper(kind: type, torch: Any) -> bool:
-    """Whether tensors of this class have no elements of their own."""
-    plain = kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]
-    return not plain or hasattr(kind, "__tensor_flatten__")
+def _class_refusal(cls: type, torch: Any) -> tuple[str, str] | None:
+    """Why tensors of a class cannot be read: they have no elements of their own, or not all."""
+    kind, classes = printable(cls.__name__)[:60], {one.__name__ for one in cls.__mro__}
+    if classes & {"DTensor", "ShardedTensor"}:
+        return f"is a {kind}, of which this process has only a part", _SHARDED
+    if classes & {"UninitializedParameter", "UninitializedBuffer"}:
+        return "is not initialised yet", "run the module once, or load its weights"
+    plain = cls.__torch_dispatch__ is torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+    if plain and not hasattr(cls, "__tensor_flatten__"):
+        return None
+    return (
+        f"is a {kind}, which holds its elements in other tensors",
+        "give plain tensors, such as what its dequantize() gives",
+    )
 
 
 def _reach(tensor: Any) -> int:
     """Bytes from the first to the last element of a tensor."""
-    if not tensor.numel():
-        return 0
+    if tensor.is_contiguous() or not tensor.numel():
+        return int(tensor.nbytes)
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     last = sum((n - 1) * step for n, step in pairs)
     return int((last + 1) * tensor.element_size())
