@@ -33,7 +33,7 @@ from ckdiff.errors import CheckpointError, printable
 
 _HINT = "copy all of the directory, or save the checkpoint again"
 _LONGEST = 1 << 25  # bytes of the metadata: some 240,000 pieces
-_RATE = 24  # bytes of values for each of the metadata's: names of fields are only there once
+_RATE = 36  # bytes of values for each of the metadata's: these take 26, as names are there once
 _DEEPEST = 24  # keys that lead to a tensor
 #: how names begin that are an optimizer's, where nothing else says it: ``optimizer.state.``
 _OPTIMIZER = re.compile(r"(?:chained_[0-9]{1,4}\.)?opt(?:im(?:izers?)?)?(?:_states?(?:_dict)?)?\.")
