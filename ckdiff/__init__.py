@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ckdiff.checkpoints import open_checkpoint
+    from ckdiff.conversions.convert import Converted, convert
     from ckdiff.deltas.applying import apply
     from ckdiff.deltas.creating import delta
     from ckdiff.deltas.frompatches import delta_from_patches
@@ -72,7 +73,9 @@ _HOMES = {
     "DiffResult": "ckdiff.diffs.result",
     "Observer": "ckdiff.options",
     "Progress": "ckdiff.options",
+    "Converted": "ckdiff.conversions.convert",
     "apply": "ckdiff.deltas.applying",
+    "convert": "ckdiff.conversions.convert",
     "ApplyResult": "ckdiff.deltas.outcome",
     "combine": "ckdiff.masks.combine",
     "delta": "ckdiff.deltas.creating",
@@ -100,6 +103,7 @@ __all__ = [
     "CheckpointError",
     "CkdiffError",
     "ClusterError",
+    "Converted",
     "DeltaError",
     "DeltaResult",
     "DiffResult",
@@ -126,6 +130,7 @@ __all__ = [
     "apply",
     "check_store",
     "combine",
+    "convert",
     "delta",
     "delta_from_patches",
     "diff",

@@ -14,16 +14,19 @@ from ckdiff.cli.output import write_json, write_lines
 @click.argument("base")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA...")
 @options.output("PATH", "Write the checkpoint there.")
+@options.config
 @options.files
 def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
     """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
     several that follow each other.
 
     The files are the ones that the delta was made of, to the last byte: both what BASE holds and
-    what comes out are verified, and nothing is left where either is wrong.
+    what comes out are verified, and nothing is left where either is wrong. BASE's config and
+    tokenizer files are copied beside them.
     """
     from ckdiff.budget import format_size
     from ckdiff.cli import formats
+    from ckdiff.cli.made import copied_too
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.deltas.applying import apply
     from ckdiff.errors import printable
@@ -36,4 +39,5 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     took = f"in {formats.duration(result.seconds)}, {formats.rate(result.size, result.seconds)}"
     what = f"{formats.counted(result.tensors, 'tensor')}, {format_size(result.size)}"
     how = "not the tuned checkpoint: a delta is lossy" if result.lossy else "verified"
-    write_lines([printable(f"{result.out}: {what}, {how}, {took}")])
+    line = f"{result.out}: {what}, {how}, {took}{copied_too(result.copied)}"
+    write_lines([printable(line)])

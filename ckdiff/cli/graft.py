@@ -16,17 +16,18 @@ from ckdiff.cli.output import write_json, write_lines
 @click.option("--mask", required=True, metavar="STORE", help="Where TUNED's elements are taken.")
 @options.output("PATH", "Write the checkpoint there.")
 @options.one_rule
+@options.config
 @options.files
 def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write BASE with the elements of TUNED wherever a mask has ones.
 
     Does the subnetwork alone carry the change? Both may be on the hub, hf://org/name. The mask may
     be any store of the model: of this pair, of another run, combined or random. The output has
-    BASE's files, names and headers.
+    BASE's files, names and headers, and copies of its config and tokenizer files.
     """
     from ckdiff.cli import formats
+    from ckdiff.cli.made import wrote_checkpoint
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.errors import printable
     from ckdiff.grafts.graft import graft
 
     with Reporter("grafted") as reporter, compilation_noted(reporter):
@@ -34,12 +35,12 @@ def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: 
     if as_json:
         write_json(result)
         return
-    grafted, elements, files = result["grafted"], result["elements"], len(result["files"])
+    grafted, elements = result["grafted"], result["elements"]
     differing = result["differing"]
     write_lines(
         [
             f"{formats.extent(elements, result['tensors'])}: {grafted:,} taken from tuned, "
             f"{formats.percent(grafted, elements)}; {differing:,} of them differ from base",
-            f"written to {printable(result['out'])}" + (f", {files} files" if files > 1 else ""),
+            wrote_checkpoint(result["out"], result["files"], result["copied"]),
         ]
     )

@@ -1,4 +1,4 @@
-"""What commands that make a store print, and how a store came about."""
+"""What commands print that make a store or a checkpoint, and how a store came about."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from ckdiff.cli.output import write_json, write_lines
 
 if TYPE_CHECKING:
     from ckdiff.stores.maskstore import MaskStore
+
+
+_COPIED = 4  # names that are shown
+
+
+def wrote_checkpoint(out: str, files: list[str], copied: list[str]) -> str:
+    """Where a checkpoint was written, and what was copied beside its weights."""
+    from ckdiff.errors import printable
+
+    line = f"written to {printable(out)}" + (f", {len(files)} files" if len(files) > 1 else "")
+    return line + copied_too(copied)
+
+
+def copied_too(copied: list[str]) -> str:
+    """What was copied beside weights, for the end of a line; empty for nothing."""
+    if not copied:
+        return ""
+    shown = ", ".join(copied[:_COPIED])
+    more = f" and {len(copied) - _COPIED} more" if len(copied) > _COPIED else ""
+    return f"; copied {shown}{more}"
 
 
 def title(made_by: Any) -> str:

@@ -81,6 +81,23 @@ memory: Decorator = click.option(
 #: of what writes files the size of a model
 files: Decorator = block(overwrite, workers, memory, as_json)
 
+#: of what writes checkpoints: the files beside the weights
+config: Decorator = block(
+    click.option(
+        "--config-from",
+        metavar="DIR",
+        help="Copy config and tokenizer files from DIR, not from beside the weights.",
+    ),
+    click.option(
+        "--no-config",
+        "config",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Copy no config and tokenizer files.",
+    ),
+)
+
 new_store: Decorator = output("STORE", "Write the mask to this mask store.")
 
 #: of what makes a mask store from others

@@ -23,6 +23,7 @@ COMMANDS = {
     "delta": "Everything needed to rebuild the tuned checkpoint from the base.",
     "apply": "Rebuild a checkpoint from a base and deltas.",
     "graft": "The base, with the tuned elements wherever a mask has ones.",
+    "convert": "Any checkpoint as sharded safetensors, in another dtype if asked for.",
     "export": "Masks in a format that other tools read.",
     "import": "A mask store from masks made elsewhere.",
     "info": "What a file or directory is, and what it holds.",

@@ -34,6 +34,7 @@ from ckdiff.options import (
     checked_output,
     checked_path,
 )
+from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
@@ -49,18 +50,22 @@ def apply(
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
+    config_from: str | os.PathLike[str] | None = None,
+    config: bool = True,
     observer: Observer | None = None,
 ) -> ApplyResult:
     """Rebuild the checkpoint that ``deltas`` lead to from ``base``, one after the other.
 
     One pass, in bounded memory. What the base holds and what comes out are hashed on the way, and
     nothing is kept unless both are what the deltas say. The files are the tuned side's to the last
-    byte; configs and tokenizers are not part of a delta. Raises DeltaError for a damaged delta and
-    for another base, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError and
-    Interrupted.
+    byte. Config and tokenizer files are not part of a delta: a directory gets copies of the base's,
+    or of those in ``config_from``, unless ``config`` is False.
+
+    Raises DeltaError for a damaged delta and for another base, UsageError, CheckpointError,
+    SourceChanged, BudgetError, OutputError and Interrupted.
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
-    observer = checked_observer(observer)
+    observer, copying = checked_observer(observer), Copying.checked(config_from, config)
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     if not listed:
         raise UsageError("there is no delta to apply", hint="give one or more, in their order")
@@ -73,24 +78,33 @@ def apply(
         links, last = Links(opened, chain), chain[-1].blueprint
         groups, readers = len(chain[-1].windows.groups), opened.reader_memory(FRAME_BYTES)
         workers = allowed_workers(options, groups, room.taken, readers=readers)
-        files = _rebuilt(links, path, overwrite=options.overwrite)
+        beside = copying.beside(opened, directory=last.directory)
+        files = _rebuilt(links, path, beside, overwrite=options.overwrite)
         files.check()
         fetch_all([opened])
+        for note in beside.notes:
+            observer.note(note)
         began = time.perf_counter()
         with interruptible("nothing was written"):
             _rebuild(links, files, workers, observer)
+    return _result(chain, files, time.perf_counter() - began)
+
+
+def _result(chain: list[Delta], files: Rebuilt, seconds: float) -> ApplyResult:
+    last = chain[-1].blueprint
     return ApplyResult(
-        out=path,
+        out=files.out,
         deltas=len(chain),
-        files=[plan.name for plan in last.files] if last.directory else [path.name],
+        files=[plan.name for plan in last.files] if last.directory else [files.out.name],
+        copied=files.copied,
         size=sum(plan.size for plan in last.files),
         tensors=len(last.names),
         lossy=any(delta.manifest["lossy"] is not None for delta in chain),
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
 
 
-def _rebuilt(links: Links, out: Path, *, overwrite: bool) -> Rebuilt:
+def _rebuilt(links: Links, out: Path, beside: Companions, *, overwrite: bool) -> Rebuilt:
     """The files that the last delta leads to, at ``out``."""
     last = links.chain[-1].blueprint
     return Rebuilt(
@@ -99,6 +113,7 @@ def _rebuilt(links: Links, out: Path, *, overwrite: bool) -> Rebuilt:
         index=last.index,
         directory=last.directory,
         overwrite=overwrite,
+        companions=beside.files,
         apart=[links.base],
         inputs=[Path(delta.path) for delta in links.chain],
     )

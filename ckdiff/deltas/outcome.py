@@ -64,6 +64,7 @@ class ApplyResult:
     out: Path
     deltas: int
     files: list[str]
+    copied: list[str]  #: config and tokenizer files beside them
     size: int  #: bytes of the rebuilt files
     tensors: int
     lossy: bool
@@ -75,6 +76,7 @@ class ApplyResult:
             "out": str(self.out),
             "deltas": self.deltas,
             "files": self.files,
+            "copied": self.copied,
             "size": self.size,
             "tensors": self.tensors,
             "lossy": self.lossy,

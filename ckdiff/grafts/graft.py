@@ -21,6 +21,7 @@ from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, working_memory
 from ckdiff.options import Observer, Options, checked_observer, checked_output
+from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 from ckdiff.rules import Rule
 from ckdiff.running.memory import Need, fit_workers
@@ -42,6 +43,8 @@ def graft(
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
+    config_from: str | os.PathLike[str] | None = None,
+    config: bool = True,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Write ``base`` to ``out`` with the elements of ``tuned`` wherever ``mask`` has ones.
@@ -50,11 +53,14 @@ def graft(
     base is one; what has no safetensors files is written as the ``model.safetensors`` that the
     library would make of it. It is there whole or not at all. ``mask`` is a mask store, also of
     another run: tensors are found by name and shape, and those that it lacks stay the base's. In
-    bounded memory. Gives what ``ckdiff graft --json`` prints. Raises a CkdiffError: PairingError for a mask that
-    does not fit, OutputError, SourceChanged, StoreCorrupt and others of :mod:`ckdiff.errors`.
+    bounded memory. A directory gets copies of the base's config and tokenizer files, or of those in
+    ``config_from``, unless ``config`` is False. Gives what ``ckdiff graft --json`` prints.
+
+    Raises a CkdiffError: PairingError for a mask that does not fit, OutputError, SourceChanged,
+    StoreCorrupt and others of :mod:`ckdiff.errors`.
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
-    observer = checked_observer(observer)
+    observer, copying = checked_observer(observer), Copying.checked(config_from, config)
     path = checked_output(out)
     store = open_store(mask)
     digest = store.manifest_digest()
@@ -63,10 +69,11 @@ def graft(
         sides = open_all(stack, base, tuned)
         plan = Plan(with_files(sides[0]), sides[1], matched)
         threads = _threads(plan, options)
-        rebuilt = _rebuilt(plan, sides, path, overwrite=options.overwrite)
+        beside = copying.beside(sides[0], directory=plan.base.directory is not None)
+        rebuilt = _rebuilt(plan, sides, path, beside, overwrite=options.overwrite)
         rebuilt.check()
         fetch_all(sides)
-        for note in plan.notes():
+        for note in (*plan.notes(), *beside.notes):
             observer.note(note)
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)
@@ -80,6 +87,7 @@ def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[
     return {
         "out": str(rebuilt.out),
         "files": rebuilt.names,
+        "copied": rebuilt.copied,
         "tensors": len(plan.base.table),
         "elements": plan.elements,
         "grafted": int(found[:, 0].sum()),
@@ -91,7 +99,9 @@ def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[
     }
 
 
-def _rebuilt(plan: Plan, sides: Sequence[Checkpoint], out: Path, *, overwrite: bool) -> Rebuilt:
+def _rebuilt(
+    plan: Plan, sides: Sequence[Checkpoint], out: Path, beside: Companions, *, overwrite: bool
+) -> Rebuilt:
     """The base's files again, at ``out``."""
     base, name, raw = plan.base, plan.base.index_name, plan.base.index()
     return Rebuilt(
@@ -100,6 +110,7 @@ def _rebuilt(plan: Plan, sides: Sequence[Checkpoint], out: Path, *, overwrite: b
         index=None if name is None or raw is None else (name, raw),
         directory=base.directory is not None,
         overwrite=overwrite,
+        companions=beside.files,
         apart=sides,
         inputs=[store.path for store in plan.matched.stores],
     )

@@ -29,6 +29,7 @@ import stat
 from pathlib import Path
 
 from ckdiff.errors import StoreError, StoreLocked, printable
+from ckdiff.outputs.companionnames import is_companion
 from ckdiff.outputs.placing import PROBES, mounted_below, remove, way_in, write_file
 
 SUFFIX = ".ckdiff-partial"
@@ -52,7 +53,7 @@ _IN_STORE = re.compile(
     r"(manifest|zarr|tensors)\.json|masks(/[^/]+(/zarr\.json|/c(/[0-9]+)?)?)?", re.ASCII | re.DOTALL
 )
 _IN_JOURNAL = re.compile(r"[0-9]+", re.ASCII)
-#: in an output that is a directory: folders, shards, their index; and what a store has
+#: in an output that is a directory: folders, shards, their index, companions; what a store has
 _IN_OUTPUT = re.compile(r"(.*/)?[^/]+\.(safetensors|json)|(.*/)?[^/.]+|masks/.+", re.DOTALL)
 _README = b"""\
 This directory was left by a ckdiff run that did not finish. The same command resumes it, or starts
@@ -364,7 +365,10 @@ def _require_grammar(path: Path, fd: int, top: str, grammar: re.Pattern[str]) ->
                 plain = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
                 relative = os.path.relpath(shown, top)
                 temporary = stat.S_ISREG(mode) and _TEMPORARY.fullmatch(name) is not None
-                if not plain or not (temporary or grammar.fullmatch(relative)):
+                known = grammar.fullmatch(relative) or (
+                    grammar is _IN_OUTPUT and is_companion(relative)
+                )
+                if not plain or not (temporary or known):
                     raise _not_ours(path, f"ckdiff did not make {printable(shown)} in it")
 
 

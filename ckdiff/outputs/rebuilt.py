@@ -33,6 +33,9 @@ from ckdiff.checkpoints.places.openfile import OpenFile, make_room
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import CheckpointError, OutputError, printable
 from ckdiff.outputs.checks import ELSEWHERE
+from ckdiff.outputs.companionfiles import Companion
+from ckdiff.outputs.companionnames import RECORD
+from ckdiff.outputs.copied import is_as_copied, read_record, write_companions
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.outputs.writing import start_writeback
 
@@ -55,9 +58,11 @@ class Rebuilt:
     """A checkpoint being written. A context manager: nothing stays unless ``commit`` returned.
 
     With ``directory`` false there is one file, which is ``out`` itself, and no ``index``; else
-    ``index`` is a file's name and bytes, or None. ``overwrite`` replaces what is a checkpoint and
-    nothing else: files whose content is safetensors, and indexes. ``apart`` and
-    ``inputs`` are what is being read, and never overwritten.
+    ``index`` is a file's name and bytes, or None; those of the components of a pipeline lie in
+    the folders of their files, and are ``more_indexes``. ``companions`` are copied into a
+    directory, and listed there. ``overwrite`` replaces what is a checkpoint and nothing else: files
+    whose content is safetensors, indexes, and companions that are listed and as they were copied.
+    ``apart`` and ``inputs`` are what is being read, and never overwritten.
 
     Making one raises OutputError for names that must not be written and for an output that is
     among the inputs; entering raises OutputError for what is in the way, BudgetError for a disk
@@ -72,12 +77,15 @@ class Rebuilt:
         index: tuple[str, bytes] | None,
         directory: bool,
         overwrite: bool,
+        more_indexes: Sequence[tuple[str, bytes]] = (),
+        companions: Sequence[Companion] = (),
         apart: Sequence[Checkpoint] = (),
         inputs: Sequence[Path] = (),
     ) -> None:
         self.out = out
         self.files = list(files)
-        self._index = index
+        self._companions = list(companions)
+        self._indexes = [*([] if index is None else [index]), *more_indexes]
         self._directory = directory
         self._check_plans()
         self._place = Place(out, directory=directory, overwrite=overwrite, in_the_way=_foreign)
@@ -102,9 +110,9 @@ class Rebuilt:
                 for number, plan in enumerate(self.files):
                     self._create(plan)
                     self._put(number, 0, plan.head)
-                if self._index is not None:
-                    name, raw = self._index
+                for name, raw in self._indexes:
                     (self._place.path / name).write_bytes(raw)
+                write_companions(self._place.path, self._companions)
         except BaseException:
             self.__exit__()
             raise
@@ -154,8 +162,14 @@ class Rebuilt:
     @property
     def names(self) -> list[str]:
         """The files of the checkpoint, and its index, as people look for them."""
-        index = [] if self._index is None else [self._index[0]]
-        return [*(plan.name for plan in self.files), *index] if self._directory else [self.out.name]
+        if not self._directory:
+            return [self.out.name]
+        return [*(plan.name for plan in self.files), *(name for name, _ in self._indexes)]
+
+    @property
+    def copied(self) -> list[str]:
+        """The companions beside them, as people look for them."""
+        return [companion.name for companion in self._companions]
 
     @property
     def stopped_hint(self) -> str:
@@ -165,7 +179,8 @@ class Rebuilt:
     # inside
 
     def _check_disk(self) -> None:
-        extra = 0 if self._index is None else len(self._index[1])
+        extra = sum(len(raw) for _, raw in self._indexes)
+        extra += sum(companion.size for companion in self._companions)
         self._place.check_disk(sum(plan.size for plan in self.files) + extra)
 
     def _check_plans(self) -> None:
@@ -177,7 +192,7 @@ class Rebuilt:
                     f"{len(plan.head):,}"
                 )
         if not self._directory:
-            if len(self.files) != 1 or self._index is not None:
+            if len(self.files) != 1 or self._indexes or self._companions:
                 raise OutputError(
                     f"{len(self.files):,} files cannot be written as one file", hint=ELSEWHERE
                 )
@@ -186,8 +201,9 @@ class Rebuilt:
         for name in names:
             if (fault := shard_name_fault(name)) is not None:
                 raise OutputError(f"the file name {printable(name)!r} {fault}", hint=RENAME_SHARD)
-        if self._index is not None:
-            names.append(self._index[0])
+        names += [name for name, _ in self._indexes]
+        if self._companions:
+            names += [*self.copied, RECORD]
         taken = set(names)
         for name in names:
             fault = _name_fault(name)
@@ -243,19 +259,27 @@ def _foreign(out: Path) -> str | None:
     """What a rebuilt checkpoint must not replace: anything that is more than a checkpoint."""
     if not stat.S_ISDIR(os.lstat(out).st_mode):
         return None if _is_shard(str(out)) else "is not a checkpoint in safetensors"
+    record = read_record(str(out))
     for folder, folders, names in os.walk(out):
         for name in (*folders, *names):
             path = os.path.join(folder, name)
+            relative = os.path.relpath(path, out)
             mode = os.lstat(path).st_mode
             if stat.S_ISDIR(mode):
                 ours = bool(os.listdir(path))
+            elif not stat.S_ISREG(mode):
+                ours = False
             elif name.endswith(SUFFIX):
-                ours = stat.S_ISREG(mode) and _is_shard(path)
+                ours = _is_shard(path)
+            elif record is not None and relative in record:
+                if not is_as_copied(path, record[relative]):
+                    return f"holds {printable(relative)}, which is no longer as it was copied"
+                continue
             else:
-                ours = stat.S_ISREG(mode) and name.endswith(INDEX_SUFFIX) and _is_index(path)
+                ours = relative == RECORD and record is not None
+                ours = ours or (name.endswith(INDEX_SUFFIX) and _is_index(path))
             if not ours:
-                shown = printable(os.path.relpath(path, out))
-                return f"holds {shown}, which is not part of a checkpoint"
+                return f"holds {printable(relative)}, which is not part of a checkpoint"
     return None
 
 

@@ -27,6 +27,7 @@ from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.stores.building import Derived, Target
 
 MIB = 1 << 20
+COPIED = ("config.json", "ckdiff-copied.json")  #: what a graft has besides weights
 Bits = npt.NDArray[np.uint8]  #: 0 and 1
 Model = dict[str, Tensor]
 
@@ -162,7 +163,8 @@ def expected(base: Model, tuned: Model, masks: Mapping[str, Bits]) -> Model:
 
 def tree(folder: Path) -> dict[str, bytes]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {name: data for name, data in files.items() if name not in COPIED}
 
 
 class Pair:
@@ -198,6 +200,7 @@ def test_every_bit(pair: Pair, tmp_path: Path, workers: int) -> None:
     )
     assert made == {
         "out": str(out),
+        "copied": ["config.json"],
         "files": [*sorted(set(files) - {"model.safetensors.index.json"}),
                   "model.safetensors.index.json"],
         "tensors": len(SHAPES),
@@ -344,7 +347,7 @@ def test_rules_and_wrong_arguments(pair: Pair, tmp_path: Path) -> None:
     lines = ok("graft", *arguments, out).stdout.splitlines()
     elements = sum(count(shape) for _, shape in SHAPES.values())
     assert lines[0].startswith(f"{elements:,} elements in 10 tensors: ")
-    assert lines[1] == f"written to {out}, 4 files"
+    assert lines[1] == f"written to {out}, 4 files; copied config.json"
     assert "use --overwrite" in error("graft", *arguments, out)
     (tmp_path / "out" / "config.json").write_text("mine")
     assert "config.json" in error("graft", *arguments, out, "--overwrite")

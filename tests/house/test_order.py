@@ -21,7 +21,7 @@ FLOORS = [
     {"checkpoints"},
     {"outputs"},
     {"stores"},
-    {"diffs", "overlaps", "training"},
+    {"conversions", "diffs", "overlaps", "training"},
     {"deltas", "grafts", "masks"},
     {"reports"},
     {"ckdiff"},

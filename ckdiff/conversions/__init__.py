@@ -1,0 +1,1 @@
+"""Any checkpoint that can be read, written anew as safetensors files."""
