@@ -134,3 +134,16 @@ def test_a_step_while_the_delta_is_made(
     with pytest.raises(ckdiff.SourceChanged, match=r"Sequential: 0.bias was changed"):
         ckdiff.delta(base, tuned, tmp_path / "d")
     assert not (tmp_path / "d").exists()
+
+
+def test_torch_files_are_rebuilt_as_safetensors(base: Any, tmp_path: Path) -> None:
+    folder, tuned = saved(base, tmp_path / "base" / "model.safetensors").parent, trained(base)
+    (tmp_path / "torch").mkdir()
+    file = tmp_path / "torch" / "pytorch_model.bin"
+    torch.save(tuned.state_dict(), file)
+    ckdiff.delta(folder, file.parent, tmp_path / "d")
+    assert ckdiff.apply(folder, tmp_path / "d", tmp_path / "new").files == ["model.safetensors"]
+    wanted = safetensors.torch.save(tuned.state_dict())
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == wanted
+    with pytest.raises(ckdiff.OutputError, match="would replace a source"):
+        ckdiff.delta(folder, file, file, overwrite=True)
