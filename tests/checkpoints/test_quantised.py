@@ -82,16 +82,25 @@ LEFT: dict[str, tuple[Kinds, str]] = {
     "NVFP4": (
         {"x.weight": ("U8", (4, 32)), "x.weight_scale": (F8, (4, 4)),
          "x.weight_scale_2": ("F32", ()), "x.input_scale": ("F32", ())},
-        "NVFP4 ('x.weight')",
+        "two scales ('x.weight')",
     ),
     "NVFP4, packed": (
         {"x.weight_packed": ("U8", (4, 32)), "x.weight_scale": (F8, (4, 4)),
          "x.weight_global_scale": ("F32", (1,))},
-        "NVFP4 ('x.weight_packed')",
+        "two scales ('x.weight_packed')",
     ),
     "zero points": (
         {"x.weight": ("I8", (4, 4)), "x.weight_scale": ("F32", (4, 1)),
          "x.weight_zero_point": ("I8", (4, 1))},
+        "zero points or an order of their own ('x.weight')",
+    ),
+    "scales of another dtype": (WEIGHT | {"x.weight_scale_inv": ("I32", (2, 3))}, "I32 [2, 3]"),
+    "experts either way": (
+        {"x.down": (F8, (3, 20, 20)), "x.down_scale": ("F32", (3, 20, 1))}, "which scale",
+    ),
+    "offsets": (
+        {"x.weight": ("I8", (4, 4)), "x.weight_scale": ("F32", (4, 1)),
+         "x.weight_offset": ("F32", (4, 1))},
         "zero points or an order of their own ('x.weight')",
     ),
     "an order": (
@@ -142,6 +151,7 @@ NOTHING: list[Kinds] = [
     {},
     {"x.weight": ("BF16", (4, 4)), "x.weight_scale": ("F32", ())},
     {"x.bytes": ("U8", (4, 4)), "x.k_scale": ("F32", ())},
+    {"x": ("BF16", (4, 4)), "x_offset": ("F32", (4,)), "x_zero_point": ("F32", (4,))},
     {"position": ("I8", (4,)), "x.scale": ("F32", (4,)), "x.scales": ("F32", (4,))},
 ]
 
@@ -208,7 +218,8 @@ def test_no_elements_have_no_scales() -> None:
         ((100, 100), (4, 4), None, None),  # 25 or 32
         ((101, 101), (4, 4), None, (32, 32)),
         ((300, 96), (3, 3), None, (128, 32)),
-        ((99, 300), (11, 1), None, (9, 300)),  # and no power of two
+        ((200, 300), (5, 1), None, (40, 300)),  # and no power of two
+        ((200, 300), (100, 1), None, None),  # none is so small
         ((60, 60), (4, 4), None, None),  # 15 or 16
         ((60, 60), (4, 4), (15, 15), (15, 15)),
         ((60, 60), (4, 4), (16, 16), (16, 16)),

@@ -94,7 +94,8 @@ class ScaledView(View):
 
     def _way(self) -> str:
         digest = xxhash.xxh3_128(self.within.tobytes())
-        digest.update(repr([*self.scaled.items()]).encode())
+        for item in self.scaled.items():
+            digest.update(repr(item).encode())
         return f"values {digest.hexdigest()}"
 
 

@@ -27,14 +27,17 @@ _PACKED = "_packed"  # elements of less than a byte, under the name of the tenso
 
 _INTEGERS = "integers with zero points or an order of their own"
 _BITSANDBYTES = "bitsandbytes"
+_TWO = "NVFP4 or others with two scales"
+_QUANTISED = (*QUANTISED, "U8", "I32", "U32")  # what may hold quantised elements
 #: endings that tell of a scheme whose values are not one product, and of the tensor that they tell
 _FOREIGN = (
     (".absmax", "", _BITSANDBYTES),
     (".quant_map", "", _BITSANDBYTES),
     (".SCB", ".weight", _BITSANDBYTES),
-    ("_scale_2", "", "NVFP4"),
-    ("_global_scale", "", "NVFP4"),
+    ("_scale_2", "", _TWO),
+    ("_global_scale", "", _TWO),
     ("_zero_point", "", _INTEGERS),
+    ("_offset", "", _INTEGERS),
     ("_g_idx", "", _INTEGERS),
     (".weight_scales", ".weight", "EETQ"),
 )
@@ -103,7 +106,7 @@ def _tell_foreign(found: _Found, position: int, name: str) -> None:
         if name.endswith(ending):
             stem = name.removesuffix(ending) + instead
             for of in (stem, stem + _PACKED):
-                if of in found.at:
+                if of in found.at and found.table.dtypes[found.at[of]] in _QUANTISED:
                     found.foreign[found.at[of]] = scheme
     for ending, dtypes, scheme in _FOREIGN_TENSORS:
         if name.endswith(ending) and found.table.dtypes[position] in dtypes:
@@ -123,7 +126,6 @@ def _look(found: _Found, position: int, name: str) -> None:
             return
     value = name.removesuffix(_PACKED) if name.endswith(_PACKED) else name
     scales = [found.at[n] for n in dict.fromkeys(_names(value)) if n in found.at]
-    scales = [i for i in scales if _may_scale(found.table.dtypes[i])]
     if scales or (dtype in QUANTISED and dtype != "I8") or value != name:
         _take(found, position, value, scales)
     elif dtype == "I8" and name.endswith("weight") and len(found.table.shapes[position]) > 1:
@@ -140,10 +142,6 @@ def _names(value: str) -> Iterator[str]:
             yield module + ending if module else ending[1:]
 
 
-def _may_scale(dtype: str) -> bool:
-    return dtype in ("F32", "BF16", "F16", "U8") or dtype.startswith("F8_")
-
-
 def _take(
     found: _Found, position: int, value: str, scales: list[int], *, turned: bool | None = None
 ) -> None:
@@ -154,8 +152,11 @@ def _take(
     grid: Grid | None = None
     if len(scales) == 1 and (value == found.table.names[position] or value not in found.at):
         kinds = found.kind(position), found.kind(scales[0])
-        by_shape = turned is None
-        grid = grid_of(*kinds, found.declared) if by_shape else mx_grid(*kinds, turned=bool(turned))
+        if turned is not None:
+            grid = mx_grid(*kinds, turned=turned)
+        else:
+            as_experts = found.table.names[scales[0]] == f"{value}_scale" and value[-6:] != "weight"
+            grid = grid_of(*kinds, found.declared, as_experts=as_experts)
     if grid is None:
         found.odd.append((position, scales[0]))
         return

@@ -12,6 +12,7 @@ _EIGHT_BITS = tuple(name for name in QUANTISED if name.startswith("F8_"))
 _POWERS = ("F8_E8M0", "U8")  # a power of two in a byte, also as it is stored for want of the dtype
 GROUP = 32  #: elements of a group in the MX formats
 _BLOCK = 128  # rows and columns of a block, where nothing says otherwise
+_LEAST = 16  # of a block that only its shape tells of
 
 Shape = tuple[int, ...]
 
@@ -40,11 +41,14 @@ class Grid:
     scaling: Scaling | None  #: None where there are no elements
 
 
-def grid_of(elements: Kind, scales: Kind, declared: Declared) -> Grid | None:
+def grid_of(
+    elements: Kind, scales: Kind, declared: Declared, *, as_experts: bool = False
+) -> Grid | None:
     """How elements are scaled; None where dtypes or shapes do not say it beyond doubt.
 
     Scales are one for all, one for each index of the first dimensions, or a grid over the blocks of
-    the last two. Powers of two are only taken for scales of blocks.
+    the last two. Powers of two are only taken for scales of blocks. ``as_experts``: a stack that
+    may be (experts, in, out), of which FBGEMM has scales of ``out`` as (experts, out, 1).
     """
     held = _held(elements, scales, declared)
     factor = "F8_E8M0" if scales.dtype == "U8" else scales.dtype
@@ -55,8 +59,10 @@ def grid_of(elements: Kind, scales: Kind, declared: Declared) -> Grid | None:
     if held.dtype == "F4":
         *lead, columns = held.shape
         return None if columns % 2 else Grid(held.shape, _in_groups(factor, prod(lead), columns))
-    found = _blocks(held.shape, scales.shape, declared)
+    found = _turned(held.shape, scales.shape) if as_experts else None
     if found is None:
+        found = _blocks(held.shape, scales.shape, declared)
+    if found is None or (as_experts and _is_either(held.shape, scales.shape)):
         return None
     matrices, rows, columns, block = found
     if scales.dtype == "U8" and not _is_group(block[1]):
@@ -134,6 +140,18 @@ def _blocks(
     return prod(shape[:-2]), shape[-2], shape[-1], block
 
 
+def _turned(shape: Shape, of: Shape) -> tuple[int, int, int, tuple[int, int]] | None:
+    """The same where scales of columns lie as those of rows would."""
+    if len(shape) != 3 or shape[1] in (1, shape[2]) or of != (shape[0], shape[2], 1):
+        return None
+    return shape[0], shape[1], shape[2], (shape[1], 1)
+
+
+def _is_either(shape: Shape, of: Shape) -> bool:
+    """Whether scales may be those of rows and of columns."""
+    return len(shape) == 3 and shape[1] == shape[2] > 1 and of == (*shape[:2], 1)
+
+
 def _block(sizes: Shape, counts: Shape, declared: tuple[int, int] | None) -> tuple[int, int] | None:
     """The size of the blocks of a matrix, of which there are ``counts`` down and across."""
     pairs = list(zip(sizes, counts, strict=True))
@@ -156,6 +174,7 @@ def _side(size: int, count: int) -> int | None:
     # of the sizes that would do the largest is less than twice the smallest
     power = 1 << (-(-size // count) - 1).bit_length()
     exact = None if size % count else size // count
-    if -(-size // power) == count:
-        return power if exact in (None, power) else None
-    return exact
+    if -(-size // power) != count:
+        power = exact or 0
+    found = power if exact in (None, power) else 0
+    return found if found >= _LEAST else None
