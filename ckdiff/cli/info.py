@@ -7,26 +7,29 @@ from typing import Any
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.output import write_json, write_lines
+from ckdiff.cli.output import say, write_json, write_lines
 
 _UNPAIRED = 20  #: unpaired tensors that are named
 
 
 @click.command("info")
 @click.argument("path")
+@options.key
 @options.as_json
-def command(path: str, as_json: bool) -> None:
+def command(path: str, key: str | None, as_json: bool) -> None:
     """Say what a file, a directory or hf://org/name is: a delta, a mask store or a checkpoint, and
     what it holds.
     """
     from ckdiff.reports.info import info
 
-    about = info(path)
+    about = info(path, key=key)
     if as_json:
         write_json(about)
         return
     from ckdiff.errors import printable
 
+    for note in about.get("notes", ()):
+        say(f"note: {note}")
     # whatever a file says of itself, nothing of it acts on the terminal
     write_lines(map(printable, _LINES[about["kind"]](about)))
 

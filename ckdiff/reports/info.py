@@ -22,8 +22,10 @@ from ckdiff.stores.recognising import is_store
 from ckdiff.stores.summaries import rule_counts
 
 
-def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+def info(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, Any]:
     """Say what ``path`` is: its ``kind`` is ``delta``, ``store`` or ``checkpoint``.
+
+    ``key`` is the path of the state dict in torch files that hold more.
 
     Gives what ``ckdiff info --json`` prints. Reads headers and tables only; ``ckdiff check`` and
     ``ckdiff apply`` verify the data. Raises DeltaError, StoreError and CheckpointError for what is
@@ -35,7 +37,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _store(text)
     if is_delta(text):
         return _delta(text)
-    return _checkpoint(text)
+    return _checkpoint(text, key)
 
 
 def _delta(path: str) -> dict[str, Any]:
@@ -78,8 +80,8 @@ def _store(path: str) -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: str) -> dict[str, Any]:
-    with closing(open_for_planning(path)) as checkpoint:
+def _checkpoint(path: str, key: str | None) -> dict[str, Any]:
+    with closing(open_for_planning(path, key=key)) as checkpoint:
         table = checkpoint.table
         counts = table.nbytes * 8 // bits_of(table.dtypes)
         dtypes = dict[str, int]()
@@ -95,4 +97,5 @@ def _checkpoint(path: str) -> dict[str, Any]:
             "tensors": len(table),
             "elements": int(np.sum(counts)),
             "dtypes": dtypes,
+            "notes": list(checkpoint.notes),
         }
