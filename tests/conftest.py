@@ -33,6 +33,9 @@ SLOW: dict[str, str] = {
         test_what_workers_do_not_see
         test_without_any_worker_it_ends
     """,
+    "test_convert": """
+        test_the_result_is_read_by_everybody
+    """,
     "test_delta": """
         test_any_flipped_byte_is_noticed
         test_memory_is_bounded

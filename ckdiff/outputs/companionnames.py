@@ -40,8 +40,8 @@ def is_companion(path: str) -> bool:
 
     Modules of Python are where a config names some, which is not known here.
     """
-    folder, _, name = path.rpartition("/")
-    if folder and not _FOLDER.fullmatch(folder):
+    folder, slash, name = path.rpartition("/")
+    if slash and not _FOLDER.fullmatch(folder):
         return False
     if len(name) > _LONGEST or name.startswith(".") or name.endswith(".index.json"):
         return False

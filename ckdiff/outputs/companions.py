@@ -66,7 +66,11 @@ class Copying:
         if not (self.config and directory):
             return Companions()
         source = _source(checkpoint)
-        return Companions() if source is None else _found(source)
+        found = Companions() if source is None else _found(source)
+        if not found.files and "repository" in checkpoint.origin:
+            why = f"{checkpoint.label}: no config files are copied: none are there, or in the cache"
+            return Companions(notes=(*found.notes, printable(why)))
+        return found
 
     def _asked(self, directory: bool) -> Companions:
         assert self.config_from is not None

@@ -16,7 +16,7 @@ from support import Tensor, write_safetensors
 
 from ckdiff.checkpoints.opening import open_checkpoint
 from ckdiff.checkpoints.views.blockscale import dequantised
-from ckdiff.diffs.comparison import Comparison, Selection
+from ckdiff.diffs.comparison import Selection, side_by_side
 from ckdiff.rules import RuleSet
 
 Floats = npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ def changed(base: Path, tuned: Path, *, window: int = 1 << 16) -> dict[str, int]
         for side in sides:
             stack.enter_context(side)
             side.fetch()
-        comparison = Comparison(sides[0], sides[1], Selection())
+        comparison = side_by_side(sides[0], sides[1], Selection())
         assert comparison.pairing.unpaired == []
         rules = RuleSet.of(["exact"])
         task = comparison.task(rules, with_statistics=False, window=window, sink=None)
@@ -113,6 +113,32 @@ def test_two_quantisations_of_one_model(folders: list[Path]) -> None:
     rows[3] *= 2
     put(folders[1], other | {"x.weight_scale": ("F32", (256, 1), rows.tobytes())})
     assert changed(*paths)["x.weight"] == int(np.count_nonzero(values[3]))
+
+
+def test_quantised_parts_against_a_fused_whole(folders: list[Path]) -> None:
+    """Experts as they are quantised, one by one, and as transformers holds them."""
+    parts: dict[str, Tensor] = {"norm.weight": bf16(weights(9))}
+    stacks: dict[str, list[Floats]] = {"gate": [], "up": [], "down": []}
+    for expert in range(3):
+        for kind, stack in stacks.items():
+            shape = (256, 192) if kind == "down" else (192, 256)
+            quantised, values = fp8(weights(*shape, expert + 1)[..., expert], (128, 128))
+            stack.append(values)
+            name = f"model.layers.0.mlp.experts.{expert}.{kind}_proj.weight"
+            parts[name] = quantised["x.weight"]
+            parts[f"{name}_scale_inv"] = quantised["x.weight_scale_inv"]
+    both = np.concatenate([np.stack(stacks["gate"]), np.stack(stacks["up"])], 1)
+    both[2, 200, 3] += 1
+    experts = "model.layers.0.mlp.experts"
+    whole = {
+        f"{experts}.gate_up_proj": bf16(both),
+        f"{experts}.down_proj": bf16(np.stack(stacks["down"])),
+        "norm.weight": parts["norm.weight"],
+    }
+    paths = put(folders[0], parts), put(folders[1], whole)
+    for found in (changed(*paths), changed(*reversed(paths))):
+        assert len(found) == 10
+        assert {name for name, count in found.items() if count} == {f"{experts}.2.up_proj.weight"}
 
 
 def experts(shape: tuple[int, int, int]) -> tuple[dict[str, Tensor], Floats]:

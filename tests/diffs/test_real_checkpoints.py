@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fetch_checkpoints import MODEL, cache_directory
+from fetch_checkpoints import MODEL, ORIGINAL, cache_directory
 from safetensors.torch import load_file, save_file
 from support import write_index
 
@@ -39,6 +39,11 @@ def real(name: str) -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is missing: run `make test`, which fetches it", pytrace=False)
     return path
+
+
+def original(name: str) -> Path:
+    """The directory of a fetched checkpoint as it was published, in a torch file."""
+    return real(name).parent / ORIGINAL
 
 
 # -- the rules and the statistics, said in torch ---------------------------------------------------
@@ -171,6 +176,20 @@ def test_fine_tune_has_the_published_density(tmp_path: Path) -> None:
     assert same == untouched
     # why a tolerance is no measure of density
     assert result.rules["atol=1e-5"]["density"] < result.rules["exact"]["density"]
+
+
+def test_what_was_published_is_read_as_it_is(tmp_path: Path) -> None:
+    """Not converted: the same counts, masks and hashes, whichever side is which."""
+    names = "chgnet/0.3.0", "chgnet/r2scan"
+    (base, tuned), (first, second) = map(original, names), map(real, names)
+    result = ckdiff.diff(base, tuned, tmp_path / "out.zarr", rules=RULES, stats=True)
+    assert_agrees(result, load_file(first), load_file(second))
+    assert round(result.rules["exact"]["density"], 4) == 0.9165
+    for one, other in ((base, second), (first, tuned)):
+        mixed = ckdiff.diff(one, other, rules=RULES, stats=True)
+        assert [*mixed.table] == [*result.table]
+    for name in ("chgnet/0.2.0", *names, *FOLDS):
+        assert not ckdiff.diff(original(name), real(name)).differs
 
 
 def test_fine_tune_on_the_command_line() -> None:
