@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hub_server import only_hub
 from support import write_safetensors
 
 import ckdiff
@@ -113,3 +114,19 @@ def test_no_adapter(base: Path, adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(ckdiff.CheckpointError, match="IA3"):
         ckdiff.diff(base, base, tuned_adapter=adapter)
+
+
+def test_an_adapter_of_the_hub(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ckdiff.diff(base, base, tuned_adapter=adapter).rules
+    with only_hub(tmp_path, monkeypatch) as hub:
+        files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+        hub.put("me/lora", files)
+        hub.put("me/none", {name: data for name, data in files.items() if "config" not in name})
+        assert ckdiff.diff(base, base, tuned_adapter="hf://me/lora").rules == here
+        with pytest.raises(ckdiff.CheckpointError, match=r"adapter_config\.json"):
+            ckdiff.diff(base, base, tuned_adapter="hf://me/none")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(ckdiff.CheckpointError, match=r"adapter_config\.json"):
+            ckdiff.diff(base, base, tuned_adapter="hf://me/lora")  # it was read, not cached

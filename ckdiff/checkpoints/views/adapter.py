@@ -179,10 +179,12 @@ class AdapterView(Checkpoint):
 
 
 def config_beside(adapter: Checkpoint) -> bytes:
-    """The ``adapter_config.json`` beside the weights of an adapter on this machine.
+    """The ``adapter_config.json`` beside the weights of an adapter, wherever they are.
 
     Raises CheckpointError where there is none, or none that is a small file.
     """
+    if "repository" in adapter.origin:
+        return _config_at_hub(adapter)
     directory = adapter.directory
     if directory is None and adapter.open_files:
         directory = os.path.dirname(adapter.open_files[0].path)
@@ -201,6 +203,15 @@ def config_beside(adapter: Checkpoint) -> bytes:
     return raw
 
 
+def _config_at_hub(adapter: Checkpoint) -> bytes:
+    from ckdiff.checkpoints.places.hub.listing import beside
+
+    try:
+        return beside(adapter.origin, CONFIG_NAME, CONFIG_LIMIT)
+    except ValueError as error:
+        raise CheckpointError(f"{printable(adapter.label)}: {CONFIG_NAME}: {error}") from None
+
+
 def adapt(base: Checkpoint, adapter: Checkpoint, *, safe: bool = False) -> AdapterView:
-    """A base with an adapter of this machine; both are closed with it. Raises CheckpointError."""
+    """A base with an adapter; both are closed with it. Raises CheckpointError."""
     return AdapterView(base, adapter, config_beside(adapter), safe=safe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckdiff.checkpoints.choosing import choice_of
@@ -14,6 +14,7 @@ from ckdiff.checkpoints.places.hub.cache import CachedRepository
 from ckdiff.checkpoints.places.hub.client import HubRepository
 from ckdiff.checkpoints.places.hub.failures import OFFLINE
 from ckdiff.checkpoints.places.hub.listedfolder import ListedFolder
+from ckdiff.checkpoints.places.hub.settings import Settings
 from ckdiff.checkpoints.places.localfolder import LocalFolder
 from ckdiff.checkpoints.places.place import file_names
 from ckdiff.errors import CheckpointError
@@ -69,6 +70,27 @@ class CachedFolder(ListedFolder):
 
     def _bytes(self, name: str, offset: int, nbytes: int) -> bytes:
         return self._folder.head(name, offset + nbytes)[offset:]
+
+
+def beside(origin: Mapping[str, str], name: str, limit: int) -> bytes:
+    """A small file beside a checkpoint of the hub; ``origin`` is as stores record it.
+
+    Without a network it has to be in the cache. Raises CheckpointError, and ValueError where it is
+    longer than ``limit`` bytes.
+    """
+    address = HubAddress(origin["repository"], origin["commit"], origin.get("path", ""))
+    settings = Settings.of_environment()
+    folder: Folder
+    if settings.offline:
+        cache = CachedRepository(address, settings)
+        names = cache.names_in(origin["commit"])
+        folder = CachedFolder(address, str(cache.snapshot(origin["commit"])), names)
+    else:
+        folder = RepositoryFolder(HubRepository.open(address, settings))
+    known = folder.names(posixpath.dirname(address.path))
+    is_file = posixpath.basename(address.path) in known
+    inner = posixpath.dirname(address.path) if is_file else address.path
+    return folder.read(inside(inner, name), limit)
 
 
 def chosen(address: HubAddress, folder: Folder) -> Choice:
