@@ -82,8 +82,24 @@ class _Found:
     odd: list[tuple[int, int]] = field(default_factory=list)  #: elements and scales
     lacking: list[int] = field(default_factory=list)
 
+    grids: dict[object, Grid | None] = field(default_factory=dict)  #: many tensors are alike
+
     def kind(self, position: int) -> Kind:
         return Kind(self.table.dtypes[position], self.table.shapes[position])
+
+    def grid(
+        self, elements: int, scales: int, turned: bool | None, as_experts: bool
+    ) -> Grid | None:
+        """How a tensor is scaled; ``turned`` is given for FP4 in groups."""
+        kinds = self.kind(elements), self.kind(scales)
+        key = *kinds, turned, as_experts
+        if key not in self.grids:
+            self.grids[key] = (
+                grid_of(*kinds, self.declared, as_experts=as_experts)
+                if turned is None
+                else mx_grid(*kinds, turned=turned)
+            )
+        return self.grids[key]
 
 
 def quantised(table: TensorTable, declared: Declared | None = None) -> Quantised:
@@ -149,14 +165,9 @@ def _take(
     if not scales:
         found.lacking.append(position)
         return
-    grid: Grid | None = None
-    if len(scales) == 1 and (value == found.table.names[position] or value not in found.at):
-        kinds = found.kind(position), found.kind(scales[0])
-        if turned is not None:
-            grid = mx_grid(*kinds, turned=turned)
-        else:
-            as_experts = found.table.names[scales[0]] == f"{value}_scale" and value[-6:] != "weight"
-            grid = grid_of(*kinds, found.declared, as_experts=as_experts)
+    alone = len(scales) == 1 and (value == found.table.names[position] or value not in found.at)
+    as_experts = found.table.names[scales[0]] == f"{value}_scale" and value[-6:] != "weight"
+    grid = found.grid(position, scales[0], turned, as_experts) if alone else None
     if grid is None:
         found.odd.append((position, scales[0]))
         return
