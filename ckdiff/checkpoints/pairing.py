@@ -51,11 +51,12 @@ class Pairing:
     def __len__(self) -> int:
         return len(self.names)
 
-    def shape(self, position: int, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """What is compared of a pair whose base has one of ``shapes``."""
-        rows = self.resized.get(position)
-        shape = shapes[int(self.base_index[position])]
-        return shape if rows is None else (min(rows), *shape[1:])
+    def shapes(self, base: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """What is compared of each pair; ``base`` are the shapes of the base's table."""
+        found = [base[i] for i in self.base_index]
+        for position, rows in self.resized.items():
+            found[position] = (min(rows), *found[position][1:])
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ def pair(
         reason: Reason | None
         if i is None or j is None:
             reason = "missing" if name in absent else "added" if i is None else "removed"
+        elif base.shapes[i] == tuned.shapes[j] and base.dtypes[i] == tuned.dtypes[j]:
+            reason = None
         else:
             reason = _pair(found, base, i, tuned, j, matching)
         if reason is None:

@@ -6,7 +6,7 @@ in place of what the kernels made of the wider copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,15 +46,11 @@ class Casting:
     narrow: tuple[dict[int, str], dict[int, str]]
 
     @classmethod
-    def of(cls, sides: tuple[Side, Side], kinds: Sequence[str]) -> Casting:
-        """What has to be widened of both sides, to these dtypes."""
+    def of(cls, sides: tuple[Side, Side], kinds: Sequence[str], retyped: Iterable[int]) -> Casting:
+        """What has to be widened of both sides, to these dtypes: of the ``retyped`` pairs."""
+        pairs = sorted(retyped)
         base, tuned = (
-            {
-                i: stored
-                for i, (stored, kind) in enumerate(zip(side.dtypes, kinds, strict=True))
-                if stored != kind
-            }
-            for side in sides
+            {i: side.dtypes[i] for i in pairs if side.dtypes[i] != kinds[i]} for side in sides
         )
         return cls(kinds, (base, tuned))
 

@@ -23,8 +23,6 @@ from ckdiff.checkpoints.opening import open_recipe, place_in
 from ckdiff.checkpoints.pairing import Matching, Pairing, pair, renamed
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.checkpoints.sameness import FilePair, known_by, same_tensors
-from ckdiff.checkpoints.views.parts import PartsView
-from ckdiff.checkpoints.views.unfusing import SideView, unfuse
 from ckdiff.diffs.merging import merged_tensors
 from ckdiff.diffs.sides import Side
 from ckdiff.dtypes import DTYPES
@@ -75,10 +73,13 @@ def side_by_side(
     Raises UsageError and PairingError.
     """
     names, unused = renamed(tuned.table.names, selection.rename)
-    if not selection.unfuse:
+    if not selection.unfuse or _pairs_whole(base.table, names, tuned.table):
         comparison = Comparison(base, tuned, selection, same)
         comparison.tuned_names = names
         return comparison
+    from ckdiff.checkpoints.views.parts import PartsView
+    from ckdiff.checkpoints.views.unfusing import SideView, unfuse
+
     found = unfuse(base.table, replace(tuned.table, names=names))
     if found.base is None and found.tuned is None:
         comparison = Comparison(base, tuned, selection, same)
@@ -94,6 +95,14 @@ def side_by_side(
         comparison = Comparison(*seen, selection, same, pairing)
     comparison.notes = found.notes
     return comparison
+
+
+def _pairs_whole(base: TensorTable, names: list[str], tuned: TensorTable) -> bool:
+    """Whether all tensors of both sides pair as they are: then nothing is fused on one side."""
+    if len(names) != len(base):
+        return False
+    shapes = dict(zip(base.names, base.shapes, strict=True))
+    return [shapes.get(name) for name in names] == tuned.shapes
 
 
 class Comparison:
@@ -114,9 +123,11 @@ class Comparison:
         self.tuned_names = tuned.table.names  #: after renaming, in the order of its table
         self.notes: tuple[str, ...] = ()  #: of what is compared otherwise than it is stored
         self.pairing = found = pairing or selection.pair(base.table, tuned.table)
-        places = range(len(found))
-        self.shapes = [found.shape(i, base.table.shapes) for i in places]
-        elements = np.array([math.prod(shape) for shape in self.shapes], np.int64)
+        self.shapes = found.shapes(base.table.shapes)
+        elements = base.table.nbytes[found.base_index] * 8
+        elements //= bits_of([base.table.dtypes[i] for i in found.base_index])
+        for i in found.resized:
+            elements[i] = math.prod(self.shapes[i])
         self.layout = Layout(elements)
         self.sides = (
             Side.of(base, found.base_index, elements),
@@ -124,7 +135,9 @@ class Comparison:
         )
         self.dtypes = self.sides[0].dtypes  #: of the base
         #: the dtypes by whose values pairs are compared: the base's, or a wider one
-        self.kinds = [found.retyped.get(i, dtype) for i, dtype in enumerate(self.dtypes)]
+        self.kinds = list(self.dtypes)
+        for i, wide in found.retyped.items():
+            self.kinds[i] = wide
         self.bits = bits_of(self.kinds)
         self.nbytes: IntArray = self.sides[0].nbytes + self.sides[1].nbytes  #: of both sides
         self.same = tuple(same)
@@ -190,7 +203,7 @@ class Comparison:
         """What is widened before it is compared."""
         from ckdiff.diffs.casting import Casting
 
-        return Casting.of(self.sides, self.kinds)
+        return Casting.of(self.sides, self.kinds, self.pairing.retyped)
 
     def known_by(self) -> dict[int, str]:
         """For the tensors that are not read, what their content is known by; it may be empty."""

@@ -125,7 +125,9 @@ def tied_pairs(table: MaskTable, base: Checkpoint, pairing: Pairing) -> list[tup
     What all of whose elements are the same is not counted: it is read from ``base`` to know that.
     """
     first: dict[Any, str] = {}
-    found = []
+    found: list[tuple[int, str]] = []
+    if len(set(table.base_hashes)) == len(table.base_hashes):
+        return []
     for i, name in enumerate(table.names):
         hashes = table.base_hashes[i], table.tuned_hashes[i]
         if not _eligible(table.shapes[i]) or not all(map(is_content_hash, hashes)):
