@@ -66,7 +66,7 @@ class Copying:
         if not (self.config and directory):
             return Companions()
         source = _source(checkpoint)
-        found = Companions() if source is None else _found(source)
+        found = Companions() if source is None else _found_there(source)
         if not found.files and "repository" in checkpoint.origin:
             why = f"{checkpoint.label}: no config files are copied: none are there, or in the cache"
             return Companions(notes=(*found.notes, printable(why)))
@@ -105,6 +105,14 @@ def _source(checkpoint: Checkpoint) -> Source | None:
     if checkpoint.open_files:
         return LocalSource(os.path.dirname(checkpoint.open_files[0].path))
     return None
+
+
+def _found_there(source: Source) -> Companions:
+    """``_found``, where nobody asked for them: what cannot be listed holds none."""
+    try:
+        return _found(source)
+    except CheckpointError as error:
+        return Companions(notes=(f"no config files are copied: {error.message}",))
 
 
 def _found(source: Source) -> Companions:
