@@ -150,6 +150,11 @@ def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
         yield (
             f"floats that belong to quantised weights stay as they are: {_several(plan.untouched)}"
         )
+    if plan.left_out:
+        yield (
+            "metadata of which files say different things, or too much, is not kept: "
+            f"{_several(plan.left_out)}"
+        )
     yield from companions.notes
 
 

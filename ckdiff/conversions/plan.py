@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,12 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.checkpoints.views.canonical import Shard, index_of_shards, plan_shards
 from ckdiff.checkpoints.weightnames import is_adapter, weight_name
 from ckdiff.conversions.dtypes import chosen_dtypes
+from ckdiff.conversions.metadata import kept_metadata
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.layout import Layout, bits_of
 from ckdiff.outputs.rebuilt import FilePlan
 
 CHUNK = 1 << 24  #: elements of a unit of work
-_METADATA = {"format": "pt"}
 _SUFFIX = ".safetensors"
 _MODEL, _ADAPTER, _DIFFUSION = "model", "adapter_model", "diffusion_pytorch_model"
 
@@ -32,6 +32,7 @@ class Plan:
     untouched: list[str]  #: floats that stay as they are
     files: list[FilePlan]
     indexes: list[tuple[str, bytes]]  #: one, one for each component of a pipeline, or none
+    left_out: list[str]  #: keys of metadata that are in no file
     file: IntArray  #: for each tensor the position of its file
     begin: IntArray  #: for each tensor its first byte, counted from the start of the file
     order: IntArray  #: tensors in the order in which they are read
@@ -47,8 +48,11 @@ class Plan:
         written = TensorTable(table.names, dtypes, table.shapes, counts * bits_of(dtypes) // 8)
         order = np.lexsort((checkpoint.offset, checkpoint.file_index)).astype(np.int64)
         files = _Files(len(table))
-        for folder, stem, positions in _parts(checkpoint):
-            files.add(folder, stem, written, positions, limit)
+        for folder, names, positions in _parts(checkpoint):
+            metadata, left = kept_metadata(checkpoint, names)
+            files.left_out += left
+            stem = _stem([posixpath.basename(checkpoint.files[i].name) for i in names])
+            files.add(written, positions, (folder, stem, metadata), limit)
         return cls(
             checkpoint,
             wanted,
@@ -56,6 +60,7 @@ class Plan:
             untouched,
             files.files,
             files.indexes,
+            files.left_out,
             files.file,
             files.begin,
             order,
@@ -88,13 +93,22 @@ class _Files:
     def __init__(self, tensors: int) -> None:
         self.files: list[FilePlan] = []
         self.indexes: list[tuple[str, bytes]] = []
+        self.left_out: list[str] = []
         self.file: IntArray = np.full(tensors, -1, np.int64)
         self.begin: IntArray = np.full(tensors, -1, np.int64)
 
     def add(
-        self, folder: str, stem: str, table: TensorTable, positions: IntArray, limit: int
+        self,
+        table: TensorTable,
+        positions: IntArray,
+        where: tuple[str, str, Mapping[str, str]],
+        limit: int,
     ) -> None:
-        """Add those of the tensors at ``positions``, which lose ``folder/`` from their names."""
+        """Add the tensors at ``positions``, which lose ``folder/`` from their names.
+
+        ``where`` is the folder, what the files are called, and their metadata.
+        """
+        folder, stem, metadata = where
         start = f"{folder}/" if folder else ""
         chosen = positions.tolist()
         part = TensorTable(
@@ -103,7 +117,7 @@ class _Files:
             [table.shapes[i] for i in chosen],
             table.nbytes[positions],
         )
-        shards = plan_shards(part, limit, name=f"{stem}{_SUFFIX}", metadata=_METADATA)
+        shards = plan_shards(part, limit, name=f"{stem}{_SUFFIX}", metadata=metadata)
         for shard in shards:
             self._place(start, shard, positions)
         if len(shards) > 1:
@@ -116,21 +130,22 @@ class _Files:
         self.files.append(FilePlan(start + shard.name, shard.head, shard.size))
 
 
-def _parts(checkpoint: Checkpoint) -> list[tuple[str, str, IntArray]]:
-    """What is written together: folder, stem of the files' names, positions of the tensors.
+def _parts(checkpoint: Checkpoint) -> list[tuple[str, list[int], IntArray]]:
+    """What is written together: a folder, the files it comes from, positions of the tensors.
 
     The components of a pipeline lie in folders of their own, and their tensors' names begin with
     these. Everything else is one part.
     """
-    names, files = checkpoint.table.names, [file.name for file in checkpoint.files]
-    folders = sorted({posixpath.dirname(file) for file in files})
+    names = checkpoint.table.names
+    inside = [posixpath.dirname(file.name) for file in checkpoint.files]
+    folders = sorted(set(inside))
     of = [next((f for f in folders if f and n.startswith(f"{f}/")), None) for n in names]
     if not folders or not all(folders) or None in of:
-        return [("", _stem(files), np.arange(len(names)))]
+        return [("", list(range(len(inside))), np.arange(len(names)))]
     return [
         (
             folder,
-            _stem([posixpath.basename(f) for f in files if posixpath.dirname(f) == folder]),
+            [i for i, one in enumerate(inside) if one == folder],
             np.array([i for i, one in enumerate(of) if one == folder], np.int64),
         )
         for folder in folders

@@ -22,7 +22,8 @@ from ckdiff.outputs.companionnames import (
     is_companion,
 )
 
-_CONFIG = 1 << 20  # bytes of a config in which code is looked for
+_LOOKED_AT = 1 << 20  # bytes of a config in which code is looked for
+_CONFIG, _OF_RANKS = "config.json", "huggingface"
 _NAMES_CODE = b'"auto_map"'
 
 
@@ -66,7 +67,7 @@ class Copying:
         if not (self.config and directory):
             return Companions()
         source = _source(checkpoint)
-        found = Companions() if source is None else _found(source)
+        found = Companions() if source is None else _found_there(source)
         if not found.files and "repository" in checkpoint.origin:
             why = f"{checkpoint.label}: no config files are copied: none are there, or in the cache"
             return Companions(notes=(*found.notes, printable(why)))
@@ -101,10 +102,26 @@ def _source(checkpoint: Checkpoint) -> Source | None:
 
         return hub_source(checkpoint.origin)
     if checkpoint.directory is not None:
-        return LocalSource(checkpoint.directory)
+        return LocalSource(_with_config(checkpoint.directory))
     if checkpoint.open_files:
         return LocalSource(os.path.dirname(checkpoint.open_files[0].path))
     return None
+
+
+def _with_config(root: str) -> str:
+    """Trainers that write the shards of ranks put the config into a folder beside them."""
+    inner = os.path.join(root, _OF_RANKS)
+    if os.path.lexists(os.path.join(root, _CONFIG)) or os.path.islink(inner):
+        return root
+    return inner if os.path.isfile(os.path.join(inner, _CONFIG)) else root
+
+
+def _found_there(source: Source) -> Companions:
+    """``_found``, where nobody asked for them: what cannot be listed holds none."""
+    try:
+        return _found(source)
+    except CheckpointError as error:
+        return Companions(notes=(f"no config files are copied: {error.message}",))
 
 
 def _found(source: Source) -> Companions:
@@ -149,4 +166,4 @@ def _names(source: Source) -> list[str]:
 def _wants_code(files: list[Companion]) -> bool:
     """Whether one of the configs says that the model is made by modules that lie beside it."""
     configs = [file for file in files if file.name.endswith("config.json") and "/" not in file.name]
-    return any(_NAMES_CODE in (file.read(_CONFIG) or b"") for file in configs)
+    return any(_NAMES_CODE in (file.read(_LOOKED_AT) or b"") for file in configs)

@@ -235,6 +235,19 @@ def test_adapters_and_pipelines_keep_their_names(tmp_path: Path) -> None:
     ckdiff.convert(pipe, out, overwrite=True)
 
 
+def test_metadata_comes_along(tmp_path: Path) -> None:
+    folder, one = tmp_path / "m", ("F32", (1,), b"1234")
+    said = {"format": "mlx", "licence": "é", "part": "1"}
+    write_safetensors(folder / "model-00001-of-00002.safetensors", {"a": one}, said)
+    said = {"part": "2", "long": "x" * (1 << 20), "also": "y"}
+    write_safetensors(folder / "model-00002-of-00002.safetensors", {"b": one}, said)
+    notes: list[str] = []
+    ckdiff.convert(folder, tmp_path / "out", observer=ckdiff.Observer(note=notes.append))
+    with safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt", "licence": "é"}
+    assert any("is not kept: part, long, also" in note for note in notes)
+
+
 def test_wrong_arguments(tmp_path: Path) -> None:
     source = write_safetensors(tmp_path / "m" / "x.safetensors", {"w": ("F32", (1,), b"1234")})
     out = tmp_path / "out"

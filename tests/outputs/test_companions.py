@@ -157,6 +157,41 @@ def test_config_from_and_none(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_delta_brings_none(base: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    write_safetensors(tuned / "model.safetensors", {"w": ("F32", (4,), bytes(16))})
+    (tuned / "config.json").write_text("tuned's")
+    ckdiff.delta(base, tuned, tmp_path / "delta")
+    ckdiff.diff(base, tuned, tmp_path / "s.zarr")
+    commands: list[list[str]] = [
+        ["apply", str(base), str(tmp_path / "delta")],
+        ["graft", str(base), str(tuned), "--mask", str(tmp_path / "s.zarr")],
+    ]
+    for command in commands:
+        out = tmp_path / command[0]
+        for options, wanted in (
+            ([], (base / "config.json").read_text()),
+            (["--config-from", str(tuned)], "tuned's"),
+        ):
+            done = ok(*command, "-o", str(out), "--overwrite", "--json", *options)
+            assert "config.json" in json.loads(done.stdout)["copied"]
+            assert (out / "config.json").read_text() == wanted
+        done = ok(*command, "-o", str(out), "--overwrite", "--json", "--no-config")
+        assert json.loads(done.stdout)["copied"] == []
+        assert os.listdir(out) == ["model.safetensors"]
+
+
+def test_the_folder_that_trainers_of_ranks_write(base: Path, tmp_path: Path) -> None:
+    inner = base / "huggingface"
+    inner.mkdir()
+    (base / "config.json").rename(inner / "config.json")
+    (inner / "vocab.json").write_text("{}")
+    assert sorted(converted(base)[1]) == ["config.json", "vocab.json"]
+    inner.rename(tmp_path / "elsewhere")
+    inner.symlink_to(tmp_path / "elsewhere")
+    assert converted(base, overwrite=True)[1] == ["tokenizer.json"]
+
+
 def test_an_output_that_is_one_file_has_nothing_beside_it(base: Path, tmp_path: Path) -> None:
     file = base / "model.safetensors"
     tuned = write_safetensors(tmp_path / "t.safetensors", {"w": ("F32", (4,), bytes(16))})
