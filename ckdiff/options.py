@@ -19,7 +19,8 @@ from ckdiff.naming import DEVICES
 from ckdiff.rules import Rule
 
 _FLAGS = (
-    "common_rows", "unfuse", "stats", "overwrite", "verify", "dry_run", "stream", "gated",
+    "common_rows", "dequantize", "unfuse", "stats", "overwrite", "verify", "dry_run", "stream",
+    "gated",
 )  # fmt: skip
 _FOR_TESTS = "torch-cpu"  # the way of a GPU, on torch's CPU device
 
@@ -39,6 +40,7 @@ class Options:
     base_adapter: Any = None  #: a LoRA adapter that is merged into the base first
     tuned_adapter: Any = None
     common_rows: bool = False  #: of tensors whose first dimensions differ, compare what both have
+    dequantize: bool = False  #: compare quantised tensors by the values that they stand for
     unfuse: bool = True  #: compare fused tensors with the parts that the other side has
     stats: bool = False
     workers: int | None = None  #: threads; the usable cores by default

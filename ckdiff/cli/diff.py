@@ -47,6 +47,11 @@ _GATES = (
     default=True,
     help="Compare fused tensors as they are stored, not part by part.",
 )
+@click.option(
+    "--dequantize",
+    is_flag=True,
+    help="Compare quantised tensors by the values that they stand for, not by their bits.",
+)
 @click.option("--stats", is_flag=True, help="Also measure how far elements moved, per tensor.")
 @options.workers
 @options.memory

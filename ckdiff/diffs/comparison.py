@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ckdiff.stores.chunkresult import ChunkResult
 
 
+_NOTHING = "--dequantize: nothing is quantised in a way that is known"
 _READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
 
 
@@ -51,6 +52,7 @@ class Selection:
     rename: tuple[str, ...] = ()
     common_rows: bool = False
     unfuse: bool = True
+    dequantize: bool = False
 
     def pair(self, base: TensorTable, tuned: TensorTable, *, rename: bool = True) -> Pairing:
         """See ``pair``; two float dtypes are compared by value."""
@@ -67,11 +69,27 @@ class Selection:
 def side_by_side(
     base: Checkpoint, tuned: Checkpoint, selection: Selection, same: Sequence[FilePair] = ()
 ) -> Comparison:
-    """Both sides as they are compared: where one has fused tensors and the other their parts, all
-    of it part by part.
+    """Both sides as they are compared: quantised tensors by what they stand for, if that is asked
+    for; and where one has fused tensors and the other their parts, all of it part by part.
 
     Raises UsageError and PairingError.
     """
+    if not selection.dequantize:
+        return _by_parts(base, tuned, selection, same)
+    from ckdiff.checkpoints.views.blockscale import dequantised
+
+    (first, notes), (second, more) = dequantised(base), dequantised(tuned)
+    comparison = _by_parts(first, second, selection, same)
+    comparison.dequantised = first is not base or second is not tuned
+    comparison.notes = (*notes, *more, *comparison.notes)
+    if not comparison.dequantised:
+        comparison.notes = (*comparison.notes, _NOTHING)
+    return comparison
+
+
+def _by_parts(
+    base: Checkpoint, tuned: Checkpoint, selection: Selection, same: Sequence[FilePair]
+) -> Comparison:
     names, unused = renamed(tuned.table.names, selection.rename)
     if not selection.unfuse or _pairs_whole(base.table, names, tuned.table):
         comparison = Comparison(base, tuned, selection, same)
@@ -121,6 +139,7 @@ class Comparison:
     ) -> None:
         self.base, self.tuned, self.selection = base, tuned, selection
         self.tuned_names = tuned.table.names  #: after renaming, in the order of its table
+        self.dequantised = False  #: whether a side is seen by what its quantised tensors stand for
         self.notes: tuple[str, ...] = ()  #: of what is compared otherwise than it is stored
         self.pairing = found = pairing or selection.pair(base.table, tuned.table)
         self.shapes = found.shapes(base.table.shapes)
@@ -160,6 +179,7 @@ class Comparison:
             return self
         known = Comparison(self.base, self.tuned, self.selection, same, self.pairing)
         known.notes, known.tuned_names = self.notes, self.tuned_names
+        known.dequantised = self.dequantised
         return known
 
     def to_read(self, first: int, stop: int) -> Spans:
@@ -222,7 +242,7 @@ class Comparison:
                 "exclude": list(chosen.exclude),
                 "rename": list(chosen.rename),
                 **({"common_rows": True} if chosen.common_rows else {}),
-                **({} if chosen.unfuse else {"unfuse": False}),
+                **({"dequantize": True} if self.dequantised else {}),
             },
         }
 

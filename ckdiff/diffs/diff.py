@@ -31,6 +31,7 @@ def diff(
     tuned_adapter: Given | None = None,
     common_rows: bool = False,
     unfuse: bool = True,
+    dequantize: bool = False,
     stats: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -53,9 +54,10 @@ def diff(
     compared, by default all, and never those that match one of ``exclude``. ``key`` is the path of
     the state dict in torch files that hold more. With ``common_rows`` tensors that differ in their
     first dimension only are compared in the rows that both have. Fused tensors are compared part
-    by part where the other side has the parts, unless ``unfuse`` is false. ``memory``, a number of
-    bytes or a text such as ``"512MiB"``, bounds the anonymous memory of all ``workers`` together:
-    256 MiB by default, and 32 MiB more for each worker past two. Tensors at one
+    by part where the other side has the parts, unless ``unfuse`` is false. With ``dequantize``
+    quantised tensors are compared by the float32 values that they stand for. ``memory``, a number
+    of bytes or a text such as ``"512MiB"``, bounds the anonymous memory of all ``workers``
+    together: 256 MiB by default, and 32 MiB more for each worker past two. Tensors at one
     place of a file that both sides share (one inode, or one content hash at the hub) are equal and
     not read, but with ``stats``, whose sums need them, and with ``verify``. With ``out``
     a mask store is written there and opened as ``result.store``; a run that was stopped is
@@ -77,6 +79,7 @@ def diff(
         tuned_adapter=tuned_adapter,
         common_rows=common_rows,
         unfuse=unfuse,
+        dequantize=dequantize,
         stats=stats,
         workers=workers,
         memory=memory,

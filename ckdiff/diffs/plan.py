@@ -194,6 +194,7 @@ def _compared(
         tuple(options.rename),
         options.common_rows,
         options.unfuse,
+        options.dequantize,
     )
     comparison = side_by_side(*sides, selection, _same(options, sides))
     if options.gated:

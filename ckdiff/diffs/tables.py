@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ckdiff.diffs.comparison import Comparison
@@ -10,6 +12,9 @@ from ckdiff.kernels import hashing
 from ckdiff.rules import RuleSet
 from ckdiff.stores.collecting import Collected
 from ckdiff.stores.table import MaskTable, hash_of_rows
+
+#: dtypes of what may be quantised
+_NARROW = {name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name != "BOOL"}
 
 
 def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> MaskTable:
@@ -38,3 +43,13 @@ def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> Ma
         tuned_dtypes=comparison.sides[1].dtypes,
         resized=comparison.pairing.resized,
     )
+
+
+def quantised_hint(comparison: Comparison, table: MaskTable) -> str | None:
+    """What to say where values of quantised tensors would say something else than their bits."""
+    if not any(map(_NARROW.__contains__, {*comparison.dtypes, *comparison.sides[1].dtypes})):
+        return None
+    from ckdiff.checkpoints.views.quantisedhint import hint
+
+    tuned = replace(comparison.tuned.table, names=comparison.tuned_names)
+    return hint(comparison.pairing, comparison.base.table, tuned, table.changed["exact"].tolist())

@@ -93,7 +93,8 @@ def needs_newer(manifest: dict[str, Any]) -> bool:
     """Whether what a manifest says of a diff cannot be said in version 1."""
     missing = any(tensor["reason"] == "missing" for tensor in manifest.get("unpaired", ()))
     merged = any(_ADAPTER[0] in manifest.get(side, ()) for side in ("base", "tuned"))
-    return missing or merged or bool(manifest.get(_TIED))
+    dequantized = "dequantize" in manifest.get("selection", ())
+    return missing or merged or dequantized or bool(manifest.get(_TIED))
 
 
 def _check_rules(what: str, texts: Any) -> None:
@@ -153,7 +154,7 @@ def _check_diff(manifest: dict[str, Any]) -> None:
     list_of(_unpaired_or_missing if newer else _unpaired)("unpaired", manifest["unpaired"])
     if newer:
         _check_tied(manifest[_TIED], manifest["unpaired"])
-    options = ("common_rows",) if newer else ()
+    options = ("common_rows", "dequantize") if newer else ()
     globs = ("include", "exclude", "rename")
     chosen = object_of("selection", manifest["selection"], globs, options)
     for key, value in chosen.items():
