@@ -209,7 +209,6 @@ class Comparison:
                 "exclude": list(chosen.exclude),
                 "rename": list(chosen.rename),
                 **({"common_rows": True} if chosen.common_rows else {}),
-                **({} if chosen.unfuse else {"unfuse": False}),
             },
         }
 
