@@ -41,9 +41,10 @@ def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> Non
     if as_json:
         write_json(result.to_dict())
         return
-    from ckdiff.cli.delta_text import changes, lossy_line, sizes
+    from ckdiff.cli.delta_text import changes, lossy_line, odd_lines, sizes
 
     lines = [changes(result.changed, result.elements, result.paired, result.unpaired)]
+    lines += odd_lines(result.resized, result.parts)
     if result.lossy is not None:
         lines.append(lossy_line(result.lossy))
     speed = formats.rate(result.bytes_read, result.seconds)

@@ -22,6 +22,28 @@ def changes(
     return text + (f"; tensors: {others}" if others else "")
 
 
+_SHOWN = 3  # tensors that are named of many
+
+
+def odd_lines(
+    resized: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Which tensors are not made from all of the tensor of their name."""
+    said = [
+        f"{item['name']} {item['base'][0]:,} -> {item['tuned'][0]:,}" for item in resized[:_SHOWN]
+    ]
+    within = [f"{item['name']} from {item['base']}" for item in parts[:_SHOWN]]
+    lines = []
+    for what, shown, count in (
+        ("other rows than in the base", said, len(resized)),
+        ("under another name in the base, or inside another tensor", within, len(parts)),
+    ):
+        if count:
+            more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
+            lines.append(f"{formats.counted(count, 'tensor')} {what}: {', '.join(shown)}{more}")
+    return lines
+
+
 def sizes(size: int, rebuilt: int) -> str:
     """The size of a delta, and its share of what it rebuilds."""
     return f"{format_size(size)}, {formats.percent(size, rebuilt)} of {format_size(rebuilt)}"

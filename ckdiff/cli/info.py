@@ -35,7 +35,7 @@ def command(path: str, key: str | None, as_json: bool) -> None:
 
 
 def _delta(about: dict[str, Any]) -> list[str]:
-    from ckdiff.cli.delta_text import changes, lossy_line, sizes
+    from ckdiff.cli.delta_text import changes, lossy_line, odd_lines, sizes
     from ckdiff.cli.formats import counted
 
     files = counted(len(about["files"]), "file")
@@ -46,6 +46,7 @@ def _delta(about: dict[str, Any]) -> list[str]:
         f"{sizes(about['size'], about['rebuilt_size'])}; rebuilds {files}{index}",
         "configs, tokenizers and other files are not part of it",
     ]
+    lines[2:2] = odd_lines(about["resized"], about["parts"])
     if about["lossy"]:
         lines.append(lossy_line(about["lossy"]))
     return lines

@@ -14,16 +14,16 @@ import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
-from ckdiff.deltas.blueprint import Blueprint
-from ckdiff.deltas.change import Bytes, Patcher
+from ckdiff.deltas.change import Bytes, Patcher, differing_elements
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
+from ckdiff.deltas.links import Links
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
-from ckdiff.deltas.parts import UInt64, called
+from ckdiff.deltas.parts import UInt64
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
-from ckdiff.errors import DeltaError, UsageError, printable
+from ckdiff.errors import UsageError
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import views
 from ckdiff.layout import bits_of
@@ -124,7 +124,7 @@ def _rebuild(links: Links, files: Rebuilt, workers: int, observer: Observer) -> 
     blueprint, groups = chain[-1].blueprint, chain[-1].windows.groups
     meter = Meter(observer, int(blueprint.nbytes.sum()))
     base_sums, out_sums = np.zeros((2, len(blueprint.names), 2), np.uint64)
-    changed = np.zeros((len(blueprint.names), len(chain)), np.int64)
+    changed = np.zeros((len(blueprint.names), len(chain), 2), np.int64)
 
     def finished(group: int, found: tuple[UInt64, IntArray]) -> None:
         first, stop = groups[group]
@@ -160,95 +160,12 @@ def _in_turn(delta: Delta) -> list[int]:
     return found
 
 
-class Links:
-    """Which tensor of each delta in a chain, and of the base, each rebuilt tensor is made from."""
-
-    def __init__(self, base: Checkpoint, chain: list[Delta]) -> None:
-        self.base, self.chain = base, chain
-        count = len(chain[-1].blueprint.names)
-        #: (deltas, tensors): position in that delta, or -1 where a later one has all of it
-        self.position: IntArray = np.full((len(chain), count), -1, np.int64)
-        here = np.arange(count)
-        for k in reversed(range(len(chain))):
-            self.position[k] = here
-            before = self._before(k)
-            here = np.where(here >= 0, before[here], -1)
-        self.origin: IntArray = here  #: position in the base, or -1
-        #: the first delta that takes part in each tensor
-        self.start: IntArray = (self.position >= 0).argmax(axis=0)
-
-    def check_sums(self, base_sums: UInt64, out_sums: UInt64) -> None:
-        """Raise DeltaError unless the base was the right one, and the result is."""
-        first, last = self.chain[0], self.chain[-1]
-        used = np.flatnonzero(self.origin >= 0)
-        wrong = used[
-            (base_sums[used] != first.tensors.base_hashes[self.position[0, used]]).any(axis=1)
-        ]
-        names = last.blueprint.names
-        if len(wrong):
-            raise self.other_base(names[int(wrong[0])], len(wrong))
-        bad = np.flatnonzero((out_sums != last.tensors.tuned_hashes).any(axis=1))
-        if len(bad):
-            raise last.damaged(f"what it makes of {called(names[int(bad[0])])} is wrong")
-
-    def check_counts(self, changed: IntArray) -> None:
-        """Raise DeltaError unless as many elements changed as the deltas say.
-
-        ``changed`` is (tensors, deltas).
-        """
-        for k, delta in enumerate(self.chain):
-            taking_part = np.flatnonzero(self.position[k] >= 0)
-            at = self.position[k, taking_part]
-            wrong = changed[taking_part, k] != delta.tensors.changed[at]
-            if wrong.any():
-                name = called(delta.blueprint.names[int(at[int(wrong.argmax())])])
-                raise delta.damaged(f"other elements of {name} changed than it counts")
-
-    def other_base(self, name: str, count: int = 1) -> DeltaError:
-        """The error for a base that is not the one of the first delta."""
-        others = f" and {count - 1:,} more" if count > 1 else ""
-        return DeltaError(
-            f"{printable(self.chain[0].path)} was not made for {printable(self.base.label)}:"
-            f" {called(name)}{others} differ{'s' if count == 1 else ''}",
-            hint="give the checkpoint that the delta was made from",
-        )
-
-    def _before(self, k: int) -> IntArray:
-        """For each tensor of delta ``k`` its position in what comes before, or -1 for none."""
-        delta = self.chain[k]
-        former: Blueprint | None = self.chain[k - 1].blueprint if k else None
-        table = self.base.table if former is None else former
-        where = {name: i for i, name in enumerate(table.names)}
-        made = delta.blueprint
-        found = np.full(len(made.names), -1, np.int64)
-        for i in np.flatnonzero(delta.tensors.based).tolist():
-            name = made.names[i]
-            at = where.get(name, -1)
-            same = at >= 0 and (table.dtypes[at], table.shapes[at]) == (
-                made.dtypes[i],
-                made.shapes[i],
-            )
-            if same and former is not None:
-                hashes = self.chain[k - 1].tensors.tuned_hashes[at]
-                same = bool((hashes == delta.tensors.base_hashes[i]).all())
-            if not same and former is None:
-                raise self.other_base(name)
-            if not same:
-                raise DeltaError(
-                    f"{printable(delta.path)} does not follow {printable(self.chain[k - 1].path)}:"
-                    f" {called(name)} differs",
-                    hint="give the deltas in the order in which they were made",
-                )
-            found[i] = at
-        return found
-
-
 @dataclass(slots=True)
 class _ApplyTask:
     """The task of a group of windows of the rebuilt checkpoint; gives hash sums and counts.
 
     They are (windows, base and result, low and high), and the elements that each delta changed,
-    (windows, deltas). Shared by the threads.
+    and those of them that have nothing before it, (windows, deltas, 2). Shared by the threads.
     """
 
     base: Checkpoint
@@ -269,48 +186,38 @@ class _ApplyTask:
         """See ChunkTask; a chunk is a group of windows."""
         first, after = self.chain[-1].windows.groups[chunk]
         sums = np.zeros((after - first, 2, 2), np.uint64)
-        changed = np.zeros((after - first, len(self.chain)), np.int64)
+        changed = np.zeros((after - first, len(self.chain), 2), np.int64)
+        windows, group = self.chain[-1].windows, np.arange(first, after)
         with closing(self.base.reader()) as reader:
             if self.coming[chunk] >= 0:
-                reader.prefetch(*self._read(int(self.coming[chunk])))
-            chosen = self._read(chunk)
-            held = iter(views(reader.acquire(*chosen), chosen[2]))
-            for window, row, counts in zip(range(first, after), sums, changed, strict=True):
-                if stop.is_set():
-                    raise Stopped
-                tensor = int(self.chain[-1].windows.tensor[window])
-                here = next(held) if self.links.origin[tensor] >= 0 else None
-                self._rebuild(window, tensor, here, (row, counts), reader)
-            reader.release()
+                coming = np.arange(*windows.groups[int(self.coming[chunk])])
+                reader.prefetch(*self.links.to_read(coming)[1:])
+            # of rows that go later more is read than comes out: then not all of a group at a time
+            at_once = int(self.links.to_read(group)[3].sum()) <= FRAME_BYTES
+            for some in [group] if at_once else group.reshape(-1, 1):
+                wanted, *chosen = self.links.to_read(some)
+                found = views(reader.acquire(*chosen), chosen[2])
+                held = dict(zip(wanted.tolist(), found, strict=True))
+                for window in some.tolist():
+                    if stop.is_set():
+                        raise Stopped
+                    into = sums[window - first], changed[window - first]
+                    self._rebuild(window, held.get(window), into, reader)
+                reader.release()
         return sums, changed
 
-    def _read(self, group: int) -> tuple[IntArray, IntArray, IntArray]:
-        """What to read of the base."""
-        windows = self.chain[-1].windows
-        chosen = np.arange(*windows.groups[group])
-        chosen = chosen[self.links.origin[windows.tensor[chosen]] >= 0]
-        return (
-            self.links.origin[windows.tensor[chosen]],
-            windows.start[chosen],
-            windows.size[chosen],
-        )
-
     def _rebuild(
-        self,
-        window: int,
-        tensor: int,
-        here: Bytes | None,
-        into: tuple[UInt64, IntArray],
-        reader: SpanReader,
+        self, window: int, here: Bytes | None, into: tuple[UInt64, IntArray], reader: SpanReader
     ) -> None:
         """Make a window, add to its hashes, and write it. ``here`` is the base's, if it has one."""
         sums, counts = into
         windows, blueprint = self.chain[-1].windows, self.chain[-1].blueprint
-        start, bits = int(windows.start[window]), int(self._bits[tensor])
+        tensor, start = int(windows.tensor[window]), int(windows.start[window])
+        bits = int(self._bits[tensor])
         if here is not None:
             self._hasher.add(sums[0], here, start, bits)
-        found = self._through_chain(window, tensor, here, counts, reader)
-        if here is not None and found is here:
+        found = self._through_chain(window, here, counts, reader)
+        if found is here:
             sums[1] = sums[0]
             # not from the mapping: a file that was cut would look like a failure to write
             found = self._tools()[0][0][: len(here)]
@@ -321,29 +228,31 @@ class _ApplyTask:
         self.files.write(int(blueprint.file[tensor]), place, found.data)
 
     def _through_chain(
-        self,
-        window: int,
-        tensor: int,
-        here: Bytes | None,
-        counts: IntArray,
-        reader: SpanReader,
+        self, window: int, here: Bytes | None, counts: IntArray, reader: SpanReader
     ) -> Bytes:
         """The window after all deltas: one of the buffers, or ``here`` where nothing changed."""
         buffers, patchers = self._tools()
         windows, target = self.chain[-1].windows, 0  # which buffer is free
-        size, number = int(windows.size[window]), window - int(windows.first[tensor])
-        for k in range(int(self.links.start[tensor]), len(self.chain)):
+        tensor, start = int(windows.tensor[window]), int(windows.start[window])
+        number = window - int(windows.first[tensor])
+        for k in range(self.links.first(tensor, start), len(self.chain)):
             delta = self.chain[k]
             at = int(self.links.position[k, tensor])
             mine = int(delta.windows.first[at]) + number
-            out = buffers[target][:size]
+            out = buffers[target][: int(delta.windows.size[mine])]
             try:
-                if here is None or not delta.tensors.based[at]:
+                if not delta.tensors.based[at]:
                     patchers[k].whole(delta, mine, out)
                 else:
-                    changed = patchers[k].changes(delta, mine, here, out)
-                    counts[k] = changed
+                    there = self._base_of((k, at), start, here, buffers[1 - target][: len(out)])
+                    changed = patchers[k].changes(delta, mine, there, out)
+                    held = int(delta.ranges.nbytes[at]) - start
+                    counts[k, 0] = changed
+                    if changed and held < len(out):
+                        rest, dtype = slice(max(0, held), None), delta.blueprint.dtypes[at]
+                        counts[k, 1] = differing_elements(dtype, there[rest], out[rest])
                     if not changed:
+                        here = there
                         continue
             except Damaged as error:
                 # its digest was right, so it is as it was written
@@ -354,19 +263,29 @@ class _ApplyTask:
         assert here is not None, "a tensor without a base is whole in some delta"
         return here
 
+    def _base_of(self, of: tuple[int, int], start: int, here: Bytes | None, into: Bytes) -> Bytes:
+        """What a window of a delta's tensor, ``of``, is made from: as many bytes as ``into`` has,
+        which is where they are put if ``here`` has others. Zeros follow what it has.
+        """
+        k, at = of
+        count = min(max(0, int(self.chain[k].ranges.nbytes[at]) - start), len(into))
+        if here is not None and len(here) == count == len(into):
+            return here
+        if here is not None and count and here.ctypes.data != into.ctypes.data:
+            into[:count] = here[:count]
+        into[count:] = 0
+        return into
+
     def _is_base(self, tensor: int, reader: SpanReader) -> bool:
         """Whether the base's tensor is the one that the first delta was made from.
 
         What ``reader`` holds is given back for it: nobody looks at it any more.
         """
-        windows, sums = self.chain[-1].windows, np.zeros(2, np.uint64)
+        sums, bits = np.zeros(2, np.uint64), int(self._bits[tensor])
         reader.release()
-        for window in range(*windows.first[tensor : tensor + 2].tolist()):
-            start, size = int(windows.start[window]), int(windows.size[window])
-            span = (self.links.origin[tensor], start, size)
-            tensors, starts, sizes = (np.array([value], np.int64) for value in span)
-            (found,) = views(reader.acquire(tensors, starts, sizes), sizes)
-            self._hasher.add(sums, found, start, int(self._bits[tensor]))
+        for start, chosen in self.links.of_base(tensor):
+            (found,) = views(reader.acquire(*chosen), chosen[2])
+            self._hasher.add(sums, found, start, bits)
             reader.release()
         at = self.links.position[0, tensor]
         return bool((sums == self.chain[0].tensors.base_hashes[at]).all())

@@ -104,6 +104,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.tensor)
 
+    def within(self, nbytes: IntArray) -> IntArray:
+        """Bytes of each window that are among the first ``nbytes`` of its tensor."""
+        left: IntArray = np.clip(nbytes[self.tensor] - self.start, 0, self.size)
+        return left
+
     def _grouped(self) -> list[tuple[int, int]]:
         """[first, stop) of runs of windows that are together about as large as one."""
         groups, first, room = [], 0, FRAME_BYTES

@@ -128,6 +128,13 @@ class Merger(Protocol):
 _PIECE = 3 << 16  # bytes that are unpacked to bits at a time; whole elements of any width
 
 
+def differing_elements(dtype: str, one: Bytes, other: Bytes) -> int:
+    """How many elements differ in two runs of whole bytes."""
+    lane = f"<u{FORMS[dtype].bytes}"
+    lanes = int(np.count_nonzero(one.view(lane) != other.view(lane)))
+    return changed_elements(dtype, lanes, one, other)
+
+
 def changed_elements(dtype: str, lanes: int, one: Bytes, other: Bytes) -> int:
     """How many elements differ in two windows of which ``lanes`` lanes do.
 

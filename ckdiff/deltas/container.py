@@ -38,6 +38,7 @@ from ckdiff.deltas.parts import (
     FRAMES,
     HEADS,
     MANIFEST,
+    NEWER,
     TENSORS,
     VERSION,
     Tensors,
@@ -46,6 +47,7 @@ from ckdiff.deltas.parts import (
     digest,
     entries_digest,
 )
+from ckdiff.deltas.ranges import Ranges, read_ranges
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import TENSOR, Room, header_cost, index_cost, json_cost, windows_cost
 from ckdiff.deltas.tables import check_tables
@@ -116,7 +118,8 @@ class DeltaWriter:
         ).encode("utf-8", "surrogatepass")
         self.append(raw)
         self.end(MANIFEST)
-        head = self._header(manifest["encoding"], digest(raw))
+        version = NEWER if "ranges" in manifest else VERSION
+        head = self._header(manifest["encoding"], version, digest(raw))
         os.lseek(self._fd, 0, os.SEEK_SET)
         write_all(self._fd, head)
 
@@ -139,11 +142,11 @@ class DeltaWriter:
             "parts": digests,
         }
 
-    def _header(self, encoding: str, manifest: str) -> bytes:
+    def _header(self, encoding: str, version: int, manifest: str) -> bytes:
         """The header with its length; ``manifest`` is the digest of that."""
         metadata = {
             "format": FORMAT,
-            "version": str(VERSION),
+            "version": str(version),
             "encoding": encoding,
             "manifest": manifest,
             "entries": entries_digest(
@@ -255,11 +258,11 @@ class Delta:
         metadata = self._header.metadata
         if metadata.get("format") != FORMAT:
             raise _mistaken(self.path)
-        if metadata.get("version") != str(VERSION):
+        if metadata.get("version") not in (str(VERSION), str(NEWER)):
             raise DeltaError(
                 f"{printable(self.path)} is a delta of version "
-                f"{printable(metadata.get('version', '?')[:40])}, and this is for version "
-                f"{VERSION}",
+                f"{printable(metadata.get('version', '?')[:40])}, and this is for versions "
+                f"{VERSION} and {NEWER}",
                 hint="use a newer ckdiff",
             )
         if metadata.keys() != _METADATA:
@@ -293,7 +296,7 @@ class Delta:
         if digest(raw) != metadata["manifest"]:
             raise self.damaged("its manifest is not what was written")
         self._take(json_cost(raw))
-        manifest = read_manifest(raw)
+        manifest = read_manifest(raw, ranges=metadata["version"] == str(NEWER))
         self._room.give(size)
         if metadata["encoding"] != manifest["encoding"]:
             raise ValueError("two encodings")
@@ -331,6 +334,9 @@ class Delta:
         self._take(windows_cost(windows, int(self.blueprint.nbytes.sum())))
         self.tensors = Tensors.from_bytes(self._part(TENSORS, Tensors.ROW * count), count)
         self.windows: Windows = self.blueprint.windows()
+        listed, based = self.manifest.get("ranges", []), self.tensors.based
+        odd = read_ranges(listed, self.blueprint, based)
+        self.ranges = Ranges(self.blueprint, based, odd)
         data = self._part(FRAMES, 12 * windows)
         self.frame_sizes: IntArray = np.frombuffer(data, np.uint32, windows).astype(np.int64)
         self.frame_digests: UInt64 = np.frombuffer(data[4 * windows :], np.uint64)
@@ -338,7 +344,7 @@ class Delta:
         sizes, tensors, blueprint = self.frame_sizes, self.tensors, self.blueprint
         contents = Contents(self._header, blueprint, self.windows, sizes, tensors.based)
         contents.check(ENCODINGS[self.encoding].check)
-        check_tables(self.manifest, blueprint, self.windows, tensors, sizes)
+        check_tables(self.manifest, self.ranges, blueprint, self.windows, tensors, sizes)
 
     def _part(self, name: str, wanted: int | None = None) -> bytes:
         """A part, unpacked and checked; of ``wanted`` bytes, where that is known."""

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
-from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.checkpoints.views.canonical import with_files
+from ckdiff.deltas.bases import find_bases
 from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Change, Coder, Encoding, Merger, Recorder
+from ckdiff.deltas.change import Change, Coder, Encoding, Merger, Recorder, differing_elements
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.filenames import index_fault, names_fault
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.masking import Masking
 from ckdiff.deltas.outcome import DeltaResult, allowed_workers
 from ckdiff.deltas.parts import Tensors, UInt64
+from ckdiff.deltas.ranges import Ranges, parts, resized, to_list
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.diffs.result import by_reason, details
 from ckdiff.errors import CheckpointError, CkdiffError, UsageError, printable
@@ -82,7 +85,7 @@ def delta(
         sides = open_all(stack, base, tuned)
         work = Making(sides[0], sides[1], path, encoding, options, observer)
         if mask is not None:
-            work.merger = Masking(mask, rule, sides[0].table, work.blueprint)
+            work.take_only(mask, rule)
         work.check()
         fetch_all(sides)
         work.began = time.perf_counter()  # a download takes what it takes
@@ -110,7 +113,8 @@ class Making:
         self._name, self._options, self._observer = encoding, options, observer
         self._encoding: Encoding = ENCODINGS[encoding]
         self.began = time.perf_counter()
-        self._pairing = pair(base.table, tuned.table)  # they may also share nothing
+        self._bases = find_bases(base.table, tuned.table)
+        self._pairing = self._bases.pairing
         _check_names(tuned, directory)
         self.blueprint = Blueprint.of_checkpoint(tuned, directory=directory)
         fault = index_fault(self.blueprint)
@@ -119,9 +123,20 @@ class Making:
         self._encoding.check_names(self.blueprint.names)
         self.merger: Merger | None = None
         self._left_out = self._bytes_read = 0
-        self._based = np.full(len(self.blueprint.names), -1, np.int64)
-        self._based[self._pairing.tuned_index] = self._pairing.base_index
+        self._new = np.zeros(len(self.blueprint.names), np.int64)
+        self._based = self._bases.index
+        self._ranges = Ranges(self.blueprint, self._based >= 0, self._bases.odd)
         self._windows = self.blueprint.windows()
+
+    def take_only(self, mask: str | os.PathLike[str] | MaskStore, rule: str | Rule | None) -> None:
+        """Take what a mask marks, and of rows that only the tuned side has all. Raises
+        PairingError and StoreError.
+        """
+        shapes = list(self.blueprint.shapes)
+        for at in np.flatnonzero(self._ranges.grown).tolist():
+            inner = shapes[at][1:]
+            shapes[at] = int(self._ranges.elements[at]) // max(math.prod(inner), 1), *inner
+        self.merger = Masking(mask, rule, self._bases.seen, self.blueprint, shapes)
 
     def check(self) -> None:
         """Raise OutputError for what is in the way, and BudgetError, before anything is fetched."""
@@ -163,10 +178,10 @@ class Making:
         workers = self._workers()
         order = InOrder[list[_Window]](_AHEAD * workers)
         task = _GroupTask(
-            self._base, self._tuned, self._based, self.blueprint, windows, recorder.coder,
-            order.wait, self.merger, workers,
+            self._base, self._tuned, self._based, self._ranges, self.blueprint, windows,
+            recorder.coder, order.wait, self.merger, workers,
         )  # fmt: skip
-        sides = np.where(self._based[windows.tensor] >= 0, 2, 1) * windows.size
+        sides = windows.size + windows.within(self._ranges.nbytes)
         self._bytes_read = int(sides.sum())
         meter = Meter(self._observer, self._bytes_read)
 
@@ -180,26 +195,32 @@ class Making:
                     tensors.tuned_hashes[at] += one.sums[1]
                     tensors.changed[at] += one.change.changed
                     self._left_out += one.left_out
+                    self._new[at] += one.new
                 meter.add(int(sides[first:stop].sum()))
 
         run_chunks(range(len(groups)), task, workers=workers, done=finished, meter=meter)
         return tensors
 
     def _manifest(self, tensors: Tensors) -> dict[str, Any]:
-        return {
+        odd = {at: replace(found, new=int(self._new[at])) for at, found in self._bases.odd.items()}
+        listed = {"ranges": to_list(odd, self.blueprint.names)} if odd else {}
+        return listed | {
             "encoding": self._name,
             "ckdiff": __version__,
             "lossy": None if self.merger is None else self.merger.to_dict(self._left_out),
             "base": {"files": [[file.name, file.size] for file in self._base.files]},
             "unpaired": details(self._pairing.unpaired),
             "elements": self._elements(),
-            "changed": int(tensors.changed[tensors.based].sum()),
+            "changed": self._changed(tensors),
         }
 
     def _elements(self) -> int:
-        """Of the tensors that are paired."""
-        nbytes = self.blueprint.nbytes * 8 // bits_of(self.blueprint.dtypes)
-        return int(nbytes[self._based >= 0].sum())
+        """Those that have something in the base."""
+        return int(self._ranges.elements.sum())
+
+    def _changed(self, tensors: Tensors) -> int:
+        """Of these."""
+        return int(tensors.changed[tensors.based].sum() - self._new.sum())
 
     def _result(self, tensors: Tensors, size: int) -> DeltaResult:
         return DeltaResult(
@@ -211,7 +232,9 @@ class Making:
             tensors=len(self.blueprint.names),
             paired=len(self._pairing),
             elements=self._elements(),
-            changed=int(tensors.changed[tensors.based].sum()),
+            changed=self._changed(tensors),
+            resized=resized(self._bases.odd, self.blueprint),
+            parts=parts(self._bases.odd, self.blueprint),
             unpaired=by_reason(self._pairing.unpaired),
             lossy=None if self.merger is None else self.merger.to_dict(self._left_out),
             seconds=time.perf_counter() - self.began,
@@ -249,6 +272,7 @@ class _Window:
     change: Change
     sums: UInt64  #: (base and tuned, low and high)
     left_out: int  #: changed elements that the mask does not mark
+    new: int  #: changed elements that have nothing in the base
 
 
 @dataclass(slots=True)
@@ -258,6 +282,7 @@ class _GroupTask:
     base: Checkpoint
     tuned: Checkpoint
     based: IntArray  #: for each tuned tensor its position in the base's table, or -1
+    ranges: Ranges
     blueprint: Blueprint
     windows: Windows
     coder: Callable[[], Coder]
@@ -267,10 +292,12 @@ class _GroupTask:
     _hasher: ContentHasher = field(default_factory=ContentHasher)
     _bits: IntArray = field(init=False)
     _coder: PerThread[Coder] = field(init=False)
+    _buffers: PerThread[npt.NDArray[np.uint8]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._bits = bits_of(self.blueprint.dtypes)
         self._coder = PerThread(self.coder)
+        self._buffers = PerThread(lambda: np.empty((2, FRAME_BYTES), np.uint8))
 
     def __call__(self, chunk: int, stop: threading.Event) -> list[_Window]:
         """See ChunkTask; a chunk is a group of windows."""
@@ -298,31 +325,55 @@ class _GroupTask:
         """What to read of each side."""
         window = np.arange(*self.windows.groups[group])
         tensor = self.windows.tensor[window]
-        paired = window[self.based[tensor] >= 0]
         start, size = self.windows.start, self.windows.size
-        base = self.based[self.windows.tensor[paired]], start[paired], size[paired]
+        held = self.windows.within(self.ranges.nbytes)[window]
+        there, sizes = window[held > 0], held[held > 0]
+        of = self.windows.tensor[there]
+        base = self.based[of], self.ranges.begin[of] + start[there], sizes
         return [(readers[0], base), (readers[1], (tensor, start[window], size[window]))]
 
     def _compare(self, group: int, base: list[Bytes], tuned: list[Bytes]) -> list[_Window]:
-        coder = self._coder()
         found, bases = [], iter(base)
         first, stop = self.windows.groups[group]
         for window, there in zip(range(first, stop), tuned, strict=True):
-            at = int(self.windows.tensor[window])
-            start = int(self.windows.start[window])
-            dtype, bits = self.blueprint.dtypes[at], int(self._bits[at])
-            sums, left_out = np.zeros((2, 2), np.uint64), 0
+            at, start = int(self.windows.tensor[window]), int(self.windows.start[window])
             if self.based[at] < 0:
-                change = coder.whole(dtype, there)
+                change = self._coder().whole(self.blueprint.dtypes[at], there)
+                found.append(_Window(change, np.zeros((2, 2), np.uint64), 0, 0))
+                self._hasher.add(found[-1].sums[1], there, start, int(self._bits[at]))
+                continue
+            here = next(bases) if start < self.ranges.nbytes[at] else there[:0]
+            if len(here) < len(there):
+                found.append(self._beyond(at, here, there, start))
             else:
-                here = next(bases)
-                if self.merger is not None:
-                    there, left_out = self.merger.merge(at, here, there, start)
-                change = coder.changes(dtype, here, there)
-                self._hasher.add(sums[0], here, start, bits)
-            if change.changed or self.based[at] < 0:
-                self._hasher.add(sums[1], there, start, bits)
-            else:
-                sums[1] = sums[0]
-            found.append(_Window(change, sums, left_out))
+                found.append(self._within(at, here, there, start))
         return found
+
+    def _within(self, at: int, here: Bytes, there: Bytes, start: int) -> _Window:
+        """A window of which the base has all."""
+        sums, left_out, bits = np.zeros((2, 2), np.uint64), 0, int(self._bits[at])
+        if self.merger is not None:
+            there, left_out = self.merger.merge(at, here, there, start)
+        change = self._coder().changes(self.blueprint.dtypes[at], here, there)
+        self._hasher.add(sums[0], here, start, bits)
+        if change.changed:
+            self._hasher.add(sums[1], there, start, bits)
+        else:
+            sums[1] = sums[0]
+        return _Window(change, sums, left_out, 0)
+
+    def _beyond(self, at: int, here: Bytes, there: Bytes, start: int) -> _Window:
+        """A window of which the base has the first bytes only, or none: zeros follow them."""
+        sums, left_out, bits = np.zeros((2, 2), np.uint64), 0, int(self._bits[at])
+        dtype, count = self.blueprint.dtypes[at], len(here)
+        base, tuned = (buffer[: len(there)] for buffer in self._buffers())
+        base[:count], base[count:] = here, 0
+        self._hasher.add(sums[0], base[:count], start, bits)
+        if self.merger is not None and count:
+            merged, left_out = self.merger.merge(at, base[:count], there[:count], start)
+            tuned[:count], tuned[count:] = merged, there[count:]
+            there = tuned
+        change = self._coder().changes(dtype, base, there)
+        new = differing_elements(dtype, base[count:], there[count:])
+        self._hasher.add(sums[1], there, start, bits)
+        return _Window(change, sums, left_out, new)

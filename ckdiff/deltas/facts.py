@@ -1,7 +1,8 @@
 """The manifest of a delta: every value of it is checked here, once, for whoever reads it later.
 
 Its digest says nothing about who wrote it, so each value has a type, a range and a length before
-anybody believes it. Version 1 has exactly these keys: a later one will have another number.
+anybody believes it. Version 1 has exactly these keys, version 2 also ``ranges``: a
+later one will have another number.
 Everything here raises ValueError with a phrase, which the container puts into its own error.
 """
 
@@ -29,6 +30,7 @@ _KEYS = {
     "encoding", "ckdiff", "elements", "changed", "files", "directory", "index", "parts", "base",
     "unpaired", "lossy",
 }  # fmt: skip
+_RANGE = {"name", "base", "base_shape", "first", "elements", "new"}
 #: which sides an unpaired tensor is on
 _SIDES = {
     "added": ("tuned",),
@@ -38,11 +40,14 @@ _SIDES = {
 }
 
 
-def read_manifest(raw: bytes) -> dict[str, Any]:
-    """The manifest in ``raw``, checked. What the tables say of the same is checked elsewhere."""
+def read_manifest(raw: bytes, *, ranges: bool = False) -> dict[str, Any]:
+    """The manifest in ``raw``, checked; it has ``ranges`` or not. What the tables say of the same
+    is checked elsewhere.
+    """
+    keys = _KEYS | {"ranges"} if ranges else _KEYS
     try:
         # file names that are no text are surrogates that stand for their bytes
-        facts = _object(_DECODER.decode(raw.decode("utf-8", "surrogatepass")), "it", _KEYS)
+        facts = _object(_DECODER.decode(raw.decode("utf-8", "surrogatepass")), "it", keys)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if not isinstance(facts["encoding"], str) or facts["encoding"] not in ENCODINGS:
@@ -57,6 +62,8 @@ def read_manifest(raw: bytes) -> dict[str, Any]:
     _check_base(facts["base"])
     _check_unpaired(facts["unpaired"])
     _check_lossy(facts["lossy"], elements - changed)
+    if ranges:
+        _check_ranges(facts["ranges"])
     return facts
 
 
@@ -116,6 +123,18 @@ def _check_unpaired(unpaired: Any) -> None:
                 same and item["base_dtype"] == item["tuned_dtype"]
             ):
                 raise ValueError(f"{called(name)} is not {reason}")
+
+
+def _check_ranges(ranges: Any) -> None:
+    if not _list(ranges, "ranges"):
+        raise ValueError("a version for ranges, and there are none")
+    for item in ranges:
+        _object(item, "a range", _RANGE)
+        for key in ("name", "base"):
+            _text(item[key], "a range's name", HEADER_LIMIT, surrogates=False)
+        _check_shape(item["base_shape"])
+        for key in ("first", "elements", "new"):
+            _number(item[key], f"a range's {key}")
 
 
 def _check_lossy(lossy: Any, most: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ckdiff.layout import bits_of
 from ckdiff.rules import Rule
 from ckdiff.running.threads import PerThread
 from ckdiff.stores.maskstore import MaskStore, open_store
-from ckdiff.stores.matching import match, misfit
+from ckdiff.stores.matching import Matched, first_rows, match, misfit
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -32,18 +33,24 @@ class Masking:
         rule: str | Rule | None,
         base: TensorTable,
         blueprint: Blueprint | TensorTable,
+        shapes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
+        """``shapes`` are those that masks have to have, where they are not the blueprint's: of
+        tensors with more rows than the base has they are those of the base's rows.
+        """
+        shapes = blueprint.shapes if shapes is None else shapes
         self.store = open_store(mask)
         self.inputs = [self.store.path]
         matched = match([self.store], rule, least=1)
         self.rule = matched.rule
         self._digest = self.store.manifest_digest()
-        self._check(matched.names, matched.shapes, matched.changed[0].tolist(), base, blueprint)
+        wanted = dict(zip(blueprint.names, shapes, strict=True))
+        self._check(matched, base, wanted)
         held = dict(zip(matched.names, matched.shapes, strict=True))
         #: None without a mask; one of another shape has no ones, as was checked
         self._names = [
             name if held.get(name) == tuple(shape) else None
-            for name, shape in zip(blueprint.names, blueprint.shapes, strict=True)
+            for name, shape in zip(blueprint.names, shapes, strict=True)
         ]
         self._bits = bits_of(blueprint.dtypes)
         self._blends = {bits: Blend(bits) for bits in set(self._bits.tolist())}
@@ -90,21 +97,22 @@ class Masking:
             )
 
     def _check(
-        self,
-        names: list[str],
-        shapes: list[tuple[int, ...]],
-        ones: list[int],
-        base: TensorTable,
-        blueprint: Blueprint | TensorTable,
+        self, matched: Matched, base: TensorTable, wanted: dict[str, tuple[int, ...]]
     ) -> None:
         """Raise PairingError for a mask with ones that cannot be followed."""
-        sides = [("base", base.names, base.shapes), ("tuned", blueprint.names, blueprint.shapes)]
-        for side, held, held_shapes in sides:
-            shape_of = dict(zip(held, held_shapes, strict=True))
-            for name, shape, count in zip(names, shapes, ones, strict=True):
-                problem = misfit(side, name, shape_of.get(name), shape) if count else None
-                if problem is not None:
-                    raise PairingError(
-                        f"the mask does not fit: {problem}",
-                        hint="use a mask of this model, or leave those tensors out of it",
-                    )
+        held = dict(zip(base.names, base.shapes, strict=True))
+        for name, count, shape in zip(
+            matched.names, matched.changed[0].tolist(), matched.shapes, strict=True
+        ):
+            if not count:
+                continue
+            found = held.get(name)
+            # of a base with more rows the mask may be of the first ones
+            first = found is not None and name in wanted and first_rows(found, wanted[name])
+            problem = misfit("base", name, wanted[name] if first else found, shape)
+            problem = problem or misfit("tuned", name, wanted.get(name), shape)
+            if problem is not None:
+                raise PairingError(
+                    f"the mask does not fit: {problem}",
+                    hint="use a mask of this model, or leave those tensors out of it",
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,16 @@ class DeltaResult:
     bytes_read: int  #: of both sides
     tensors: int  #: of the tuned side
     paired: int  #: of those, the ones that are made from the base's
-    elements: int  #: of the paired tensors
+    elements: int  #: of the paired tensors, as far as the base has them
     changed: int  #: of those
     unpaired: dict[str, list[str]]  #: reason -> names
     lossy: dict[str, Any] | None  #: the mask that chose, and what it left out
     seconds: float
+    #: tensors of which the base has other rows: ``name``, the shapes ``base`` and ``tuned``, and
+    #: ``rows``, how many both have
+    resized: list[dict[str, Any]] = field(default_factory=list)
+    #: tensors that the base has under another name, or inside another one: ``name``, ``base``
+    parts: list[dict[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -52,6 +57,8 @@ class DeltaResult:
             "changed": self.changed,
             "density": self.changed / self.elements if self.elements else 0.0,
             "unpaired": self.unpaired,
+            "resized": self.resized,
+            "parts": self.parts,
             "lossy": self.lossy,
             "seconds": self.seconds,
         }

@@ -17,6 +17,7 @@ from ckdiff.errors import printable
 
 FORMAT = "ckdiff-delta"
 VERSION = 1
+NEWER = 2  #: of deltas with tensors that are made from a range
 PREFIX = "ckdiff."
 DATA, FRAMES, TENSORS, HEADS, MANIFEST = (
     PREFIX + part for part in ("data", "frames", "tensors", "heads", "manifest")
@@ -52,7 +53,7 @@ def entries_digest(entries: Iterable[list[Any]]) -> str:
 class Tensors:
     """What a delta says about each rebuilt tensor, in columns."""
 
-    based: npt.NDArray[np.bool_]  #: whether it is made from the base's tensor of that name
+    based: npt.NDArray[np.bool_]  #: whether it is made from one of the base's tensors
     base_hashes: UInt64  #: (tensors, 2): hash sums of the base's tensor, low and high
     tuned_hashes: UInt64  #: (tensors, 2)
     changed: IntArray  #: elements

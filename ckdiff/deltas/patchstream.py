@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Protocol
 
 import numpy as np
 
-from ckdiff.budget import format_size
 from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.views.canonical import with_files
-from ckdiff.deltas.applying import Links
-from ckdiff.deltas.blueprint import Blueprint, Windows
-from ckdiff.deltas.change import Encoding
+from ckdiff.deltas.blueprint import Blueprint
+from ckdiff.deltas.change import Encoding, differing_elements
+from ckdiff.deltas.comparing import Compared, Copier, Piece
 from ckdiff.deltas.container import Delta
-from ckdiff.deltas.form import FRAME_BYTES
+from ckdiff.deltas.links import Links
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.registry import ENCODINGS
-from ckdiff.deltas.room import Room, available_memory
-from ckdiff.deltas.streamplan import Plan
+from ckdiff.deltas.room import Room
 from ckdiff.deltas.streams import Bits, Bytes, Positions
 from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.weightpatch import WeightPatch, has_nan, make_patch, sparse
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import BudgetError, DeltaError, UsageError, printable
+from ckdiff.errors import DeltaError, UsageError, printable
 from ckdiff.kernels.contents import ContentHasher
-from ckdiff.kernels.memory import views
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_int, checked_path
-
-Piece = tuple[Positions, Bits]
 
 
 def weight_patches(
@@ -147,7 +142,7 @@ class _Source(Protocol):
     blueprint: Blueprint
 
     def is_new(self, tensor: int) -> bool:
-        """Whether the base has no such tensor."""
+        """Whether the base has no such tensor, or not with this name and this shape."""
 
     def differs(self, tensor: int) -> bool:
         """Whether a tensor changed."""
@@ -165,64 +160,7 @@ class _Source(Protocol):
         """Raise SourceChanged if what was read is no longer what was opened."""
 
 
-class _Copier:
-    """Copies windows of a checkpoint."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def __call__(self, tensor: int, start: int, out: Bytes) -> None:
-        """Fill ``out`` with bytes from ``start`` on."""
-        tensors, starts, sizes = (np.array([x], np.int64) for x in (tensor, start, len(out)))
-        # not open for longer: the guard is the process's, and records are given in between
-        with closing(self._checkpoint.reader()) as reader:
-            out[:] = views(reader.acquire(tensors, starts, sizes), sizes)[0]
-            reader.release()
-
-
-class _Compared:
-    """What both kinds of sources share: windows of both sides, compared."""
-
-    def __init__(self, blueprint: Blueprint, windows: Windows) -> None:
-        self.blueprint, self.windows = blueprint, windows
-        self.plan = Plan(blueprint, windows)
-        self._buffers = np.empty((2, FRAME_BYTES), np.uint8)
-
-    def spans(self, tensor: int) -> Iterator[tuple[int, int, Bytes, Bytes]]:
-        """Each window of a tensor: its number, its first byte, and two buffers of its size."""
-        first, stop = self.windows.first[tensor : tensor + 2].tolist()
-        for window in range(first, stop):
-            start, size = int(self.windows.start[window]), int(self.windows.size[window])
-            yield window, start, self._buffers[0, :size], self._buffers[1, :size]
-
-    def room_for(self, tensor: int) -> Bytes:
-        """An array for all bytes of a tensor. Raises BudgetError where memory does not suffice.
-
-        A tensor is whole in a record, and what it takes is only declared: a delta of a few
-        kilobytes may have terabytes of zeros, and so may a file of holes.
-        """
-        size, free = int(self.blueprint.nbytes[tensor]), available_memory()
-        try:
-            if size <= free:
-                return np.empty(size, np.uint8)
-        except MemoryError:
-            pass  # a limit that is not looked at
-        raise BudgetError(
-            f"{called(self.blueprint.names[tensor])} comes whole, and its {format_size(size)} are "
-            f"more than the {format_size(free)} of memory that are free",
-            hint="apply the delta to files, and read the tensor from them",
-        )
-
-    def changed(self, tensor: int, start: int, base: Bytes, tuned: Bytes) -> Piece:
-        """The changed elements of a window that begins at byte ``start``."""
-        dtype = self.plan.values(tensor)
-        x, y = base.view(dtype), tuned.view(dtype)
-        found = np.flatnonzero(x != y)
-        positions: Positions = (found + start // dtype.itemsize).astype(self.plan.positions(tensor))
-        return positions, y[found]
-
-
-class _PairSource(_Compared):
+class _PairSource(Compared):
     """Two checkpoints."""
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
@@ -230,7 +168,7 @@ class _PairSource(_Compared):
         blueprint = Blueprint.of_checkpoint(tuned)
         super().__init__(blueprint, blueprint.windows())
         self._sides = base, tuned
-        self._base, self._tuned = _Copier(base), _Copier(tuned)
+        self._base, self._tuned = Copier(base), Copier(tuned)
         paired = pair(base.table, tuned.table)
         self._index = np.full(len(blueprint.names), -1, np.int64)
         self._index[paired.tuned_index] = paired.base_index
@@ -268,7 +206,7 @@ class _PairSource(_Compared):
         self._tuned(tensor, start, tuned)
 
 
-class _DeltaSource(_Compared):
+class _DeltaSource(Compared):
     """A delta, and its base where there is one. Nothing of another base's tensor is given."""
 
     def __init__(self, delta: Delta, base: Checkpoint | None) -> None:
@@ -277,7 +215,7 @@ class _DeltaSource(_Compared):
         encoding: Encoding = ENCODINGS[delta.encoding]
         self._patcher = encoding.patcher()
         self._spots = None if encoding.spots is None else encoding.spots(delta)
-        self._base = None if base is None else _Copier(base)
+        self._base = None if base is None else Copier(base)
         self._links = None if base is None else Links(base, [delta])
         self._hasher = ContentHasher()
         self._bits = bits_of(self.blueprint.dtypes)
@@ -285,7 +223,10 @@ class _DeltaSource(_Compared):
         self._made, self._count = -1, 0
 
     def is_new(self, tensor: int) -> bool:
-        return not self._delta.tensors.based[tensor]
+        return not self._based(tensor) or tensor in self._delta.ranges.odd
+
+    def _based(self, tensor: int) -> bool:
+        return bool(self._delta.tensors.based[tensor])
 
     def differs(self, tensor: int) -> bool:
         return bool(self._delta.tensors.changed[tensor])
@@ -327,25 +268,28 @@ class _DeltaSource(_Compared):
         Raises DeltaError, at the end at the latest.
         """
         tensors, bits = self._delta.tensors, int(self._bits[tensor])
-        base_sums, sums, changed = np.zeros(2, np.uint64), np.zeros(2, np.uint64), 0
+        base_sums, sums, changed = np.zeros(2, np.uint64), np.zeros(2, np.uint64), np.zeros(2, "i8")
         for window, start, base, tuned in self.spans(tensor):
-            changed += self._make(tensor, window, start, base, tuned)
+            changed[0] += self._make(tensor, window, start, base, tuned)
             if self._reads_base(tensor):
-                self._hasher.add(base_sums, base, start, bits)
+                held = self._held(tensor, start, base)
+                self._hasher.add(base_sums, base[:held], start, bits)
+                dtype = self.blueprint.dtypes[tensor]
+                changed[1] += differing_elements(dtype, base[held:], tuned[held:])
             self._hasher.add(sums, tuned, start, bits)
             yield start, tuned
         name = called(self.blueprint.names[tensor])
         if self._reads_base(tensor):
             if (base_sums != tensors.base_hashes[tensor]).any():
                 raise self._other_base(tensor)
-            if changed != tensors.changed[tensor]:
+            if tuple(changed) != (tensors.changed[tensor], self._delta.ranges.fresh[tensor]):
                 raise self._delta.damaged(f"other elements of {name} changed than it counts")
         if (sums != tensors.tuned_hashes[tensor]).any():
             raise self._delta.damaged(f"what it makes of {name} is wrong")
 
     def _reads_base(self, tensor: int) -> bool:
         """Whether the base's tensor is read when a window of it is made."""
-        return self._base is not None and not self.is_new(tensor)
+        return self._base is not None and self._based(tensor)
 
     def _make(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> int:
         """Fill ``out`` with the tuned window, and ``base`` with the base's if there is one.
@@ -366,7 +310,7 @@ class _DeltaSource(_Compared):
 
     def _fill(self, tensor: int, window: int, start: int, base: Bytes, out: Bytes) -> int:
         stored = self._spots is not None and self._spots.stored_whole(tensor)
-        if self.is_new(tensor) or (stored and self._base is None and self.differs(tensor)):
+        if not self._based(tensor) or (stored and self._base is None and self.differs(tensor)):
             self._patcher.whole(self._delta, window, out)
             return 0
         if self._base is None or self._links is None:
@@ -375,20 +319,31 @@ class _DeltaSource(_Compared):
                 "delta alone",
                 hint="give base=",
             )
-        self._base(int(self._links.origin[tensor]), start, base)
+        self._copy(tensor, start, base)
         changed = self._patcher.changes(self._delta, window, base, out)
         if not changed:
             out[:] = base
         return changed
 
-    def _is_base(self, tensor: int) -> bool:
-        """Whether the base's tensor is the one that the delta was made from."""
+    def _held(self, tensor: int, start: int, base: Bytes) -> int:
+        """How many bytes of a window the base has; zeros follow."""
+        return min(max(0, int(self._delta.ranges.nbytes[tensor]) - start), len(base))
+
+    def _copy(self, tensor: int, start: int, base: Bytes) -> None:
         assert self._base is not None
         assert self._links is not None
+        held, begin = self._held(tensor, start, base), int(self._delta.ranges.begin[tensor])
+        if held:
+            self._base(int(self._links.origin[tensor]), begin + start, base[:held])
+        base[held:] = 0
+
+    def _is_base(self, tensor: int) -> bool:
+        """Whether the base's tensor is the one that the delta was made from."""
         sums = np.zeros(2, np.uint64)
         for _, start, base, _ in self.spans(tensor):
-            self._base(int(self._links.origin[tensor]), start, base)
-            self._hasher.add(sums, base, start, int(self._bits[tensor]))
+            self._copy(tensor, start, base)
+            held = base[: self._held(tensor, start, base)]
+            self._hasher.add(sums, held, start, int(self._bits[tensor]))
         return bool((sums == self._delta.tensors.base_hashes[tensor]).all())
 
     def _other_base(self, tensor: int) -> DeltaError:

@@ -14,12 +14,14 @@ import numpy.typing as npt
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.parts import Tensors, called
+from ckdiff.deltas.ranges import Ranges
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.layout import bits_of
 
 
 def check_tables(
     manifest: dict[str, Any],
+    ranges: Ranges,
     blueprint: Blueprint,
     windows: Windows,
     tensors: Tensors,
@@ -40,11 +42,16 @@ def check_tables(
     totals = np.diff(np.concatenate(([0], np.cumsum(sizes)))[windows.first])
     encoding = ENCODINGS[manifest["encoding"]]
     counted, whole = based & encoding.counted(bits), encoding.whole(bits)
+    new = ranges.fresh
     wrong = {
+        "counts other new elements than it can have": (new > changed)
+        | (changed - new > ranges.elements),
         "has a count of changes that it cannot have": (changed < 0)
         | (changed > np.where(based, elements, 0)),
         "has hashes of a base that it does not have": ~based & tensors.base_hashes.any(axis=1),
-        "changed and is the same, or the other way round": based & (same != (changed == 0)),
+        "changed and is the same, or the other way round": based
+        & ~ranges.grown
+        & (same != (changed == 0)),
         "has other changes than it counts": based
         & (((filled > 0) != (changed > 0)) | (filled > changed) & ~whole)
         | counted & (totals != changed),
@@ -53,9 +60,9 @@ def check_tables(
     for problem, where in wrong.items():
         if where.any():
             raise ValueError(f"{called(blueprint.names[int(where.argmax())])} {problem}")
-    if manifest["elements"] != int(elements[based].sum()):
+    if manifest["elements"] != int(ranges.elements.sum()):
         raise ValueError("it counts other elements than its tensors have")
-    if manifest["changed"] != int(changed.sum()):
+    if manifest["changed"] != int(changed.sum() - new.sum()):
         raise ValueError("it counts other changes than its tensors do")
 
 

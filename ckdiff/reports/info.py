@@ -12,6 +12,7 @@ import numpy as np
 from ckdiff.checkpoints.opening import open_for_planning
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.ownheader import is_delta
+from ckdiff.deltas.ranges import parts, resized
 from ckdiff.deltas.room import Room
 from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
@@ -61,6 +62,8 @@ def _delta(path: str) -> dict[str, Any]:
             "density": manifest["changed"] / max(manifest["elements"], 1),
             "unpaired": unpaired_names(manifest["unpaired"]),
             "unpaired_details": manifest["unpaired"],
+            "resized": resized(delta.ranges.odd, blueprint),
+            "parts": parts(delta.ranges.odd, blueprint),
             "lossy": manifest["lossy"],
         }
 

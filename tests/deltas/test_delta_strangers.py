@@ -21,7 +21,7 @@ from delta_reseal import DATA, Loose, loosen
 from support import Tensor, safetensors_header, write_index, write_safetensors
 
 import ckdiff
-from ckdiff.deltas import patchstream
+from ckdiff.deltas import comparing
 from ckdiff.deltas.form import FORMS, largest_frame
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.room import TENSOR, available_memory, header_cost
@@ -457,7 +457,7 @@ def test_a_whole_tensor_that_memory_does_not_suffice_for(
     path = pair.tuned
     if source != "checkpoint":
         path = pair.loose[source].copy().seal(tmp_path / "delta")
-    monkeypatch.setattr(patchstream, "available_memory", lambda: 11)
+    monkeypatch.setattr(comparing, "available_memory", lambda: 11)
     stream = ckdiff.weight_patches(path, base=pair.base)
     with pytest.raises(ckdiff.BudgetError, match="new comes whole") as raised:
         list(stream)
