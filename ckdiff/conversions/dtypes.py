@@ -33,37 +33,34 @@ def checked_dtype(value: str | None) -> str | None:
 def chosen_dtypes(table: TensorTable, wanted: str | None) -> tuple[list[str], list[str]]:
     """The dtype of each tensor as it is written, and the names of floats that stay as they are.
 
-    These belong to quantised weights: a number that is only meant together with a scale, and the
-    scale itself. Whoever reads them knows them by their dtypes.
+    These are what belongs to quantised weights, in a checkpoint that has some: 8-bit floats, which
+    mean a number only together with a scale, and all that is called a scale. Whoever reads them
+    knows them by their dtypes.
     """
     if wanted is None:
         return list(table.dtypes), []
-    quantised = _quantised(table)
+    quantised = _is_quantised(table)
     found, untouched = [], []
     for name, dtype in zip(table.names, table.dtypes, strict=True):
         is_float = DTYPES[dtype].kind == "float"
-        part_of = _owners(name) & quantised
-        if is_float and part_of and (_is_scale(name) or DTYPES[dtype].bits < 16):
+        if is_float and quantised and (_is_scale(name) or DTYPES[dtype].bits < 16):
             untouched.append(name)
             is_float = False
         found.append(wanted if is_float else dtype)
     return found, untouched
 
 
-def _quantised(table: TensorTable) -> set[str]:
-    """The modules that have both packed numbers and a scale for them."""
+def _is_quantised(table: TensorTable) -> bool:
+    """Whether some module has both packed numbers and a scale for them."""
     packed, scaled = set[str](), set[str]()
     for name, dtype in zip(table.names, table.dtypes, strict=True):
+        module = name.rpartition(".")[0]
         if _is_scale(name):
-            scaled |= _owners(name)
+            # it may be called after its tensor, or lie in a module of its own
+            scaled |= {module, module.rpartition(".")[0]}
         elif dtype in _PACKED or DTYPES[dtype].bits < 8 or dtype.startswith("F8_"):
-            packed |= _owners(name)
-    return packed & scaled
-
-
-def _owners(name: str) -> set[str]:
-    """The module that a tensor is in, and itself: scales may be called after their tensor."""
-    return {name.rpartition(".")[0], name}
+            packed |= {module, name}
+    return not packed.isdisjoint(scaled)
 
 
 def _is_scale(name: str) -> bool:

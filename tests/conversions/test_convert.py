@@ -146,11 +146,32 @@ def test_what_belongs_to_quantised_weights_stays() -> None:
     table = TensorTable(names, stored, shapes, np.zeros(len(names), np.int64))
     found, untouched = chosen_dtypes(table, "BF16")
     assert untouched == [
-        "a.weight", "a.weight_scale_inv", "b.scales", "c.weight.absmax", "c.weight.quant_map"
+        "a.weight", "a.weight_scale_inv", "b.scales", "c.weight.absmax", "c.weight.quant_map",
+        "e.weight", "logit_scale", "f.scale",
     ]  # fmt: skip
     changed = {name for name, a, b in zip(names, stored, found, strict=True) if a != b}
-    assert changed == {"a.bias", "b.bias", "e.weight", "e.bias", "logit_scale", "f.scale", "g.bias"}
+    assert changed == {"a.bias", "b.bias", "e.bias", "g.bias"}
     assert chosen_dtypes(table, None) == (stored, [])
+
+
+@pytest.mark.parametrize(
+    ("columns", "quantised"),
+    [
+        ({"a.weight": "F8_E4M3", "a.weight_scale": "F32"}, True),
+        ({"a.weight": "F8_E4M3", "a.scale_weight": "F32"}, True),
+        ({"a.weight": "F8_E4M3", "a.weight_quantizer._scale": "F32"}, True),
+        ({"a.weight_packed": "I32", "a.weight_scale": "BF16"}, True),
+        ({"weight": "F8_E4M3", "scale": "F32"}, True),
+        ({"a.weight": "F8_E4M3", "a.bias": "F32"}, False),
+        ({"a.weight": "F32", "a.scale": "F32", "b.ids": "I32"}, False),
+        ({"a.weight": "F32", "logit_scale": "F32", "a.flags": "U8"}, False),
+    ],
+)
+def test_quantised_checkpoints_are_known(columns: dict[str, str], quantised: bool) -> None:
+    count = np.zeros(len(columns), np.int64)
+    shapes: list[tuple[int, ...]] = [(2,)] * len(columns)
+    table = TensorTable(list(columns), list(columns.values()), shapes, count)
+    assert bool(chosen_dtypes(table, "F16")[1]) is quantised
 
 
 def test_eight_bit_floats_without_scales_are_widened(tmp_path: Path) -> None:
