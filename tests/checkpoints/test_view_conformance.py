@@ -145,3 +145,11 @@ class TestAdaptedStream(test_adapter_conformance.TestAdapted):
     def source(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
         with only_hub(tmp_path, monkeypatch) as hub:
             yield AdaptedStream(tmp_path, hub)
+
+
+def test_what_was_passed_over_is_said_of_views_too(tmp_path: Path) -> None:
+    source = test_adapter_conformance.Adapted(tmp_path)
+    source.put(FILES)
+    (source.base / "consolidated.safetensors").write_bytes(safetensors(_fused()))
+    with source.open() as adapted:
+        assert ["consolidated" in note for note in adapted.notes] == [True]

@@ -150,7 +150,8 @@ def _grafted(pair: Pair, folder: Path, store: str) -> bool:
     target = out.with_suffix(".safetensors") if single else out
     if not attempt("graft", *pair.both, "--mask", store, "-o", str(target)):
         return False
-    _check_graft(pair, target, store)
+    if not any("adapter" in option for option in pair.options):  # the mask is of another base then
+        _check_graft(pair, target, store)
     return True
 
 

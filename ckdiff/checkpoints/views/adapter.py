@@ -52,6 +52,7 @@ class AdapterView(Checkpoint):
         opened = [*base.open_files, *adapter.open_files]
         self.open_files = opened if len(opened) == len(self.files) else ()
         self.directory = base.directory
+        self.notes = (*base.notes, *adapter.notes)
         self.index_name = base.index_name
         origin = {f"adapter_{key}": value for key, value in adapter.origin.items()}
         self.origin: Mapping[str, str] = MappingProxyType(
