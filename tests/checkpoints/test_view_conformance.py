@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_adapter_conformance
-from conformance import TENSORS, CheckpointTests, Source
+from conformance import FILES, TENSORS, CheckpointTests, Source
 from hub_server import only_hub, safetensors
 from support import Tensor
 from test_conformance import Local, Streamed
