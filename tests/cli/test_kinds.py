@@ -118,7 +118,7 @@ def hub_cache(folder: Path, write: Callable[[Path, State], None], name: str, sta
 class Lay:
     """Each lays ``a`` and ``b``, and gives the options, what is changed and compared, what is said.
 
-    The last two are whether a delta and a graft are made, and not refused.
+    The last two are whether a delta and a graft have to be made: others may be refused.
     """
 
     Found = tuple[list[str], int, int, str, bool, bool]
@@ -283,7 +283,9 @@ def test_kind(kind: str, tmp_path: Path) -> None:
     said = counts(pair, changed, elements)
     assert re.search(says, said), said
     (tmp_path / "w").mkdir()
-    assert through(pair, tmp_path / "w") == {"delta": delta, "graft": graft}
+    made = through(pair, tmp_path / "w")
+    assert made["delta"] or not delta
+    assert made["graft"] or not graft
 
 
 def test_strided_shared_and_empty_tensors(tmp_path: Path) -> None:
