@@ -108,6 +108,7 @@ def _by_parts(
             base if found.base is None else PartsView(base, found.base),
             PartsView(tuned, found.tuned or everything),
         )
+        seen[1].table.absent = renamed(tuned.table.absent, selection.rename)[0]
         pairing = selection.pair(seen[0].table, seen[1].table, rename=False)
         pairing.warnings[:0] = unused
         comparison = Comparison(*seen, selection, same, pairing)

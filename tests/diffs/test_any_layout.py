@@ -115,3 +115,22 @@ def test_counts_and_masks_are_those_of_the_values(data: st.DataObject) -> None:
                 assert np.array_equal(mask.reshape(-1), wanted)
         wider = [name for name in base if base[name].dtype != tuned[name].dtype]
         assert [one["name"] for one in found.to_dict()["retyped"]] == sorted(wider)
+
+
+def test_what_an_index_names_and_no_file_has_is_renamed_where_parts_are_compared(
+    tmp_path: Path,
+) -> None:
+    noise = torch.Generator().manual_seed(1)
+    at = "model.layers.0.self_attn"
+    parts = {f"{at}.{kind}_proj.weight": torch.randn(4, 4, generator=noise) for kind in "qkv"}
+    save_file({**parts, "model.mtp.w": torch.ones(3)}, tmp_path / "a.safetensors")
+    (tmp_path / "b").mkdir()
+    fused = {f"net.{at}.qkv_proj.weight": torch.cat([*parts.values()])}
+    save_file(fused, tmp_path / "b/m.safetensors")
+    places = dict.fromkeys([*fused, "net.model.mtp.w"], "m.safetensors")
+    index = json.dumps({"weight_map": places})
+    (tmp_path / "b/model.safetensors.index.json").write_text(index)
+    found = ckdiff.diff(tmp_path / "a.safetensors", tmp_path / "b", rename=["^net[.]="])
+    assert (found.rules["exact"]["changed"], found.elements) == (0, 48)
+    assert found.unpaired["missing"] == ["model.mtp.w"]
+    assert not any(names for reason, names in found.unpaired.items() if reason != "missing")
