@@ -66,6 +66,9 @@ SIGNATURES = {
     "scatter": "void(int64, int64)",
     # base, tuned, words, row
     "statistics": "void(int64, int64, int64, int64)",
+    # source, out, box (BOX_HEAD, then BOX_DIMENSION for each outer dimension), scratch
+    # (BOX_SCRATCH): copies elements from one order to another
+    "strided": "void(int64, int64, int64, int64)",
     # data, words, out: population count and number of zero bytes, two int64
     "survey": "void(int64, int64, int64)",
     # base, tuned, words, every how many of them one is looked at, shift, out: for each magnitude
@@ -187,3 +190,21 @@ TILE_COLUMNS = 4
 TILE_ELEMENTS = 1 << 16
 #: bytes after the last place that may be read
 PLACES_MARGIN = 64
+
+# copying between orders
+
+#: of the two innermost dimensions the size, and the bytes from one to the next in the source and in
+#: what is written; outer dimensions; bytes from the first element to where the walk is, on both
+#: sides (zeros at first). A run is a row, and has its bytes for columns.
+(
+    BOX_ROWS, BOX_ROW_SOURCE, BOX_ROW_OUT, BOX_COLUMNS, BOX_COLUMN_SOURCE, BOX_COLUMN_OUT,
+    BOX_DIMENSIONS, BOX_SOURCE, BOX_OUT,
+) = range(9)  # fmt: skip
+BOX_HEAD = 9
+#: of an outer dimension, the innermost first: size, bytes from one to the next in the source and in
+#: what is written, and how many are done (zero at first)
+BOX_DIMENSION = 4
+#: bytes of a row and of a column of what is transposed at a time: a line of the cache
+BOX_TILE = 64
+#: the largest tile, whose elements have one byte, and some of its columns
+BOX_SCRATCH = 2 * BOX_TILE * BOX_TILE

@@ -31,6 +31,7 @@ RAISED = {
     ("ckdiff.kernels.memory", "ValueError"): "a mistake of ours: an array that is too small",
     ("ckdiff.kernels.moving", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.scaling", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.strided", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.zstd", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.compiled", "ImportError"): "caught there: nothing is kept on disk",
     ("ckdiff.kernels.compiled", "ValueError"): "caught there: the kernel is compiled anew",

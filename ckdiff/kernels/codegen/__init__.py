@@ -34,6 +34,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
     from ckdiff.kernels.codegen.scaling import scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
+    from ckdiff.kernels.codegen.strided import strided_kernel
 
     _ = cpu_target.target_context  # made now: it keeps the settings that it is made with
 
@@ -63,6 +64,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "scatter": scatter_kernel,
     "split": split_kernel,
     "statistics": statistics_kernel,
+    "strided": strided_kernel,
     "survey": survey_kernel,
     "tally": tally_kernel,
     "ungaps": ungaps_kernel,
