@@ -16,6 +16,14 @@ from ckdiff.cli.output import write_json, write_lines
 @click.option("--mask", required=True, metavar="STORE", help="Where TUNED's elements are taken.")
 @options.output("PATH", "Write the checkpoint there.")
 @options.one_rule
+@click.option(
+    "--no-unfuse",
+    "unfuse",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Find no parts of the mask inside fused tensors.",
+)
 @options.config
 @options.files
 def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: Any) -> None:
@@ -37,10 +45,14 @@ def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: 
         return
     grafted, elements = result["grafted"], result["elements"]
     differing = result["differing"]
-    write_lines(
-        [
-            f"{formats.extent(elements, result['tensors'])}: {grafted:,} taken from tuned, "
-            f"{formats.percent(grafted, elements)}; {differing:,} of them differ from base",
-            wrote_checkpoint(result["out"], result["files"], result["copied"]),
-        ]
-    )
+    lines = [
+        f"{formats.extent(elements, result['tensors'])}: {grafted:,} taken from tuned, "
+        f"{formats.percent(grafted, elements)}; {differing:,} of them differ from base"
+    ]
+    if result["rounded"]:
+        tensors = formats.counted(result["rounded"], "tensor")
+        lines.append(
+            f"rounded to the base's dtype: {result['rounded_elements']:,} elements in {tensors}"
+        )
+    lines.append(wrote_checkpoint(result["out"], result["files"], result["copied"]))
+    write_lines(lines)

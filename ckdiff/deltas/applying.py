@@ -271,7 +271,7 @@ class _ApplyTask:
         count = min(max(0, int(self.chain[k].ranges.nbytes[at]) - start), len(into))
         if here is not None and len(here) == count == len(into):
             return here
-        if here is not None and count and here.ctypes.data != into.ctypes.data:
+        if here is not None and count and not np.may_share_memory(here, into):
             into[:count] = here[:count]
         into[count:] = 0
         return into

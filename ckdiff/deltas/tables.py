@@ -42,10 +42,9 @@ def check_tables(
     totals = np.diff(np.concatenate(([0], np.cumsum(sizes)))[windows.first])
     encoding = ENCODINGS[manifest["encoding"]]
     counted, whole = based & encoding.counted(bits), encoding.whole(bits)
-    new = ranges.fresh
     wrong = {
-        "counts other new elements than it can have": (new > changed)
-        | (changed - new > ranges.elements),
+        "counts other new elements than it can have": (ranges.fresh > changed)
+        | (changed - ranges.fresh > ranges.elements),
         "has a count of changes that it cannot have": (changed < 0)
         | (changed > np.where(based, elements, 0)),
         "has hashes of a base that it does not have": ~based & tensors.base_hashes.any(axis=1),
@@ -60,9 +59,13 @@ def check_tables(
     for problem, where in wrong.items():
         if where.any():
             raise ValueError(f"{called(blueprint.names[int(where.argmax())])} {problem}")
+    _check_counts(manifest, ranges, changed)
+
+
+def _check_counts(manifest: dict[str, Any], ranges: Ranges, changed: IntArray) -> None:
     if manifest["elements"] != int(ranges.elements.sum()):
         raise ValueError("it counts other elements than its tensors have")
-    if manifest["changed"] != int(changed.sum() - new.sum()):
+    if manifest["changed"] != int(changed.sum() - ranges.fresh.sum()):
         raise ValueError("it counts other changes than its tensors do")
 
 

@@ -19,7 +19,7 @@ from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
-from ckdiff.grafts.run import GraftTask, working_memory
+from ckdiff.grafts.run import GraftTask, chunks_of, working_memory
 from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
@@ -40,6 +40,7 @@ def graft(
     out: str | os.PathLike[str],
     *,
     rule: str | Rule | None = None,
+    unfuse: bool = True,
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -52,8 +53,9 @@ def graft(
     The output has the base's files, byte for byte but for those elements, or is one file where the
     base is one; what has no safetensors files is written as the ``model.safetensors`` that the
     library would make of it. It is there whole or not at all. ``mask`` is a mask store, also of
-    another run: tensors are found by name and shape, and those that it lacks stay the base's. In
-    bounded memory. A directory gets copies of the base's config and tokenizer files, or of those in
+    another run: tensors are found by name and shape, and those that it lacks stay the base's. Where
+    it is of parts, ``unfuse`` finds them in fused tensors of either side. The dtypes stay the
+    base's: floats of another one are rounded to the nearest. In bounded memory. A directory gets copies of the base's config and tokenizer files, or of those in
     ``config_from``, unless ``config`` is False. Gives what ``ckdiff graft --json`` prints.
 
     Raises a CkdiffError: PairingError for a mask that does not fit, OutputError, SourceChanged,
@@ -67,9 +69,9 @@ def graft(
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
         sides = open_all(stack, base, tuned)
-        plan = Plan(with_files(sides[0]), sides[1], matched)
+        plan = Plan(with_files(sides[0]), sides[1], matched, unfuse=unfuse)
         threads = _threads(plan, options)
-        beside = copying.beside(sides[0], directory=plan.base.directory is not None)
+        beside = copying.beside(sides[0], directory=plan.files.directory is not None)
         rebuilt = _rebuilt(plan, sides, path, beside, overwrite=options.overwrite)
         rebuilt.check()
         fetch_all(sides)
@@ -88,10 +90,12 @@ def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[
         "out": str(rebuilt.out),
         "files": rebuilt.names,
         "copied": rebuilt.copied,
-        "tensors": len(plan.base.table),
+        "tensors": len(plan.files.table),
         "elements": plan.elements,
         "grafted": int(found[:, 0].sum()),
         "differing": int(found[:, 1].sum()),
+        "rounded": int((found[:, 2] > 0).sum()),
+        "rounded_elements": int(found[:, 2].sum()),
         "unmasked": plan.unmasked,
         "left_out": plan.left_out,
         "rule": plan.matched.rule,
@@ -103,7 +107,7 @@ def _rebuilt(
     plan: Plan, sides: Sequence[Checkpoint], out: Path, beside: Companions, *, overwrite: bool
 ) -> Rebuilt:
     """The base's files again, at ``out``."""
-    base, name, raw = plan.base, plan.base.index_name, plan.base.index()
+    base, name, raw = plan.files, plan.files.index_name, plan.files.index()
     return Rebuilt(
         out,
         [FilePlan(file.name, base.head(i), file.size) for i, file in enumerate(base.files)],
@@ -133,13 +137,15 @@ def _threads(plan: Plan, options: Options) -> int:
     """How many workers there will be; raises BudgetError where the memory does not suffice."""
     tensors = len(plan.base.table) + len(plan.tuned.table) + len(plan.matched.names)
     need = Need(tables=tensors * 1000, worker=working_memory(plan))
-    chunks = plan.blending.chunks + plan.copying.chunks
+    chunks = chunks_of(plan)
     return fit_workers(options.workers, chunks, need, options.memory)
 
 
 def _run(plan: Plan, rebuilt: Rebuilt, workers: int, observer: Observer) -> IntArray:
-    """Write everything; gives for each blended tensor the elements taken, and those that differ."""
-    found = np.zeros((len(plan.rows), 2), np.int64)
+    """Write everything; gives for each blended tensor the elements taken, and of these
+    those that differ, and those that were rounded.
+    """
+    found = np.zeros((len(plan.every_kind), 3), np.int64)
     meter = Meter(observer, plan.bytes_to_read)
 
     def add(chunk: int, counts: tuple[IntArray, IntArray]) -> None:
@@ -148,6 +154,6 @@ def _run(plan: Plan, rebuilt: Rebuilt, workers: int, observer: Observer) -> IntA
 
     plan.check_copied()
     task = GraftTask(plan, rebuilt, meter)
-    chunks = range(plan.blending.chunks + plan.copying.chunks)
+    chunks = range(chunks_of(plan))
     run_chunks(chunks, task, workers=workers, done=add, meter=meter)
     return found

@@ -9,27 +9,41 @@ from typing import Any
 
 import numpy as np
 
+from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.dtypes import DTYPES
+from ckdiff.grafts.blending import BUFFER, MEMORY, Blender, Blends
 from ckdiff.grafts.plan import Plan
-from ckdiff.kernels.blending import Blend
+from ckdiff.grafts.weaving import flag_reader
 from ckdiff.kernels.memory import Bytes, views
-from ckdiff.layout import ALIGNMENT, Layout, Spans
+from ckdiff.layout import Layout, Spans, bits_of
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.threads import Amount, Stopped
 from ckdiff.stores import maskwalk
 
 _WINDOW = 1 << 22  # elements that are made addressable at a time, where nothing is blended
 _AHEAD = 3  # windows asked of the disk before they are needed
-_BUFFER = 4 << 20  # bytes that are written at a time
+_WOVEN = 1 << 21  # elements of fused tensors that are gathered at a time
+
+
+def chunks_of(plan: Plan) -> int:
+    """How many chunks there are, of all kinds."""
+    return plan.blending.chunks + plan.copying.chunks + plan.weaving.chunks
 
 
 def working_memory(plan: Plan) -> int:
     """Bytes of anonymous memory that one worker needs."""
     most = max(_WINDOW, maskwalk.window_elements(1))  # elements that are made addressable at a time
-    window = most * int(plan.all_bits.max(initial=8)) // 8
-    sides = [plan.base, plan.tuned] if len(plan.rows) else [plan.base]
-    readers = sum(side.reader_memory(window) for side in sides)
-    return maskwalk.working_memory(1) + _BUFFER + (2 << 20) + readers
+    readers = plan.base.reader_memory(most * int(plan.all_bits.max(initial=8)) // 8)
+    if len(plan.rows):
+        readers += plan.tuned.reader_memory(most * int(plan.tuned_bits.max()) // 8)
+    if plan.weaving.chunks:
+        width = int(plan.fused.tuned.table.nbytes.max() // max(plan.weaving.elements.max(), 1))
+        window = _WOVEN * max(width, 8)
+        readers += plan.tuned.reader_memory(PieceReader.asked(window)) + PieceReader.memory(window)
+        # flags are bytes, and so is what they are gathered from
+        readers += PieceReader.memory(_WOVEN) + 2 * PieceReader.asked(_WOVEN) + _WOVEN
+    return maskwalk.working_memory(1) + MEMORY + (2 << 20) + readers
 
 
 @dataclass(slots=True)
@@ -55,33 +69,41 @@ class _Side:
 
 
 class GraftTask:
-    """The chunk task: first the chunks that are blended, then those that are copied."""
+    """The chunk task: first the chunks that are blended, then those that are copied, and last those
+    of fused tensors that are gathered from their parts.
+    """
 
     def __init__(self, plan: Plan, rebuilt: Rebuilt, done: Amount) -> None:
         self._plan = plan
         self._rebuilt = rebuilt
         self._done = done
-        self._blend_bits = plan.all_bits[plan.base_index]
-        self._blends = {int(bits): Blend(int(bits)) for bits in np.unique(self._blend_bits)}
+        self._kinds = plan.every_kind
+        self._blends = Blends(self._kinds)
+        self._index = np.concatenate([plan.base_index, plan.fused.index])
 
     def __call__(self, chunk: int, stop: threading.Event) -> tuple[IntArray, IntArray]:
         """See ChunkTask. Raises SourceChanged, CheckpointError, StoreCorrupt, OutputError."""
         plan = self._plan
-        buffer = np.empty(_BUFFER, np.uint8)
         if chunk < plan.blending.chunks:
-            return self._blended(chunk, buffer, stop)
-        self._copy(chunk - plan.blending.chunks, buffer, stop)
-        return np.empty(0, np.int64), np.empty((0, 2), np.int64)
+            return self._blended(chunk, stop)
+        chunk -= plan.blending.chunks
+        if chunk < plan.copying.chunks:
+            self._copy(chunk, np.empty(BUFFER, np.uint8), stop)
+            return np.empty(0, np.int64), np.empty((0, 3), np.int64)
+        return self._woven(chunk - plan.copying.chunks, stop)
 
-    def _blended(self, chunk: int, buffer: Any, stop: threading.Event) -> tuple[IntArray, IntArray]:
-        plan, layout = self._plan, self._plan.blending
+    def _blended(self, chunk: int, stop: threading.Event) -> tuple[IntArray, IntArray]:
+        plan, layout, blender = self._plan, self._plan.blending, Blender(self._blends)
         first, end = layout.chunk_range(chunk)
         rows = layout.spans(first, end).tensors
-        counts = np.zeros((len(rows), 2), np.int64)
+        counts = np.zeros((len(rows), 3), np.int64)
         with ExitStack() as stack:
             base, tuned = (
-                _Side(stack.enter_context(closing(side.reader())), index, self._blend_bits)
-                for side, index in ((plan.base, plan.base_index), (plan.tuned, plan.tuned_index))
+                _Side(stack.enter_context(closing(side.reader())), index, bits)
+                for side, index, bits in (
+                    (plan.base, plan.base_index, plan.all_bits[plan.base_index]),
+                    (plan.tuned, plan.tuned_index, plan.tuned_bits),
+                )
             )
             ahead = _Ahead(layout, [base, tuned], first, end)
             starts = plan.matched.starts[:, plan.rows]
@@ -98,35 +120,61 @@ class GraftTask:
                         raise Stopped
                     row = int(np.searchsorted(rows, tensor))
                     mask = window.memory[place : place + -(-elements // 8)]
-                    sides = one, other, mask
-                    counts[row] += self._blend(tensor, start, elements, sides, buffer)
+                    counts[row] += self._blend(tensor, start, (one, other, mask), blender)
                 base.reader.release()
                 tuned.reader.release()
         return rows, counts
 
-    def _blend(
-        self,
-        tensor: int,
-        start: int,
-        elements: int,
-        sides: tuple[Bytes, Bytes, Bytes],
-        buffer: Bytes,
-    ) -> IntArray:
-        """Blend a span and write it, a buffer at a time."""
-        plan = self._plan
-        bits = int(self._blend_bits[tensor])
-        base, tuned, mask = sides
-        # whole bytes of mask, and whole bytes of elements that share them
-        most = _BUFFER * 8 // bits // ALIGNMENT * ALIGNMENT
-        counts = np.zeros(2, np.int64)
-        for first in range(0, elements, most):
-            count = min(most, elements - first)
-            at, size = first * bits // 8, count * bits // 8
-            counts += self._blends[bits](
-                base[at : at + size], tuned[at : at + size], mask[first // 8 :], buffer, count
+    def _woven(self, chunk: int, stop: threading.Event) -> tuple[IntArray, IntArray]:
+        """Blend fused tensors in the order in which they lie in the base."""
+        plan, fused, blender = self._plan, self._plan.fused, Blender(self._blends)
+        layout, store = plan.weaving, plan.matched.stores[0]
+        first, end = layout.chunk_range(chunk)
+        rows = layout.spans(first, end).tensors
+        counts = np.zeros((len(rows), 3), np.int64)
+        here = np.arange(len(fused.index))
+        with ExitStack() as stack:
+            readers = (
+                plan.base.reader(),
+                PieceReader(plan.tuned.reader(), fused.tuned),
+                flag_reader(store, plan.matched.rule, fused.names, fused.flags),
             )
-            self._write(int(plan.base_index[tensor]), start * bits // 8 + at, buffer[:size])
-            self._done.add(2 * size)
+            columns = list(zip(*((base, tuned, "U8") for base, tuned in fused.kinds), strict=True))
+            sides = [
+                _Side(stack.enter_context(closing(reader)), index, bits_of(dtypes))
+                for reader, index, dtypes in zip(
+                    readers, (fused.index, here, here), columns, strict=True
+                )
+            ]
+            for low in range(first, end, _WOVEN):
+                if stop.is_set():
+                    raise Stopped
+                spans = layout.spans(low, min(low + _WOVEN, end))
+                held = zip(
+                    spans.tensors.tolist(), spans.starts.tolist(),
+                    *(side.acquire(spans) for side in sides), strict=True,
+                )  # fmt: skip
+                for tensor, start, one, other, flags in held:
+                    row = int(np.searchsorted(rows, tensor))
+                    mask = np.packbits(flags, bitorder="little")
+                    at = tensor + len(plan.rows)
+                    counts[row] += self._blend(at, start, (one, other, mask), blender)
+                for side in sides:
+                    side.reader.release()
+        return rows + len(plan.rows), counts
+
+    def _blend(
+        self, tensor: int, start: int, sides: tuple[Bytes, Bytes, Bytes], blender: Blender
+    ) -> IntArray:
+        """Blend a span and write it, a buffer at a time; ``tensor`` is one of ``every_kind``."""
+        kinds = self._kinds[tensor]
+        bits = DTYPES[kinds[0]].bits
+        counts, at = np.zeros(3, np.int64), start * bits // 8
+        for data, found in blender(kinds, sides, len(sides[0]) * 8 // bits):
+            self._write(int(self._index[tensor]), at, data)
+            counts += found
+            at += len(data)
+            self._done.add(len(data) * (bits + DTYPES[kinds[1]].bits) // bits)
         return counts
 
     def _copy(self, chunk: int, buffer: Any, stop: threading.Event) -> None:
@@ -145,8 +193,8 @@ class GraftTask:
                 for tensor, start, data in zip(
                     spans.tensors.tolist(), starts.tolist(), base.acquire(spans), strict=True
                 ):
-                    for at in range(0, len(data), _BUFFER):
-                        size = min(_BUFFER, len(data) - at)
+                    for at in range(0, len(data), BUFFER):
+                        size = min(BUFFER, len(data) - at)
                         # not from the mapping: the system would report a file that was cut as a
                         # failure to write
                         buffer[:size] = data[at : at + size]

@@ -660,14 +660,14 @@ def test_what_a_header_takes_is_known_before_it_is_parsed() -> None:
 
 def test_only_a_delta_that_is_understood_is_replaced(pair: Pair, tmp_path: Path) -> None:
     newer = pair.loose["packed"].copy()
-    newer.metadata["version"] = "2"
+    newer.metadata["version"] = "3"
     path = newer.seal(tmp_path / "delta")
     before = path.read_bytes()
     with pytest.raises(ckdiff.OutputError):
         ckdiff.delta(pair.base, pair.tuned, path, overwrite=True)
     assert path.read_bytes() == before
     for action in (ckdiff.info, lambda p: list(ckdiff.weight_patches(p, base=pair.base))):
-        with pytest.raises(ckdiff.DeltaError, match="of version 2"):
+        with pytest.raises(ckdiff.DeltaError, match="of version 3"):
             action(path)
 
 

@@ -207,6 +207,8 @@ def test_every_bit(pair: Pair, tmp_path: Path, workers: int) -> None:
         "elements": elements,
         "grafted": sum(int(mask.sum()) for mask in pair.masks.values()),
         "differing": differing,
+        "rounded": 0,
+        "rounded_elements": 0,
         "unmasked": [],
         "left_out": [],
         "rule": "exact",
@@ -309,7 +311,7 @@ def test_tensors_that_not_all_have(tmp_path: Path) -> None:
         ({"tuned": {"layers.1.w": None, "layers.2.w": None}}, "tuned lacks layers.1.w; and 1 more"),
         ({"base": {"layers.1.w": ("BF16", (1, 13))}}, r"layers.1.w is [1, 13] in base and [13] in"),
         ({"tuned": {"layers.1.w": ("BF16", (12,))}}, r"layers.1.w is [12] in tuned and [13] in"),
-        ({"tuned": {"layers.1.w": ("F32", (13,))}}, "layers.1.w is BF16 in base and F32 in tuned"),
+        ({"tuned": {"layers.1.w": ("I32", (13,))}}, "layers.1.w is BF16 in base and I32 in tuned"),
     ],
 )
 def test_a_mask_that_does_not_fit(tmp_path: Path, change: Any, problem: str) -> None:

@@ -72,6 +72,7 @@ RAISED = {
     ("ckdiff.outputs.placing", "FileExistsError"): "what the system would say of the same",
     ("ckdiff.deltas.container", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.parts", "ValueError"): "caught by container, and becomes a DeltaError",
+    ("ckdiff.deltas.ranges", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.facts", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.contents", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.frames", "ValueError"): "caught by container, and becomes a DeltaError",
