@@ -102,6 +102,10 @@ SLOW: dict[str, str] = {
         test_any_tolerance_on_floats
         test_any_tolerance_on_integers
     """,
+    "test_kinds": """
+        test_killed_and_resumed_by_the_same_options_only
+        test_strided_shared_and_empty_tensors
+    """,
     "test_mask_kernels": """
         test_pairs_and_votes
     """,
@@ -109,6 +113,9 @@ SLOW: dict[str, str] = {
         test_control_group_of_384_megabytes
         test_memory_option_is_kept
         test_peak_does_not_depend_on_the_size
+    """,
+    "test_memory_layouts": """
+        test_memory_is_bounded
     """,
     "test_nulls": """
         test_a_coarser_null_takes_structure_for_agreement
