@@ -62,6 +62,10 @@ SIGNATURES = {
     # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
     # zeroed): multiplies elements by the scales of their blocks
     "scale": "void(int64, int64, int64, int64, int64, int64)",
+    # base, tuned, bytes, bytes of a block, out: literals (RUNS_MARGIN more may be written), out:
+    # sequences (SEQUENCE_BYTES each), out: RUNS_COLUMNS for each block, int64: the exclusive or as
+    # sequences of zstd
+    "runs": f"void({', '.join(['int64'] * 7)})",
     # jobs as for gather, their number: puts elements back to their places in the first array
     "scatter": "void(int64, int64)",
     # base, tuned, words, row
@@ -208,3 +212,11 @@ BOX_DIMENSION = 4
 BOX_TILE = 64
 #: the largest tile, whose elements have one byte, and some of its columns
 BOX_SCRATCH = 2 * BOX_TILE * BOX_TILE
+
+# exclusive or as sequences
+
+LEAST_ZEROS = 4  #: in a row that are a sequence: one is a literal, and no match is below three
+SEQUENCE_BYTES = 16
+RUNS_MARGIN = 8
+#: up to the end of a block: literals, bytes of sequences, changed elements, changed bytes
+RUNS_COLUMNS = 4

@@ -31,6 +31,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.margins import margins_kernel
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
+    from ckdiff.kernels.codegen.runs import runs_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
     from ckdiff.kernels.codegen.scaling import scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
@@ -60,6 +61,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "narrow": narrow_kernel,
     "near": near_kernel,
     "pair": pair_kernel,
+    "runs": runs_kernel,
     "scale": scale_kernel,
     "scatter": scatter_kernel,
     "split": split_kernel,

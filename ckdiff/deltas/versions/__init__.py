@@ -1,0 +1,1 @@
+"""Weight versions: the stream of directories that reinforcement learning publishes."""

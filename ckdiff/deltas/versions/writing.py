@@ -1,0 +1,349 @@
+"""Two checkpoints -> the next version of a stream: complete, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff.checkpoints.opening import Given, fetch_all, open_all
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.conversions.convert import convert
+from ckdiff.deltas.parts import called
+from ckdiff.deltas.room import Room
+from ckdiff.deltas.versions.applying import grouped
+from ckdiff.deltas.versions.checksums import Digester, check_checksum, digester
+from ckdiff.deltas.versions.encoding import TOOLS_MEMORY, WINDOW, Tools, encoder, window_of
+from ckdiff.deltas.versions.following import (
+    Expected,
+    Following,
+    check_whole,
+    follow,
+    not_sayable,
+    other_base,
+    unsayable,
+)
+from ckdiff.deltas.versions.form import ENCODINGS, Said, version_name, version_text
+from ckdiff.deltas.versions.shards import SHARD_BYTES, Shards
+from ckdiff.deltas.versions.spool import Spool
+from ckdiff.dtypes import DTYPES
+from ckdiff.errors import UsageError, printable
+from ckdiff.kernels.memory import Bytes, bytes_at
+from ckdiff.options import Observer, Options, checked_int, checked_observer, checked_output
+from ckdiff.outputs.place import Place, write_errors
+from ckdiff.running.memory import Need, fit_workers
+from ckdiff.running.runners import Meter, interruptible, run_chunks
+from ckdiff.running.threads import InOrder, PerThread, Stopped
+
+_AHEAD = 4  # groups for each worker that may be done before the oldest is written
+_TENSOR = 700  # bytes that a tensor takes in our tables, at most
+_LEVELS = range(1, 23)  # of zstd
+
+
+@dataclass(slots=True)
+class VersionReport:
+    """What was published. ``to_dict()`` is JSON-able."""
+
+    path: Path
+    version: int
+    full: bool
+    tensors: int  #: that the version has
+    changed_bytes: int  #: bytes of tensors that differ; of a full version all of them
+    bytes: int  #: of the version's files
+    density: float  #: changed elements / elements
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return found | {"path": str(self.path), "version": version_text(self.version)}
+
+
+def write_version(
+    base: Given | None,
+    tuned: Given,
+    stream: str | os.PathLike[str],
+    *,
+    encoding: str = "xor",
+    checksum: str = "xxh3-128",
+    number: int | None = None,
+    full: bool = False,
+    full_when_needed: bool = False,
+    level: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> VersionReport:
+    """Publish ``tuned`` as the next version of ``stream``, or as version ``number``.
+
+    A delta from ``base``, which has to be what the newest version leads to: where versions say
+    digests of its tensors, these are held against it. A full version with ``full``, then no base is
+    needed, or with ``full_when_needed`` where a delta cannot say what changed. ``level`` is zstd's.
+    A file of the version has at most ``shard_bytes`` of frames. One pass over both sides in bounded
+    memory; the version is there whole or not at all.
+
+    Raises UsageError, CheckpointError, SourceChanged, BudgetError, DeltaError for another base, a
+    stream that is damaged and what no delta can say, OutputError and Interrupted.
+    """
+    _check(encoding, level, checksum)
+    options = Options(workers=workers, memory=memory)
+    observer, path = checked_observer(observer), checked_output(stream)
+    number = None if number is None else checked_int("number", number)
+    if base is None and not full:
+        raise UsageError("a delta needs a base", hint="give one, or publish a full version")
+    with ExitStack() as stack:
+        sides = open_all(stack, tuned) if base is None else open_all(stack, tuned, base)
+        full = full or _must_be_full(sides, encoding, full_when_needed, observer)
+        room = Room(options.memory)
+        following = follow(str(path), number, None if full else sides[1].table, room)
+        with _MadeFolder(path):
+            if full:
+                return _full(sides[0], path, following, options, observer)
+            said = Said(following.number, following.base_version, encoding, checksum)
+            work = _Making(sides[1], sides[0], path, said, options)
+            work.prepare(following, room, level)
+            fetch_all(sides)
+            with interruptible("nothing was published"):
+                return work.run(Shards, shard_bytes, observer)
+
+
+def _check(encoding: str, level: int, checksum: str) -> None:
+    if encoding not in ENCODINGS:
+        raise UsageError(
+            f"there is no encoding {printable(str(encoding))!r} of weight versions",
+            hint=f"one of {', '.join(ENCODINGS)}",
+        )
+    if checked_int("level", level) not in _LEVELS:
+        raise UsageError(f"level must be from 1 to {_LEVELS[-1]}, not {level}")
+    check_checksum(checksum)
+
+
+def _must_be_full(
+    sides: Sequence[Checkpoint], encoding: str, allowed: bool, observer: Observer
+) -> bool:
+    """Whether no delta can say what changed; raises DeltaError where that is not allowed."""
+    for side in sides:
+        check_whole(side.table, side.label)
+    if len(sides) == 1:
+        return True
+    why = unsayable(sides[1].table, sides[0].table, encoding)
+    if why is None:
+        return False
+    if not allowed:
+        raise not_sayable(why)
+    observer.note(printable(f"this is a full version: {why}"))
+    return True
+
+
+class _MadeFolder:
+    """Makes a stream's directory where there is none, and removes it again where nothing came."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._ours = path, False
+
+    def __enter__(self) -> None:
+        if not self._path.is_dir():
+            with write_errors(self._path):
+                self._path.mkdir(parents=True)
+            self._ours = True
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is not None and self._ours:
+            with suppress(OSError):
+                self._path.rmdir()
+
+
+def _full(
+    tuned: Checkpoint, stream: Path, following: Following, options: Options, observer: Observer
+) -> VersionReport:
+    """Publish all of a checkpoint, with its config and tokenizer files."""
+    out = stream / version_name(following.number)
+    made = convert(tuned, out, workers=options.workers, memory=options.memory, observer=observer)
+    size = sum(entry.stat().st_size for entry in os.scandir(out) if entry.is_file())
+    changed = int(tuned.table.nbytes.sum())
+    return VersionReport(
+        out, following.number, True, made.tensors, changed, size, 1.0, made.seconds
+    )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What became of a tensor."""
+
+    tensor: int  #: position in the tuned side's table
+    elements: int  #: that differ
+    changed: int  #: bytes that differ
+    digest: str = ""
+    frame: Spool | None = None  #: None of a tensor that did not change
+
+
+class _Making:
+    """A delta being made: planned on headers, then ``run``."""
+
+    def __init__(
+        self, base: Checkpoint, tuned: Checkpoint, stream: Path, said: Said, options: Options
+    ) -> None:
+        self._base, self._tuned, self._said = base, tuned, said
+        self._out = stream / version_name(said.version)
+        self._options = options
+        self._groups = list(grouped(tuned.table.nbytes))
+        self._place = Place(self._out, directory=True, overwrite=False)
+        self._level, self._workers = 1, 1
+        self._expected: dict[str, Expected] = {}
+
+    def prepare(self, following: Following, room: Room, level: int) -> None:
+        """Say what does not work before anything is fetched: OutputError and BudgetError."""
+        self._level, self._expected = level, following.expected
+        self._place.keep_away_from([self._base, self._tuned])
+        self._place.check()
+        readers = sum(side.reader_memory(WINDOW) for side in (self._base, self._tuned))
+        tables = room.taken + _TENSOR * len(self._tuned.table)
+        need = Need(tables=tables, worker=TOOLS_MEMORY + readers)
+        self._workers = fit_workers(
+            self._options.workers, len(self._groups), need, self._options.memory
+        )
+
+    def run(self, shards: type[Shards], shard_bytes: int, observer: Observer) -> VersionReport:
+        """Make it of both sides, which are here."""
+        began = time.perf_counter()
+        table = self._tuned.table
+        with self._place as place, write_errors(self._out):
+            with closing(shards(place.path, shard_bytes)) as files:
+                tensors, elements, changed = self._compare(files, observer)
+                self._base.verify()
+                self._tuned.verify()
+                files.finish(self._said)
+            size = sum(entry.stat().st_size for entry in os.scandir(place.path))
+            place.commit()
+        bits = np.array([DTYPES[name].bits for name in table.dtypes], np.int64)
+        total = int((table.nbytes * 8 // np.maximum(bits, 1)).sum())
+        return VersionReport(
+            path=self._out,
+            version=self._said.version,
+            full=False,
+            tensors=tensors,
+            changed_bytes=changed,
+            bytes=size,
+            density=elements / total if total else 0.0,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _compare(self, files: Shards, observer: Observer) -> tuple[int, int, int]:
+        """Write all frames; how many tensors, elements and bytes changed."""
+        table, groups = self._tuned.table, self._groups
+        order = InOrder[list[_Found]](_AHEAD * self._workers)
+        task = _Task(
+            (self._base, self._tuned), self._said, self._level, self._expected, groups,
+            order, self._place.path,
+        )  # fmt: skip
+        meter = Meter(observer, 2 * int(table.nbytes.sum()))
+        totals = np.zeros(3, np.int64)
+
+        def finished(group: int, result: list[_Found]) -> None:
+            for at, found in order.put(group, result):
+                for one in found:
+                    if one.frame is not None:
+                        name = table.names[one.tensor]
+                        files.add(name, one.digest, one.frame.size, one.frame.parts())
+                        one.frame.close()
+                        totals[:] += 1, one.elements, one.changed
+                meter.add(2 * int(table.nbytes[slice(*groups[at])].sum()))
+
+        run_chunks(range(len(groups)), task, workers=self._workers, done=finished, meter=meter)
+        tensors, elements, changed = totals.tolist()
+        return tensors, elements, changed
+
+
+@dataclass(slots=True)
+class _Task:
+    """The task of a group of tensors. Shared by the threads."""
+
+    sides: tuple[Checkpoint, Checkpoint]  #: base and tuned
+    said: Said
+    level: int
+    expected: dict[str, Expected]
+    groups: Sequence[tuple[int, int]]
+    order: InOrder[list[_Found]]
+    folder: Path
+    _at: dict[str, int] = field(init=False)
+    _tools: PerThread[Tools] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._at = {name: i for i, name in enumerate(self.sides[0].table.names)}
+        self._tools = PerThread(Tools)
+
+    def __call__(self, chunk: int, stop: threading.Event) -> list[_Found]:
+        """See ChunkTask; a chunk is a group of tensors."""
+        self.order.wait(chunk, stop)
+        with ExitStack() as stack:
+            readers = [stack.enter_context(closing(side.reader())) for side in self.sides]
+            return [self._tensor(at, readers, stop) for at in range(*self.groups[chunk])]
+
+    def _tensor(self, at: int, readers: Sequence[SpanReader], stop: threading.Event) -> _Found:
+        table = self.sides[1].table
+        name, dtype, nbytes = table.names[at], table.dtypes[at], int(table.nbytes[at])
+        spool, window = Spool(self.folder), window_of(dtype)
+        work = encoder(self.said.encoding, dtype, nbytes, spool, self._tools(), level=self.level)
+        digests = _Digests(self.said.checksum, self.expected.get(name))
+        found = _Found(at, 0, 0)
+        positions = self._at[name], at
+        for start in range(0, nbytes, window):
+            if stop.is_set():
+                raise Stopped
+            size = min(window, nbytes - start)
+            after = min(window, nbytes - start - size)
+            sides = []
+            for reader, tensor in zip(readers, positions, strict=True):
+                if after:
+                    reader.prefetch(*_span(tensor, start + size, after))
+                sides.append(bytes_at(int(reader.acquire(*_span(tensor, start, size))[0]), size))
+            elements, changed = work.add(*sides)
+            digests.add(*sides, equal=not changed)
+            found.elements += elements
+            found.changed += changed
+            for reader in readers:
+                reader.release()
+        digests.check(name)
+        if work.finish():
+            found.frame, found.digest = spool, digests.tuned.hexdigest()
+        return found
+
+
+def _span(tensor: int, start: int, size: int) -> tuple[IntArray, IntArray, IntArray]:
+    return np.array([tensor]), np.array([start]), np.array([size])
+
+
+class _Digests:
+    """Those of both sides of a tensor; of the base only where something is expected of it."""
+
+    def __init__(self, checksum: str, expected: Expected | None) -> None:
+        self.tuned, self._expected = digester(checksum), expected
+        self._base: Digester | None = None
+        self._shared = expected is not None and expected.checksum == checksum
+        if expected is not None and not self._shared:
+            self._base = digester(expected.checksum)
+
+    def add(self, base: Bytes, tuned: Bytes, *, equal: bool) -> None:
+        """Take the next window of both; ``equal`` says that nothing differs."""
+        if self._shared and not equal:  # up to here it was the same
+            self._base, self._shared = self.tuned.copy(), False
+        self.tuned.update(tuned)
+        if self._base is not None:
+            self._base.update(base)
+
+    def check(self, name: str) -> None:
+        """Raise DeltaError where the base is not what was expected of it."""
+        if self._expected is None:
+            return
+        found = (self.tuned if self._base is None else self._base).hexdigest()
+        if found != self._expected.digest:
+            version = version_name(self._expected.version)
+            raise other_base(f"{called(name)} is not what {version} says")
