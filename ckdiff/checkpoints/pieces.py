@@ -43,6 +43,14 @@ def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
+WARNING = "warning: "  #: what a note begins with that is more than a note
+
+
+def told(note: str) -> str:
+    """A note of a checkpoint, as people are told it."""
+    return note if note.startswith(WARNING) else f"note: {note}"
+
+
 @dataclass(slots=True)
 class Contents:
     """What the files of a checkpoint hold together, in columns."""

@@ -26,10 +26,11 @@ def command(path: str, key: str | None, as_json: bool) -> None:
     if as_json:
         write_json(about)
         return
+    from ckdiff.checkpoints.pieces import told
     from ckdiff.errors import printable
 
     for note in about.get("notes", ()):
-        say(f"note: {note}")
+        say(told(note))
     # whatever a file says of itself, nothing of it acts on the terminal
     write_lines(map(printable, _LINES[about["kind"]](about)))
 

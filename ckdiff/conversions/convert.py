@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff.budget import parse_size
 from ckdiff.checkpoints.opening import fetch_all, open_for_planning, open_in
+from ckdiff.checkpoints.pieces import told
 from ckdiff.conversions.configs import with_dtype
 from ckdiff.conversions.dtypes import DTYPE_NAMES, checked_dtype
 from ckdiff.conversions.plan import Plan
@@ -133,7 +134,7 @@ def _converted(plan: Plan, rebuilt: Rebuilt, found: Found, seconds: float) -> Co
 
 def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
     """What a user should know before the result is taken for more, or less, than it is."""
-    yield from plan.checkpoint.notes
+    yield from map(told, plan.checkpoint.notes)
     table = plan.checkpoint.table
     if table.absent:
         yield (

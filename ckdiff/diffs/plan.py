@@ -26,6 +26,7 @@ from ckdiff.checkpoints.opening import (
     open_in,
     recipe_for_workers,
 )
+from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import FilePair, same_files
 from ckdiff.diffs.comparison import Comparison, Selection, side_by_side
@@ -216,7 +217,7 @@ def _disk_at_most(comparison: Comparison, rules: RuleSet) -> int:
 def _tell(comparison: Comparison, observer: Observer) -> None:
     """What people should know of the pairs."""
     for said in (*comparison.base.notes, *comparison.tuned.notes, *comparison.notes):
-        observer.note(f"note: {said}")
+        observer.note(told(said))
     for warning in comparison.pairing.warnings:
         observer.note(f"warning: {warning}")
     if comparison.pairing.hint:

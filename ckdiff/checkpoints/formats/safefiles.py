@@ -9,7 +9,7 @@ from ckdiff.checkpoints.explaining import refused_metadata
 from ckdiff.checkpoints.formats.registry import FORMATS
 from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.indexes import check_unlisted, joined_by_index
-from ckdiff.checkpoints.pieces import Contents
+from ckdiff.checkpoints.pieces import WARNING, Contents
 from ckdiff.checkpoints.places.place import Files, Read
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.errors import CheckpointError, HeaderError
@@ -36,7 +36,7 @@ def read_contents(files: Files) -> Contents:
         listed = joined_by_index(described, files.choice.weight_map, held)
         whole = all(map(all, listed.kept))
         kept = None if whole else listed.kept
-        missing, notes = list(listed.missing), list(listed.warnings)
+        missing, notes = list(listed.missing), [f"{WARNING}{text}" for text in listed.warnings]
     stored = _joined(files, headers)
     said = (refused_metadata(files.where(i), header.metadata) for i, header in enumerate(headers))
     stored.refused = next((refused for refused in said if refused is not None), None)

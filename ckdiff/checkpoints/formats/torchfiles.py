@@ -6,7 +6,7 @@ import numpy as np
 
 from ckdiff.checkpoints.formats.torchzip import TorchTable, torch_table
 from ckdiff.checkpoints.indexes import check_unlisted, joined_by_index
-from ckdiff.checkpoints.pieces import Contents, Piece
+from ckdiff.checkpoints.pieces import WARNING, Contents, Piece
 from ckdiff.checkpoints.places.place import Files
 from ckdiff.checkpoints.protocol import TensorTable
 
@@ -28,7 +28,7 @@ def read_contents(files: Files) -> Contents:
     else:
         listed = joined_by_index(files.described, files.choice.weight_map, held)
         kept, missing = listed.kept, list(listed.missing)
-        notes += listed.warnings
+        notes += [f"{WARNING}{text}" for text in listed.warnings]
     return _joined(files, tables, kept, missing, notes)
 
 
