@@ -3,7 +3,8 @@
     python bench/formats.py [--gib 2] [--density 0.1] [--rounds 5] [--dir DIR] [--quick]
 
 A ratio is the throughput of a pair in that format by that of the pair in safetensors, by `seconds`
-of the JSON. Both sides are in the format. Whatever is written is checked: every count is the same.
+of the JSON. Both sides are in the format, or the base has the experts one by one, and the tuned
+side all of them in one tensor. Whatever is written is checked: every count is the same.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import argparse
 import json
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from common import ckdiff, make_pair, median, table, take_turns, watch
 
 RANKS = 4
+WIDE = 1024  # rows of an expert
+ROLES = ("gate_proj", "up_proj")
+SAFETENSORS = "model.safetensors"
 Maker = Callable[[dict[str, Any], Path], None]
 
 
@@ -98,13 +102,77 @@ def pieces(tensors: dict[str, Any], folder: Path) -> None:
         save_file(parts, path, {"DCP_SHARDING_INFO": json.dumps(said)})
 
 
-#: what the same weights can be written as; one more is one more line
-MAKERS: dict[str, Maker] = {
-    "torch zip": torch_zip,
-    "dcp, 4 ranks by rows": dcp,
-    "dcp, 4 ranks by columns": dcp_columns,
-    "rank shards": rank_files,
-    "safetensors pieces": pieces,
+def _experts(tensors: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each tensor as a stack of experts: (experts, gate and up, rows, columns)."""
+    for name, tensor in tensors.items():
+        yield name.replace("up_proj.weight", "experts"), tensor.view(-1, 2, WIDE, tensor.shape[1])
+
+
+def _saved(found: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: part.contiguous() for name, part in found.items()}, folder / SAFETENSORS)
+
+
+def apart(tensors: dict[str, Any], folder: Path) -> None:
+    """The experts one by one."""
+    _saved(
+        {
+            f"{name}.{n}.{role}.weight": both[at]
+            for name, experts in _experts(tensors)
+            for n, both in enumerate(experts)
+            for at, role in enumerate(ROLES)
+        },
+        folder,
+    )
+
+
+def with_biases(tensors: dict[str, Any], folder: Path) -> None:
+    """The same with biases, all zeros, which say that gate and up alternate where they are one."""
+    import torch
+
+    found = {
+        f"{name}.{n}.{role}.{kind}": both[at] if kind == "weight" else torch.zeros(WIDE)
+        for name, experts in _experts(tensors)
+        for n, both in enumerate(experts)
+        for at, role in enumerate(ROLES)
+        for kind in ("weight", "bias")
+    }
+    _saved(found, folder)
+
+
+def fused(tensors: dict[str, Any], folder: Path) -> None:
+    """Gate and up of all experts in one tensor, as rows: the parts need no copy."""
+    _saved({f"{name}.gate_up_proj": x.flatten(1, 2) for name, x in _experts(tensors)}, folder)
+
+
+def transposed(tensors: dict[str, Any], folder: Path) -> None:
+    """The same as columns."""
+    stacks = {f"{name}.gate_up_proj": x.flatten(1, 2) for name, x in _experts(tensors)}
+    _saved({name: x.transpose(1, 2) for name, x in stacks.items()}, folder)
+
+
+def interleaved(tensors: dict[str, Any], folder: Path) -> None:
+    """The same as columns that alternate."""
+    import torch
+
+    found = {}
+    for name, experts in _experts(tensors):
+        found[f"{name}.gate_up_proj"] = experts.permute(0, 3, 2, 1).flatten(2)
+        found[f"{name}.gate_up_proj_bias"] = torch.zeros(len(experts), 2 * WIDE)
+    _saved(found, folder)
+
+
+#: what the same weights can be written as, both sides or each; one more is one more line
+MAKERS: dict[str, tuple[Maker, Maker]] = {
+    "torch zip": (torch_zip, torch_zip),
+    "dcp, 4 ranks by rows": (dcp, dcp),
+    "dcp, 4 ranks by columns": (dcp_columns, dcp_columns),
+    "rank shards": (rank_files, rank_files),
+    "safetensors pieces": (pieces, pieces),
+    "unfused": (apart, fused),
+    "transposed": (apart, transposed),
+    "interleaved": (with_biases, interleaved),
 }
 
 
@@ -112,14 +180,14 @@ def write_all(root: Path, names: list[str]) -> None:
     """root/NAME/base and root/NAME/tuned for each format: what is in root/base and root/tuned."""
     from safetensors.torch import load_file
 
-    for side in ("base", "tuned"):
+    for at, side in enumerate(("base", "tuned")):
         tensors: dict[str, Any] = {}
         for file in sorted((root / side).glob("*.safetensors")):
             tensors |= load_file(file)
         for name in names:
             folder = root / name / side
             folder.mkdir(parents=True)
-            MAKERS[name](tensors, folder)
+            MAKERS[name][at](tensors, folder)
 
 
 def main() -> None:

@@ -7,25 +7,21 @@ A part whose elements lie far apart, of a transposed matrix, is copied a stretch
 
 from __future__ import annotations
 
-import ctypes
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.pieces import Contents, Piece, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.kernels import strided
+from ckdiff.kernels.memory import bytes_at
 
 _Index = tuple[int, ...]
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
-#: whole words of elements: copies of one are not done byte by byte
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
 #: bytes of a window that may be read for nothing, because they lie between what is copied
 _BETWEEN = 1 << 18
 #: bytes that are read at a time of what lies farther apart, at least: else as many as the window's
@@ -344,21 +340,10 @@ def boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index
 
 
 def _copy(copy: _Copy, source: int, into: int) -> None:
-    np.copyto(
-        _view(into, copy.shape, copy.into, copy.width),
-        _view(source, copy.shape, copy.strides, copy.width),
+    reach, room = (
+        (1 + _last(copy.shape, strides)) * copy.width for strides in (copy.strides, copy.into)
     )
-
-
-def _view(address: int, shape: _Index, strides: _Index, width: int) -> npt.NDArray[np.generic]:
-    """Elements in memory as an array of words of ``width`` bytes."""
-    reach = (1 + _last(shape, strides)) * width
-    memory: Any = (ctypes.c_char * reach).from_address(address)
-    return np.ndarray(
-        shape, _word(width), memory, strides=tuple(stride * width for stride in strides)
-    )
-
-
-@cache
-def _word(width: int) -> np.dtype[np.generic]:
-    return np.dtype(_WORDS[width])
+    strided.copy(
+        bytes_at(source, reach), bytes_at(into, room, writable=True),
+        copy.shape, copy.strides, copy.into, copy.width,
+    )  # fmt: skip

@@ -30,7 +30,7 @@ from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.contents import Contents
 from ckdiff.deltas.facts import MANIFEST_LIMIT, read_manifest
-from ckdiff.deltas.filenames import index_fault
+from ckdiff.deltas.filenames import index_fault, newer_fault
 from ckdiff.deltas.ownheader import pread, read_own_header
 from ckdiff.deltas.parts import (
     DATA,
@@ -47,7 +47,7 @@ from ckdiff.deltas.parts import (
     digest,
     entries_digest,
 )
-from ckdiff.deltas.ranges import Ranges, read_ranges
+from ckdiff.deltas.ranges import read_ranges
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import TENSOR, Room, header_cost, index_cost, json_cost, windows_cost
 from ckdiff.deltas.tables import check_tables
@@ -323,6 +323,8 @@ class Delta:
         passing = 0 if index is None else index_cost(index[1])
         self._take(passing)
         fault = index_fault(self.blueprint)
+        if "ranges" in manifest:
+            fault = newer_fault(self.blueprint, fault, ranges=bool(manifest["ranges"]))
         if fault is not None:
             raise ValueError(fault)
         self._room.give(passing)
@@ -334,9 +336,7 @@ class Delta:
         self._take(windows_cost(windows, int(self.blueprint.nbytes.sum())))
         self.tensors = Tensors.from_bytes(self._part(TENSORS, Tensors.ROW * count), count)
         self.windows: Windows = self.blueprint.windows()
-        listed, based = self.manifest.get("ranges", []), self.tensors.based
-        odd = read_ranges(listed, self.blueprint, based)
-        self.ranges = Ranges(self.blueprint, based, odd)
+        self.ranges = read_ranges(self.manifest, self.blueprint, self.tensors.based)
         data = self._part(FRAMES, 12 * windows)
         self.frame_sizes: IntArray = np.frombuffer(data, np.uint32, windows).astype(np.int64)
         self.frame_digests: UInt64 = np.frombuffer(data[4 * windows :], np.uint64)

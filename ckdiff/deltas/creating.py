@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
+from ckdiff.checkpoints.pairing import Unpaired
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
-from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.deltas.bases import find_bases
 from ckdiff.deltas.blueprint import Blueprint, Windows
 from ckdiff.deltas.change import Change, Coder, Encoding, Merger, Recorder, differing_elements
@@ -42,6 +42,7 @@ from ckdiff.options import (
     checked_output,
     checked_text,
 )
+from ckdiff.outputs.asstored import to_rebuild
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.rules import Rule
 from ckdiff.running.runners import Meter, interruptible, run_chunks
@@ -108,7 +109,7 @@ class Making:
         self._sources, directory = (base, tuned), tuned.directory is not None
         if not tuned.in_files:
             directory = directory or (not tuned.files and base.directory is not None)
-        tuned = with_files(tuned)
+        tuned = to_rebuild(tuned)
         self._base, self._tuned, self._out = base, tuned, out
         self._name, self._options, self._observer = encoding, options, observer
         self._encoding: Encoding = ENCODINGS[encoding]
@@ -117,7 +118,9 @@ class Making:
         self._pairing = self._bases.pairing
         _check_names(tuned, directory)
         self.blueprint = Blueprint.of_checkpoint(tuned, directory=directory)
-        fault = index_fault(self.blueprint)
+        # of a checkpoint that says more than its index does, older versions know nothing
+        self._partial = index_fault(self.blueprint) is not None
+        fault = index_fault(self.blueprint, partial=True)
         if fault is not None:
             raise _unwritable(tuned, fault)
         self._encoding.check_names(self.blueprint.names)
@@ -203,13 +206,14 @@ class Making:
 
     def _manifest(self, tensors: Tensors) -> dict[str, Any]:
         odd = {at: replace(found, new=int(self._new[at])) for at, found in self._bases.odd.items()}
-        listed = {"ranges": to_list(odd, self.blueprint.names)} if odd else {}
+        newer = odd or self._partial
+        listed = {"ranges": to_list(odd, self.blueprint.names)} if newer else {}
         return listed | {
             "encoding": self._name,
             "ckdiff": __version__,
             "lossy": None if self.merger is None else self.merger.to_dict(self._left_out),
             "base": {"files": [[file.name, file.size] for file in self._base.files]},
-            "unpaired": details(self._pairing.unpaired),
+            "unpaired": _listed(self._pairing.unpaired),
             "elements": self._elements(),
             "changed": self._changed(tensors),
         }
@@ -239,6 +243,17 @@ class Making:
             lossy=None if self.merger is None else self.merger.to_dict(self._left_out),
             seconds=time.perf_counter() - self.began,
         )
+
+
+def _listed(unpaired: Sequence[Unpaired]) -> list[dict[str, Any]]:
+    """As the manifest has them: what a base's index has and no file is as if it were nowhere."""
+    found = []
+    for item in details(unpaired):
+        if item["reason"] == "missing":
+            item["reason"] = "added" if "tuned_dtype" in item else "removed"
+        if len(item) > 2:
+            found.append(item)
+    return found
 
 
 def _check_names(tuned: Checkpoint, directory: bool) -> None:

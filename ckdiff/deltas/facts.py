@@ -126,9 +126,7 @@ def _check_unpaired(unpaired: Any) -> None:
 
 
 def _check_ranges(ranges: Any) -> None:
-    if not _list(ranges, "ranges"):
-        raise ValueError("a version for ranges, and there are none")
-    for item in ranges:
+    for item in _list(ranges, "ranges"):
         _object(item, "a range", _RANGE)
         for key in ("name", "base"):
             _text(item[key], "a range's name", HEADER_LIMIT, surrogates=False)

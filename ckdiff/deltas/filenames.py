@@ -60,11 +60,11 @@ def names_fault(names: list[str], index: str | None, *, directory: bool) -> str 
     return None
 
 
-def index_fault(blueprint: Blueprint) -> str | None:
+def index_fault(blueprint: Blueprint, *, partial: bool = False) -> str | None:
     """Why the bytes of a blueprint's index are not what its files' headers imply, or None.
 
-    It must be JSON whose ``weight_map`` has every tensor, with the file that it is in, and no
-    other. What else is in it may be anything that is JSON, and not much.
+    It must be JSON whose ``weight_map`` has every tensor, or with ``partial`` some, with the file
+    that it is in, and no other. What else is in it may be anything that is JSON, and not much.
     """
     if blueprint.index is None:
         return None
@@ -81,12 +81,22 @@ def index_fault(blueprint: Blueprint) -> str | None:
         found = index_of(raw, "its index").weight_map
     except CheckpointError as error:
         return error.message
-    owners = zip(blueprint.names, blueprint.file.tolist(), strict=True)
-    if found is None or len(found) != len(blueprint.names):
+    owners = dict(zip(blueprint.names, blueprint.file.tolist(), strict=True))
+    lacking = found is not None and len(found) < len(owners) and not partial
+    if found is None or lacking or not owners.keys() >= found.keys():
         return "its index has other tensors than its files"
-    if any(found.get(tensor) != files[at] for tensor, at in owners):
+    if any(files[owners[tensor]] != file for tensor, file in found.items()):
         return "its index has tensors in other files than they are in"
     return None
+
+
+def newer_fault(blueprint: Blueprint, fault: str | None, *, ranges: bool) -> str | None:
+    """The same of a delta of the newer version, which has ranges or an index that names not all;
+    ``fault`` is what is wrong in the older one.
+    """
+    if fault is not None:
+        return index_fault(blueprint, partial=True)
+    return None if ranges else "a version that it does not need"
 
 
 def _path_fault(name: str) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.checkpoints.pairing import pair
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.checkpoints.views.canonical import with_files
+from ckdiff.checkpoints.views.canonical import as_file, with_files
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.change import Encoding, differing_elements
 from ckdiff.deltas.comparing import Compared, Copier, Piece
@@ -164,7 +164,8 @@ class _PairSource(Compared):
     """Two checkpoints."""
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
-        tuned = with_files(tuned)
+        # only what counts: files may hold more
+        tuned = with_files(tuned) if tuned.as_stored() is tuned else as_file(tuned)
         blueprint = Blueprint.of_checkpoint(tuned)
         super().__init__(blueprint, blueprint.windows())
         self._sides = base, tuned

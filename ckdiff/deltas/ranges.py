@@ -99,8 +99,8 @@ def parts(ranges: Mapping[int, Range], blueprint: Blueprint) -> list[dict[str, s
 
 
 def read_ranges(
-    listed: Sequence[Mapping[str, Any]], blueprint: Blueprint, based: npt.NDArray[np.bool_]
-) -> dict[int, Range]:
+    manifest: Mapping[str, Any], blueprint: Blueprint, based: npt.NDArray[np.bool_]
+) -> Ranges:
     """What a manifest says, held against the tensors; its values have their types already.
 
     Raises ValueError.
@@ -108,7 +108,7 @@ def read_ranges(
     where = {name: i for i, name in enumerate(blueprint.names)}
     found: dict[int, Range] = {}
     before = -1
-    for item in listed:
+    for item in manifest.get("ranges", []):
         name = item["name"]
         at = where.get(name, -1)
         if at <= before:
@@ -121,7 +121,7 @@ def read_ranges(
         if fault is not None:
             raise ValueError(f"{called(name)} {fault}")
         found[at] = one
-    return found
+    return Ranges(blueprint, based, found)
 
 
 def _fault(found: Range, name: str, blueprint: Blueprint, at: int) -> str | None:

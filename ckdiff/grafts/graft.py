@@ -16,11 +16,11 @@ import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
-from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, chunks_of, working_memory
 from ckdiff.options import Observer, Options, checked_observer, checked_output
+from ckdiff.outputs.asstored import to_rebuild
 from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
 from ckdiff.rules import Rule
@@ -55,8 +55,9 @@ def graft(
     library would make of it. It is there whole or not at all. ``mask`` is a mask store, also of
     another run: tensors are found by name and shape, and those that it lacks stay the base's. Where
     it is of parts, ``unfuse`` finds them in fused tensors of either side. The dtypes stay the
-    base's: floats of another one are rounded to the nearest. In bounded memory. A directory gets copies of the base's config and tokenizer files, or of those in
-    ``config_from``, unless ``config`` is False. Gives what ``ckdiff graft --json`` prints.
+    base's: floats of another one are rounded to the nearest. In bounded memory. A directory gets
+    copies of the base's config and tokenizer files, or of those in ``config_from``, unless
+    ``config`` is False. Gives what ``ckdiff graft --json`` prints.
 
     Raises a CkdiffError: PairingError for a mask that does not fit, OutputError, SourceChanged,
     StoreCorrupt and others of :mod:`ckdiff.errors`.
@@ -69,7 +70,7 @@ def graft(
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
         sides = open_all(stack, base, tuned)
-        plan = Plan(with_files(sides[0]), sides[1], matched, unfuse=unfuse)
+        plan = Plan(to_rebuild(sides[0]), sides[1], matched, unfuse=unfuse)
         threads = _threads(plan, options)
         beside = copying.beside(sides[0], directory=plan.files.directory is not None)
         rebuilt = _rebuilt(plan, sides, path, beside, overwrite=options.overwrite)

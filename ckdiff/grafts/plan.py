@@ -11,10 +11,10 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.errors import PairingError, StoreCorrupt, printable
 from ckdiff.grafts.blending import Kinds, can_take
 from ckdiff.grafts.fused import fused_of
-from ckdiff.grafts.seeing import Seen, seen_by
 from ckdiff.layout import Layout, bits_of
 from ckdiff.naming import natural_key
 from ckdiff.stores.matching import Matched, first_rows, misfit, several
+from ckdiff.stores.seeing import Seen, seen_by
 from ckdiff.stores.tally import Tally, recount
 
 

@@ -41,6 +41,7 @@ from ckdiff.running.memory import Need
 from ckdiff.running.runners import Meter, OnCluster, add_up, interruptible
 from ckdiff.stores.maskwalk import window_elements, working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
+from ckdiff.stores.seeing import seen_by
 from ckdiff.stores.summaries import By, checked_by, group_index, group_order
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def overlap(
     counted = tuple(name for name in names if NULLS[name].collector is not None)
     readers = [name for name in counted if NULLS[name].reads_base]
     with ExitStack() as stack:
-        sides = _open_base(base, readers, stack)
+        opened = _open_base(base, readers, stack)
+        sides = [seen_by(matched, side).checkpoint for side in opened]
         need = _need(matched, len(groups), len(counted), [side for side in sides for _ in readers])
         _check_memory(need, threads, memory, (len(groups), len(matched.stores)), by)
         for side in sides:

@@ -16,6 +16,7 @@ from ckdiff.overlaps.counting import OverlapTask
 from ckdiff.overlaps.nulls.base import Base
 from ckdiff.running.remote import SHARE
 from ckdiff.stores.matching import Matched, first_rows, match
+from ckdiff.stores.seeing import seen_by
 from ckdiff.stores.summaries import By, group_index
 from ckdiff.stores.table import IntArray, content_of, is_content_hash
 
@@ -120,6 +121,8 @@ class OverlapRecipe:
                     f"{printable(str(store.path))} is another store on a worker than here",
                     hint=SHARE,
                 )
-        base = None if self.base is None else stack.enter_context(open_recipe(self.base))
+        base = None
+        if self.base is not None:
+            base = seen_by(matched, stack.enter_context(open_recipe(self.base))).checkpoint
         _, groups = group_index(matched.names, matched.dtypes, self.by)
         return plan(matched, groups, self.counted, base)

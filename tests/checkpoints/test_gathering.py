@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckdiff
@@ -99,6 +99,7 @@ def split(draw: Any, array: Array, sources: list[Array]) -> tuple[Piece, ...]:
     return tuple(draw(st.permutations(pieces)))
 
 
+@settings(deadline=None)  # kernels are compiled
 @given(st.data())
 def test_any_span_is_what_a_naive_gather_gives(data: st.DataObject) -> None:
     sources: list[Array] = []
@@ -139,6 +140,7 @@ class Counting(Held):
         self.taken = 0
 
 
+@settings(deadline=None)  # kernels are compiled
 @given(st.data())
 def test_what_lies_far_apart_is_read_a_stretch_at_a_time(data: st.DataObject) -> None:
     """Whatever the order and the steps in which it is stored."""

@@ -25,7 +25,11 @@ class Seen:
 
 
 def seen_by(
-    matched: Matched, checkpoint: Checkpoint, other: TensorTable, *, whole: bool = False
+    matched: Matched,
+    checkpoint: Checkpoint,
+    other: TensorTable | None = None,
+    *,
+    whole: bool = False,
 ) -> Seen:
     """All of a checkpoint by the names of a store's tensors, as far as these can be told.
 
@@ -44,7 +48,7 @@ def seen_by(
     return _with_whole(checkpoint, view)
 
 
-def _table(matched: Matched, table: TensorTable, other: TensorTable) -> TensorTable:
+def _table(matched: Matched, table: TensorTable, other: TensorTable | None) -> TensorTable:
     """The store's tensors as a checkpoint would have them, and what else only the other one has."""
     held = dict(zip(table.names, table.shapes, strict=True))
     shapes = [
@@ -53,10 +57,11 @@ def _table(matched: Matched, table: TensorTable, other: TensorTable) -> TensorTa
     ]
     names, dtypes = list(matched.names), list(matched.dtypes)
     known = {*names, *table.names}
-    more = [i for i, name in enumerate(other.names) if name not in known]
-    names += [other.names[i] for i in more]
-    dtypes += [other.dtypes[i] for i in more]
-    shapes += [other.shapes[i] for i in more]
+    for i, name in enumerate(() if other is None else other.names):
+        if name not in known and other is not None:
+            names.append(name)
+            dtypes.append(other.dtypes[i])
+            shapes.append(other.shapes[i])
     sizes = [prod(s) * DTYPES[d].bits // 8 for s, d in zip(shapes, dtypes, strict=True)]
     return TensorTable(names, dtypes, shapes, np.array(sizes, np.int64))
 
