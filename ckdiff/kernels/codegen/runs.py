@@ -63,7 +63,8 @@ def runs_kernel(kind: str) -> Callable[..., None]:
     ) -> None:
         to, sequence = types.int64(literals), types.int64(sequences)
         elements = changed = 0
-        for first in range(0, size, block):
+        first = types.int64(0)
+        while first < size:  # range() would ask whether the step is zero
             stop = first + block
             if stop > size:
                 stop = size
@@ -114,5 +115,6 @@ def runs_kernel(kind: str) -> Callable[..., None]:
             store_word(result + 16, elements)
             store_word(result + 24, changed)
             result += 8 * RUNS_COLUMNS
+            first = stop
 
     return runs
