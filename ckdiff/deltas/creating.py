@@ -172,6 +172,8 @@ class Making:
 
     def _workers(self) -> int:
         readers = sum(side.reader_memory(FRAME_BYTES) for side in (self._base, self._tuned))
+        if self._ranges.grown.any():
+            readers += 2 * FRAME_BYTES  # what zeros follow is copied
         return allowed_workers(self._options, len(self._windows.groups), readers=readers)
 
     def _compare(self, recorder: Recorder) -> Tensors:

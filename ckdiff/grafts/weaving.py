@@ -64,11 +64,18 @@ def _tile(boxes: Sequence[Piece], elements: int) -> bool:
     """Whether boxes cover as many elements, each of them once."""
     if sum(prod(box.shape) for box in boxes) != elements:
         return False
-    begins = np.array([box.at for box in boxes])
-    ends = begins + np.array([box.shape for box in boxes])
-    return all(
-        ((begins < end) & (begin < ends)).all(axis=1).sum() == 1
-        for begin, end in zip(begins, ends, strict=True)
+    begins = np.array([box.at for box in boxes]).reshape(len(boxes), -1)
+    ends = begins + np.array([box.shape for box in boxes]).reshape(len(boxes), -1)
+    if len(boxes) < 2:
+        return True
+    # along one axis few are beside each other: only these are compared
+    axis = max(range(begins.shape[1]), key=lambda i: len(np.unique(begins[:, i])))
+    order = np.argsort(begins[:, axis], kind="stable")
+    begins, ends = begins[order], ends[order]
+    stops = np.searchsorted(begins[:, axis], ends[:, axis])
+    return not any(
+        ((begins[at] < ends[at + 1 : stop]) & (begins[at + 1 : stop] < ends[at])).all(axis=1).any()
+        for at, stop in enumerate(stops.tolist())
     )
 
 
