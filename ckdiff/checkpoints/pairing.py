@@ -12,7 +12,7 @@ import numpy as np
 
 from ckdiff.checkpoints.prefixes import as_option, best_renaming
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
-from ckdiff.dtypes import common
+from ckdiff.dtypes import DTYPES, common
 from ckdiff.errors import PairingError, UsageError
 from ckdiff.naming import natural_key
 
@@ -272,16 +272,36 @@ def _nothing(base: TensorTable, tuned: TensorTable, found: Pairing) -> PairingEr
         detail += f"; for example {unpaired[0].name!r}"
     return PairingError(
         f"nothing to compare between {len(base):,} and {len(tuned):,} tensors{detail}",
-        hint=found.hint or "check that both are checkpoints of the same model, and the globs",
+        hint=found.hint or _remedy(base, tuned, found),
     )
+
+
+def _remedy(base: TensorTable, tuned: TensorTable, found: Pairing) -> str:
+    """What to do where nothing is compared, and no other name or shape would help."""
+    if found.excluded and not found.unpaired:
+        wanted = next((w for w in found.warnings if w.startswith("--include")), None)
+        if wanted is not None:
+            return f"{wanted}; a glob has to match the whole name, as '*embed*' does"
+        return "the globs leave nothing: check --include and --exclude"
+    quantised = {"I8", "U8", *(name for name, d in DTYPES.items() if d.bits <= 8 and d.bits > 1)}
+    dtypes = ({side.dtypes[i] for i in range(len(side))} for side in (base, tuned))
+    one, other = (bool(found_ & quantised) for found_ in dtypes)
+    if one != other and any(u.reason == "retyped" for u in found.unpaired):
+        return "one side looks quantised: --dequantize compares the values that it stands for"
+    if any(u.reason == "reshaped" for u in found.unpaired):
+        return "the shapes are those of another model: check the paths"
+    return "check that both are checkpoints of the same model, and the globs"
 
 
 def _hint(
     unpaired: Sequence[Unpaired], in_base: dict[str, int], in_tuned: dict[str, int]
 ) -> str | None:
     """What would pair more: a renaming, or the rows that both have."""
-    for side, names in (("base", in_base), ("tuned", in_tuned)):
-        if names and all(_ADAPTER.search(name) for name in names):
+    adapters = [all(map(_ADAPTER.search, names)) for names in (in_base, in_tuned)]
+    for side, names, is_adapter in zip(
+        ("base", "tuned"), (in_base, in_tuned), adapters, strict=True
+    ):
+        if names and is_adapter and not all(adapters):
             return (
                 f"the {side} side is an adapter, not a model: give the model that it was trained "
                 f"on there, and the adapter with --{side}-adapter"
@@ -292,7 +312,8 @@ def _hint(
         smaller = min(len(in_base), len(in_tuned))
         return f"{as_option(renaming)} would pair {pairs:,} of {smaller:,} names"
     rows = [u for u in unpaired if u.reason == "reshaped" and _rows_differ(u.detail)]
-    if not rows:
+    others = [u for u in unpaired if u.reason == "reshaped" and not _rows_differ(u.detail)]
+    if not rows or len(others) > len(rows):  # then it is another model
         return None
     tensors = "1 tensor" if len(rows) == 1 else f"{len(rows):,} tensors"
     return (

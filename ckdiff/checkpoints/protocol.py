@@ -147,6 +147,13 @@ class Checkpoint(ABC):
         return None
 
     @property
+    def addresses(self) -> IntArray | None:
+        """Where in this process each tensor is that was given in memory, 0 where it is copied; None
+        where nothing was.
+        """
+        return None
+
+    @property
     def merged(self) -> Sequence[str]:
         """Names of the tensors that an adapter's matrices change; its readers say what they were
         before.

@@ -65,20 +65,27 @@ def _merge(counts: Mapping[str, Any] | None) -> list[str]:
     if counts is None:
         return []
     visible = counts["visible"]
+    if not counts["elements"]:
+        return ["none of the tensors that the adapter changes was compared"]
     if not visible:
         return ["the adapter changes nothing that the dtype of the weights can show"]
     share = formats.percent(counts["arrived"], visible)
     texts = [
-        f"of {visible:,} changes that the adapter makes in the tensors that it is merged into, "
-        f"{counts['arrived']:,} arrived in the other side ({share}); "
-        f"{counts['lost']:,} have the base's value there, {counts['other']:,} a third one"
+        f"the adapter changes {visible:,} elements, and {counts['arrived']:,} of these changes "
+        f"({share}) are in the other side"
     ]
+    if counts["lost"]:
+        texts.append(f"{counts['lost']:,} are not: the base's value is still there")
+    if counts["other"]:
+        texts.append(f"{counts['other']:,} elements have another value than both")
     if counts["asked"] > visible:
         texts.append(
-            f"{counts['asked'] - visible:,} more are lost to rounding in the weights' dtype"
+            f"{counts['asked'] - visible:,} more changes are too small for the weights' dtype"
         )
     if counts["extra"]:
-        texts.append(f"{counts['extra']:,} elements that the adapter leaves differ as well")
+        texts.append(
+            f"{counts['extra']:,} elements that the adapter leaves as they are differ as well"
+        )
     return texts
 
 

@@ -183,6 +183,21 @@ class Comparison:
         known.dequantised = self.dequantised
         return known
 
+    def one_memory(self) -> str | None:
+        """What to say where both sides are the same memory; None where they are not."""
+        base, tuned = self.base.addresses, self.tuned.addresses
+        if base is None or tuned is None:
+            return None
+        places = base[self.pairing.base_index]
+        same = np.flatnonzero((places == tuned[self.pairing.tuned_index]) & (places > 0))
+        if not len(same):
+            return None
+        return (
+            f"{len(same):,} tensors are the same memory on both sides, such as "
+            f"{printable(self.pairing.names[int(same[0])])}: what is to be compared with later "
+            "values has to be copied, as by clone()"
+        )
+
     def to_read(self, first: int, stop: int) -> Spans:
         """What of the addresses [first, stop) is read."""
         return self.layout.spans(first, stop).without(self.known)

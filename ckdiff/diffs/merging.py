@@ -14,7 +14,8 @@ from ckdiff.checkpoints.views.adaptersurvival import Survival, survival
 from ckdiff.diffs.sides import Side, Window
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi
-from ckdiff.kernels.memory import bytes_at
+from ckdiff.kernels.casting import narrow
+from ckdiff.kernels.memory import Bytes, bytes_at
 from ckdiff.layout import IntArray
 
 
@@ -26,15 +27,12 @@ class _Merging(Protocol):
 
 
 def merged_tensors(sides: tuple[Side, Side], names: Sequence[str]) -> npt.NDArray[np.bool_] | None:
-    """For each pair whether its base is made by an adapter and the other side has the same dtype;
-    None where no base is.
-    """
+    """For each pair whether its base is made by an adapter; None where no base is."""
     merged = set(sides[0].checkpoint.merged)
     if not merged:
         return None
     table = sides[0].checkpoint.table.names
-    columns = zip(sides[0].index.tolist(), sides[0].dtypes, sides[1].dtypes, strict=True)
-    return np.array([table[i] in merged and one == other for i, one, other in columns], np.bool_)
+    return np.array([table[i] in merged for i in sides[0].index.tolist()], np.bool_)
 
 
 def add(
@@ -45,19 +43,36 @@ def add(
     sides: tuple[Side, Side],
     reader: SpanReader,
 ) -> None:
-    """Add to ``total``, the columns of a Survival, what a window holds."""
+    """Add to ``total``, the columns of a Survival, what a window holds.
+
+    Two dtypes are held against each other in the narrower one: a change arrived where both sides
+    are the same once they are rounded to it.
+    """
     said = cast(_Merging, reader)
-    _, _, nbytes = window.wanted[0]
+    (_, _, of_base), (_, _, of_tuned) = window.wanted
     for at in np.flatnonzero(flags[window.spans.tensors]).tolist():
-        size = int(nbytes[at])
-        addresses = (
-            int(said.unmerged[at]),
-            int(segments[at, abi.SEG_BASE]),
-            int(segments[at, abi.SEG_TUNED]),
+        tensor = int(window.spans.tensors[at])
+        base, tuned = (side.dtypes[tensor] for side in sides)
+        shared = min(tuned, base, key=lambda name: DTYPES[name].bits)
+        before, expected, found = (
+            _rounded(bytes_at(int(address), int(size)), dtype, shared)
+            for address, size, dtype in (
+                (said.unmerged[at], of_base[at], base),
+                (segments[at, abi.SEG_BASE], of_base[at], base),
+                (segments[at, abi.SEG_TUNED], of_tuned[at], tuned),
+            )
         )
-        before, expected, found = (bytes_at(address, size) for address in addresses)
-        width = DTYPES[sides[0].dtypes[int(window.spans.tensors[at])]].bits // 8
+        width = DTYPES[shared].bits // 8
         total += astuple(survival(before, expected, found, width, int(said.asked[at])))
+
+
+def _rounded(data: Bytes, dtype: str, wanted: str) -> Bytes:
+    """Floats in another dtype, or as they are."""
+    if dtype == wanted:
+        return data
+    out = np.empty(len(data) * DTYPES[wanted].bits // DTYPES[dtype].bits, np.uint8)
+    narrow(data, dtype, wanted, out)
+    return out
 
 
 def columns() -> IntArray:

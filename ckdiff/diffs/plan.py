@@ -218,6 +218,8 @@ def _tell(comparison: Comparison, observer: Observer) -> None:
     """What people should know of the pairs."""
     for said in (*comparison.base.notes, *comparison.tuned.notes, *comparison.notes):
         observer.note(told(said))
+    if (alias := comparison.one_memory()) is not None:
+        observer.note(f"warning: {alias}")
     for warning in comparison.pairing.warnings:
         observer.note(f"warning: {warning}")
     if comparison.pairing.hint:

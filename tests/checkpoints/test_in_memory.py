@@ -382,3 +382,18 @@ def test_what_is_taken_in_blocks(shape: tuple[int, ...]) -> None:
             for name in "nt":
                 assert bytes_of(checkpoint, name, 401, 99_901) == array.tobytes()[401:100_302]
             assert bytes_of(checkpoint, "r") == array[::-1].tobytes()
+
+
+def test_the_same_memory_on_both_sides_is_said() -> None:
+    """A state dict that is not copied changes with the model: nothing would ever differ."""
+    from ckdiff.options import Observer
+
+    notes: list[str] = []
+    weights = {"w": np.ones((4, 4), np.float32), "b": np.zeros(3, np.float32)}
+    found = ckdiff.diff(weights, dict(weights), observer=Observer(note=notes.append))
+    assert found.rules["exact"]["changed"] == 0
+    assert any("2 tensors are the same memory" in note and "clone()" in note for note in notes)
+    notes.clear()
+    copied = {name: array.copy() for name, array in weights.items()}
+    ckdiff.diff(weights, copied, observer=Observer(note=notes.append))
+    assert notes == []

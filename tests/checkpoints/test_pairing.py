@@ -258,3 +258,21 @@ def test_a_renaming_that_changes_nothing_is_said() -> None:
         r"--rename ^module\.= changes no name",
         "--rename b=b changes no name",
     ]
+
+
+def test_what_to_do_where_nothing_is_compared() -> None:
+    def hint(base: TensorTable, tuned: TensorTable, **options: Any) -> str:
+        with pytest.raises(PairingError) as caught:
+            pair(base, tuned, **options)
+        return caught.value.hint or ""
+
+    one = table(**{"l.0.w": ("F32", (4, 4)), "l.1.w": ("F32", (4, 4))})
+    other = table(**{"l.0.w": ("F32", (8, 6)), "l.1.w": ("F32", (8, 6))})
+    assert "another model" in hint(one, other)
+    assert "*embed*" in hint(one, one, include=["embed"])
+    assert "--exclude" in hint(one, one, exclude=["*"])
+    packed = table(**{"l.0.w": ("I8", (4, 4)), "l.1.w": ("I8", (4, 4))})
+    assert "--dequantize" in hint(one, packed)
+    lora = table("m.lora_A.weight", "m.lora_B.weight")
+    assert "--tuned-adapter" in hint(one, lora)
+    assert pair(lora, lora).hint is None

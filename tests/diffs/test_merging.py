@@ -130,3 +130,42 @@ def test_an_adapter_of_the_hub(
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(ckdiff.CheckpointError, match=r"adapter_config\.json"):
             ckdiff.diff(base, base, tuned_adapter="hf://me/lora")  # it was read, not cached
+
+
+@pytest.mark.parametrize("wide", ["base", "tuned"])
+def test_a_merge_that_was_saved_in_another_dtype(
+    base: Path, adapter: Path, tmp_path: Path, wide: str
+) -> None:
+    """Arrived is what is the same once both are rounded to the narrower dtype."""
+    there = merged()
+    there[10] = W[10]
+    if wide == "tuned":
+        there, narrow = there.astype(np.float32), base
+    else:
+        narrow = put(tmp_path / "wide", {"l.q.weight": W.astype(np.float32), "l.k.weight": OTHER})
+    other = put(tmp_path / "merged", {"l.q.weight": there, "l.k.weight": OTHER})
+    counts = ckdiff.diff(narrow, other, base_adapter=adapter).merge
+    assert counts is not None
+    visible = merged().view(np.uint16) != W.view(np.uint16)
+    assert abs(counts["visible"] - int(visible.sum())) <= 3
+    assert abs(counts["lost"] - int(visible[10].sum())) <= 3
+    assert counts["other"] <= 3
+
+
+def test_an_adapter_that_brings_the_weight_it_is_added_to(base: Path, tmp_path: Path) -> None:
+    other = (W.astype(np.float32) * 1.5).astype(BF16)
+    matrices = {
+        "base_model.model.l.q.base_layer.weight": other,
+        "base_model.model.l.q.lora_A.weight": A,
+        "base_model.model.l.q.lora_B.weight": B,
+    }
+    folder = put(tmp_path / "adapter", matrices, "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    there = (other.astype(np.float32) + 2 * (B @ A)).astype(BF16)
+    whole = put(tmp_path / "merged", {"l.q.weight": there, "l.k.weight": OTHER})
+    counts = ckdiff.diff(base, whole, base_adapter=folder).merge
+    assert counts is not None
+    visible = there.view(np.uint16) != other.view(np.uint16)
+    assert abs(counts["visible"] - int(visible.sum())) <= 3
+    assert abs(counts["arrived"] - int(visible.sum())) <= 3

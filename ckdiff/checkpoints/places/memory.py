@@ -83,12 +83,16 @@ class MemoryCheckpoint(Checkpoint):
             [held.shape for held in self.held],
             np.array([held.nbytes for held in self.held], np.int64),
         )
-        #: where each packed tensor is; 0 for those that are copied
-        self.addresses = np.array([held.address for held in self.held], np.int64)
+        self._addresses = np.array([held.address for held in self.held], np.int64)
         self._copies = any(not held.address and held.nbytes for held in self.held)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label}: {len(self.table):,} tensors>"
+
+    @property
+    def addresses(self) -> IntArray:
+        """See Checkpoint."""
+        return self._addresses
 
     def reader(self) -> SpanReader:
         """See Checkpoint."""

@@ -37,8 +37,9 @@ class AdapterReader:
         self._base, self._adapter, matrices = readers
         self._matrices = _Matrices(matrices, dtypes)
         self._buffer = np.empty(0, np.uint8)
-        #: of each span of the window the address of the base's bytes, 0 where the adapter replaces
-        #: the tensor; of a merged one the elements that its first and last bytes are in are whole
+        #: of each span of a window the address of what the matrices are added to: the base's bytes,
+        #: or the adapter's where it brings the tensor whole; of a merged one the elements that its
+        #: first and last bytes are in are whole
         self.unmerged: IntArray = np.empty(0, np.int64)
         #: how many elements of each span the adapter asks to change: by however little
         self.asked: IntArray = np.empty(0, np.int64)
@@ -52,7 +53,7 @@ class AdapterReader:
         begins = starts // width * width
         lengths = np.where(nbytes > 0, -(-(starts + nbytes) // width) * width - begins, 0)
         addresses = self._sources(tensors, begins, lengths)
-        self.unmerged = np.where(plan.base_at[tensors] >= 0, addresses + (starts - begins), 0)
+        self.unmerged = addresses + (starts - begins)
         self.asked = np.zeros(len(tensors), np.int64)
         if computed.any():
             self._compute(tensors, begins, lengths, computed, addresses)
