@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.conversions.convert import Converted, convert
-    from ckdiff.deltas.applying import apply
-    from ckdiff.deltas.creating import delta
+    from ckdiff.deltas.apply import apply
+    from ckdiff.deltas.delta import delta
     from ckdiff.deltas.frompatches import delta_from_patches
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.deltas.patchstream import weight_patches
+    from ckdiff.deltas.versions.applying import AppliedVersions
+    from ckdiff.deltas.versions.writing import VersionReport
     from ckdiff.deltas.weightpatch import WeightPatch
     from ckdiff.diffs.diff import diff
     from ckdiff.diffs.result import DiffResult
@@ -74,11 +76,13 @@ _HOMES = {
     "Observer": "ckdiff.options",
     "Progress": "ckdiff.options",
     "Converted": "ckdiff.conversions.convert",
-    "apply": "ckdiff.deltas.applying",
+    "apply": "ckdiff.deltas.apply",
+    "AppliedVersions": "ckdiff.deltas.versions.applying",
+    "VersionReport": "ckdiff.deltas.versions.writing",
     "convert": "ckdiff.conversions.convert",
     "ApplyResult": "ckdiff.deltas.outcome",
     "combine": "ckdiff.masks.combine",
-    "delta": "ckdiff.deltas.creating",
+    "delta": "ckdiff.deltas.delta",
     "delta_from_patches": "ckdiff.deltas.frompatches",
     "weight_patches": "ckdiff.deltas.patchstream",
     "WeightPatch": "ckdiff.deltas.weightpatch",
@@ -98,6 +102,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AppliedVersions",
     "ApplyResult",
     "BudgetError",
     "CheckpointError",
@@ -125,6 +130,7 @@ __all__ = [
     "StoreLocked",
     "TensorRecord",
     "UsageError",
+    "VersionReport",
     "WeightPatch",
     "__version__",
     "apply",

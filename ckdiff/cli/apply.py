@@ -14,11 +14,13 @@ from ckdiff.cli.output import write_json, write_lines
 @click.argument("base")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA...")
 @options.output("PATH", "Write the checkpoint there.")
+@options.to
+@options.base_version
 @options.config
 @options.files
 def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
     """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
-    several that follow each other.
+    several that follow each other; or a stream of weight versions, or some of its versions.
 
     The files are the ones that the delta was made of, to the last byte: both what BASE holds and
     what comes out are verified, and nothing is left where either is wrong. BASE's config and
@@ -28,7 +30,8 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     from ckdiff.cli import formats
     from ckdiff.cli.made import copied_too
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.deltas.applying import apply
+    from ckdiff.deltas.apply import apply
+    from ckdiff.deltas.versions.applying import AppliedVersions
     from ckdiff.errors import printable
 
     with Reporter("rebuilt") as reporter, compilation_noted(reporter):
@@ -39,5 +42,7 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     took = f"in {formats.duration(result.seconds)}, {formats.rate(result.size, result.seconds)}"
     what = f"{formats.counted(result.tensors, 'tensor')}, {format_size(result.size)}"
     how = "not the tuned checkpoint: a delta is lossy" if result.lossy else "verified"
+    if isinstance(result, AppliedVersions):
+        how = f"version {result.version}, {how}"
     line = f"{result.out}: {what}, {how}, {took}{copied_too(result.copied)}"
     write_lines([printable(line)])

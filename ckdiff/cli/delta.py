@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckdiff.cli import options
 from ckdiff.cli.output import write_json, write_lines
-from ckdiff.deltas.registry import ENCODINGS
+from ckdiff.deltas.registry import ENCODINGS, VERSIONED
+
+if TYPE_CHECKING:
+    from ckdiff.deltas.outcome import DeltaResult
+    from ckdiff.deltas.versions.writing import VersionReport
+
+_HELP = {name: line.help for name, line in ENCODINGS.lines.items()} | VERSIONED
 
 
 @click.command("delta")
 @click.argument("base")
 @click.argument("tuned")
-@options.output("DELTA", "Write the delta to this file.")
+@options.output("DELTA", "Write the delta to this file, or the version to this stream's directory.")
 @click.option("--mask", metavar="STORE", help="Take only what this mask marks; the delta is lossy.")
 @click.option("--rule", metavar="RULE", help="Which of the mask store's masks.")
 @click.option(
     "--encoding",
-    type=click.Choice(list(ENCODINGS)),
-    default=next(iter(ENCODINGS)),
+    type=click.Choice(list(_HELP)),
+    default=next(iter(_HELP)),
     show_default=True,
-    help="; ".join(f"{name} {line.help}" for name, line in ENCODINGS.lines.items()) + ".",
+    help="; ".join(f"{name} {text}" for name, text in _HELP.items()) + ".",
+)
+@options.versions
+@click.option("--full", is_flag=True, help="Publish all of TUNED as a full version.")
+@click.option(
+    "--full-when-needed",
+    is_flag=True,
+    help="Publish a full version where a delta cannot say what changed.",
 )
 @options.files
 def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> None:
@@ -31,9 +44,9 @@ def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> Non
     Both may be on the hub, hf://org/name. `ckdiff apply BASE DELTA -o OUT` rebuilds TUNED. The
     delta is of safetensors files and their index; configs and tokenizers are not part of it.
     """
-    from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.deltas.creating import delta
+    from ckdiff.deltas.delta import delta
+    from ckdiff.deltas.outcome import DeltaResult
     from ckdiff.errors import printable
 
     with Reporter("compared") as reporter, compilation_noted(reporter):
@@ -41,6 +54,12 @@ def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> Non
     if as_json:
         write_json(result.to_dict())
         return
+    lines = _file(result) if isinstance(result, DeltaResult) else _version(result)
+    write_lines(map(printable, lines))
+
+
+def _file(result: DeltaResult) -> list[str]:
+    from ckdiff.cli import formats
     from ckdiff.cli.delta_text import changes, lossy_line, odd_lines, sizes
 
     lines = [changes(result.changed, result.elements, result.paired, result.unpaired)]
@@ -49,5 +68,17 @@ def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> Non
         lines.append(lossy_line(result.lossy))
     speed = formats.rate(result.bytes_read, result.seconds)
     took = f"in {formats.duration(result.seconds)}, {speed}"
-    lines.append(f"{result.out}: {sizes(result.size, result.rebuilt_size)}, {took}")
-    write_lines(map(printable, lines))
+    return [*lines, f"{result.out}: {sizes(result.size, result.rebuilt_size)}, {took}"]
+
+
+def _version(result: VersionReport) -> list[str]:
+    from ckdiff.budget import format_size
+    from ckdiff.cli import formats
+
+    what = "a full version" if result.full else f"{result.changed_bytes:,} bytes changed"
+    density = "" if result.full else f", {result.density:.3%} of the elements"
+    took = f"in {formats.duration(result.seconds)}"
+    return [
+        f"version {result.version}: {formats.counted(result.tensors, 'tensor')}, {what}{density}",
+        f"{result.path}: {format_size(result.bytes)}, {took}",
+    ]

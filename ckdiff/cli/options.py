@@ -81,6 +81,34 @@ memory: Decorator = click.option(
 #: of what writes files the size of a model
 files: Decorator = block(overwrite, workers, memory, as_json)
 
+#: of what writes weight versions
+versions: Decorator = block(
+    click.option(
+        "--checksum",
+        type=click.Choice(["xxh3-128", "blake3", "adler32"]),
+        help="The digests of a weight version's tensors; xxh3-128 by default.",
+    ),
+    click.option(
+        "--version",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Which weight version to write; the next one by default.",
+    ),
+)
+
+#: which weight version of a stream
+to: Decorator = click.option(
+    "--to", "target", type=click.IntRange(min=1), metavar="N", help="Up to this weight version."
+)
+
+#: at which weight version a base is
+base_version: Decorator = click.option(
+    "--base-version",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The weight version that BASE is at; by default what its marker says, else 0.",
+)
+
 #: of what writes checkpoints: the files beside the weights
 config: Decorator = block(
     click.option(

@@ -16,3 +16,9 @@ ENCODINGS: Registry[Any] = Registry(
         ),
     },
 )
+
+#: the encodings of weight versions, which are directories and not files; what help says of them
+VERSIONED = {
+    "xor": "is the next version of a stream that engines read",
+    "overwrite": "is the same, and may be applied twice",
+}

@@ -82,8 +82,7 @@ def overlap(
     counted = tuple(name for name in names if NULLS[name].collector is not None)
     readers = [name for name in counted if NULLS[name].reads_base]
     with ExitStack() as stack:
-        opened = _open_base(base, readers, stack)
-        sides = [seen_by(matched, side).checkpoint for side in opened]
+        sides = _open_base(base, readers, matched, stack)
         need = _need(matched, len(groups), len(counted), [side for side in sides for _ in readers])
         _check_memory(need, threads, memory, (len(groups), len(matched.stores)), by)
         for side in sides:
@@ -175,16 +174,17 @@ def _check_memory(
 def _open_base(
     base: Given | None,
     readers: Sequence[str],
+    matched: Matched,
     stack: ExitStack,
 ) -> list[Checkpoint]:
-    """The base, if there is a null that reads it: its headers."""
+    """The base, if there is a null that reads it, as the stores see it: its headers."""
     if not readers:
         return []
     if base is None:
         raise UsageError(
             f"the null {readers[0]} reads the base checkpoint", hint="give it with --base"
         )
-    return open_all(stack, base)
+    return [seen_by(matched, side).checkpoint for side in open_all(stack, base)]
 
 
 # running

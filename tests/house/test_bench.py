@@ -26,6 +26,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         "overlap",
         "cluster",
         "sparse_step",
+        "sync",
     ],
 )
 def test_benchmark_runs(name: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ FLOORS = [
     {"stores"},
     {"conversions", "diffs", "overlaps", "training"},
     {"deltas", "grafts", "masks"},
+    {"sync"},
     {"reports"},
     {"ckdiff"},
     {"cli"},

@@ -17,13 +17,15 @@ from ckdiff.checkpoints.opening import Given, fetch_all, open_all, open_in
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.deltas.blueprint import Blueprint
+from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.encoding import WINDOW, window_of
 from ckdiff.deltas.versions.folding import FOLD_MEMORY, Buffers, Folder, Tensor
 from ckdiff.deltas.versions.form import read_marker, version_text
-from ckdiff.deltas.versions.reading import Chain, Version, WeightStream, opened
+from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
+from ckdiff.deltas.versions.reading import Chain, Version, opened
 from ckdiff.kernels.memory import Bytes, bytes_at
-from ckdiff.options import Observer, Options, checked_observer, checked_output, checked_path
+from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.memory import Need, fit_workers
@@ -35,37 +37,28 @@ _OTHER_BASE = "give the checkpoint that the stream begins with, or fetch the ver
 
 
 @dataclass(slots=True)
-class AppliedVersions:
-    """What was rebuilt. ``to_dict()`` is JSON-able."""
+class AppliedVersions(ApplyResult):
+    """What was rebuilt from weight versions. ``to_dict()`` is what ``ckdiff apply --json`` prints.
 
-    out: Path
+    As of other deltas, and which versions they were. It is never lossy.
+    """
+
     version: int  #: the one that the output is
     seed: int | None  #: the full version that it was made from; None for the base
     versions: list[int]  #: the deltas that were applied, in their order
-    files: list[str]
-    copied: list[str]  #: config and tokenizer files beside them
-    size: int  #: bytes of the rebuilt files
-    tensors: int
-    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {
-            "out": str(self.out),
+        return ApplyResult.to_dict(self) | {
             "version": version_text(self.version),
             "seed": None if self.seed is None else version_text(self.seed),
             "versions": [version_text(number) for number in self.versions],
-            "files": self.files,
-            "copied": self.copied,
-            "size": self.size,
-            "tensors": self.tensors,
-            "seconds": self.seconds,
         }
 
 
 def apply_anew(
     base: Given,
-    stream: str | os.PathLike[str],
+    stream: StreamPath | Sequence[StreamPath],
     out: str | os.PathLike[str],
     *,
     target: int | None = None,
@@ -79,6 +72,7 @@ def apply_anew(
 ) -> AppliedVersions:
     """Write the checkpoint that ``stream`` leads to from ``base``, at ``target`` or the newest.
 
+    ``stream`` is a stream's directory, or the directories of versions that follow each other.
     ``base`` is at ``base_version``: where that is not given, what its marker says, or 0. If the
     stream has a full version on the way, the newest one takes the place of the base. One pass, in
     bounded memory; the digest of each tensor after each version is held against what the version
@@ -89,17 +83,18 @@ def apply_anew(
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer, copying = checked_observer(observer), Copying.checked(config_from, config)
-    path, where = checked_output(out), checked_path("a stream", stream)
+    path, listed = checked_output(out), as_paths(stream)
     with ExitStack() as stack:
         room = Room(options.memory)
-        versions = stack.enter_context(WeightStream(where, room))
+        versions = given_versions(listed, room)
+        stack.callback(versions.close)
         (given,) = open_all(stack, base)
-        chain = versions.chain(target, base_version=_at_version(given, base_version))
+        chain = versions.chain(target, base_version=at_version(given, base_version))
         source = given if chain.seed is None else open_in(stack, chain.seed.path)
-        opened(stack, versions, chain, source.table)
+        opened(stack, room, chain, source.table)
         work = _Work(source, chain, path, options, room)
         beside = copying.beside(source, directory=work.blueprint.directory)
-        files = work.files(beside, [Path(where)], given)
+        files = work.files(beside, [Path(item) for item in listed], given)
         files.check()
         fetch_all([source])
         for note in beside.notes:
@@ -110,7 +105,7 @@ def apply_anew(
     return _result(chain, files, len(work.blueprint.names), time.perf_counter() - began)
 
 
-def _at_version(base: Checkpoint, said: int | None) -> int:
+def at_version(base: Checkpoint, said: int | None) -> int:
     """At which version a base is; raises DeltaError for a marker that cannot be read."""
     if said is not None or base.directory is None:
         return said or 0
@@ -120,14 +115,16 @@ def _at_version(base: Checkpoint, said: int | None) -> int:
 def _result(chain: Chain, files: Rebuilt, tensors: int, seconds: float) -> AppliedVersions:
     return AppliedVersions(
         out=files.out,
-        version=chain.target,
-        seed=None if chain.seed is None else chain.seed.number,
-        versions=[version.number for version in chain.deltas],
+        deltas=len(chain.deltas),
         files=files.names,
         copied=files.copied,
         size=sum(plan.size for plan in files.files),
         tensors=tensors,
+        lossy=False,
         seconds=seconds,
+        version=chain.target,
+        seed=None if chain.seed is None else chain.seed.number,
+        versions=[version.number for version in chain.deltas],
     )
 
 

@@ -21,6 +21,7 @@ from ckdiff.deltas.versions.decoding import Read, checked_head
 from ckdiff.deltas.versions.form import (
     INDEX_NAME,
     PREFIX,
+    Index,
     Said,
     parse_index,
     shard_name,
@@ -282,25 +283,7 @@ class WeightStream:
         self.close()
 
     def _read(self, number: int) -> Version:
-        path = self.where(number)
-        index = os.path.join(path, INDEX_NAME)
-        check_complete(path)
-        if not os.path.lexists(index):
-            return Version(number, path, None, {})
-        try:
-            raw = read_index(index)
-        except (CheckpointError, ValueError) as error:
-            text = error.message if isinstance(error, CheckpointError) else f"{index}: {error}"
-            raise DeltaError(printable(text), hint=_AGAIN) from None
-        self.room.take(index_cost(raw), printable(index))
-        found = parse_index(raw, index)
-        if found.said is None:
-            return Version(number, path, None, {})
-        if found.said.version != number:
-            raise DeltaError(
-                f"{printable(index)}: says that it is version {found.said.version}", hint=_AGAIN
-            )
-        return Version(number, path, found.said, dict(found.weight_map))
+        return read_version(self.where(number), self.room, number)
 
     def _missing(self, number: int, deltas: list[Version]) -> DeltaError:
         if not deltas:
@@ -320,6 +303,36 @@ class WeightStream:
         return f"{version_name(self.numbers[0])} to {version_name(self.newest)}"
 
 
+def read_version(path: str, room: Room, number: int | None = None) -> Version:
+    """The version in a directory, its index read. ``number`` is the one that its name says.
+
+    Raises DeltaError, also for a full version of which nothing says which it is, and BudgetError.
+    """
+    index = os.path.join(path, INDEX_NAME)
+    check_complete(path)
+    found = Index({}, None)
+    if os.path.lexists(index):
+        try:
+            raw = read_index(index)
+        except (CheckpointError, ValueError) as error:
+            text = error.message if isinstance(error, CheckpointError) else f"{index}: {error}"
+            raise DeltaError(printable(text), hint=_AGAIN) from None
+        room.take(index_cost(raw), printable(index))
+        found = parse_index(raw, index)
+    if found.said is None:
+        if number is None:
+            raise DeltaError(
+                f"{printable(path)} does not say which version it is",
+                hint=f"versions are called {version_name(1)} and so on",
+            )
+        return Version(number, path, None, {})
+    if number not in (None, found.said.version):
+        raise DeltaError(
+            f"{printable(index)}: says that it is version {found.said.version}", hint=_AGAIN
+        )
+    return Version(found.said.version, path, found.said, dict(found.weight_map))
+
+
 def open_stream(path: str | os.PathLike[str], room: Room | None = None) -> WeightStream:
     """The versions in a directory, by their names; what they hold is read when it is asked for.
 
@@ -328,11 +341,11 @@ def open_stream(path: str | os.PathLike[str], room: Room | None = None) -> Weigh
     return WeightStream(os.fspath(path), Room() if room is None else room)
 
 
-def opened(stack: ExitStack, stream: WeightStream, chain: Chain, table: TensorTable) -> None:
+def opened(stack: ExitStack, room: Room, chain: Chain, table: TensorTable) -> None:
     """Open a chain's deltas and check all that their headers say against the base's ``table``."""
     for version in chain.deltas:
         stack.callback(version.close)
-        version.open(stream.room)
+        version.open(room)
         version.check(table)
 
 

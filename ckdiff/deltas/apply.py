@@ -1,0 +1,76 @@
+"""The door to applying: a base and deltas in files, or weight versions -> a new checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.deltas import applying
+from ckdiff.deltas.outcome import ApplyResult
+from ckdiff.deltas.versions.applying import apply_anew
+from ckdiff.deltas.versions.given import kind_of
+from ckdiff.errors import UsageError, printable
+from ckdiff.options import Observer, checked_path
+
+DeltaPath = str | os.PathLike[str]
+
+
+def apply(
+    base: str | os.PathLike[str] | Checkpoint,
+    deltas: DeltaPath | Sequence[DeltaPath],
+    out: str | os.PathLike[str],
+    *,
+    target: int | None = None,
+    base_version: int | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    config_from: str | os.PathLike[str] | None = None,
+    config: bool = True,
+    observer: Observer | None = None,
+) -> ApplyResult:
+    """Rebuild the checkpoint that ``deltas`` lead to from ``base``, one after the other.
+
+    One pass, in bounded memory. What comes out is verified on the way, and nothing is kept unless
+    it is what the deltas say; so is what the base holds. Config and tokenizer files are not part of
+    a delta: a directory gets copies of the base's, or of those in ``config_from``, unless
+    ``config`` is False.
+
+    Of deltas in files the result has the tuned side's files, to the last byte. ``deltas`` may also
+    be a stream of weight versions, which is followed to version ``target`` or the newest, or some
+    of its versions; the result is then an AppliedVersions. ``base_version`` is the version that
+    the base is at, where it has no marker that says so and is not what the stream begins with.
+
+    Raises DeltaError for a damaged delta and for another base, UsageError, CheckpointError,
+    SourceChanged, BudgetError, OutputError and Interrupted.
+    """
+    listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
+    paths = [checked_path("a delta", item) for item in listed]
+    if are_versions(paths):
+        return apply_anew(
+            base, paths, out, target=target, base_version=base_version, overwrite=overwrite,
+            workers=workers, memory=memory, config_from=config_from, config=config,
+            observer=observer,
+        )  # fmt: skip
+    if target is not None or base_version is not None:
+        raise UsageError(
+            "deltas in files have no versions", hint="leave out what is asked about versions"
+        )
+    return applying.apply(
+        base, paths, out, overwrite=overwrite, workers=workers, memory=memory,
+        config_from=config_from, config=config, observer=observer,
+    )  # fmt: skip
+
+
+def are_versions(paths: Sequence[str]) -> bool:
+    """Whether these are weight versions, or a stream of them. Raises UsageError for a mixture."""
+    kinds = {path: kind_of(path) for path in paths}
+    versions = [path for path, kind in kinds.items() if kind is not None]
+    if versions and len(versions) < len(kinds):
+        other = next(path for path, kind in kinds.items() if kind is None)
+        raise UsageError(
+            f"{printable(versions[0])} is {kinds[versions[0]]}, and {printable(other)} is not",
+            hint="apply one kind after the other, or make them alike with ckdiff convert-delta",
+        )
+    return bool(versions)

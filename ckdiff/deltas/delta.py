@@ -1,0 +1,131 @@
+"""The door to deltas: two checkpoints -> one in a file, or the next version of a stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal, TypedDict, Unpack, overload
+
+from ckdiff.checkpoints.opening import Given
+from ckdiff.deltas import creating
+from ckdiff.deltas.outcome import DeltaResult
+from ckdiff.deltas.registry import ENCODINGS, VERSIONED
+from ckdiff.deltas.versions.writing import VersionReport, write_version
+from ckdiff.errors import UsageError, printable
+from ckdiff.options import Observer, checked_text
+from ckdiff.rules import Rule
+from ckdiff.stores.maskstore import MaskStore
+
+_CHECKSUM = "xxh3-128"  # what a version has where nothing is asked for
+
+
+class DeltaOptions(TypedDict, total=False):
+    """What ``delta`` takes besides its encoding."""
+
+    mask: str | os.PathLike[str] | MaskStore | None
+    rule: str | Rule | None
+    checksum: str | None
+    version: int | None
+    full: bool
+    full_when_needed: bool
+    overwrite: bool
+    workers: int | None
+    memory: str | int | None
+    observer: Observer | None
+
+
+@overload
+def delta(
+    base: Given,
+    tuned: Given,
+    out: str | os.PathLike[str],
+    *,
+    encoding: Literal["packed", "indices"] = ...,
+    **options: Unpack[DeltaOptions],
+) -> DeltaResult: ...
+@overload
+def delta(
+    base: Given,
+    tuned: Given,
+    out: str | os.PathLike[str],
+    *,
+    encoding: Literal["xor", "overwrite"],
+    **options: Unpack[DeltaOptions],
+) -> VersionReport: ...
+@overload
+def delta(
+    base: Given,
+    tuned: Given,
+    out: str | os.PathLike[str],
+    *,
+    encoding: str,
+    **options: Unpack[DeltaOptions],
+) -> DeltaResult | VersionReport: ...
+def delta(
+    base: Given,
+    tuned: Given,
+    out: str | os.PathLike[str],
+    *,
+    mask: str | os.PathLike[str] | MaskStore | None = None,
+    rule: str | Rule | None = None,
+    encoding: str = "packed",
+    checksum: str | None = None,
+    version: int | None = None,
+    full: bool = False,
+    full_when_needed: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> DeltaResult | VersionReport:
+    """Write everything that is needed to rebuild ``tuned`` from ``base``, bit for bit, to ``out``.
+
+    One pass over both in bounded memory; the output is there whole or not at all. ``encoding`` says
+    what is written:
+
+    ``packed`` (the smallest) or ``indices`` (safetensors with positions and values, for other
+    tools): one file. Where the tuned side has no safetensors files, weights in memory or in files
+    of another format, the rebuilt file is the ``model.safetensors`` that the library would write of
+    them, in a directory if either side is one. With ``mask``, a mask store, only what it marks is
+    taken from ``tuned``: the delta rebuilds the base with those elements, and says that it is
+    lossy. ``overwrite`` replaces a delta that is there.
+
+    ``xor`` or ``overwrite``: the next weight version, or number ``version``, of the stream in the
+    directory ``out``, which inference engines read. ``base`` has to be what the newest version
+    leads to. ``checksum`` is ``xxh3-128``, ``blake3`` or ``adler32``. ``full`` writes all of
+    ``tuned`` with its config files; so does ``full_when_needed`` where a delta cannot say what
+    changed.
+
+    Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError,
+    DeltaError, OutputError and Interrupted.
+    """
+    if checked_text("encoding", encoding) not in VERSIONED:
+        _check_encoding(encoding)
+        given: dict[str, object] = {"checksum": checksum, "version": version, "full": full or None,
+                 "full_when_needed": full_when_needed or None}  # fmt: skip
+        _refuse(given, f"the {encoding} encoding", f"with {' or '.join(VERSIONED)}")
+        return creating.delta(
+            base, tuned, out, mask=mask, rule=rule, encoding=encoding, overwrite=overwrite,
+            workers=workers, memory=memory, observer=observer,
+        )  # fmt: skip
+    given = {"mask": mask, "rule": rule, "overwrite": overwrite or None}
+    _refuse(given, "weight versions", f"with {' or '.join(ENCODINGS)}")
+    return write_version(
+        base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
+        full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
+        observer=observer,
+    )  # fmt: skip
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding not in ENCODINGS:
+        known = ", ".join([*ENCODINGS, *VERSIONED])
+        raise UsageError(f"there is no encoding {printable(encoding)!r}", hint=f"one of {known}")
+
+
+def _refuse(given: Mapping[str, object], what: str, where: str) -> None:
+    """Raise UsageError for an option that means nothing here."""
+    for name, value in given.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is not for {what}", hint=f"it goes {where}")

@@ -1,0 +1,257 @@
+"""A local checkpoint taken to a version of a stream where it lies: two passes, and never half done.
+
+The first pass folds each tensor that changes through all its versions and holds every digest, and
+writes what differs, old and new, into a journal. The second puts the journal into the files. What
+was stopped in the second is finished, or undone, from the journal alone, by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckdiff.checkpoints.halfway import JOURNAL_NAME, MARKER_NAME, is_half_way
+from ckdiff.checkpoints.opening import open_local
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.deltas.room import Room
+from ckdiff.deltas.versions.applying import apply_anew
+from ckdiff.deltas.versions.encoding import WINDOW
+from ckdiff.deltas.versions.firstpass import Chosen, FirstPass, as_opened, check_local
+from ckdiff.deltas.versions.folding import FOLD_MEMORY, Folder
+from ckdiff.deltas.versions.form import read_marker, version_text
+from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
+from ckdiff.deltas.versions.journal import (
+    NEW_NAME,
+    RECORD_MEMORY,
+    Header,
+    Journal,
+    JournalWriter,
+)
+from ckdiff.deltas.versions.lock import WAIT, SyncFolder, locked
+from ckdiff.deltas.versions.marker import drop_marker
+from ckdiff.deltas.versions.patching import Putting, open_writable
+from ckdiff.deltas.versions.reading import Chain, opened
+from ckdiff.deltas.versions.swapping import begin_swap, seed_path, swap, swap_header
+from ckdiff.errors import CkdiffError, printable
+from ckdiff.options import Observer, Options, checked_observer, checked_path
+from ckdiff.outputs.place import write_errors
+from ckdiff.running.memory import Need, fit_workers
+from ckdiff.running.runners import Meter, interruptible, run_chunks
+
+_OTHER_BASE = "the checkpoint is not at the version that it should be at; fetch a full version"
+_HALF_WAY = "the checkpoint is half-way: run it again to finish"
+_PUT_MEMORY = 2 * RECORD_MEMORY
+
+
+@dataclass(slots=True)
+class AppliedInPlace:
+    """What became of a local checkpoint. ``to_dict()`` is JSON-able."""
+
+    local: Path
+    version: int  #: that it is at
+    before: int | None  #: that it was at; None where it had no marker
+    seed: int | None  #: the full version that took its place; None where none did
+    versions: list[int]  #: the deltas that were applied, in their order
+    tensors: int  #: that the versions change
+    journal_bytes: int  #: that were kept while it was changed
+    #: whether a change that was stopped was finished ("finished"), or undone ("undone"), before
+    recovered: str | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "local": str(self.local),
+            "version": version_text(self.version),
+            "before": None if self.before is None else version_text(self.before),
+            "seed": None if self.seed is None else version_text(self.seed),
+            "versions": [version_text(number) for number in self.versions],
+            "tensors": self.tensors,
+            "journal_bytes": self.journal_bytes,
+            "recovered": self.recovered,
+            "seconds": self.seconds,
+        }
+
+
+def apply_in_place(
+    local: str | os.PathLike[str],
+    stream: StreamPath | Sequence[StreamPath],
+    *,
+    target: int | None = None,
+    wait: float = WAIT,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> AppliedInPlace:
+    """Take the checkpoint in the directory ``local`` to version ``target``, or to the newest.
+
+    ``stream`` is a stream's directory, or version directories in it, which have to be all that
+    lead there. Where the checkpoint is its marker says; without one it is at version 0. A change
+    that was stopped is finished first. Nothing changes unless the whole chain is sound, and there
+    is no marker while something does. ``wait`` are seconds that others may hold the lock.
+
+    If the chain begins with a full version, that one and the deltas after it are made aside and
+    take the place of the checkpoint's files; files that are none of a checkpoint's stay.
+
+    Raises DeltaError for a chain that does not lead there, damaged versions and another base;
+    OutputError for links, files that others share or that may not be written, a lock that is
+    held, and a full disk; UsageError, CheckpointError, SourceChanged, BudgetError, Interrupted.
+    """
+    options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
+    where = Path(checked_path("a local checkpoint", local))
+    paths = as_paths(stream)
+    began = time.perf_counter()
+    with locked(where, wait) as folder, ExitStack() as stack:
+        recovered = None
+        if is_half_way(where) is not None:
+            _recover(folder, options, observer, undo=False)
+            recovered = "finished"
+        _tidy(folder)
+        room = Room(options.memory)
+        versions = given_versions(paths, room)
+        stack.callback(versions.close)
+        before = read_marker(str(where))
+        chain = versions.chain(target, base_version=before or 0)
+        found = _Applied(folder, before, chain, options, observer)
+        with interruptible(lambda: _HALF_WAY if is_half_way(where) else "nothing was changed"):
+            if chain.seed is not None:
+                found.seed()
+            elif chain.deltas:
+                found.patch(stack, room)
+    return AppliedInPlace(
+        local=where,
+        version=chain.target,
+        before=before,
+        seed=None if chain.seed is None else chain.seed.number,
+        versions=[version.number for version in chain.deltas],
+        tensors=found.tensors,
+        journal_bytes=found.journal_bytes,
+        recovered=recovered,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def recover(
+    local: str | os.PathLike[str],
+    *,
+    undo: bool = False,
+    wait: float = WAIT,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> int | None:
+    """Finish, or ``undo``, a change in place of ``local`` that was stopped; no stream is needed.
+
+    Gives the version that the checkpoint is at then: None without a marker. A checkpoint that is
+    whole stays as it is. Raises as ``apply_in_place`` does, and DeltaError for a journal that is
+    not ours, is damaged, or of files that others have changed since.
+    """
+    options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
+    where = Path(checked_path("a local checkpoint", local))
+    with locked(where, wait) as folder, interruptible(_HALF_WAY):
+        if is_half_way(where) is None:
+            _tidy(folder)
+            return read_marker(str(where))
+        return _recover(folder, options, observer, undo=undo)
+
+
+def _recover(folder: SyncFolder, options: Options, observer: Observer, *, undo: bool) -> int | None:
+    with Journal(folder) as journal, ExitStack() as stack:
+        header = journal.header
+        if not header.files:
+            return swap(folder, header, undo=undo)
+        files = open_writable(stack, folder.local, [file.name for file in header.files])
+        for fd, file in zip(files, header.files, strict=True):
+            status = os.fstat(fd)
+            if (status.st_size, status.st_ino) != (file.size, file.inode):
+                raise journal.fault(f"{printable(file.name)} is another file by now")
+        need = Need(tables=0, worker=_PUT_MEMORY)
+        workers = fit_workers(options.workers, 1 << 20, need, options.memory)
+        return Putting(folder, journal, files, workers, observer).run(undo=undo, verify=True)
+
+
+def _tidy(folder: SyncFolder) -> None:
+    """Remove what is left in a checkpoint that is whole."""
+    with write_errors(folder.path):
+        if folder.there(MARKER_NAME):
+            folder.remove(JOURNAL_NAME)
+        folder.remove(NEW_NAME)
+        seed_path(folder)
+
+
+class _Applied:
+    """A checkpoint that is taken through a chain, by us alone."""
+
+    def __init__(
+        self,
+        folder: SyncFolder,
+        before: int | None,
+        chain: Chain,
+        options: Options,
+        observer: Observer,
+    ) -> None:
+        self._folder, self._before, self._chain = folder, before, chain
+        self._options, self._observer = options, observer
+        self.tensors = self.journal_bytes = 0
+
+    def seed(self) -> None:
+        """Put the full version that the chain begins with in the checkpoint's place."""
+        assert self._chain.seed is not None
+        folder, seed = self._folder, self._chain.seed
+        versions = [seed.path, *(version.path for version in self._chain.deltas)]
+        made = apply_anew(
+            seed.path, versions, seed_path(folder),
+            target=self._chain.target, base_version=seed.number,
+            workers=self._options.workers, memory=self._options.memory, observer=self._observer,
+        )  # fmt: skip
+        self.tensors = made.tensors
+        header = swap_header(folder, self._before, self._chain.target)
+        begin_swap(folder, header)
+        swap(folder, header, undo=False)
+
+    def patch(self, stack: ExitStack, room: Room) -> None:
+        """Apply the deltas."""
+        folder = self._folder
+        base = stack.enter_context(open_local(folder.local))
+        check_local(base, folder.local)
+        opened(stack, room, self._chain, base.table)
+        names = [source.name for source in base.files]
+        files = open_writable(stack, folder.local, names)
+        header = Header(self._before, self._chain.target, as_opened(base, files), [], [])
+        chosen = Chosen(base, self._chain)
+        self.tensors = len(chosen.tensors)
+        need = Need(
+            tables=room.taken,
+            worker=FOLD_MEMORY + RECORD_MEMORY + base.reader_memory(WINDOW),
+        )
+        workers = fit_workers(self._options.workers, len(chosen.groups), need, self._options.memory)
+        with write_errors(folder.path), closing(JournalWriter(folder, header)) as writer:
+            self._fold(base, chosen, writer, workers)
+            writer.finish()
+            self.journal_bytes = writer.size
+            drop_marker(folder)
+        try:
+            with Journal(folder) as journal:
+                putting = Putting(folder, journal, files, workers, self._observer)
+                putting.run(undo=False, verify=False)
+        except CkdiffError as error:
+            raise type(error)(error.message, hint=error.hint or _HALF_WAY) from None
+
+    def _fold(self, base: Checkpoint, chosen: Chosen, writer: JournalWriter, workers: int) -> None:
+        """The first pass: everything is checked, and nothing of the checkpoint changes."""
+        sizes = chosen.sizes
+        meter = Meter(self._observer, sum(sizes))
+
+        def finished(group: int, _: None) -> None:
+            meter.add(sum(sizes[slice(*chosen.groups[group])]))
+
+        task = FirstPass(base, chosen, Folder(self._folder.path, _OTHER_BASE), writer)
+        run_chunks(range(len(chosen.groups)), task, workers=workers, done=finished, meter=meter)
+        base.verify()
+        for version in self._chain.deltas:
+            version.verify()

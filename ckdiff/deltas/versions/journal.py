@@ -1,0 +1,310 @@
+"""What is needed to finish a change in place, or to undo it: old and new bytes of all that changes.
+
+    MAGIC, length of the header, header (JSON), its digest, records, a last record
+
+The header says which files of which checkpoint it is of, and between which versions. A record is of
+a part of a file: the units that differ, where they are, what they were and what they are to be. So
+it does not matter how often, or how far, it has been put into the file. A journal is ours only if
+it is a file of ours, made where it lies, and it is believed only as far as its digests go.
+
+It has another name until all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ckdiff.checkpoints.halfway import JOURNAL_NAME
+from ckdiff.deltas.ownheader import pread
+from ckdiff.deltas.versions.lock import SyncFolder
+from ckdiff.errors import DeltaError, printable
+from ckdiff.kernels.memory import Bytes
+from ckdiff.outputs.writing import start_writeback
+
+NEW_NAME = f"{JOURNAL_NAME}.new"
+PART = 1 << 20  #: bytes of a file that a record is of, at most; whole units
+#: bytes that making a record, or reading one, takes: positions, both sides, a mask, what is joined
+RECORD_MEMORY = 20 * PART
+
+CHANGES, TENSOR, LAST = 1, 2, 3  #: kinds of records
+
+_MAGIC = b"CKDJRNL1"
+_START, _DIGEST = struct.Struct("<8sQ"), 16
+_HEAD = struct.Struct("<IIQQIIQ")
+_LARGEST_HEADER = 1 << 26
+_WRITEBACK = 32 << 20  # bytes after which the disk is told to begin
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Record(NamedTuple):
+    """The head of a record."""
+
+    kind: int
+    file: int  #: position among the journal's files
+    begin: int  #: of the part, or of the tensor, in the file
+    size: int  #: bytes of it; of the last record how many there are
+    units: int  #: that differ
+    unit: int  #: bytes of one
+    digest: int  #: of the fields before it, and of what follows
+
+    @property
+    def payload(self) -> int:
+        """Bytes that follow it."""
+        if self.kind == CHANGES:
+            return self.units * (4 + 2 * self.unit)
+        return 2 * _DIGEST if self.kind == TENSOR else 0
+
+    def right(self, files: int) -> bool:
+        """Whether its numbers make sense."""
+        if self.kind == TENSOR:
+            return self.file < files
+        most = self.size // self.unit if self.unit in (1, 2) else -1
+        return self.kind == CHANGES and self.file < files and self.size <= PART and (
+            self.units <= most
+        )  # fmt: skip
+
+
+class Changes(NamedTuple):
+    """What differs in a part of a file, in units of one or two bytes."""
+
+    places: npt.NDArray[np.uint32]  #: in units, increasing
+    old: npt.NDArray[np.unsignedinteger]
+    new: npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFile:
+    """A file that changes."""
+
+    name: str  #: relative to the checkpoint
+    size: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a journal is of."""
+
+    before: int | None  #: version; None where there was no marker
+    after: int
+    files: list[JournalFile]
+    #: of a checkpoint that is replaced: names that come, and names that go
+    coming: list[str]
+    going: list[str]
+
+
+def differing(old: Bytes, new: Bytes) -> Changes:
+    """What differs between two parts of one size, PART at most."""
+    kind = "<u2" if len(old) % 2 == 0 else "u1"
+    before, after = old.view(kind), new.view(kind)
+    places = np.flatnonzero(before != after).astype("<u4")
+    return Changes(places, before[places], after[places])
+
+
+class JournalWriter:
+    """A journal being made; any thread may add to it. OSError passes through."""
+
+    def __init__(self, folder: SyncFolder, header: Header) -> None:
+        self._folder = folder
+        folder.remove(NEW_NAME)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
+        self._fd = os.open(NEW_NAME, flags, 0o600, dir_fd=folder.fd)
+        self._lock, self._count = threading.Lock(), 0
+        found = {"inode": os.fstat(self._fd).st_ino, **asdict(header)}
+        text = json.dumps(found, separators=(",", ":")).encode()
+        start = _START.pack(_MAGIC, len(text)) + text
+        self._end = self._begun = 0
+        self._put(start + xxhash.xxh3_128_digest(start))
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+        return self._end
+
+    def changes(self, file: int, begin: int, size: int, found: Changes) -> None:
+        """Add what changes in a part of a file."""
+        unit = found.old.itemsize
+        payload = b"".join((found.places.data, found.old.data, found.new.data))
+        self._add((CHANGES, file, begin, size, len(found.places), unit), payload)
+
+    def tensor(self, file: int, begin: int, size: int, digests: tuple[bytes, bytes]) -> None:
+        """Add the digests of a tensor, of what it was and what it is to be."""
+        self._add((TENSOR, file, begin, size, 0, 0), b"".join(digests))
+
+    def finish(self) -> None:
+        """Give it its name, when all of it is on the disk."""
+        self._add((LAST, 0, 0, self._count, 0, 0), b"")
+        os.fsync(self._fd)
+        fds = {"src_dir_fd": self._folder.fd, "dst_dir_fd": self._folder.fd}
+        os.rename(NEW_NAME, JOURNAL_NAME, **fds)
+        self._folder.sync()
+
+    def close(self) -> None:
+        """Close it, and remove what was not finished; may be called more than once."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+            with suppress(OSError):
+                self._folder.remove(NEW_NAME)
+
+    def _add(self, fields: tuple[int, ...], payload: bytes) -> None:
+        digest = _digest(fields, payload)
+        self._put(_HEAD.pack(*fields, digest) + payload)
+
+    def _put(self, data: bytes) -> None:
+        with self._lock:
+            at = self._end
+            self._end += len(data)
+            self._count += 1
+            begun = self._begun if self._end - self._begun > _WRITEBACK else -1
+            if begun >= 0:
+                self._begun = at
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, at)
+            view, at = view[done:], at + done
+        if begun >= 0:
+            start_writeback(self._fd, begun, at - begun)
+
+
+class Journal:
+    """A finished journal. A context manager that closes it."""
+
+    def __init__(self, folder: SyncFolder) -> None:
+        self.path = folder.path / JOURNAL_NAME
+        try:
+            self._fd = os.open(JOURNAL_NAME, os.O_RDONLY | _FLAGS, dir_fd=folder.fd)
+        except OSError as error:
+            raise self.fault(f"it cannot be opened: {error.strerror}") from None
+        try:
+            self._status = os.fstat(self._fd)
+            self._require_ours()
+            self.header = self._header()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; may be called more than once."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def fault(self, what: str) -> DeltaError:
+        """The error for a journal that is of no use."""
+        return DeltaError(
+            f"{printable(str(self.path))} cannot be trusted: {what}",
+            hint="put a whole version in the checkpoint's place, without .weight_sync",
+        )
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """All records but the last, and where they are. Raises DeltaError where one is missing."""
+        at, count = self._begin, 1  # the header counts
+        while True:
+            record = self._record(at)
+            if record.kind == LAST:
+                if record.size != count or _digest(record[:-1], b"") != record.digest:
+                    raise self.fault("it is damaged at its end")
+                return
+            if not record.right(len(self.header.files)):
+                raise self.fault(f"its record at byte {at:,} is damaged")
+            yield at, record
+            at += _HEAD.size + record.payload
+            count += 1
+
+    def changes(self, at: int) -> tuple[Record, Changes]:
+        """What changes in a part of a file. Raises DeltaError."""
+        record, payload = self._payload(at)
+        unit, count = f"<u{record.unit}", record.units
+        places = np.frombuffer(payload, "<u4", count)
+        if count and (int(places[-1]) >= record.size // record.unit or (
+            not (places[1:] > places[:-1]).all()
+        )):  # fmt: skip
+            raise self.fault(f"its record at byte {at:,} is damaged")
+        old = np.frombuffer(payload, unit, count, 4 * count)
+        new = np.frombuffer(payload, unit, count, (4 + record.unit) * count)
+        return record, Changes(places, old, new)
+
+    def digests(self, at: int) -> tuple[Record, tuple[bytes, bytes]]:
+        """The digests of a tensor: of what it was, and what it is to be. Raises DeltaError."""
+        record, payload = self._payload(at)
+        return record, (payload[:_DIGEST], payload[_DIGEST:])
+
+    def _record(self, at: int) -> Record:
+        raw = pread(self._fd, at, _HEAD.size)
+        if len(raw) < _HEAD.size:
+            raise self.fault("it is cut")
+        return Record._make(_HEAD.unpack(raw))
+
+    def _payload(self, at: int) -> tuple[Record, bytes]:
+        record = self._record(at)
+        if not record.right(len(self.header.files)):
+            raise self.fault(f"its record at byte {at:,} is damaged")
+        payload = pread(self._fd, at + _HEAD.size, record.payload)
+        if _digest(record[:-1], payload) != record.digest:
+            raise self.fault(f"its record at byte {at:,} is damaged")
+        return record, payload
+
+    def _require_ours(self) -> None:
+        status = self._status
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise self.fault("it is no regular file, or has another link")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise self.fault("it belongs to another user, or others may write to it")
+
+    def _header(self) -> Header:
+        start = pread(self._fd, 0, _START.size)
+        if len(start) < _START.size or start[:8] != _MAGIC:
+            raise self.fault("it is no journal of ckdiff's")
+        length = _START.unpack(start)[1]
+        if length > min(_LARGEST_HEADER, self._status.st_size):
+            raise self.fault("it is cut")
+        raw = pread(self._fd, _START.size, length + _DIGEST)
+        text, digest = raw[:length], raw[length:]
+        if xxhash.xxh3_128_digest(start + text) != digest:
+            raise self.fault("its header is damaged")
+        self._begin = _START.size + length + _DIGEST
+        try:
+            found = json.loads(text)
+            inode = found.pop("inode")
+            files = [JournalFile(**file) for file in found.pop("files")]
+            header = Header(files=files, **found)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise self.fault("its header is damaged") from None
+        if inode != self._status.st_ino:
+            raise self.fault("it was copied here from elsewhere")
+        for name in [file.name for file in files] + header.coming + header.going:
+            if not _plain(name):
+                raise self.fault(f"it names {printable(repr(name))}")
+        return header
+
+
+def _plain(name: object) -> bool:
+    """Whether a name leads to a file in the checkpoint."""
+    return isinstance(name, str) and "\0" not in name and all(
+        part not in ("", ".", "..") for part in name.split("/")
+    )  # fmt: skip
+
+
+def _digest(fields: tuple[int, ...], payload: bytes) -> int:
+    state = xxhash.xxh3_64(_HEAD.pack(*fields, 0))
+    state.update(payload)
+    return state.intdigest()

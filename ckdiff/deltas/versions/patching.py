@@ -1,0 +1,237 @@
+"""Putting a journal into the files that it is of, forwards or backwards, as often as one likes."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from ckdiff.checkpoints.halfway import JOURNAL_NAME
+from ckdiff.checkpoints.places.openfile import make_room
+from ckdiff.deltas.parts import called
+from ckdiff.deltas.versions.journal import (
+    CHANGES,
+    PART,
+    TENSOR,
+    Changes,
+    Journal,
+    JournalFile,
+    Record,
+)
+from ckdiff.deltas.versions.lock import SyncFolder
+from ckdiff.deltas.versions.marker import put_marker
+from ckdiff.errors import OutputError, printable
+from ckdiff.kernels.memory import Bytes
+from ckdiff.options import Observer
+from ckdiff.outputs.place import write_errors
+from ckdiff.outputs.writing import start_writeback
+from ckdiff.running.runners import Meter, run_chunks
+from ckdiff.running.threads import PerThread, Stopped
+
+_PAGE = 4096  # bytes; what is written is whole pages of this size, but for the ends of a part
+_GROUP = 16  # records that are one piece of work
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def open_writable(stack: ExitStack, local: Path, names: Sequence[str]) -> list[int]:
+    """Descriptors of files of a checkpoint that may be changed where they are, closed by ``stack``.
+
+    Raises OutputError for links and for files with other links: others read these too.
+    """
+    make_room(len(names))
+    found = []
+    root = os.path.realpath(local)
+    for name in names:
+        path = os.path.join(root, name)
+        shown = printable(os.path.join(local, name))
+        if os.path.realpath(path) != path:
+            raise _shared(shown, "is a link, or behind one")
+        try:
+            fd = os.open(path, _FLAGS)
+        except OSError as error:
+            raise OutputError(
+                f"{shown} cannot be changed in place: {error.strerror}",
+                hint="make it yours to write, or apply to another place with -o",
+            ) from None
+        stack.callback(os.close, fd)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _shared(shown, "is no regular file")
+        if status.st_nlink != 1:
+            raise _shared(shown, f"has {status.st_nlink} names")
+        found.append(fd)
+    return found
+
+
+def _shared(shown: str, why: str) -> OutputError:
+    return OutputError(
+        f"{shown} {why}, and would change for others too",
+        hint="copy the checkpoint, or apply to another place with -o",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Putting:
+    """A journal that is put into its files."""
+
+    folder: SyncFolder
+    journal: Journal
+    files: Sequence[int]  #: descriptors of the journal's files
+    workers: int
+    observer: Observer
+
+    def run(self, *, undo: bool, verify: bool) -> int | None:
+        """Finish the change, or undo it; gives the version that the checkpoint is at then.
+
+        With ``verify`` each tensor's digest is held against the journal's before it is called
+        whole. Raises DeltaError where others have changed the files, and OutputError; the journal
+        stays then.
+        """
+        header = self.journal.header
+        changes, tensors = self._listed()
+        self._all(_PutTask(self.journal, self.files, header.files, changes, undo))
+        if verify:
+            self._all(_VerifyTask(self.journal, self.files, header.files, tensors, undo))
+        version = header.before if undo else header.after
+        with write_errors(self.folder.local):
+            for fd in self.files:
+                start_writeback(fd)
+            for fd in self.files:
+                os.fsync(fd)
+            settle(self.folder, version)
+        return version
+
+    def _listed(self) -> tuple[list[array[int]], list[array[int]]]:
+        """Where the records are, of each kind, in groups; those of different files take turns."""
+        count = len(self.journal.header.files)
+        kinds = {kind: [array("q") for _ in range(count)] for kind in (CHANGES, TENSOR)}
+        for at, record in self.journal.records():
+            kinds[record.kind][record.file].append(at)
+        return _in_turn(kinds[CHANGES], _GROUP), _in_turn(kinds[TENSOR], 1)
+
+    def _all(self, task: _Task) -> None:
+        meter = Meter(self.observer, len(task.groups))
+
+        def finished(_: int, __: None) -> None:
+            meter.add(1)
+
+        with write_errors(self.folder.local):
+            run_chunks(
+                range(len(task.groups)), task, workers=self.workers, done=finished, meter=meter
+            )
+
+
+def settle(folder: SyncFolder, version: int | None) -> None:
+    """Say that the checkpoint is whole, at a version or without one. OSError passes through."""
+    if version is not None:
+        put_marker(folder, version)
+    folder.remove(JOURNAL_NAME)
+    folder.sync()
+
+
+def _in_turn(columns: Sequence[array[int]], size: int) -> list[array[int]]:
+    def parts(column: array[int]) -> Iterator[array[int]]:
+        return (column[i : i + size] for i in range(0, len(column), size))
+
+    turns = zip_longest(*(parts(column) for column in columns))
+    return [group for turn in turns for group in turn if group is not None]
+
+
+@dataclass(slots=True)
+class _Task:
+    """What is done to a group of records. Shared by the threads."""
+
+    journal: Journal
+    fds: Sequence[int]
+    files: Sequence[JournalFile]
+    groups: Sequence[array[int]]
+    undo: bool
+    _buffer: PerThread[Bytes] = field(default_factory=lambda: PerThread(_buffer))
+
+    def __call__(self, chunk: int, stop: threading.Event) -> None:
+        """See ChunkTask; a chunk is a group of records."""
+        for at in self.groups[chunk]:
+            if stop.is_set():
+                raise Stopped
+            self.one(at)
+
+    def one(self, at: int) -> None:
+        """Do it to one record."""
+        raise NotImplementedError
+
+    def read(self, record: Record, low: int, size: int) -> Bytes:
+        """Bytes of a record's file, in this thread's buffer."""
+        into = self._buffer()[:size]
+        view, have = into.data, 0
+        while have < size:
+            got = os.preadv(self.fds[record.file], [view[have:]], record.begin + low + have)
+            if not got:
+                raise self.journal.fault(f"{called(self.files[record.file].name)} was cut")
+            have += got
+        return into
+
+
+def _buffer() -> Bytes:
+    return np.empty(PART, np.uint8)
+
+
+class _PutTask(_Task):
+    def one(self, at: int) -> None:
+        record, changes = self.journal.changes(at)
+        if not record.units:
+            return
+        unit = record.unit
+        low, high = int(changes.places[0]) * unit, (int(changes.places[-1]) + 1) * unit
+        held = self.read(record, low, high - low)
+        units = held.view(changes.old.dtype)
+        where = changes.places - changes.places[0]
+        now = units[where]
+        if not ((now == changes.old) | (now == changes.new)).all():
+            name = called(self.files[record.file].name)
+            raise self.journal.fault(f"others have changed {name} since it was made")
+        wanted = changes.old if self.undo else changes.new
+        units[where] = wanted
+        for first, stop in _touched(record, changes, now != wanted):
+            first, stop = max(first - record.begin, low), min(stop - record.begin, high)
+            self._write(record, first, held[first - low : stop - low])
+
+    def _write(self, record: Record, at: int, data: Bytes) -> None:
+        view, at = data.data, record.begin + at
+        while view:
+            done = os.pwrite(self.fds[record.file], view, at)
+            view, at = view[done:], at + done
+
+
+def _touched(
+    record: Record, changes: Changes, differs: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> Iterator[tuple[int, int]]:
+    """The runs of pages, as bytes of the file, in which something is to be written."""
+    places = changes.places[differs].astype(np.int64) * record.unit + record.begin
+    if not len(places):
+        return
+    first, last = places // _PAGE, (places + record.unit - 1) // _PAGE
+    ends = np.flatnonzero(first[1:] > last[:-1] + 1)
+    starts = [0, *(ends + 1).tolist()]
+    stops = [*ends.tolist(), len(places) - 1]
+    for start, stop in zip(starts, stops, strict=True):
+        yield int(first[start]) * _PAGE, (int(last[stop]) + 1) * _PAGE
+
+
+class _VerifyTask(_Task):
+    def one(self, at: int) -> None:
+        record, (before, after) = self.journal.digests(at)
+        state = xxhash.xxh3_128()
+        for low in range(0, record.size, PART):
+            state.update(self.read(record, low, min(PART, record.size - low)).data)
+        if state.digest() != (before if self.undo else after):
+            name = called(self.files[record.file].name)
+            raise self.journal.fault(f"others have changed {name} since it was made")

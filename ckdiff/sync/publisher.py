@@ -1,0 +1,306 @@
+"""Publishing the weights of a process: after each step, what changed since the one before."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ckdiff.checkpoints.opening import Given, open_checkpoint, open_in
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.conversions.convert import convert
+from ckdiff.conversions.dtypes import checked_dtype
+from ckdiff.deltas.room import Room
+from ckdiff.deltas.versions.checksums import check_checksum
+from ckdiff.deltas.versions.following import unsayable
+from ckdiff.deltas.versions.form import ENCODINGS, Said, version_name
+from ckdiff.deltas.versions.reading import WeightStream
+from ckdiff.errors import CkdiffError, DeltaError, UsageError, printable
+from ckdiff.options import Observer, Options, checked_int, checked_observer, checked_output
+from ckdiff.outputs.place import Place, write_errors
+from ckdiff.sync.casting import PublishedView, as_published, memory_of
+from ckdiff.sync.loading import Loaded, Where, copy_into, is_reopened, load, moved_on
+from ckdiff.sync.making import Making, elements_of, size_of
+from ckdiff.sync.snapshot import Snapshot, checked_kind
+
+
+@dataclass(slots=True)
+class Published:
+    """What was published. ``to_dict()`` is JSON-able."""
+
+    version: int
+    full: bool
+    tensors: int  #: that the version has
+    changed_bytes: int  #: bytes of tensors that differ; of a full version all of them
+    #: of the version's files; of a full one that is still being written, those of its tensors
+    bytes: int
+    density: float  #: changed elements / elements; 1 of a full version
+    seconds: float  #: that the call took
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``json.dumps``."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Publisher:
+    """Publishes what changed since the newest version of ``stream``, step after step.
+
+    ``base`` is the checkpoint that the stream begins with (version 0, which engines have), or what
+    its newest version leads to: a path, a module or a state dict. Without one, the first version of
+    an empty stream is a full one; a stream that has a full version goes on from that. ``encoding``
+    is ``xor`` or ``overwrite``. Every ``anchor_every`` versions there is a full one. Floats are
+    rounded to the dtypes that the base has; ``dtype`` (``bf16``, ``f16``, ``f32``) is the one of
+    versions without a base in files.
+
+    It keeps one copy of the model's bytes as published: in ``snapshot="memory"``, in a file without
+    a name beside the versions (``"disk"``), or where there is room (``"auto"``). ``memory`` bounds
+    what is used besides it. With ``background`` a call returns when everything was compared, and
+    the version is brought to the disk by a thread; what goes wrong there is raised by the next
+    call. Config and tokenizer files of full versions come from ``config_from``, or from the base.
+
+    A version is there whole or not at all. After an error the next one is made from the newest that
+    is complete. For one thread; a context manager. Raises UsageError, what opening raises,
+    DeltaError for a stream that is damaged or has come to something else, and BudgetError.
+    """
+
+    def __init__(
+        self,
+        stream: str | os.PathLike[str],
+        base: Given | None = None,
+        *,
+        encoding: str = "xor",
+        checksum: str = "xxh3-128",
+        anchor_every: int | None = None,
+        dtype: str | None = None,
+        snapshot: str = "auto",
+        background: bool = False,
+        memory: str | int | None = None,
+        workers: int | None = None,
+        config_from: str | os.PathLike[str] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        _check(encoding, checksum, background)
+        self._encoding, self._checksum, self._background = encoding, checksum, background
+        self._anchor = None if anchor_every is None else checked_int("anchor_every", anchor_every)
+        if self._anchor is not None and self._anchor < 1:
+            raise UsageError(f"anchor_every must be at least 1, not {self._anchor}")
+        self._where = Where(
+            checked_output(stream),
+            checked_kind(snapshot),
+            checked_dtype(dtype),
+            Options(workers=workers, memory=memory),
+            checked_observer(observer),
+        )
+        self._config_from = config_from
+        with write_errors(self._where.stream):
+            self._where.stream.mkdir(parents=True, exist_ok=True)
+        self._base = base if is_reopened(base) else None
+        self._state: Loaded | None = load(self._where, base)
+        self._ahead = False  # whether the snapshot may differ from the newest version
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def version(self) -> int:
+        """The newest version that is known to be complete; 0 where there is none."""
+        return self._there.version
+
+    def publish(self, model: Given, *, full: bool = False) -> Published:
+        """Publish a module or a state dict as the next version, as it is at the time of the call.
+
+        Only what changed is written, unless ``full`` or an anchor is due. Nothing may write to the
+        tensors until it returns. Raises DeltaError for what a delta cannot say (tensors that were
+        added, removed, reshaped or retyped), SourceChanged, BudgetError, OutputError, Interrupted,
+        and what went wrong in the background since the last call.
+        """
+        began = time.perf_counter()
+        self.wait()
+        with ExitStack() as stack:
+            opened = open_in(stack, model, open_checkpoint)
+            self._settle()
+            state = self._there
+            if WeightStream(str(self._where.stream), Room()).newest != state.version:
+                raise moved_on(self._where.stream, state.version)
+            like = None if state.snapshot is None else state.snapshot.table
+            view = as_published(opened, like, self._where.dtype, memory_of(model))
+            due = self._anchor is not None and (
+                state.version + 1 - state.last_full >= self._anchor
+            )  # counted from version 0, which is whole as well
+            full = full or state.snapshot is None or due
+            why = None if like is None else unsayable(like, view.table, self._encoding)
+            if why is not None and not full:
+                raise DeltaError(
+                    f"a delta of weight versions cannot say this: {why}",
+                    hint="publish a full version: publish(model, full=True)",
+                )
+            found = self._full(view, same=why is None) if full else self._delta(view)
+        found.seconds = time.perf_counter() - began
+        return found
+
+    def wait(self) -> None:
+        """Wait until what was published is on the disk; raises what went wrong on the way."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait for the last version, and give the snapshot back; may be called more than once.
+
+        Raises what went wrong in the background since the last call.
+        """
+        try:
+            self.wait()
+        finally:
+            if self._state is not None and self._state.snapshot is not None:
+                self._state.snapshot.close()
+            self._state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(CkdiffError):  # one error is on its way already
+            self.close()
+
+    @property
+    def _there(self) -> Loaded:
+        if self._state is None:
+            raise UsageError("the publisher was closed", hint="make a new one")
+        return self._state
+
+    def _settle(self) -> None:
+        """See to it that the snapshot is the newest version: after an error it is made again."""
+        state = self._there
+        if not self._ahead:
+            return
+        if state.snapshot is not None:
+            state.snapshot.close()
+        state.snapshot = None
+        newest = WeightStream(str(self._where.stream), Room()).newest
+        if newest in (state.version, state.version + 1):  # the error came after it was complete
+            state.version = newest
+        try:
+            loaded = load(self._where, self._base)
+        except CkdiffError as error:
+            self._where.observer.note(
+                printable(f"the next version is a full one: what is published is lost: {error}")
+            )
+        else:
+            self._state = loaded
+        self._ahead = False
+
+    def _touched(self) -> None:
+        self._ahead = True
+
+    def _delta(self, view: PublishedView) -> Published:
+        state = self._there
+        assert state.snapshot is not None
+        said = Said(state.version + 1, state.version, self._encoding, self._checksum)
+        place = self._place(said.version)
+        making = Making(state.snapshot, view, said, place)
+        try:
+            making.encode(self._where.options, self._where.observer, self._touched)
+        except BaseException:
+            making.close()
+            raise
+        total = elements_of(state.snapshot)
+        found = Published(
+            said.version, False, making.found.tensors, making.found.changed, making.bytes,
+            making.found.elements / total if total else 0.0, 0.0,
+        )  # fmt: skip
+
+        def finish() -> None:
+            with closing(making):
+                making.commit()
+            state.version = said.version
+            self._ahead = False
+
+        self._finish(finish)
+        return found
+
+    def _full(self, view: PublishedView, *, same: bool) -> Published:
+        """Publish all of it; ``same`` says that the snapshot has its tensors."""
+        state, number = self._there, self._there.version + 1
+        out = self._place(number).out
+        self._ahead = True
+        if state.snapshot is None or not same:
+            if state.snapshot is not None:
+                state.snapshot.close()
+            state.snapshot = None
+            state.snapshot = Snapshot(view.table, self._where.kind, self._where.stream)
+        snapshot = state.snapshot
+        copy_into(snapshot, view, self._where)
+        size = int(snapshot.table.nbytes.sum())
+        found = Published(number, True, len(snapshot.table), size, size, 1.0, 0.0)
+        options, observer, beside = self._where.options, self._where.observer, self._beside()
+
+        def finish() -> None:
+            convert(
+                snapshot, out, workers=options.workers, memory=options.memory,
+                config_from=beside, observer=None if self._background else observer,
+            )  # fmt: skip
+            found.bytes = size_of(out)
+            state.version = state.last_full = number
+            self._ahead = False
+
+        self._finish(finish)
+        return found
+
+    def _finish(self, finish: Callable[[], None]) -> None:
+        """Bring a version to its end, here or on a thread."""
+        if not self._background:
+            finish()
+            return
+
+        def run() -> None:
+            try:
+                finish()
+            except BaseException as error:  # raised by the next call
+                self._error = error
+
+        # the process does not end before it: whoever forgets to close loses no version
+        self._thread = threading.Thread(target=run, name="ckdiff-publisher")
+        self._thread.start()
+
+    def _place(self, number: int) -> Place:
+        return Place(self._where.stream / version_name(number), directory=True, overwrite=False)
+
+    def _beside(self) -> str | os.PathLike[str] | None:
+        """Where the config and tokenizer files of a full version are; None where nowhere is."""
+        if self._config_from is not None or self._base is None:
+            return self._config_from
+        return _folder_of(self._base)
+
+
+def _folder_of(base: Given) -> str | None:
+    """The directory beside whose weights there are config files; None where there is none."""
+    from ckdiff.outputs.companions import Copying
+
+    with ExitStack() as stack:
+        opened: Checkpoint = open_in(stack, base)
+        found = opened.directory
+        if found is None and opened.open_files:
+            found = os.path.dirname(opened.open_files[0].path)
+        return found if found and Copying().beside(opened, directory=True).files else None
+
+
+def _check(encoding: str, checksum: str, background: object) -> None:
+    if encoding not in ENCODINGS:
+        raise UsageError(
+            f"there is no encoding {printable(str(encoding))!r} of weight versions",
+            hint=f"one of {', '.join(ENCODINGS)}",
+        )
+    if background not in (True, False):
+        raise UsageError(f"background must be True or False, not {printable(str(background))}")
+    check_checksum(checksum)
