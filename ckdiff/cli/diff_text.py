@@ -35,12 +35,17 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         terminal.paint(title, "bold"),
         formats.extent(result.elements, len(result.table))
         + (f"; {result.excluded:,} tensors excluded" if result.excluded else ""),
-        f"{result.tensors_identical:,} of {total} {_are(result.tensors_identical)} bit-identical",
+        _identical(result, total),
         "",
         *_model(result, terminal),
     ]
     if not result.differs:
-        texts += ["", terminal.paint("No element and no tensor differs.", "green")]
+        said = (
+            "No element differs in value."
+            if result.retyped
+            else "No element and no tensor differs."
+        )
+        texts += ["", terminal.paint(said, "green")]
     for part in (
         _short_table(result.table, terminal) if result.rules["exact"]["changed"] else [],
         _statistics(result.table, terminal),
@@ -58,6 +63,13 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
     if result.store is not None and out is not None:
         texts.append(f"masks of {', '.join(result.store.masks)} in {printable(out)}")
     return texts
+
+
+def _identical(result: DiffResult, total: str) -> str:
+    """How many tensors are the same: of two dtypes, in their values."""
+    count = result.tensors_identical
+    what = "equal in value" if result.retyped else "bit-identical"
+    return f"{count:,} of {total} {_are(count)} {what}"
 
 
 def _merge(counts: Mapping[str, Any] | None) -> list[str]:

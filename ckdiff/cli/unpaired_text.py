@@ -45,8 +45,16 @@ def unlike_lines(
     arrow = terminal.glyphs.arrow
     out = list[str]()
     for items, one, several in (
-        (retyped, "was compared by value, of two dtypes", "were compared by value, of two dtypes"),
-        (resized, "was compared in the rows of both", "were compared in the rows of both"),
+        (
+            retyped,
+            "has two dtypes and was compared by value",
+            "have two dtypes and were compared by value",
+        ),
+        (
+            resized,
+            "has another number of rows: those that both sides have were compared",
+            "have another number of rows: those that both sides have were compared",
+        ),
     ):
         if items:
             pairs = [f"{_shown(item['base'])} {arrow} {_shown(item['tuned'])}" for item in items]

@@ -15,7 +15,7 @@ from ckdiff.diffs.merging import as_json
 from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details, resized, retyped
-from ckdiff.diffs.tables import quantised_hint, table_of
+from ckdiff.diffs.tables import quantised_hint, rounding_hint, table_of
 from ckdiff.diffs.ties import tied_extras, tied_pairs
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, SourceChanged, printable
@@ -104,6 +104,8 @@ class _Run:
                 f"{printable(tie['same_as'])}: they are tied"
             )
         if not plan.options.dequantize and (said := quantised_hint(comparison, table)):
+            plan.observer.note(f"hint: {said}")
+        if (said := rounding_hint(comparison, table, self._rules)) is not None:
             plan.observer.note(f"hint: {said}")
         for name, other in tied_pairs(table, plan.sides[0], comparison.pairing):
             plan.observer.note(

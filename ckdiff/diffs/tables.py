@@ -45,6 +45,20 @@ def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> Ma
     )
 
 
+def rounding_hint(comparison: Comparison, table: MaskTable, rules: RuleSet) -> str | None:
+    """What to ask where a side is of a narrower float dtype, and nothing was asked in it."""
+    narrow = {
+        name
+        for side in comparison.sides
+        for i in comparison.pairing.retyped
+        if (name := side.dtypes[i]) in ("BF16", "F16") and table.changed["exact"][i]
+    }
+    if len(narrow) != 1 or any("@" in str(rule) for rule in rules.reported):
+        return None
+    rule = f"exact@{narrow.pop().lower()}"
+    return f"--rule {rule} counts what differs once both sides are rounded to it"
+
+
 def quantised_hint(comparison: Comparison, table: MaskTable) -> str | None:
     """What to say where values of quantised tensors would say something else than their bits."""
     if not any(map(_NARROW.__contains__, {*comparison.dtypes, *comparison.sides[1].dtypes})):

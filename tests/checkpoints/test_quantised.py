@@ -163,7 +163,7 @@ def test_nothing_is_said_of_what_is_not_quantised(kinds: Kinds) -> None:
     assert found.within.tolist() == [*range(len(kinds))]
 
 
-def test_scales_of_activations_stay() -> None:
+def test_scales_of_activations_are_no_weights() -> None:
     kinds: Kinds = {
         "x.weight": (F8, (4, 4)),
         "x.weight_scale": ("F32", ()),
@@ -174,10 +174,13 @@ def test_scales_of_activations_stay() -> None:
         "x.bias": ("BF16", (4,)),
     }
     found = quantised(table(kinds))
-    assert found.table.names == [name for name in kinds if name != "x.weight_scale"]
+    # what belongs to a module without quantised weights stays
+    assert found.table.names == ["x.weight", "attn.k_scale", "attn.v_scale", "x.bias"]
     assert found.table.dtypes[0] == "F32"
     assert found.table.nbytes[0] == 64
-    assert found.within.tolist() == [0, 2, 3, 4, 5, 6]
+    assert found.within.tolist() == [0, 3, 4, 6]
+    kinds = {f"attn.{name}".replace("attn.attn", "attn"): kind for name, kind in kinds.items()}
+    assert quantised(table(kinds)).table.names == ["attn.x.weight", "attn.x.bias"]
 
 
 def test_one_scale_is_not_for_two() -> None:

@@ -269,7 +269,7 @@ def test_dtypes_and_rows(tmp_path: Path) -> None:
     assert result.unpaired["reshaped"] == ["e"]
     assert result.tensors_identical == 2
     text = ok("diff", one, two).stdout
-    assert "1 tensor was compared by value, of two dtypes: a (BF16 → F32)" in text
+    assert "1 tensor has two dtypes and was compared by value: a (BF16 → F32)" in text
     assert "No element and no tensor differs" not in text
     (line,) = failed(one, two, "--exit-code", "--exclude", "e")
     assert "1 tensor of another dtype, such as a" in line

@@ -15,10 +15,13 @@ def test_lines_of_unlike_tensors() -> None:
     arrow = Terminal().glyphs.arrow
     one, two, three = unlike_lines(retyped, resized, tied, Terminal())
     assert one.startswith(
-        f"7 tensors were compared by value, of two dtypes: t.0 (F32 {arrow} BF16)"
+        f"7 tensors have two dtypes and were compared by value: t.0 (F32 {arrow} BF16)"
     )
     assert one.endswith(" and 2 more")
-    assert two == f"1 tensor was compared in the rows of both: e ([8, 2] {arrow} [9, 2])"
+    assert (
+        two
+        == f"1 tensor has another number of rows: those that both sides have were compared: e ([8, 2] {arrow} [9, 2])"
+    )
     assert three == "1 tensor is tied to another: head (as embed in tuned)"
     assert unlike_lines([], [], [], Terminal()) == unpaired_lines([], Terminal()) == []
 

@@ -52,6 +52,13 @@ _FOREIGN_TENSORS = (
 )
 
 
+#: scales of what goes in and out of a module, which static schemes store beside its weights
+_OF_ACTIVATIONS = (
+    ".input_scale", ".output_scale", ".act_scale", ".activation_scale", ".k_scale", ".v_scale",
+    ".q_scale", ".prob_scale",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Scaled:
     """The tensors that a tensor's values come of, by position in the table that has both."""
@@ -176,10 +183,20 @@ def _take(
     found.scaled[position] = value, grid.shape, how
 
 
+def _of_activations(found: _Found) -> set[int]:
+    """The scales of what goes through modules with quantised weights: they are no weights."""
+    named = [(n, at) for n, at in found.at.items() if n.endswith(_OF_ACTIVATIONS)]
+    if not named:
+        return set()
+    modules = {name.rpartition(".")[0] for name, _, _ in found.scaled.values()}
+    modules |= {name.rpartition(".")[0] for name in modules}  # of a cache, beside the projections
+    return {at for name, at in named if name.rpartition(".")[0] in modules}
+
+
 def _by_value(found: _Found) -> Quantised:
     table = found.table
     _settle(found)
-    gone = {how.scales for _, _, how in found.scaled.values()}
+    gone = {how.scales for _, _, how in found.scaled.values()} | _of_activations(found)
     within = [i for i in range(len(table)) if i not in gone]
     names, dtypes, shapes = [], [], []
     nbytes = table.nbytes[within]
