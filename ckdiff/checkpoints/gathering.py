@@ -133,9 +133,7 @@ class PieceReader:
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See SpanReader."""
         wanted = self._wanted(tensors, starts, nbytes)
-        if (
-            len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS
-        ):  # they will be asked for as they are
+        if len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS:
             while len(self._coming) >= _MOST_COMING:
                 del self._coming[next(iter(self._coming))]
             self._coming[_key(tensors, starts, nbytes)] = wanted
