@@ -22,6 +22,8 @@ from ckdiff.kernels.memory import bytes_at
 
 _Index = tuple[int, ...]
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
+#: windows that are remembered between asking ahead and reading, and what each has of requests
+_MOST_COMING, _MOST_REQUESTS = 4, 128
 #: bytes of a window that may be read for nothing, because they lie between what is copied
 _BETWEEN = 1 << 18
 #: bytes that are read at a time of what lies farther apart, at least: else as many as the window's
@@ -92,12 +94,13 @@ class PieceReader:
         self._inner = inner
         self._contents = contents
         self._buffer = np.empty(0, np.uint8)
+        self._coming: dict[bytes, _Wanted] = {}  # windows that were asked for ahead
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
 
     @staticmethod
     def memory(window: int) -> int:
         """Bytes that a reader takes at most for windows of so many bytes."""
-        return window + (1 << 18)
+        return window + (1 << 19)
 
     @staticmethod
     def asked(window: int) -> int:
@@ -106,7 +109,9 @@ class PieceReader:
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader."""
-        wanted = self._wanted(tensors, starts, nbytes)
+        wanted = self._coming.pop(_key(tensors, starts, nbytes), None)
+        if wanted is None:
+            wanted = self._wanted(tensors, starts, nbytes)
         if wanted.buffer > len(self._buffer):
             self._buffer = np.empty(wanted.buffer, np.uint8)
         base = self._buffer.ctypes.data
@@ -127,7 +132,12 @@ class PieceReader:
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See SpanReader."""
-        self._inner.prefetch(*self._wanted(tensors, starts, nbytes).columns)
+        wanted = self._wanted(tensors, starts, nbytes)
+        if len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS:
+            while len(self._coming) >= _MOST_COMING:
+                del self._coming[next(iter(self._coming))]
+            self._coming[_key(tensors, starts, nbytes)] = wanted
+        self._inner.prefetch(*wanted.columns)
 
     def release(self) -> None:
         """See SpanReader."""
@@ -136,6 +146,7 @@ class PieceReader:
     def close(self) -> None:
         """See SpanReader."""
         self._inner.close()
+        self._coming.clear()
         self._buffer = np.empty(0, np.uint8)
 
     def _runs_of(self, tensor: int) -> _Runs | None:
@@ -183,6 +194,10 @@ class PieceReader:
                 copies.append(copy)
             at += -(-(stop - first) * width // 64) * 64
         return _Wanted(_columns(requests), straight, gathered, copies, far, at)
+
+
+def _key(*columns: IntArray) -> bytes:
+    return b"".join(column.tobytes() for column in columns)
 
 
 def _columns(requests: list[_Request]) -> tuple[IntArray, IntArray, IntArray]:

@@ -34,6 +34,9 @@ _OWN_HEAD = 6  # bytes of the header of a frame that does not say how large it i
 _SETTINGS = ((100, 1), (101, _WINDOW_LOG), (200, 0), (201, 0), (1008, 1), (1016, 1))
 _LIMIT = 100  # the decoder's parameter for the largest window
 _RAW, _REPEATED = 0, 1  # types of blocks
+_ALL_OF_IT = 3  # of a decoder that is reset: where it is, and its parameters
+_KEPT_WINDOW, _MOST_SPARE = 1 << 20, 8  # of decoders that are used again: making one is slow
+_spare: list[int] = []  # taken and put back by any thread, each in one step
 _FALLBACK_PART = 64  # bytes that cannot become more than 2 MiB
 
 
@@ -132,6 +135,7 @@ _CALLS: dict[str, tuple[Any, list[Any]]] = {
     "ZSTD_compressSequencesAndLiterals": (_S, [_P, _P, _S, _P, _S, _P, _S, _S, _S]),
     "ZSTD_createDCtx": (_P, []),
     "ZSTD_freeDCtx": (_S, [_P]),
+    "ZSTD_DCtx_reset": (_S, [_P, _I]),
     "ZSTD_DCtx_setParameter": (_S, [_P, _I, _I]),
     "ZSTD_decompressStream": (_S, [_P, ctypes.POINTER(_Buffer), ctypes.POINTER(_Buffer)]),
 }
@@ -240,7 +244,8 @@ class FrameDecoder:
             tool = zstandard.ZstdDecompressor(max_window_size=largest_window)
             self._slow, self._held = tool.decompressobj(), b""
             return
-        self._context = self._calls["ZSTD_createDCtx"]()
+        self._kept = largest_window <= _KEPT_WINDOW
+        self._context = self._calls["ZSTD_createDCtx"]() if not self._kept else self._spared()
         if not self._context:
             raise MemoryError
         self._calls["ZSTD_DCtx_setParameter"](
@@ -254,8 +259,20 @@ class FrameDecoder:
     def close(self) -> None:
         """Give its memory back; may be called more than once."""
         context, self._context = getattr(self, "_context", None), None
-        if context and self._calls is not None:
+        if not context or self._calls is None:
+            return
+        if self._kept and len(_spare) < _MOST_SPARE:
+            self._calls["ZSTD_DCtx_reset"](context, _ALL_OF_IT)
+            _spare.append(context)
+        else:
             self._calls["ZSTD_freeDCtx"](context)
+
+    def _spared(self) -> Any:
+        assert self._calls is not None
+        try:
+            return _spare.pop()
+        except IndexError:
+            return self._calls["ZSTD_createDCtx"]()
 
     def fill(self, out: Bytes) -> None:
         """Decode as many bytes as ``out`` has. Raises ValueError."""

@@ -277,3 +277,21 @@ def test_of_many_pieces_a_few_are_looked_at(data: st.DataObject) -> None:
         (address,) = reader.acquire(*np.array([[0], [start], [size]], np.int64)).tolist()
         assert ctypes.string_at(address, size) == array.tobytes()[start : start + size]
         assert sum(n for _, _, n in held.asked) < size + 2 * row * 2 or not size
+
+
+def test_what_was_asked_for_ahead_is_worked_out_once() -> None:
+    array = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    piece = Piece(0, 0, (0, 0), (8, 8), (1, 8))
+    contents = contents_of([array], {0: (piece,)})
+    reader = PieceReader(Held([np.ascontiguousarray(array.T)]), contents)
+    windows = [np.array([[0], [start], [16]], np.int64) for start in range(0, 128, 16)]
+    with mock.patch.object(PieceReader, "_wanted", autospec=True, side_effect=PieceReader._wanted):
+        for window in windows[:6]:  # more than are remembered
+            reader.prefetch(*window)
+        for window in windows:
+            (address,) = reader.acquire(*window).tolist()
+            begin = int(window[1, 0])
+            assert ctypes.string_at(address, 16) == array.tobytes()[begin : begin + 16]
+            reader.release()
+        assert PieceReader._wanted.call_count == 6 + len(windows) - 4  # type: ignore[attr-defined]
+    assert not reader._coming

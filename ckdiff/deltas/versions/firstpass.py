@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +12,13 @@ import numpy as np
 import xxhash
 
 from ckdiff.checkpoints.indexes import SUFFIX
-from ckdiff.checkpoints.protocol import Checkpoint, SpanReader
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.versions.applying import grouped
-from ckdiff.deltas.versions.encoding import window_of
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor
 from ckdiff.deltas.versions.journal import PART, JournalFile, JournalWriter, differing
 from ckdiff.deltas.versions.reading import Chain, Version
-from ckdiff.errors import OutputError, printable
-from ckdiff.kernels.memory import Bytes, bytes_at
+from ckdiff.errors import OutputError, SourceChanged, printable
+from ckdiff.kernels.memory import Bytes
 from ckdiff.running.threads import PerThread, Stopped
 
 
@@ -64,33 +62,38 @@ class Chosen:
 
 
 class _Old:
-    """The bytes of a tensor as they are; for one thread."""
+    """The bytes of a tensor as they are, part by part, copied: for one thread."""
 
-    def __init__(self, reader: SpanReader, tensor: int, stop: threading.Event) -> None:
-        self._reader, self._tensor, self._stop = reader, tensor, stop
+    def __init__(self, fd: int, begin: int, shown: str, buffer: Bytes) -> None:
+        self._fd, self._begin, self._shown, self._buffer = fd, begin, shown, buffer
         self._held: tuple[int, int] | None = None
-        self._bytes: Bytes = np.empty(0, np.uint8)
 
     def __call__(self, start: int, into: Bytes) -> None:
         """Copy some of them."""
         into[:] = self.at(start, len(into))
 
     def at(self, start: int, size: int) -> Bytes:
-        """Some of them, until others are asked for."""
+        """Some of them, until others are asked for. Raises SourceChanged."""
+        found = self._buffer[:size]
         if self._held != (start, size):
-            if self._stop.is_set():
-                raise Stopped
-            self.release()
-            chosen = (np.array([value], np.int64) for value in (self._tensor, start, size))
-            self._bytes = bytes_at(int(self._reader.acquire(*chosen)[0]), size)
+            view, have = found.data, 0
+            while have < size:
+                got = os.preadv(self._fd, [view[have:]], self._begin + start + have)
+                if not got:
+                    raise SourceChanged(
+                        f"{self._shown}: was cut while it was being read",
+                        hint="let whatever writes it finish, then run again",
+                    )
+                have += got
             self._held = start, size
-        return self._bytes
+        return found
 
-    def release(self) -> None:
-        """Give them back; raises SourceChanged where they were not the file's."""
-        if self._held is not None:
-            self._held = None
-            self._reader.release()
+
+class _Tools:
+    """Buffers of a thread."""
+
+    def __init__(self) -> None:
+        self.fold, self.old = Buffers(), np.empty(PART, np.uint8)
 
 
 @dataclass(slots=True)
@@ -98,33 +101,42 @@ class FirstPass:
     """The task of a group of tensors. Shared by the threads."""
 
     base: Checkpoint
+    files: Sequence[int]  #: descriptors of the base's files
     chosen: Chosen
     folder: Folder
     writer: JournalWriter
-    _buffers: PerThread[Buffers] = field(default_factory=lambda: PerThread(Buffers))
+    _tools: PerThread[_Tools] = field(default_factory=lambda: PerThread(_Tools))
 
     def __call__(self, chunk: int, stop: threading.Event) -> None:
         """See ChunkTask; a chunk is a group of tensors."""
-        with closing(self.base.reader()) as reader:
-            for k in range(*self.chosen.groups[chunk]):
-                self._tensor(self.chosen.tensors[k], reader, stop)
+        chosen = self.chosen.tensors[slice(*self.chosen.groups[chunk])]
+        for at in chosen:
+            self._tensor(at, stop)
 
-    def _tensor(self, at: int, reader: SpanReader, stop: threading.Event) -> None:
-        table = self.base.table
-        nbytes, old = int(table.nbytes[at]), _Old(reader, at, stop)
-        tensor = Tensor(
-            table.names[at], nbytes, window_of(table.dtypes[at]), old, self.chosen.steps[at]
-        )
+    def _tensor(self, at: int, stop: threading.Event) -> None:
+        table, tools, steps = self.base.table, self._tools(), self.chosen.steps[at]
         file, begin = int(self.base.file_index[at]), int(self.base.offset[at])
+        name, nbytes = table.names[at], int(table.nbytes[at])
+        # what is worked on at a time stays in the processor's cache
+        old = _Old(self.files[file], begin, printable(self.base.files[file].name), tools.old)
         before, after = xxhash.xxh3_128(), xxhash.xxh3_128()
-        for start, new in self.folder.fold(tensor, self._buffers()):
+        known = _known_digest(steps[-1], name)
+        for start, new in self.folder.fold(Tensor(name, nbytes, PART, old, steps), tools.fold):
+            if stop.is_set():
+                raise Stopped
             here = old.at(start, len(new))
             before.update(here.data)
-            after.update(new.data)
-            for low in range(0, len(new), PART):
-                found = differing(here[low : low + PART], new[low : low + PART])
-                if len(found.places):
-                    size = min(PART, len(new) - low)
-                    self.writer.changes(file, begin + start + low, size, found)
-        old.release()
-        self.writer.tensor(file, begin, nbytes, (before.digest(), after.digest()))
+            if known is None:
+                after.update(new.data)
+            found = differing(here, new)
+            if len(found.places):
+                self.writer.changes(file, begin + start, len(new), found)
+        self.writer.tensor(file, begin, nbytes, (before.digest(), known or after.digest()))
+
+
+def _known_digest(version: Version, name: str) -> bytes | None:
+    """The digest that a tensor has after a version, where it is of the journal's kind."""
+    assert version.said is not None
+    if version.said.checksum != "xxh3-128":
+        return None
+    return bytes.fromhex(version.frames[name].digest)

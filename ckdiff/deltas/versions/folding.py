@@ -91,6 +91,8 @@ class Folder:
     def _affordable(self, tensor: Tensor, steps: Sequence[Version]) -> int:
         """How many of the versions can be worked on at a time: at least one."""
         used = 0
+        if len(steps) == 1:
+            return 1
         for i, version in enumerate(steps):
             assert version.said is not None
             used += memory_of(version.said.encoding, version.head(tensor.name, tensor.nbytes))
@@ -105,7 +107,7 @@ class Folder:
             at_work = []
             for version in steps:
                 assert version.said is not None
-                if version.head(tensor.name).window > COMMON_WINDOW and len(steps) == 1:
+                if len(steps) == 1 and version.head(tensor.name).window > COMMON_WINDOW:
                     stack.enter_context(self._large)
                 step = _Step(version, tensor, buffers, self.hint)
                 stack.callback(step.close)

@@ -20,7 +20,6 @@ from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import apply_anew
-from ckdiff.deltas.versions.encoding import WINDOW
 from ckdiff.deltas.versions.firstpass import Chosen, FirstPass, as_opened, check_local
 from ckdiff.deltas.versions.folding import FOLD_MEMORY, Folder
 from ckdiff.deltas.versions.form import read_marker, version_text
@@ -227,11 +226,11 @@ class _Applied:
         self.tensors = len(chosen.tensors)
         need = Need(
             tables=room.taken,
-            worker=FOLD_MEMORY + RECORD_MEMORY + base.reader_memory(WINDOW),
+            worker=FOLD_MEMORY + RECORD_MEMORY,
         )
         workers = fit_workers(self._options.workers, len(chosen.groups), need, self._options.memory)
         with write_errors(folder.path), closing(JournalWriter(folder, header)) as writer:
-            self._fold(base, chosen, writer, workers)
+            self._fold(base, files, chosen, writer, workers)
             writer.finish()
             self.journal_bytes = writer.size
             drop_marker(folder)
@@ -242,7 +241,14 @@ class _Applied:
         except CkdiffError as error:
             raise type(error)(error.message, hint=error.hint or _HALF_WAY) from None
 
-    def _fold(self, base: Checkpoint, chosen: Chosen, writer: JournalWriter, workers: int) -> None:
+    def _fold(
+        self,
+        base: Checkpoint,
+        files: Sequence[int],
+        chosen: Chosen,
+        writer: JournalWriter,
+        workers: int,
+    ) -> None:
         """The first pass: everything is checked, and nothing of the checkpoint changes."""
         sizes = chosen.sizes
         meter = Meter(self._observer, sum(sizes))
@@ -250,7 +256,7 @@ class _Applied:
         def finished(group: int, _: None) -> None:
             meter.add(sum(sizes[slice(*chosen.groups[group])]))
 
-        task = FirstPass(base, chosen, Folder(self._folder.path, _OTHER_BASE), writer)
+        task = FirstPass(base, files, chosen, Folder(self._folder.path, _OTHER_BASE), writer)
         run_chunks(range(len(chosen.groups)), task, workers=workers, done=finished, meter=meter)
         base.verify()
         for version in self._chain.deltas:

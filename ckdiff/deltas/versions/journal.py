@@ -34,7 +34,7 @@ from ckdiff.kernels.memory import Bytes
 from ckdiff.outputs.writing import start_writeback
 
 NEW_NAME = f"{JOURNAL_NAME}.new"
-PART = 1 << 20  #: bytes of a file that a record is of, at most; whole units
+PART = 1 << 19  #: bytes of a file that a record is of, at most; whole units
 #: bytes that making a record, or reading one, takes: positions, both sides, a mask, what is joined
 RECORD_MEMORY = 20 * PART
 

@@ -38,7 +38,7 @@ from ckdiff.running.runners import Meter, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
 
 _PAGE = 4096  # bytes; what is written is whole pages of this size, but for the ends of a part
-_GROUP = 16  # records that are one piece of work
+_GROUP = 32  # records that are one piece of work
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 

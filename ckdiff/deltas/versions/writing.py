@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.conversions.convert import convert
-from ckdiff.deltas.parts import called
 from ckdiff.deltas.room import Room
-from ckdiff.deltas.versions.applying import grouped
-from ckdiff.deltas.versions.checksums import Digester, check_checksum, digester
-from ckdiff.deltas.versions.encoding import TOOLS_MEMORY, WINDOW, Tools, encoder, window_of
+from ckdiff.deltas.versions.checksums import check_checksum
+from ckdiff.deltas.versions.encoding import TOOLS_MEMORY
 from ckdiff.deltas.versions.following import (
     Expected,
     Following,
     check_whole,
     follow,
     not_sayable,
-    other_base,
     unsayable,
 )
 from ckdiff.deltas.versions.form import ENCODINGS, Said, version_name, version_text
+from ckdiff.deltas.versions.grouping import GROUP_BYTES, grouped
+from ckdiff.deltas.versions.making import Found, VersionTask
 from ckdiff.deltas.versions.shards import SHARD_BYTES, Shards
-from ckdiff.deltas.versions.spool import Spool
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import UsageError, printable
-from ckdiff.kernels.memory import Bytes, bytes_at
 from ckdiff.options import Observer, Options, checked_int, checked_observer, checked_output
 from ckdiff.outputs.place import Place, write_errors
+from ckdiff.outputs.placing import sync_path
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.running.threads import InOrder, PerThread, Stopped
+from ckdiff.running.threads import InOrder
 
-_AHEAD = 4  # groups for each worker that may be done before the oldest is written
+_AHEAD = 3  # groups for each worker that may be done before the oldest is written
 _TENSOR = 700  # bytes that a tensor takes in our tables, at most
 _LEVELS = range(1, 23)  # of zstd
 
@@ -101,6 +98,8 @@ def write_version(
         raise UsageError("a delta needs a base", hint="give one, or publish a full version")
     with ExitStack() as stack:
         sides = open_all(stack, tuned) if base is None else open_all(stack, tuned, base)
+        for side in sides:
+            check_whole(side.table, side.label)
         full = full or _must_be_full(sides, encoding, full_when_needed, observer)
         room = Room(options.memory)
         following = follow(str(path), number, None if full else sides[1].table, room)
@@ -130,10 +129,6 @@ def _must_be_full(
     sides: Sequence[Checkpoint], encoding: str, allowed: bool, observer: Observer
 ) -> bool:
     """Whether no delta can say what changed; raises DeltaError where that is not allowed."""
-    for side in sides:
-        check_whole(side.table, side.label)
-    if len(sides) == 1:
-        return True
     why = unsayable(sides[1].table, sides[0].table, encoding)
     if why is None:
         return False
@@ -153,6 +148,7 @@ class _MadeFolder:
         if not self._path.is_dir():
             with write_errors(self._path):
                 self._path.mkdir(parents=True)
+                sync_path(self._path.parent)
             self._ours = True
 
     def __exit__(self, kind: object, *error: object) -> None:
@@ -174,17 +170,6 @@ def _full(
     )
 
 
-@dataclass(slots=True)
-class _Found:
-    """What became of a tensor."""
-
-    tensor: int  #: position in the tuned side's table
-    elements: int  #: that differ
-    changed: int  #: bytes that differ
-    digest: str = ""
-    frame: Spool | None = None  #: None of a tensor that did not change
-
-
 class _Making:
     """A delta being made: planned on headers, then ``run``."""
 
@@ -204,9 +189,9 @@ class _Making:
         self._level, self._expected = level, following.expected
         self._place.keep_away_from([self._base, self._tuned])
         self._place.check()
-        readers = sum(side.reader_memory(WINDOW) for side in (self._base, self._tuned))
+        readers = sum(side.reader_memory(GROUP_BYTES) for side in (self._base, self._tuned))
         tables = room.taken + _TENSOR * len(self._tuned.table)
-        need = Need(tables=tables, worker=TOOLS_MEMORY + readers)
+        need = Need(tables=tables, worker=TOOLS_MEMORY + _AHEAD * GROUP_BYTES + readers)
         self._workers = fit_workers(
             self._options.workers, len(self._groups), need, self._options.memory
         )
@@ -239,15 +224,15 @@ class _Making:
     def _compare(self, files: Shards, observer: Observer) -> tuple[int, int, int]:
         """Write all frames; how many tensors, elements and bytes changed."""
         table, groups = self._tuned.table, self._groups
-        order = InOrder[list[_Found]](_AHEAD * self._workers)
-        task = _Task(
+        order = InOrder[list[Found]](_AHEAD * self._workers)
+        task = VersionTask(
             (self._base, self._tuned), self._said, self._level, self._expected, groups,
-            order, self._place.path,
+            order, self._place.path, self._workers,
         )  # fmt: skip
         meter = Meter(observer, 2 * int(table.nbytes.sum()))
         totals = np.zeros(3, np.int64)
 
-        def finished(group: int, result: list[_Found]) -> None:
+        def finished(group: int, result: list[Found]) -> None:
             for at, found in order.put(group, result):
                 for one in found:
                     if one.frame is not None:
@@ -260,90 +245,3 @@ class _Making:
         run_chunks(range(len(groups)), task, workers=self._workers, done=finished, meter=meter)
         tensors, elements, changed = totals.tolist()
         return tensors, elements, changed
-
-
-@dataclass(slots=True)
-class _Task:
-    """The task of a group of tensors. Shared by the threads."""
-
-    sides: tuple[Checkpoint, Checkpoint]  #: base and tuned
-    said: Said
-    level: int
-    expected: dict[str, Expected]
-    groups: Sequence[tuple[int, int]]
-    order: InOrder[list[_Found]]
-    folder: Path
-    _at: dict[str, int] = field(init=False)
-    _tools: PerThread[Tools] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._at = {name: i for i, name in enumerate(self.sides[0].table.names)}
-        self._tools = PerThread(Tools)
-
-    def __call__(self, chunk: int, stop: threading.Event) -> list[_Found]:
-        """See ChunkTask; a chunk is a group of tensors."""
-        self.order.wait(chunk, stop)
-        with ExitStack() as stack:
-            readers = [stack.enter_context(closing(side.reader())) for side in self.sides]
-            return [self._tensor(at, readers, stop) for at in range(*self.groups[chunk])]
-
-    def _tensor(self, at: int, readers: Sequence[SpanReader], stop: threading.Event) -> _Found:
-        table = self.sides[1].table
-        name, dtype, nbytes = table.names[at], table.dtypes[at], int(table.nbytes[at])
-        spool, window = Spool(self.folder), window_of(dtype)
-        work = encoder(self.said.encoding, dtype, nbytes, spool, self._tools(), level=self.level)
-        digests = _Digests(self.said.checksum, self.expected.get(name))
-        found = _Found(at, 0, 0)
-        positions = self._at[name], at
-        for start in range(0, nbytes, window):
-            if stop.is_set():
-                raise Stopped
-            size = min(window, nbytes - start)
-            after = min(window, nbytes - start - size)
-            sides = []
-            for reader, tensor in zip(readers, positions, strict=True):
-                if after:
-                    reader.prefetch(*_span(tensor, start + size, after))
-                sides.append(bytes_at(int(reader.acquire(*_span(tensor, start, size))[0]), size))
-            elements, changed = work.add(*sides)
-            digests.add(*sides, equal=not changed)
-            found.elements += elements
-            found.changed += changed
-            for reader in readers:
-                reader.release()
-        digests.check(name)
-        if work.finish():
-            found.frame, found.digest = spool, digests.tuned.hexdigest()
-        return found
-
-
-def _span(tensor: int, start: int, size: int) -> tuple[IntArray, IntArray, IntArray]:
-    return np.array([tensor]), np.array([start]), np.array([size])
-
-
-class _Digests:
-    """Those of both sides of a tensor; of the base only where something is expected of it."""
-
-    def __init__(self, checksum: str, expected: Expected | None) -> None:
-        self.tuned, self._expected = digester(checksum), expected
-        self._base: Digester | None = None
-        self._shared = expected is not None and expected.checksum == checksum
-        if expected is not None and not self._shared:
-            self._base = digester(expected.checksum)
-
-    def add(self, base: Bytes, tuned: Bytes, *, equal: bool) -> None:
-        """Take the next window of both; ``equal`` says that nothing differs."""
-        if self._shared and not equal:  # up to here it was the same
-            self._base, self._shared = self.tuned.copy(), False
-        self.tuned.update(tuned)
-        if self._base is not None:
-            self._base.update(base)
-
-    def check(self, name: str) -> None:
-        """Raise DeltaError where the base is not what was expected of it."""
-        if self._expected is None:
-            return
-        found = (self.tuned if self._base is None else self._base).hexdigest()
-        if found != self._expected.digest:
-            version = version_name(self._expected.version)
-            raise other_base(f"{called(name)} is not what {version} says")
