@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.conversions.convert import Converted, convert
     from ckdiff.deltas.apply import apply
+    from ckdiff.deltas.checking import check
     from ckdiff.deltas.delta import delta
     from ckdiff.deltas.frompatches import delta_from_patches
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
@@ -95,6 +96,7 @@ _HOMES = {
     "random_mask": "ckdiff.masks.random",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.stores.maskstore",
+    "check": "ckdiff.deltas.checking",
     "check_store": "ckdiff.stores.maskstore",
     "open_store": "ckdiff.stores.maskstore",
     "TensorRecord": "ckdiff.stores.table",
@@ -134,6 +136,7 @@ __all__ = [
     "WeightPatch",
     "__version__",
     "apply",
+    "check",
     "check_store",
     "combine",
     "convert",

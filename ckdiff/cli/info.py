@@ -17,8 +17,8 @@ _UNPAIRED = 20  #: unpaired tensors that are named
 @options.key
 @options.as_json
 def command(path: str, key: str | None, as_json: bool) -> None:
-    """Say what a file, a directory or hf://org/name is: a delta, a mask store or a checkpoint, and
-    what it holds.
+    """Say what a file, a directory or hf://org/name is: a delta, a stream of weight versions, a
+    mask store or a checkpoint, and what it holds.
     """
     from ckdiff.reports.info import info
 
@@ -100,4 +100,12 @@ def _checkpoint(about: dict[str, Any]) -> list[str]:
     ]
 
 
-_LINES = {"delta": _delta, "store": _store, "checkpoint": _checkpoint}
+def _stream(about: dict[str, Any]) -> list[str]:
+    from ckdiff.cli import formats
+    from ckdiff.cli.stream_text import table
+
+    count = formats.counted(len(about["versions"]), "weight version")
+    return [f"{about['path']}: {count}", "", *table(about["versions"])]
+
+
+_LINES = {"delta": _delta, "stream": _stream, "store": _store, "checkpoint": _checkpoint}

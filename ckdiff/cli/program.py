@@ -27,7 +27,7 @@ COMMANDS = {
     "export": "Masks in a format that other tools read.",
     "import": "A mask store from masks made elsewhere.",
     "info": "What a file or directory is, and what it holds.",
-    "check": "Verify every byte of a mask store.",
+    "check": "Verify every byte of a mask store, a delta or a stream.",
     "clean": "Remove what stopped runs left behind.",
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def apply(
             observer.note(note)
         began = time.perf_counter()
         with interruptible("nothing was written"):
-            _rebuild(links, files, workers, observer)
+            rebuild(links, files, workers, observer)
     return _result(chain, files, time.perf_counter() - began)
 
 
@@ -119,7 +120,22 @@ def _rebuilt(links: Links, out: Path, beside: Companions, *, overwrite: bool) ->
     )
 
 
-def _rebuild(links: Links, files: Rebuilt, workers: int, observer: Observer) -> None:
+class Target(Protocol):
+    """Where rebuilt tensors go. A context manager: what was not committed is nowhere."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def write(self, file: int, offset: int, data: memoryview) -> None:
+        """Take bytes of a file, which are at ``offset`` in it. Any thread may call it."""
+
+    def commit(self) -> None:
+        """All was written, and is right."""
+
+
+def rebuild(links: Links, files: Target, workers: int, observer: Observer) -> None:
+    """Make all tensors of what the chain leads to, and hold them against what it says."""
     base, chain = links.base, links.chain
     blueprint, groups = chain[-1].blueprint, chain[-1].windows.groups
     meter = Meter(observer, int(blueprint.nbytes.sum()))
@@ -138,7 +154,7 @@ def _rebuild(links: Links, files: Rebuilt, workers: int, observer: Observer) -> 
         order = _in_turn(chain[-1])
         coming = np.full(len(order), -1, np.int64)
         coming[order[: max(0, len(order) - workers)]] = order[workers:]
-        task = _ApplyTask(base, chain, links, files, coming)
+        task = ApplyTask(base, chain, links, files, coming)
         run_chunks(order, task, workers=workers, done=finished, meter=meter)
         links.check_sums(base_sums, out_sums)
         links.check_counts(changed)
@@ -161,7 +177,7 @@ def _in_turn(delta: Delta) -> list[int]:
 
 
 @dataclass(slots=True)
-class _ApplyTask:
+class ApplyTask:
     """The task of a group of windows of the rebuilt checkpoint; gives hash sums and counts.
 
     They are (windows, base and result, low and high), and the elements that each delta changed,
@@ -171,7 +187,7 @@ class _ApplyTask:
     base: Checkpoint
     chain: list[Delta]
     links: Links
-    files: Rebuilt
+    files: Target
     #: the group that whoever is done with one will most likely be at next, or -1
     coming: IntArray
     _hasher: ContentHasher = field(default_factory=ContentHasher)

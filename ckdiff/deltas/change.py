@@ -75,6 +75,12 @@ class Spots(Protocol):
     def stored_whole(self, tensor: int) -> bool:
         """Whether a tensor, where it is stored, is stored whole."""
 
+    def whole(self, window: int) -> memoryview | None:
+        """The bytes of a window of a tensor that is stored whole; None where nothing changed.
+
+        Raises DeltaError.
+        """
+
     def changes(self, window: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The positions in the tensor of a window's changed elements, and their tuned bits.
 

@@ -14,9 +14,13 @@ from ckdiff.deltas.container import Delta
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.ranges import parts, resized
 from ckdiff.deltas.room import Room
+from ckdiff.deltas.versions.describing import describe
+from ckdiff.deltas.versions.form import version_number
+from ckdiff.deltas.versions.given import STREAM, VERSION, kind_of
+from ckdiff.deltas.versions.reading import read_version
 from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
-from ckdiff.options import checked_path
+from ckdiff.options import checked_observer, checked_path
 from ckdiff.reports.provenance import provenance
 from ckdiff.stores.maskstore import open_store
 from ckdiff.stores.recognising import is_store
@@ -24,11 +28,12 @@ from ckdiff.stores.summaries import rule_counts
 
 
 def info(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, Any]:
-    """Say what ``path`` is: its ``kind`` is ``delta``, ``store`` or ``checkpoint``.
+    """Say what ``path`` is: its ``kind`` is ``delta``, ``store``, ``stream`` or ``checkpoint``.
 
     ``key`` is the path of the state dict in torch files that hold more.
 
-    Gives what ``ckdiff info --json`` prints. Reads headers and tables only; ``ckdiff check`` and
+    Gives what ``ckdiff info --json`` prints. Reads headers and tables only, and of weight versions
+    what tells how many bytes they change; ``ckdiff check`` and
     ``ckdiff apply`` verify the data. Raises DeltaError, StoreError and CheckpointError for what is
     damaged or none of these, and BudgetError for a delta whose tables are larger than the memory
     that is allowed by default.
@@ -38,6 +43,8 @@ def info(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, A
         return _store(text)
     if is_delta(text):
         return _delta(text)
+    if _is_stream(text):
+        return _stream(text)
     return _checkpoint(text, key)
 
 
@@ -66,6 +73,24 @@ def _delta(path: str) -> dict[str, Any]:
             "parts": parts(delta.ranges.odd, blueprint),
             "lossy": manifest["lossy"],
         }
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is a stream of weight versions, or a delta of one; a full one is a checkpoint."""
+    kind = kind_of(path)
+    if kind == VERSION:
+        number = version_number(os.path.basename(os.path.abspath(path)))
+        return not read_version(path, _room(), number).full
+    return kind == STREAM
+
+
+def _stream(path: str) -> dict[str, Any]:
+    found = describe(path, _room(), checked_observer(None))
+    return {"kind": "stream", "path": path, "versions": found.rows, "notes": found.notes}
+
+
+def _room() -> Room:
+    return Room(each=0, hint="it may be damaged or hostile; ckdiff check takes --memory")
 
 
 def _store(path: str) -> dict[str, Any]:

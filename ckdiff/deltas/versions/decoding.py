@@ -85,11 +85,11 @@ def patch(encoding: str, read: Read, nbytes: int, scratch: Bytes) -> Patch:
     """
     head = checked_head(encoding, read(0, LONGEST_HEADER), nbytes)
     if encoding == XOR:
-        return _Xor(_Decoder(read, head), scratch)
+        return _Xor(Decoder(read, head), scratch)
     return _Overwrite(read, head, nbytes)
 
 
-class _Decoder:
+class Decoder:
     """A frame being decoded: what is wrong with it is damage."""
 
     def __init__(self, read: Read, head: FrameHead) -> None:
@@ -124,7 +124,7 @@ class _Decoder:
 
 
 class _Xor:
-    def __init__(self, decoder: _Decoder, scratch: Bytes) -> None:
+    def __init__(self, decoder: Decoder, scratch: Bytes) -> None:
         self._decoder, self._scratch = decoder, scratch
 
     def apply(self, window: Bytes) -> None:
@@ -147,7 +147,7 @@ class _Overwrite:
 
     def __init__(self, read: Read, head: FrameHead, nbytes: int) -> None:
         self._nbytes, self._start = nbytes, 0
-        self._positions, self._values = _Decoder(read, head), _Decoder(read, head)
+        self._positions, self._values = Decoder(read, head), Decoder(read, head)
         self._left = (head.content - 4) // 5  # positions that are not decoded yet
         self._next: npt.NDArray[np.int64] = np.empty(0, np.int64)  # those that are not used yet
         self._new = np.empty(0, np.uint8)  # their values
