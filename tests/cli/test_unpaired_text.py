@@ -18,10 +18,8 @@ def test_lines_of_unlike_tensors() -> None:
         f"7 tensors have two dtypes and were compared by value: t.0 (F32 {arrow} BF16)"
     )
     assert one.endswith(" and 2 more")
-    assert (
-        two
-        == f"1 tensor has another number of rows: those that both sides have were compared: e ([8, 2] {arrow} [9, 2])"
-    )
+    said = "1 tensor has another number of rows: those that both sides have were compared"
+    assert two == f"{said}: e ([8, 2] {arrow} [9, 2])"
     assert three == "1 tensor is tied to another: head (as embed in tuned)"
     assert unlike_lines([], [], [], Terminal()) == unpaired_lines([], Terminal()) == []
 
