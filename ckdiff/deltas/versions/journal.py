@@ -122,11 +122,15 @@ class JournalWriter:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
         self._fd = os.open(NEW_NAME, flags, 0o600, dir_fd=folder.fd)
         self._lock, self._count = threading.Lock(), 0
-        found = {"inode": os.fstat(self._fd).st_ino, **asdict(header)}
-        text = json.dumps(found, separators=(",", ":")).encode()
-        start = _START.pack(_MAGIC, len(text)) + text
         self._end = self._begun = 0
-        self._put(start + xxhash.xxh3_128_digest(start))
+        try:
+            found = {"inode": os.fstat(self._fd).st_ino, **asdict(header)}
+            text = json.dumps(found, separators=(",", ":")).encode()
+            start = _START.pack(_MAGIC, len(text)) + text
+            self._put(start + xxhash.xxh3_128_digest(start))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def size(self) -> int:

@@ -22,6 +22,7 @@ from ckdiff.deltas.versions.marker import drop_marker
 from ckdiff.deltas.versions.patching import settle
 from ckdiff.errors import OutputError, printable
 from ckdiff.outputs.companionnames import is_companion
+from ckdiff.outputs.ownership import SUFFIX as PARTIAL
 from ckdiff.outputs.place import write_errors
 from ckdiff.outputs.placing import sync_path
 
@@ -30,7 +31,7 @@ SEED_NAME, FORMER_NAME = "ckdiff-seed", "ckdiff-former"
 
 def seed_path(folder: SyncFolder) -> Path:
     """Where the new files are made; what an earlier run left there is removed."""
-    for name in (SEED_NAME, FORMER_NAME):
+    for name in (SEED_NAME, SEED_NAME + PARTIAL, FORMER_NAME):
         _remove(folder, name)
     return folder.path / SEED_NAME
 
