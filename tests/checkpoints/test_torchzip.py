@@ -143,6 +143,8 @@ def test_a_dtensor_that_is_whole() -> None:
 # -- which tensors are taken -----------------------------------------------------------------------
 
 OPTIMIZER = {"state": {0: {"exp_avg": W, "step": W[0]}}, "param_groups": [{"lr": 1}]}
+SD = {"l.0.weight": W, "l.0.bias": W[:2], "head": W}
+NAMES = list(SD)
 TAKEN: dict[str, tuple[Any, str, list[str]]] = {
     "flat": ({"a.w": W, "b": W}, "", ["a.w", "b"]),
     "beside plain values": ({"w": W, "epoch": 3, "_metadata": {"v": W}}, "", ["w"]),
@@ -164,6 +166,19 @@ TAKEN: dict[str, tuple[Any, str, list[str]]] = {
     "beside settings": ({"hyper_parameters": {"w": W}, "lr_schedulers": [{"w": W}],
                          "callbacks": {"ema": {"w": W}}, "x": {"w": W}}, "x", ["w"]),
     "in a list": ([{"epoch": 1}, {"w": W}], "1", ["w"]),
+    "in a trainer": ({"trainer": {"model": SD}, "epoch": 3}, "trainer.model", NAMES),
+    "in a trainer alone": ({"trainer": {"model": SD}}, "trainer.model", NAMES),
+    "in a trainer by any name": ({"trainer": {"best": SD, "step": 3}}, "trainer.best", NAMES),
+    "in a trainer beside an optimizer": ({"trainer": {"model": SD, "optimizer": OPTIMIZER},
+                                          "optimizer": OPTIMIZER}, "trainer.model", NAMES),
+    "a trainer goes last": ({"trainer": {"state_dict": {"w": W}}, "netG": SD}, "netG", NAMES),
+    "before averages of a trainer": ({"trainer": {"ema": {"w": W}, "state_dict": SD}, "e": 1},
+                                     "trainer.state_dict", NAMES),
+    "a chain that leads to weights": ({"run": {"agent": {"model": SD}}}, "run.agent.model", NAMES),
+    "the only weights, aside": ({"callbacks": {"Saver": {"state_dict": SD}},
+                                 "optimizer": OPTIMIZER},
+                                "callbacks.Saver.state_dict", NAMES),
+    "averages aside": ({"callbacks": [{"ema": SD}], "epoch": 1}, "callbacks.0.ema", NAMES),
     "the first of the known": ({"module": {"m": W}, "state_dict": {"w": W}}, "state_dict", ["w"]),
 }  # fmt: skip
 
@@ -190,6 +205,53 @@ def test_several_that_nothing_tells_apart() -> None:
     assert "try --key netG or --key netD" in refused(saved(content), "netX")
     assert "is no mapping" in refused(saved(content), "epoch")
     assert read(saved(content), "optimizer.state.0").names == ["exp_avg", "step"]
+
+
+SETTINGS = ["args", "config", "hparams", "hyper_parameters", "Options"]
+
+
+@pytest.mark.parametrize("key", [*SETTINGS, "optimized_model", "scheduled"])
+def test_weights_among_settings_are_suggested(key: str) -> None:
+    content = {key: {"model": SD}, "epoch": 1, "optimizer": OPTIMIZER}
+    said = refused(saved(content))
+    assert f"has tensors under {key}.model only, where weights are not taken unasked" in said
+    assert f"(choose with --key {key}.model)" in said
+    assert read(saved(content), f"{key}.model").names == NAMES
+    assert f"(try --key {key}.model)" in refused(saved(content), f"{key}.modl")
+
+
+def test_all_weights_among_settings_are_suggested() -> None:
+    content = {"callbacks": {"a": {"model": SD}, "b": {"model": SD}, "n": 2}, "metrics": [SD]}
+    said = refused(saved(content))
+    for key in ("callbacks.a.model", "callbacks.b.model", "metrics.0"):
+        assert f"--key {key}" in said
+    # one tensor that is somewhere else is no reason to be silent about them
+    table = read(saved({"args": {"model": SD}, "loss": W}))
+    assert table.names == ["loss"]
+    assert "passed over: --key args.model" in " ".join(table.notes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"optimizer": OPTIMIZER, "optim": {"m": {"l.0.w": W, "l.1.w": W}}},
+        {"optimizer_states": [{"l.0.exp_avg": W, "l.1.exp_avg": W}]},
+        {"optimizer": {"model": {"l.0.exp_avg_sq": W, "l.1.exp_avg_sq": W}}},
+        {"lr_scheduler": {"a.b": W, "c.d": W}},
+        {"args": {"mean": W, "std": W}, "optimizer": OPTIMIZER},
+    ],
+)
+def test_the_state_of_an_optimizer_is_not_suggested(content: Any) -> None:
+    said = refused(saved(content))
+    assert "no weights" in said
+    assert "(give the file that has the weights)" in said
+
+
+def test_a_wrong_key_where_there_are_no_others() -> None:
+    assert "lie under no key: leave --key out" in refused(saved(SD), "model")
+    assert "lie under no key: leave --key out" in refused(saved([W, W]), "model")
+    assert "no tensors by name under any key" in refused(saved({"epoch": 1}), "model")
+    assert "no tensors by name under any key" in refused(saved({"optimizer": OPTIMIZER}), "model")
 
 
 def test_keys_with_dots() -> None:

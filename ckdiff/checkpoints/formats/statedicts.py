@@ -5,7 +5,8 @@ mapping of which all leaves are tensors, ``{"encoder": {"w": ...}, "decoder": {.
 candidate, its names joined by dots, unless one of its keys is a word that is known to lead to
 weights, such as ``state_dict``. A module that was pickled whole is a candidate too, with the names
 that its ``state_dict()`` would have. Nothing under the keys of optimizers, schedulers or settings
-is one, and nothing that looks like the state of an optimizer or of random numbers.
+is one, and nothing that looks like the state of an optimizer or of random numbers. Where no
+candidate looks like weights, what does under such keys is found too, so that it can be named.
 
 What is looked through was made from a hostile file: it may be shared, deep, or contain itself. So
 each object is looked at once for each depth, up to a depth, and names have bounds of their own.
@@ -13,25 +14,22 @@ each object is looked at once for each depth, up to a depth, and names have boun
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckdiff.checkpoints.formats.pickledvalues import Record, Tensor, children
+from ckdiff.checkpoints.formats.statewords import (
+    KNOWN,
+    LONGEST_NAME,
+    is_averaged,
+    is_extra,
+    is_known,
+    is_second,
+    is_setting,
+    is_stepping,
+)
 
-#: keys that lead to weights; the first that is there is taken
-KNOWN = (
-    "state_dict", "model_state_dict", "model_state", "model_states", "model", "module", "params",
-    "net", "network", "weights", "model_weights",
-)  # fmt: skip
-_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow)(?:[^a-z]|$)")
-_SETTINGS = {
-    "opt", "hparams", "hyper_parameters", "hyperparameters", "callbacks", "loops", "args", "config",
-    "cfg", "scaler", "grad_scaler", "amp", "amp_scaler", "rng", "rng_state", "rng_states",
-    "random_state", "cuda_rng_state", "numpy_rng_state", "torch_rng_state", "random_rng_state",
-    "datamodule", "sampler", "dataloader", "trainer", "history", "metrics", "options",
-}  # fmt: skip
 _OPTIMIZER_VALUES = {
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta",
     "exp_inf", "exp_avg_sq_row", "exp_avg_sq_col", "fp32_flat_groups",
@@ -39,9 +37,8 @@ _OPTIMIZER_VALUES = {
 _DEPTH = 32  # mappings, lists and modules inside of each other that are looked through
 _MOST_NAMES = 1 << 18  # three times as many as any model has
 _MOST_LETTERS = 1 << 25  # of all names together
-_LONGEST = 1 << 12  # letters of a name
-_LONGEST_WORD = 64  # letters of a key that is known
 _MOST_CANDIDATES = 1 << 10
+_MOST_LOOKED_AT = 32  # mappings whose names are looked at for whether they are those of weights
 _CONTAINERS = (dict, list, tuple, Record)
 
 
@@ -51,6 +48,8 @@ class Found:
 
     candidates: list[tuple[tuple[str, ...], Any]] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)  #: paths of optimizers and the like; a few
+    #: if no candidate looks like weights: what does, under keys that are passed over
+    aside: list[tuple[tuple[str, ...], Any]] = field(default_factory=list)
 
 
 def is_tensor(value: Any) -> bool:
@@ -62,17 +61,41 @@ def find(content: Any) -> Found:
     """All candidates of a file, in the order of the file."""
     finder = _Finder()
     finder.look(content, ())
-    return finder.found
+    found = finder.found
+    first = found.candidates[:_MOST_LOOKED_AT]
+    if found.passed and not any(_looks_like_weights(*one) for one in first):
+        everywhere = _Finder(everywhere=True)
+        everywhere.look(content, ())
+        known = {path for path, _ in found.candidates}
+        more = [one for one in everywhere.found.candidates if one[0] not in known]
+        found.aside = [one for one in more[:_MOST_LOOKED_AT] if _looks_like_weights(*one)]
+    return found
+
+
+def _looks_like_weights(path: tuple[str, ...], value: Any) -> bool:
+    """Whether what lies under a key that is passed over has the names of a model's tensors."""
+    if any(map(is_stepping, path)) and not any(map(is_known, path)):
+        return False
+    try:
+        names = [name.split(".") for name, _ in named_tensors(value, path)]
+    except ValueError:
+        return False
+    if any(not _OPTIMIZER_VALUES.isdisjoint(parts) for parts in names):
+        return False
+    return sum(len(parts) > 1 for parts in names) > 1
 
 
 def rank(path: tuple[str, ...]) -> tuple[int, int, int]:
     """Which candidates go first: the lowest. Equal ones cannot be told apart by their keys.
 
-    Known words in their order, then all others, and averages of weights last.
+    Known words in their order, then all others, then what a trainer keeps, and averages of weights
+    last.
     """
-    known = [KNOWN.index(part.lower()) for part in path if _is_known(part)]
-    if any(map(_is_averaged, path)):
-        return 2, min(known, default=0), len(path)
+    known = [KNOWN.index(part.lower()) for part in path if is_known(part)]
+    if any(map(is_averaged, path)):
+        return 3, min(known, default=0), len(path)
+    if any(map(is_second, path)):
+        return 2, min(known, default=len(KNOWN)), len(path)
     return (0, known[0], len(path)) if known else (1, 0, 0)
 
 
@@ -87,7 +110,7 @@ def named_tensors(value: Any, path: tuple[str, ...] | None = None) -> list[tuple
     if type(value) in (list, tuple):
         value = {str(i): inner for i, inner in enumerate(value) if is_tensor(inner)}
     listing = _Listing()
-    apart = path is not None and not any(map(_is_known, path))
+    apart = path is not None and not any(map(is_known, path))
     listing.add(value, "", 0, apart=apart)
     return listing.names
 
@@ -143,35 +166,31 @@ def _is_state(mapping: dict[Any, Any]) -> bool:
     return any(name in mapping for name in _OPTIMIZER_VALUES)
 
 
-def _is_setting(label: str) -> bool:
-    if len(label) > _LONGEST:
-        return True  # no name of anything
-    word = label.lower()
-    return word in _SETTINGS or "optim" in word or "sched" in word
-
-
-def _is_known(label: str) -> bool:
-    return len(label) <= _LONGEST_WORD and label.lower() in KNOWN
-
-
-def _is_averaged(label: str) -> bool:
-    return len(label) <= _LONGEST_WORD and _AVERAGED.search(label.lower()) is not None
-
-
 def _leads(key: Any, inner: Any) -> bool:
     """Whether a key is known to lead to weights, and something is there."""
-    return type(key) is str and (_is_known(key) or _is_averaged(key)) and bool(_mapping(inner))
+    if type(key) is not str or not _mapping(inner):
+        return False
+    return is_known(key) or is_averaged(key) or is_second(key)
 
 
-def _is_extra(name: str) -> bool:
-    return name == "_metadata" or name.endswith("_extra_state")
+def _leading(mapping: dict[Any, Any]) -> bool:
+    """Whether a key of a mapping leads to weights, or its only key to a mapping that has such."""
+    for _ in range(_DEPTH):
+        if any(_leads(key, inner) for key, inner in mapping.items()):
+            return True
+        inner = _mapping(next(iter(mapping.values()))) if len(mapping) == 1 else None
+        if inner is None:
+            return False
+        mapping = inner
+    return False
 
 
 class _Finder:
-    """Looks for candidates."""
+    """Looks for candidates; ``everywhere``: also under the keys that are passed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, everywhere: bool = False) -> None:
         self.found = Found()
+        self._everywhere = everywhere
         self._seen: dict[int, int] = {}  # object -> the least depth at which it was looked at
         self._taken: set[int] = set()  # objects that are candidates
         self._leaves: dict[int, int] = {}
@@ -194,9 +213,9 @@ class _Finder:
                 return
             joined = id(value) in self._taken
         for label, inner in children(value):
-            if type(inner) not in _CONTAINERS or _is_extra(label):
+            if type(inner) not in _CONTAINERS or is_extra(label):
                 continue
-            if _is_setting(label):
+            if is_setting(label) and not (self._everywhere and len(label) <= LONGEST_NAME):
                 if type(inner) is Record or inner:
                     self._pass((*path, label))
             elif not (joined and not _leads(label, inner) and self.leaves(inner, len(path)) >= 0):
@@ -216,8 +235,8 @@ class _Finder:
         if mapping is None or _module(value) is not None:
             self._take(value, path)
             return True
-        leads = any(_leads(key, inner) for key, inner in mapping.items())
-        inside = any(map(_is_known, path)) and len(mapping) > 1
+        leads = _leading(mapping)
+        inside = any(map(is_known, path)) and len(mapping) > 1
         leaves = self.leaves(value, len(path))
         if leaves >= 0 and (inside or not leads):
             if leaves:
@@ -240,10 +259,10 @@ class _Finder:
         for key, inner in mapping.items():
             if type(key) is not str:
                 return -1
-            if _is_extra(key):
+            if is_extra(key):
                 continue
             kind = (
-                1 if is_tensor(inner) else -1 if _is_setting(key) else self.leaves(inner, depth + 1)
+                1 if is_tensor(inner) else -1 if is_setting(key) else self.leaves(inner, depth + 1)
             )
             if kind < 0:
                 return -1
@@ -256,7 +275,7 @@ def _tensors_in(mapping: dict[Any, Any]) -> Iterator[Any]:
     return (
         inner
         for key, inner in mapping.items()
-        if type(key) is str and is_tensor(inner) and not _is_extra(key)
+        if type(key) is str and is_tensor(inner) and not is_extra(key)
     )
 
 
@@ -279,11 +298,11 @@ class _Listing:
             mapping = value.fields
         self._visit(len(mapping or {}), depth)
         for key, inner in (mapping or {}).items():
-            if type(key) is not str or _is_extra(key):
+            if type(key) is not str or is_extra(key):
                 continue
             if is_tensor(inner):
                 self._take(prefix + key, inner)
-            elif _is_setting(key) or (apart and _leads(key, inner)):
+            elif is_setting(key) or (apart and _leads(key, inner)):
                 continue
             elif self._finder.leaves(inner, depth) > 0:
                 self.add(inner, self._joined(prefix, key), depth + 1)
@@ -320,13 +339,13 @@ class _Listing:
             raise ValueError("they are nested without an end")
 
     def _joined(self, prefix: str, key: str) -> str:
-        if len(prefix) + len(key) > _LONGEST:
+        if len(prefix) + len(key) > LONGEST_NAME:
             raise ValueError("their names are too long")
         return f"{prefix}{key}."
 
     def _take(self, name: str, tensor: Any) -> None:
         self._letters += len(name)
-        if len(name) > _LONGEST or self._letters > _MOST_LETTERS:
+        if len(name) > LONGEST_NAME or self._letters > _MOST_LETTERS:
             raise ValueError("their names are too long")
         if len(self.names) >= _MOST_NAMES:
             raise ValueError(f"there are more than {_MOST_NAMES:,}")

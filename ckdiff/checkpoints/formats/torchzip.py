@@ -20,6 +20,7 @@ from ckdiff.checkpoints.formats.statedicts import (
     named_tensors,
     rank,
 )
+from ckdiff.checkpoints.formats.statewords import may_be_taken
 from ckdiff.checkpoints.formats.torcharchive import (
     Placed,
     TorchFile,
@@ -124,7 +125,10 @@ def chosen_weights(
     if is_tensor(content) or _is_list(content):
         return None, content, []
     found = find(content)
-    ordered = sorted(found.candidates, key=lambda candidate: rank(candidate[0]))
+    candidates = found.candidates
+    if not candidates and len(found.aside) == 1 and may_be_taken(found.aside[0][0]):
+        candidates = found.aside
+    ordered = sorted(candidates, key=lambda candidate: rank(candidate[0]))
     if not ordered:
         raise _no_candidate(where, found)
     path, chosen = ordered[0]
@@ -137,7 +141,7 @@ def chosen_weights(
     notes = []
     if path:
         notes.append(f"{where}: the weights under {shown('.'.join(path))} are compared")
-    others = [other for other, _ in ordered[1:]]
+    others = [other for other, _ in (*ordered[1:], *found.aside) if other != path]
     if others:
         notes.append(f"{where}: other tensors in it are passed over: {_keys(others, ', ')}")
     return path, chosen, notes
@@ -153,10 +157,19 @@ def _asked_for(where: str, content: Any, key: str) -> Any:
         raise CheckpointError(f"{where}: --key {shown(key)} means more than one thing in it")
     if values and type(values[0]) not in (str, int, float, bool, bytes, type(None)):
         return values[0]
-    paths = [path for path, _ in find(content).candidates if path]
-    hint = f"try {_keys(paths, ' or ')}" if paths else "without --key all of it is taken"
     what = "is no mapping of names to tensors" if values else "is not in it"
-    raise CheckpointError(f"{where}: --key {shown(key)} {what}", hint=hint)
+    raise CheckpointError(
+        f"{where}: --key {shown(key)} {what}", hint=_instead(content, find(content))
+    )
+
+
+def _instead(content: Any, found: Found) -> str:
+    """What to do where a key leads to nothing."""
+    if paths := [path for path, _ in (*found.candidates, *found.aside) if path]:
+        return f"try {_keys(sorted(paths, key=rank), ' or ')}"
+    if found.candidates or is_tensor(content) or _is_list(content):
+        return "its tensors lie under no key: leave --key out"
+    return "it holds no tensors by name under any key"
 
 
 def _keys(paths: list[tuple[str, ...]], between: str) -> str:
@@ -166,11 +179,18 @@ def _keys(paths: list[tuple[str, ...]], between: str) -> str:
 
 
 def _no_candidate(where: str, found: Found) -> CheckpointError:
+    if found.aside:
+        paths = sorted((path for path, _ in found.aside), key=rank)
+        return CheckpointError(
+            f"{where}: has tensors under {shown('.'.join(paths[0]))} only, where weights are not "
+            "taken unasked",
+            hint=f"choose with {_keys(paths, ' or ')}",
+        )
     if found.passed:
         if any(not path or "optim" in path.lower() for path in found.passed):
             what = "holds the state of an optimizer, and no weights"
         else:
-            what = f"holds {shown(found.passed[0])} and the like, and no weights"
+            what = f"has no weights, only {shown(found.passed[0])} and other settings or state"
         return CheckpointError(f"{where}: {what}", hint="give the file that has the weights")
     return CheckpointError(
         f"{where}: holds no tensors by name",
