@@ -160,6 +160,12 @@ SLOW: dict[str, str] = {
         test_variables_for_numba_are_not_for_us
         test_what_another_s_numba_compiles_is_kept_if_it_is_the_same
     """,
+    "test_sync_docs": """
+        test_the_page
+    """,
+    "test_sync_memory": """
+        test_memory_is_the_snapshot_and_a_bounded_rest
+    """,
     "test_training_compact": """
         test_sharded_by_fsdp2
     """,

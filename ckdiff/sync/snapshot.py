@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def _anonymous(size: int) -> mmap.mmap:
             f"{format_size(free)} of memory are free, and a snapshot takes {format_size(size)}",
             hint='keep it on the disk: snapshot="disk"',
         )
-    return mmap.mmap(-1, size)
+    # private: what is shared counts elsewhere, and comes in small pages
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _of_file(size: int, folder: Path) -> mmap.mmap:
