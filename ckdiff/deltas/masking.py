@@ -20,6 +20,7 @@ from ckdiff.rules import Rule
 from ckdiff.running.threads import PerThread
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import Matched, first_rows, match, misfit
+from ckdiff.stores.ofvalues import refuse_values
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -42,6 +43,8 @@ class Masking:
         self.store = open_store(mask)
         self.inputs = [self.store.path]
         matched = match([self.store], rule, least=1)
+        tuned = blueprint.names, blueprint.dtypes, blueprint.shapes, blueprint.nbytes
+        refuse_values(matched, base, TensorTable(*tuned))
         self.rule = matched.rule
         self._digest = self.store.manifest_digest()
         wanted = dict(zip(blueprint.names, shapes, strict=True))

@@ -28,6 +28,7 @@ from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import match
+from ckdiff.stores.ofvalues import refuse_values
 
 if TYPE_CHECKING:
     from ckdiff.checkpoints.opening import Given
@@ -70,6 +71,7 @@ def graft(
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
         sides = open_all(stack, base, tuned)
+        refuse_values(matched, *(side.table for side in sides))
         plan = Plan(to_rebuild(sides[0]), sides[1], matched, unfuse=unfuse)
         threads = _threads(plan, options)
         beside = copying.beside(sides[0], directory=plan.files.directory is not None)

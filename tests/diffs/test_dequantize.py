@@ -96,3 +96,32 @@ def test_nothing_is_quantised(tmp_path: Path) -> None:
 def test_with_itself(tmp_path: Path, verify: bool) -> None:
     a = put(tmp_path / "a", quantised(Q, SCALE))
     assert ckdiff.diff(a, a, dequantize=True, verify=verify).rules["exact"]["changed"] == 0
+
+
+def test_codes_are_not_moved_by_masks_of_values(tmp_path: Path) -> None:
+    a = put(tmp_path / "a", quantised(Q, SCALE))
+    b = put(tmp_path / "b", quantised(Q[::-1].copy(), (SCALE * 2).astype(np.float32)))
+    bits, by_value = tmp_path / "bits.zarr", tmp_path / "values.zarr"
+    ckdiff.diff(a, b, bits)
+    ckdiff.diff(a, b, by_value, dequantize=True)
+    both = tmp_path / "both.zarr"
+    ckdiff.combine("union", [by_value, by_value], both)  # says no more how it was made
+    for mask in (by_value, both):
+        with pytest.raises(ckdiff.PairingError, match="without --dequantize"):
+            ckdiff.graft(a, b, mask, tmp_path / "g")
+        with pytest.raises(ckdiff.PairingError, match="without --dequantize"):
+            ckdiff.delta(a, b, tmp_path / "d", mask=mask)
+    assert not (tmp_path / "g").exists()
+    assert not (tmp_path / "d").exists()
+    ckdiff.graft(a, b, bits, tmp_path / "g")
+    assert ckdiff.diff(b, tmp_path / "g").rules["exact"]["changed"] == 0
+    ckdiff.delta(a, b, tmp_path / "d", mask=bits)
+
+
+def test_codes_are_not_values_of_the_other_side(tmp_path: Path) -> None:
+    a = put(tmp_path / "a", quantised(Q, SCALE))
+    b = put(tmp_path / "b", {"l.w.weight": values(Q, SCALE).astype(BF16), "norm": np.ones(8, BF16)})
+    ckdiff.diff(a, b, tmp_path / "m.zarr")
+    for base, tuned in ((a, b), (b, a)):
+        with pytest.raises(ckdiff.PairingError, match=r"one side only|without --dequantize"):
+            ckdiff.graft(base, tuned, tmp_path / "m.zarr", tmp_path / "g")
