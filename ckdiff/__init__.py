@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.frompatches import delta_from_patches
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.deltas.patchstream import weight_patches
+    from ckdiff.deltas.squash import Squashed, squash
     from ckdiff.deltas.versions.applying import AppliedVersions
     from ckdiff.deltas.versions.writing import VersionReport
     from ckdiff.deltas.weightpatch import WeightPatch
@@ -99,6 +100,8 @@ _HOMES = {
     "check": "ckdiff.deltas.checking",
     "check_store": "ckdiff.stores.maskstore",
     "open_store": "ckdiff.stores.maskstore",
+    "Squashed": "ckdiff.deltas.squash",
+    "squash": "ckdiff.deltas.squash",
     "TensorRecord": "ckdiff.stores.table",
     **dict.fromkeys(_ERRORS, "ckdiff.errors"),
 }
@@ -125,6 +128,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "SourceChanged",
+    "Squashed",
     "StoreCorrupt",
     "StoreError",
     "StoreExists",
@@ -151,6 +155,7 @@ __all__ = [
     "open_store",
     "overlap",
     "random_mask",
+    "squash",
     "weight_patches",
 ]
 

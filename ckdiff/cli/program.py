@@ -22,6 +22,7 @@ COMMANDS = {
     "random": "A random mask with as many changed elements as a store.",
     "delta": "Everything needed to rebuild the tuned checkpoint from the base.",
     "apply": "Rebuild a checkpoint from a base and deltas.",
+    "squash": "Several weight versions as one.",
     "graft": "The base, with the tuned elements wherever a mask has ones.",
     "convert": "Any checkpoint as sharded safetensors, in another dtype if asked for.",
     "export": "Masks in a format that other tools read.",

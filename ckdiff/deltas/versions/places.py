@@ -18,6 +18,7 @@ from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.versions.decoding import COMMON_WINDOW, Decoder, checked_head
 from ckdiff.deltas.versions.form import XOR
 from ckdiff.deltas.versions.reading import Version
+from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.memory import Bytes
 from ckdiff.kernels.zstdframes import LONGEST_HEADER
 
@@ -133,3 +134,31 @@ def _listed(nbytes: int | None) -> Callable[[Decoder, int], Iterator[Places]]:
         decoder.finish()
 
     return read
+
+
+def elements(version: Version, tensor: str, dtype: str, nbytes: int) -> Iterator[Places]:
+    """Positions of the changed elements of a tensor, ascending and each once, a part at a time.
+
+    Raises DeltaError; also for ``overwrite`` of elements that share bytes: which of them changed
+    is not known without the base.
+    """
+    assert version.said is not None
+    bits, last = DTYPES[dtype].bits, -1
+    if bits < 8:
+        if version.said.encoding != XOR:
+            raise version.fault(
+                f"{called(tensor)} has elements of {bits} bits, and overwrite says only which "
+                "bytes changed",
+                "ckdiff diff of the two checkpoints finds the elements",
+            )
+        version.head(tensor, nbytes)
+        for number, part in enumerate(changes(version, tensor, _WINDOW)):
+            marked = np.unpackbits(part, bitorder="little").reshape(-1, bits).any(axis=1)
+            yield np.flatnonzero(marked) + number * (_WINDOW * 8 // bits)
+        return
+    for found in places(version, tensor, nbytes):
+        at = found // (bits // 8)
+        keep = np.empty(len(at), np.bool_)
+        keep[0], keep[1:] = at[0] != last, at[1:] != at[:-1]
+        last = int(at[-1])
+        yield at[keep]

@@ -71,6 +71,7 @@ def write_version(
     encoding: str = "xor",
     checksum: str = "xxh3-128",
     number: int | None = None,
+    base_version: int | None = None,
     full: bool = False,
     full_when_needed: bool = False,
     level: int = 1,
@@ -84,7 +85,8 @@ def write_version(
     A delta from ``base``, which has to be what the newest version leads to: where versions say
     digests of its tensors, these are held against it. A full version with ``full``, then no base is
     needed, or with ``full_when_needed`` where a delta cannot say what changed. ``level`` is zstd's.
-    A file of the version has at most ``shard_bytes`` of frames. One pass over both sides in bounded
+    A delta says that it is made from the newest version, or from ``base_version``. A file of the
+    version has at most ``shard_bytes`` of frames. One pass over both sides in bounded
     memory; the version is there whole or not at all.
 
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, DeltaError for another base, a
@@ -103,10 +105,16 @@ def write_version(
         full = full or _must_be_full(sides, encoding, full_when_needed, observer)
         room = Room(options.memory)
         following = follow(str(path), number, None if full else sides[1].table, room)
-        with _MadeFolder(path):
+        with MadeFolder(path):
             if full:
                 return _full(sides[0], path, following, options, observer)
-            said = Said(following.number, following.base_version, encoding, checksum)
+            before = following.base_version if base_version is None else base_version
+            if not 0 <= before < following.number:
+                raise UsageError(
+                    f"version {following.number} cannot be made from version {before}",
+                    hint="it has to be a newer one",
+                )
+            said = Said(following.number, before, encoding, checksum)
             work = _Making(sides[1], sides[0], path, said, options)
             work.prepare(following, room, level)
             fetch_all(sides)
@@ -138,7 +146,7 @@ def _must_be_full(
     return True
 
 
-class _MadeFolder:
+class MadeFolder:
     """Makes a stream's directory where there is none, and removes it again where nothing came."""
 
     def __init__(self, path: Path) -> None:
