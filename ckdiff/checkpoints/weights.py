@@ -105,15 +105,26 @@ def _check_there(folder: Folder, sub: str, index: str, files: Sequence[str]) -> 
     lacking = [file for file in files if file not in there]
     if not lacking:
         return
-    others = [name for name in folder.names(sub) if weight_name(name)]
-    lie = f"there lie {some(choices(others))}" if others else "there are no others"
-    count = f"{len(lacking):,} of the {len(files):,} files" if len(files) > 1 else "a file"
-    is_are = "is" if len(files) == 1 else "are"
+    others = choices(name for name in folder.names(sub) if weight_name(name))
     raise CheckpointError(
-        f"{where(folder, inside(sub, index))}: names {count} that {is_are} not there, "
-        f"{some(lacking)}; {lie}",
+        f"{where(folder, inside(sub, index))}: {_lacking(files, lacking, others)}",
         hint="fetch or save what is missing, or give the path of the file that is meant",
     )
+
+
+def _lacking(files: Sequence[str], lacking: Sequence[str], others: Sequence[str]) -> str:
+    """Which of the files that an index lists are not there, and what is."""
+    if len(lacking) < len(files):
+        there = [file for file in files if file not in lacking]
+        are, others_are = ("is" if len(names) == 1 else "are" for names in (lacking, there))
+        return (
+            f"lists {len(files):,} files, and {len(lacking):,} of them {are} not there: "
+            f"{some(lacking)}; {len(there):,} {others_are}: {some(there)}"
+        )
+    beside = f"there lie {some(others)}" if others else "there are no others"
+    if len(files) == 1:
+        return f"lists one file, which is not there: {some(lacking)}; {beside}"
+    return f"lists {len(files):,} files, and none of them is there: {some(lacking)}; {beside}"
 
 
 def _is_folder(folder: Folder, sub: str, inner: str) -> bool:

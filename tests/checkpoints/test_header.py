@@ -478,7 +478,7 @@ def test_missing_and_trailing_bytes(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "a", {"w": ("F32", (4,), bytes(16))})
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    refused(path, "'w'", "only 15")
+    refused(path, "'w'", "only 15", "the file was cut: fetch it or save it again")
     path.write_bytes(whole + b"\0")
     refused(path, "1 bytes after")
 

@@ -60,6 +60,21 @@ def test_what_is_no_address(text: str) -> None:
     assert caught.value.one_line().isprintable()
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("hf://gpt2", "hf://openai-community/gpt2:"),
+        ("hf://gpt2-medium@main/", "hf://openai-community/gpt2-medium@main:"),
+        ("hf://bert-base-uncased", "hf://google-bert/bert-base-uncased:"),
+        ("hf:/t5-small", "hf://google-t5/t5-small:"),
+    ],
+)
+def test_models_that_had_no_organisation(text: str, wanted: str) -> None:
+    with pytest.raises(CheckpointError, match="an organisation and a name are wanted") as caught:
+        HubAddress.parse(text)
+    assert f"under an organisation now, such as {wanted}" in caught.value.one_line()
+
+
 def test_other_paths_are_local() -> None:
     for path in ("hf", "hf:", "./hf://org/name", "/hf:/x", "org/name"):
         assert not is_hub_address(path)

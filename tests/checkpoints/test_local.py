@@ -358,7 +358,22 @@ def test_an_index_is_the_list(tmp_path: Path) -> None:
 def test_a_file_that_an_index_lists_and_that_is_not_there(tmp_path: Path) -> None:
     files = shards(tmp_path, "a", "b")
     write_index(tmp_path, {"a": files[0], "c": "model-3.safetensors"})
-    refused(tmp_path, "model-3.safetensors", "not there", "there lie", files[1])
+    said = "lists 2 files, and 1 of them is not there: model-3.safetensors; 1 is: "
+    refused(tmp_path, f"{said}{files[0]} (")
+    write_index(tmp_path, {"c": "model-3.safetensors"})
+    refused(tmp_path, "lists one file, which is not there: model-3.safetensors; there lie ")
+    write_index(tmp_path, {"c": "model-3.safetensors", "d": "model-4.safetensors"})
+    refused(tmp_path, "lists 2 files, and none of them is there: model-3.safetensors, model-4.")
+
+
+def test_of_a_numbered_set_that_lacks_one_the_others_are_named_one_by_one(tmp_path: Path) -> None:
+    names = [f"model-{i:05}-of-00005.safetensors" for i in range(1, 6)]
+    write_index(tmp_path, {str(i): name for i, name in enumerate(names)})
+    for name in names:
+        if name != names[2]:
+            write_safetensors(tmp_path / name, {"w": ("F32", (1,), bytes(4))})
+    there = f"{names[0]}, {names[1]}, {names[3]} and 1 more"
+    refused(tmp_path, f"lists 5 files, and 1 of them is not there: {names[2]}; 4 are: {there}")
 
 
 def test_a_shard_that_the_index_does_not_name_does_not_count(tmp_path: Path) -> None:

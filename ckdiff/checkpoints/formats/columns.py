@@ -14,6 +14,7 @@ from ckdiff.errors import HeaderError
 
 #: the largest number of elements, bits and bytes
 LARGEST = 2**63 - 1
+_CUT = "the file was cut: fetch it or save it again"
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ def validate(columns: Columns, data_bytes: int, file: str) -> IntArray:
             file,
             names[bad],
             f"ends at byte {ends[bad]:,} of the data but there are only {data_bytes:,}",
+            hint=_CUT,
         )
 
     bits = _bits(columns.dtypes)
@@ -105,6 +107,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return shown(str(list(shape)), 80)[1:-1]
 
 
-def wrong(file: str, name: str, reason: str) -> HeaderError:
+def wrong(file: str, name: str, reason: str, *, hint: str | None = None) -> HeaderError:
     """The error for one tensor of a file."""
-    return HeaderError(f"{file}: tensor {shown(name)}: {reason}")
+    return HeaderError(f"{file}: tensor {shown(name)}: {reason}", hint=hint)

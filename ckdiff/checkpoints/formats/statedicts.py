@@ -215,10 +215,13 @@ class _Finder:
         for label, inner in children(value):
             if type(inner) not in _CONTAINERS or is_extra(label):
                 continue
-            if is_setting(label) and not (self._everywhere and len(label) <= LONGEST_NAME):
+            setting = is_setting(label)
+            if setting and not (self._everywhere and len(label) <= LONGEST_NAME):
                 if type(inner) is Record or inner:
                     self._pass((*path, label))
-            elif not (joined and not _leads(label, inner) and self.leaves(inner, len(path)) >= 0):
+            elif setting or not (
+                joined and not _leads(label, inner) and self.leaves(inner, len(path)) >= 0
+            ):
                 self.look(inner, (*path, label))
 
     def _pass(self, path: tuple[str, ...]) -> None:

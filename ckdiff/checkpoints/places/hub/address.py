@@ -21,6 +21,14 @@ _REFS = r"refs/(?:pr|convert)/[^/]+"
 _ADDRESS = re.compile(
     rf"hf:/{{1,2}}({_PART})/({_PART})(?:@({_REFS}|[^/]*))?(?:/(.*))?", re.DOTALL | re.ASCII
 )
+_ALONE = re.compile(rf"hf:/{{1,2}}({_PART})(@[^/]*)?/?", re.ASCII)
+#: organisations of models that were known by one name before all had one
+_OWNERS = {
+    "gpt2": "openai-community", "distilgpt2": "distilbert", "distilbert": "distilbert",
+    "bert": "google-bert", "roberta": "FacebookAI", "xlm": "FacebookAI", "t5": "google-t5",
+    "albert": "albert", "camembert": "almanach", "xlnet": "xlnet", "openai": "openai-community",
+    "distilroberta": "distilbert",
+}  # fmt: skip
 _OTHER_KINDS = {"datasets": "a dataset", "spaces": "a space", "buckets": "a bucket"}
 
 
@@ -46,6 +54,9 @@ class HubAddress:
         """
         match = _ADDRESS.fullmatch(text)
         if match is None:
+            if alone := _ALONE.fullmatch(text):
+                what = "is one name, where an organisation and a name are wanted"
+                raise _wrong(text, what, _owned(*alone.groups()))
             raise _wrong(text, f"is not {FORM}")
         owner, name, revision, path = match.groups()
         if owner in _OTHER_KINDS:
@@ -81,10 +92,19 @@ class HubAddress:
         return weight_name(name) is not None or index_name(name) is not None
 
 
-def _wrong(text: str, what: str) -> CheckpointError:
+def _owned(name: str, revision: str | None) -> str:
+    """What to write for a model that had no organisation once; nothing where it is none of them."""
+    owner = _OWNERS.get(name.partition("-")[0])
+    if owner is None:
+        return ""
+    example = f"hf://{owner}/{name}{revision or ''}"
+    return f"models are under an organisation now, such as {example}: write {FORM}"
+
+
+def _wrong(text: str, what: str, hint: str = "") -> CheckpointError:
     local = ", and a path of this machine as ./hf:/" if os.path.lexists(text) else ""
     text = re.sub(r"hf_\w{16,}", "***", text)  # a token that somebody put there
     return CheckpointError(
         f"{printable(text)} {what}",
-        hint=f"write {FORM}, and a slash in the name of a revision as %2F{local}",
+        hint=f"{hint or f'write {FORM}, and a slash in the name of a revision as %2F'}{local}",
     )
