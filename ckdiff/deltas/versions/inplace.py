@@ -36,7 +36,7 @@ from ckdiff.deltas.versions.marker import drop_marker
 from ckdiff.deltas.versions.patching import Putting, open_writable
 from ckdiff.deltas.versions.reading import Chain, opened
 from ckdiff.deltas.versions.swapping import begin_swap, seed_path, swap, swap_header
-from ckdiff.errors import CkdiffError, printable
+from ckdiff.errors import CkdiffError, DeltaError, printable
 from ckdiff.options import Observer, Options, checked_observer, checked_path
 from ckdiff.outputs.place import write_errors
 from ckdiff.running.memory import Need, fit_workers
@@ -82,6 +82,7 @@ def apply_in_place(
     stream: StreamPath | Sequence[StreamPath],
     *,
     target: int | None = None,
+    base_version: int | None = None,
     wait: float = WAIT,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -90,23 +91,20 @@ def apply_in_place(
     """Take the checkpoint in the directory ``local`` to version ``target``, or to the newest.
 
     ``stream`` is a stream's directory, or version directories in it, which have to be all that
-    lead there. Where the checkpoint is its marker says; without one it is at version 0. A change
-    that was stopped is finished first. Nothing changes unless the whole chain is sound, and there
-    is no marker while something does. ``wait`` are seconds that others may hold the lock.
-
-    If the chain begins with a full version, that one and the deltas after it are made aside and
-    take the place of the checkpoint's files; files that are none of a checkpoint's stay.
+    lead there. Without a marker the checkpoint is at ``base_version``, or 0. A change that was
+    stopped is finished first. Nothing changes unless the whole chain is sound, and there is no
+    marker while something does. Others may hold the lock for ``wait`` seconds. A full version, and
+    the deltas after it, are made aside and take the place of what belongs to the checkpoint.
 
     Raises DeltaError for a chain that does not lead there, damaged versions and another base;
     OutputError for links, files that others share or that may not be written, a lock that is
     held, and a full disk; UsageError, CheckpointError, SourceChanged, BudgetError, Interrupted.
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
-    where = Path(checked_path("a local checkpoint", local))
-    paths = as_paths(stream)
-    began = time.perf_counter()
+    where, paths = Path(checked_path("a local checkpoint", local)), as_paths(stream)
+    began, recovered = time.perf_counter(), None
     with locked(where, wait) as folder, ExitStack() as stack:
-        recovered = None
+        stack.enter_context(interruptible(lambda: _left(where)))
         if is_half_way(where) is not None:
             _recover(folder, options, observer, undo=False)
             recovered = "finished"
@@ -115,24 +113,25 @@ def apply_in_place(
         versions = given_versions(paths, room)
         stack.callback(versions.close)
         before = read_marker(str(where))
-        chain = versions.chain(target, base_version=before or 0)
-        found = _Applied(folder, before, chain, options, observer)
-        with interruptible(lambda: _HALF_WAY if is_half_way(where) else "nothing was changed"):
-            if chain.seed is not None:
-                found.seed()
-            elif chain.deltas:
-                found.patch(stack, room)
-    return AppliedInPlace(
-        local=where,
-        version=chain.target,
-        before=before,
-        seed=None if chain.seed is None else chain.seed.number,
-        versions=[version.number for version in chain.deltas],
-        tensors=found.tensors,
-        journal_bytes=found.journal_bytes,
-        recovered=recovered,
-        seconds=time.perf_counter() - began,
-    )
+        chain = versions.chain(target, base_version=_at_version(where, before, base_version))
+        work = _Work(folder, before, chain, options, observer)
+        work.run(stack, room)
+    return work.result(recovered, time.perf_counter() - began)
+
+
+def _left(local: Path) -> str:
+    """What is left of a change that was interrupted."""
+    return "it is as it was, or done" if is_half_way(local) is None else _HALF_WAY
+
+
+def _at_version(local: Path, marker: int | None, said: int | None) -> int:
+    """At which version a checkpoint is. Raises DeltaError where its marker says another."""
+    if None not in (marker, said) and marker != said:
+        raise DeltaError(
+            f"the marker of {printable(str(local))} says version {marker}, and not {said}",
+            hint="leave out at which version it is",
+        )
+    return marker or said or 0
 
 
 def recover(
@@ -152,7 +151,7 @@ def recover(
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where = Path(checked_path("a local checkpoint", local))
-    with locked(where, wait) as folder, interruptible(_HALF_WAY):
+    with locked(where, wait) as folder, interruptible(lambda: _left(where)):
         if is_half_way(where) is None:
             _tidy(folder)
             return read_marker(str(where))
@@ -183,7 +182,7 @@ def _tidy(folder: SyncFolder) -> None:
         seed_path(folder)
 
 
-class _Applied:
+class _Work:
     """A checkpoint that is taken through a chain, by us alone."""
 
     def __init__(
@@ -198,7 +197,29 @@ class _Applied:
         self._options, self._observer = options, observer
         self.tensors = self.journal_bytes = 0
 
-    def seed(self) -> None:
+    def run(self, stack: ExitStack, room: Room) -> None:
+        """Do it; where the checkpoint is there already, nothing."""
+        if self._chain.seed is not None:
+            self._seed()
+        elif self._chain.deltas:
+            self._patch(stack, room)
+
+    def result(self, recovered: str | None, seconds: float) -> AppliedInPlace:
+        """What became of it."""
+        chain = self._chain
+        return AppliedInPlace(
+            local=self._folder.local,
+            version=chain.target,
+            before=self._before,
+            seed=None if chain.seed is None else chain.seed.number,
+            versions=[version.number for version in chain.deltas],
+            tensors=self.tensors,
+            journal_bytes=self.journal_bytes,
+            recovered=recovered,
+            seconds=seconds,
+        )
+
+    def _seed(self) -> None:
         """Put the full version that the chain begins with in the checkpoint's place."""
         assert self._chain.seed is not None
         folder, seed = self._folder, self._chain.seed
@@ -213,7 +234,7 @@ class _Applied:
         begin_swap(folder, header)
         swap(folder, header, undo=False)
 
-    def patch(self, stack: ExitStack, room: Room) -> None:
+    def _patch(self, stack: ExitStack, room: Room) -> None:
         """Apply the deltas."""
         folder = self._folder
         base = stack.enter_context(open_local(folder.local))

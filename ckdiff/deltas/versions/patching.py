@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.halfway import JOURNAL_NAME
@@ -147,7 +149,7 @@ def _in_turn(columns: Sequence[array[int]], size: int) -> list[array[int]]:
 
 
 @dataclass(slots=True)
-class _Task:
+class _Task(ABC):
     """What is done to a group of records. Shared by the threads."""
 
     journal: Journal
@@ -164,9 +166,9 @@ class _Task:
                 raise Stopped
             self.one(at)
 
+    @abstractmethod
     def one(self, at: int) -> None:
         """Do it to one record."""
-        raise NotImplementedError
 
     def read(self, record: Record, low: int, size: int) -> Bytes:
         """Bytes of a record's file, in this thread's buffer."""
@@ -195,7 +197,7 @@ class _PutTask(_Task):
         units = held.view(changes.old.dtype)
         where = changes.places - changes.places[0]
         now = units[where]
-        if not ((now == changes.old) | (now == changes.new)).all():
+        if not _either(now, changes):
             name = called(self.files[record.file].name)
             raise self.journal.fault(f"others have changed {name} since it was made")
         wanted = changes.old if self.undo else changes.new
@@ -211,8 +213,16 @@ class _PutTask(_Task):
             view, at = view[done:], at + done
 
 
+def _either(now: npt.NDArray[np.unsignedinteger], changes: Changes) -> bool:
+    """Whether what is there is the old or the new: of each byte, as a write may end anywhere."""
+    if ((now == changes.old) | (now == changes.new)).all():
+        return True
+    one, old, new = (units.view(np.uint8) for units in (now, changes.old, changes.new))
+    return bool(((one == old) | (one == new)).all())
+
+
 def _touched(
-    record: Record, changes: Changes, differs: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    record: Record, changes: Changes, differs: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, int]]:
     """The runs of pages, as bytes of the file, in which something is to be written."""
     places = changes.places[differs].astype(np.int64) * record.unit + record.begin
