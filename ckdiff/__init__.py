@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.checking import check
     from ckdiff.deltas.delta import delta
     from ckdiff.deltas.frompatches import delta_from_patches
+    from ckdiff.deltas.importing import import_masks
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.squash import Squashed, squash
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from ckdiff.grafts.graft import graft
     from ckdiff.masks.combine import combine
     from ckdiff.masks.exporting.exporting import export_masks
-    from ckdiff.masks.importing.importing import import_masks
     from ckdiff.masks.random import random_mask
     from ckdiff.options import Observer, Progress
     from ckdiff.overlaps.overlap import overlap
@@ -92,7 +92,7 @@ _HOMES = {
     "diff": "ckdiff.diffs.diff",
     "export_masks": "ckdiff.masks.exporting.exporting",
     "graft": "ckdiff.grafts.graft",
-    "import_masks": "ckdiff.masks.importing.importing",
+    "import_masks": "ckdiff.deltas.importing",
     "info": "ckdiff.reports.info",
     "random_mask": "ckdiff.masks.random",
     "Rule": "ckdiff.rules",

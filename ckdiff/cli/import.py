@@ -26,13 +26,14 @@ from ckdiff.cli import options
 @options.overwrite
 @options.as_json
 def command(file: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Make a mask store from masks made elsewhere: safetensors, npz or torch.
+    """Make a mask store from masks made elsewhere: safetensors, npz or torch; or from a delta of
+    a stream of weight versions, STREAM/weight_v000007.
 
     Masks are bool or uint8 tensors of 0 and 1, or positions of ones called NAME.indices.
     """
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.masks.importing.importing import import_masks
+    from ckdiff.deltas.importing import import_masks
 
     with Reporter("imported") as reporter, compilation_noted(reporter):
         store = import_masks(file, out, observer=reporter.observer(), **asked)

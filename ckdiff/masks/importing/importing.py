@@ -111,7 +111,7 @@ def import_masks(
         check_disk(target.out, layout.total // 8, note=lambda message: None)
         with interruptible("nothing was written"):
             found.prove()
-            staged = _stage(found.items, layout, target.out, stack)
+            staged = stage(found.items, layout, target.out, stack)
             found.check()
         return target.write(derived, Staged(staged, layout, invert=polarity == FROZEN))
 
@@ -208,7 +208,7 @@ def _kind(item: Item, known: tuple[str, Shape] | None) -> tuple[str, Shape]:
     return dtype, shape
 
 
-def _stage(items: list[Item], layout: Layout, out: Path, stack: ExitStack) -> Staging:
+def stage(items: list[Item], layout: Layout, out: Path, stack: ExitStack) -> Staging:
     """Gather the bits of all tensors, and prove them: nothing of the store is begun before."""
     staging = Staging(layout, out, stack)
     for item, start, elements in zip(
