@@ -173,9 +173,17 @@ def test_a_twin_of_the_index(tmp_path: Path, place: Place, name: str, twin: str)
 def test_listed_files_that_are_not_there(tmp_path: Path, place: Place) -> None:
     names = numbered("model", 3)
     files = {**some_files(names[1]), INDEX: index(dict(zip("abc", names, strict=True)))}
-    refused(place, tmp_path / "f", files, INDEX, "3 files, and 2 of them are not there", names[0], f"lie {names[1]}")
+    refused(
+        place,
+        tmp_path / "f",
+        files,
+        INDEX,
+        "3 files, and 2 of them are not there",
+        names[0],
+        f"1 is: {names[1]}",
+    )
     files = {**some_files("model.safetensors"), INDEX: index({"w": names[0]})}
-    refused(place, tmp_path / "g", files, INDEX, "a file", names[0], "lie model.safetensors")
+    refused(place, tmp_path / "g", files, INDEX, "one file", names[0], "lie model.safetensors")
     files = {INDEX: index({"w": "a/b/c.safetensors"})}
     refused(place, tmp_path / "h", files, "a/b/c.safetensors", "no others")
     refused(place, tmp_path / "h", files, "a/b/c.safetensors", path=INDEX)

@@ -193,6 +193,64 @@ def test_a_module_is_its_state_dict() -> None:
         assert "weights under model are compared" in checkpoint.notes[0]
 
 
+class Compiled(torch.nn.Module):
+    """Holds a model as torch.compile does, whose import takes seconds."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = model
+
+
+def _wrapped(model: torch.nn.Sequential) -> dict[str, torch.nn.Module]:
+    parallel = torch.nn.DataParallel
+    return {
+        "module.": parallel(model),
+        "_orig_mod.": Compiled(model),
+        "module., _orig_mod.": parallel(Compiled(model)),
+        "an inner _orig_mod.": torch.nn.Sequential(Compiled(model[0]), *model[1:]),
+        "several": Compiled(parallel(parallel(model))),
+    }
+
+
+def test_a_module_is_compared_without_its_wrappers() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    names = list(model.state_dict())
+    for kind, module in _wrapped(model).items():
+        with opened(module) as checkpoint:
+            assert checkpoint.table.names == names, kind
+            (note,) = checkpoint.notes
+            assert "_orig_mod." in note or "without module., as" in note
+        with opened({"model": module, "epoch": 3}) as checkpoint:
+            assert checkpoint.table.names == names, kind
+        # a state dict is what it says it is
+        with opened(module.state_dict()) as checkpoint:
+            assert checkpoint.table.names == list(module.state_dict())
+    assert ckdiff.diff(model, Compiled(model)).tensors_identical == len(names)
+
+
+@pytest.mark.slow  # the import of what compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_is_compiled() -> None:
+    model = torch.nn.Linear(3, 4)
+    result = ckdiff.diff(model, torch.compile(model))  # type: ignore[arg-type]
+    assert result.tensors_identical == 2
+
+
+def test_a_part_of_a_model_that_is_called_module_keeps_its_name() -> None:
+    model = torch.nn.Module()
+    model.module = torch.nn.Linear(2, 3)
+    with opened(model) as checkpoint:
+        assert checkpoint.table.names == ["module.weight", "module.bias"]
+        assert checkpoint.notes == ()
+    with opened(torch.nn.DataParallel(model)) as checkpoint:
+        assert checkpoint.table.names == ["module.weight", "module.bias"]
+    model = torch.nn.Module()
+    model._orig_mod = torch.nn.Linear(2, 3)
+    model.register_buffer("weight", torch.ones(2))
+    with opened(model) as checkpoint:  # two names never become one
+        assert checkpoint.table.names == ["weight", "_orig_mod.weight", "_orig_mod.bias"]
+
+
 def test_the_weights_are_found_as_in_torch_files() -> None:
     weights, averaged = {"w": torch.ones(3), "step": 3, "none": None}, {"w": np.zeros(3)}
     whole = OrderedDict(

@@ -11,6 +11,7 @@ import numpy as np
 from ckdiff.checkpoints.places.held import Held, held_array
 from ckdiff.checkpoints.places.heldtorch import held_tensor, is_module, synchronize, torch_of
 from ckdiff.checkpoints.places.statechoice import chosen_tensors, state_tensors
+from ckdiff.checkpoints.places.wrapped import plain_names
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader, TensorTable
 from ckdiff.errors import CheckpointError, SourceChanged, printable
 
@@ -21,9 +22,10 @@ def open_memory(given: object, key: str | None = None) -> MemoryCheckpoint | Non
     """The tensors of a mapping, a module, or whatever has a ``state_dict()``; None of all else.
 
     Values are tensors of torch or arrays of numpy, or of what numpy sees without a copy. A module's
-    names are those of its state dict. In a mapping of mappings the weights are found as they are in
-    torch files; ``key`` is their path, ``.`` for all of it. They are read where they are, and must
-    not be written to until the checkpoint is closed. Raises CheckpointError.
+    names are those of its state dict, without what wrappers such as ``torch.compile`` add to them.
+    In a mapping of mappings the weights are found as they are in torch files; ``key`` is their
+    path, ``.`` for all of it. They are read where they are, and must not be written to until the
+    checkpoint is closed. Raises CheckpointError.
     """
     label = "a state dict"
     if isinstance(given, Mapping):
@@ -35,7 +37,10 @@ def open_memory(given: object, key: str | None = None) -> MemoryCheckpoint | Non
     else:
         return None
     if is_module(given) and key is None:
-        return _opened(label, state_tensors(content), label, [])
+        tensors = state_tensors(content)
+        names, notes = plain_names(given, [name for name, _ in tensors], label)
+        values = [value for _, value in tensors]
+        return _opened(label, list(zip(names, values, strict=True)), label, notes)
     named, text, notes = chosen_tensors(content, label, key)
     return _opened(label, named, text, notes)
 

@@ -9,6 +9,8 @@ from ckdiff.checkpoints.formats.pickledvalues import Record, Word
 from ckdiff.checkpoints.formats.torchzip import chosen_weights, key_text, named_weights
 from ckdiff.checkpoints.places.held import is_array
 from ckdiff.checkpoints.places.heldtorch import is_module, torch_of
+from ckdiff.checkpoints.places.wrapped import plain_names
+from ckdiff.errors import printable
 
 _TENSOR = Word("memory", "tensor")
 _DEPTH = 64  # of mappings and lists inside of each other
@@ -29,6 +31,7 @@ def chosen_tensors(
     """
     standing = _Standing()
     path, chosen, notes = chosen_weights(where, standing.of(content, 0), key)
+    notes += standing.notes
     text = key_text(path, key)
     named = named_weights(chosen, path, where, text)
     return [(name, standing.tensors[id(record)]) for name, record in named], text, notes
@@ -45,6 +48,7 @@ class _Standing:
 
     def __init__(self) -> None:
         self.tensors: dict[int, Any] = {}  #: by the identity of what stands for it
+        self.notes: list[str] = []  #: of modules whose names are not as they are stored
         self._made: dict[int, tuple[Any, Any]] = {}  # keeps what was made, and what of
 
     def of(self, value: Any, depth: int) -> Any:
@@ -59,7 +63,7 @@ class _Standing:
             self._made[id(value)] = value, record
             return record
         if is_module(value):
-            value = value.state_dict()
+            value = self._state(value)
         if isinstance(value, Mapping):
             mapping: dict[Any, Any] = {}
             self._made[id(value)] = value, mapping
@@ -72,3 +76,10 @@ class _Standing:
             items += [self.of(inner, depth + 1) for inner in value]
             return items
         return value if isinstance(value, (str, int, float, bool, bytes)) else None
+
+    def _state(self, module: Any) -> Mapping[str, Any]:
+        """The state dict of a module, without what wrappers put into its names."""
+        state: Mapping[str, Any] = module.state_dict()
+        names, notes = plain_names(module, list(state), printable(type(module).__name__))
+        self.notes += notes
+        return dict(zip(names, state.values(), strict=True))
