@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all, open_in
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.checkpoints.protocol import Checkpoint, SpanReader
 from ckdiff.checkpoints.views.canonical import with_files
 from ckdiff.deltas.blueprint import Blueprint
 from ckdiff.deltas.outcome import ApplyResult
@@ -23,6 +23,7 @@ from ckdiff.deltas.versions.encoding import WINDOW, window_of
 from ckdiff.deltas.versions.folding import FOLD_MEMORY, Buffers, Folder, Tensor
 from ckdiff.deltas.versions.form import read_marker, version_text
 from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
+from ckdiff.deltas.versions.grouping import grouped as grouped  # also for those who import it here
 from ckdiff.deltas.versions.reading import Chain, Version, opened
 from ckdiff.kernels.memory import Bytes, bytes_at
 from ckdiff.options import Observer, Options, checked_observer, checked_output
@@ -32,7 +33,6 @@ from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
 
-_GROUP_BYTES, _GROUP_TENSORS = 2 * WINDOW, 256  # of tensors that are one piece of work
 _OTHER_BASE = "give the checkpoint that the stream begins with, or fetch the version again"
 
 
@@ -198,18 +198,6 @@ class _Work:
 
 def _places(checkpoint: Checkpoint) -> tuple[list[str], list[int], list[int]]:
     return checkpoint.table.names, checkpoint.file_index.tolist(), checkpoint.offset.tolist()
-
-
-def grouped(nbytes: IntArray) -> Iterator[tuple[int, int]]:
-    """[first, stop) of runs of tensors that are together one piece of work."""
-    first, held = 0, 0
-    for i, size in enumerate(nbytes.tolist()):
-        if i > first and (held + size > _GROUP_BYTES or i - first == _GROUP_TENSORS):
-            yield first, i
-            first, held = i, 0
-        held += size
-    if first < len(nbytes):
-        yield first, len(nbytes)
 
 
 def filler(reader: SpanReader, tensor: int, stop: threading.Event) -> Callable[[int, Bytes], None]:

@@ -19,11 +19,12 @@ from typing import Any
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all, open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.room import Room
-from ckdiff.deltas.versions.applying import at_version, filler, grouped
+from ckdiff.deltas.versions.applying import at_version, filler
 from ckdiff.deltas.versions.encoding import WINDOW, window_of
 from ckdiff.deltas.versions.folding import FOLD_MEMORY, Buffers, Folder, Tensor
 from ckdiff.deltas.versions.form import XOR, version_name
 from ckdiff.deltas.versions.given import NamedVersions, given_versions
+from ckdiff.deltas.versions.grouping import grouped
 from ckdiff.deltas.versions.places import PLACES_MEMORY, count_places
 from ckdiff.deltas.versions.reading import Chain, Version, opened
 from ckdiff.options import Observer, Options, checked_observer, checked_path

@@ -13,8 +13,8 @@ import xxhash
 
 from ckdiff.checkpoints.indexes import SUFFIX
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.deltas.versions.applying import grouped
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor
+from ckdiff.deltas.versions.grouping import grouped
 from ckdiff.deltas.versions.journal import PART, JournalFile, JournalWriter, differing
 from ckdiff.deltas.versions.reading import Chain, Version
 from ckdiff.errors import OutputError, SourceChanged, printable

@@ -108,18 +108,23 @@ def write_version(
         with MadeFolder(path):
             if full:
                 return _full(sides[0], path, following, options, observer)
-            before = following.base_version if base_version is None else base_version
-            if not 0 <= before < following.number:
-                raise UsageError(
-                    f"version {following.number} cannot be made from version {before}",
-                    hint="it has to be a newer one",
-                )
-            said = Said(following.number, before, encoding, checksum)
+            said = Said(following.number, _before(following, base_version), encoding, checksum)
             work = _Making(sides[1], sides[0], path, said, options)
             work.prepare(following, room, level)
             fetch_all(sides)
             with interruptible("nothing was published"):
                 return work.run(Shards, shard_bytes, observer)
+
+
+def _before(following: Following, asked: int | None) -> int:
+    """The version that a delta says it is made from; UsageError for one that is not before it."""
+    before = following.base_version if asked is None else checked_int("base_version", asked)
+    if not 0 <= before < following.number:
+        raise UsageError(
+            f"version {following.number} cannot be made from version {before}",
+            hint="it has to be a newer one",
+        )
+    return before
 
 
 def _check(encoding: str, level: int, checksum: str) -> None:
