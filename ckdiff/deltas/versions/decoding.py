@@ -29,7 +29,7 @@ COMMON_WINDOW = 8 << 20  #: frames with a larger one are decoded one at a time
 _READ = 1 << 18  # bytes of a frame that are read at a time
 _CONTEXT = 1 << 19  # bytes that a decoder needs besides its window
 _PART = 1 << 16  # positions that are decoded at a time
-_SORTED_HERE = 1 << 20  # positions that may be in any order, as all of them fit into memory
+_SORTED_HERE = 1 << 18  # positions that may be in any order, as all of them fit into memory
 
 #: gives bytes of a frame: from where on, and how many; fewer only at the frame's end
 Read = Callable[[int, int], bytes]
@@ -74,8 +74,12 @@ def checked_head(encoding: str, raw: bytes, nbytes: int | None) -> FrameHead:
 
 def memory_of(encoding: str, head: FrameHead) -> int:
     """Bytes that a patch of a frame needs, at most."""
-    decoders = 1 if encoding == XOR else 2
-    return decoders * (head.window + _CONTEXT + _READ) + 9 * _PART + _CONTEXT
+    decoder = head.window + _CONTEXT + _READ
+    if encoding == XOR:
+        return decoder
+    # a position takes 8 bytes and its value one, and all of few are kept from the start
+    count = (head.content - 4) // 5
+    return 2 * decoder + 9 * (count if count <= _SORTED_HERE else _PART)
 
 
 def patch(encoding: str, read: Read, nbytes: int, scratch: Bytes) -> Patch:
