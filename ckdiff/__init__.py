@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckdiff.conversions.convert import Converted, convert
     from ckdiff.deltas.apply import apply
     from ckdiff.deltas.checking import check
+    from ckdiff.deltas.conversion import convert_delta
     from ckdiff.deltas.delta import delta
     from ckdiff.deltas.frompatches import delta_from_patches
     from ckdiff.deltas.importing import import_masks
@@ -84,6 +85,7 @@ _HOMES = {
     "convert": "ckdiff.conversions.convert",
     "ApplyResult": "ckdiff.deltas.outcome",
     "combine": "ckdiff.masks.combine",
+    "convert_delta": "ckdiff.deltas.conversion",
     "delta": "ckdiff.deltas.delta",
     "delta_from_patches": "ckdiff.deltas.frompatches",
     "weight_patches": "ckdiff.deltas.patchstream",
@@ -144,6 +146,7 @@ __all__ = [
     "check_store",
     "combine",
     "convert",
+    "convert_delta",
     "delta",
     "delta_from_patches",
     "diff",

@@ -22,6 +22,7 @@ COMMANDS = {
     "random": "A random mask with as many changed elements as a store.",
     "delta": "Everything needed to rebuild the tuned checkpoint from the base.",
     "apply": "Rebuild a checkpoint from a base and deltas.",
+    "convert-delta": "A delta in another encoding.",
     "squash": "Several weight versions as one.",
     "graft": "The base, with the tuned elements wherever a mask has ones.",
     "convert": "Any checkpoint as sharded safetensors, in another dtype if asked for.",
@@ -48,7 +49,7 @@ class Program(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ckdiff.cli.{cmd_name}")
+        module = importlib.import_module(f"ckdiff.cli.{cmd_name.replace('-', '_')}")
         return cast(click.Command, module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -91,6 +92,8 @@ class Program(click.Group):
 def main(ctx: click.Context) -> None:
     """Which weights differ between two checkpoints: exactly, in bounded memory, at the speed of
     the disk.
+
+    Begin with `ckdiff diff BASE TUNED`; `ckdiff COMMAND --help` and docs/cli.md say more.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -49,7 +49,8 @@ def imported(module: str) -> dict[str, int]:
     if module == "ckdiff":  # what it imports when a name is first used
         found |= dict.fromkeys(ckdiff._HOMES.values(), 0)
     if module == "ckdiff.cli.program":
-        found |= dict.fromkeys((f"ckdiff.cli.{name}" for name in command_names()), 0)
+        names = (name.replace("-", "_") for name in command_names())
+        found |= dict.fromkeys((f"ckdiff.cli.{name}" for name in names), 0)
     return found
 
 
