@@ -166,6 +166,9 @@ SLOW: dict[str, str] = {
     "test_sync_memory": """
         test_memory_is_the_snapshot_and_a_bounded_rest
     """,
+    "test_sync_sharded": """
+        test_two_processes_publish_together
+    """,
     "test_training_compact": """
         test_sharded_by_fsdp2
     """,

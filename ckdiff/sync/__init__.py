@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckdiff.sync.following import follow
-    from ckdiff.sync.publisher import Published, Publisher
+    from ckdiff.sync.outcome import Published
+    from ckdiff.sync.publisher import Publisher
 
 _HOMES = {
-    "Published": "ckdiff.sync.publisher",
+    "Published": "ckdiff.sync.outcome",
     "Publisher": "ckdiff.sync.publisher",
     "follow": "ckdiff.sync.following",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all, open_in
-from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader, TensorTable
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import filler, grouped
 from ckdiff.deltas.versions.checksums import Digester, digester
@@ -28,7 +28,7 @@ from ckdiff.options import Observer, Options
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
-from ckdiff.sync.casting import as_published
+from ckdiff.sync.casting import PublishedView, as_published
 from ckdiff.sync.snapshot import Snapshot
 
 _OTHER = "give the checkpoint that the stream begins with, or the one that it has come to"
@@ -44,6 +44,7 @@ class Where:
     dtype: str | None  #: that floats are published in, by its name in safetensors
     options: Options  #: workers and memory
     observer: Observer
+    only: Container[str] | None = None  #: the tensors that this process keeps; all without
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Loaded:
     snapshot: Snapshot | None  #: None where nothing was published and there is no base
     version: int  #: the newest, 0 in an empty stream
     last_full: int  #: the newest full one, 0 without
+    table: TensorTable | None = None  #: of all tensors, whoever keeps them
 
 
 def load(where: Where, base: Given | None) -> Loaded:
@@ -67,12 +69,14 @@ def load(where: Where, base: Given | None) -> Loaded:
         versions = stack.enter_context(WeightStream(str(where.stream), room))
         newest = versions.newest
         if not newest:
-            return Loaded(None if base is None else _copied(where, stack, base), 0, 0)
+            found = None if base is None else _copied(where, stack, base)
+            return Loaded(None, 0, 0) if found is None else Loaded(found[0], 0, 0, found[1])
         next_version(str(where.stream), None, None, room)  # all versions are there to their ends
         full = _newest_full(versions)
         if full is not None:
             source, chain = open_in(stack, full.path), versions.chain()
-            return Loaded(_folded(where, room, chain.deltas, source), newest, full.number)
+            made = _folded(where, room, chain.deltas, source)
+            return Loaded(made, newest, full.number, source.table)
         if base is None:
             raise UsageError(
                 f"{printable(str(where.stream))} has versions and no full one to begin with",
@@ -85,9 +89,10 @@ def load(where: Where, base: Given | None) -> Loaded:
             expected = next_version(str(where.stream), None, opened_base.table, room).expected
             found = _copied(where, stack, opened_base, expected)
             if found is not None:
-                return Loaded(found, newest, 0)
+                return Loaded(found[0], newest, 0, found[1])
         chain = versions.chain(base_version=at)
-        return Loaded(_folded(where, room, chain.deltas, opened_base), newest, 0)
+        made = _folded(where, room, chain.deltas, opened_base)
+        return Loaded(made, newest, 0, opened_base.table)
 
 
 def _newest_full(versions: WeightStream) -> Version | None:
@@ -103,19 +108,29 @@ def _newest_full(versions: WeightStream) -> Version | None:
 
 def _copied(
     where: Where, stack: ExitStack, base: Given, expected: Mapping[str, Expected] | None = None
-) -> Snapshot | None:
-    """A snapshot of ``base``; None where a tensor is not what is expected of it."""
+) -> tuple[Snapshot, TensorTable] | None:
+    """A snapshot of ``base``, and the table of all of it; None where one is not as expected."""
     (source,) = open_all(stack, base)
     check_whole(source.table, source.label)
     fetch_all([source])
     # files are what engines have; what is in memory is published in another dtype
     dtype = None if source.files else where.dtype
-    view = as_published(source, None, dtype, {})
+    whole = as_published(source, None, dtype, {})
+    view = _kept(whole, where)
     snapshot = Snapshot(view.table, where.kind, where.stream)
     if copy_into(snapshot, view, where, expected or {}):
-        return snapshot
+        return snapshot, whole.table
     snapshot.close()
     return None
+
+
+def _kept(source: Checkpoint, where: Where) -> Checkpoint:
+    """What this process keeps of a checkpoint."""
+    only, table = where.only, source.table
+    if only is None:
+        return source
+    chosen = [i for i, name in enumerate(table.names) if name in only]
+    return PublishedView(source, chosen, [table.dtypes[i] for i in chosen])
 
 
 def copy_into(
@@ -139,8 +154,9 @@ def _folded(where: Where, room: Room, deltas: Sequence[Version], source: Checkpo
             version.open(room)
             version.check(source.table)
         fetch_all([source])
-        snapshot = Snapshot(source.table, where.kind, where.stream)
-        task = _FoldTask(snapshot, source, deltas, Folder(where.stream, _OTHER))
+        kept = _kept(source, where)
+        snapshot = Snapshot(kept.table, where.kind, where.stream)
+        task = _FoldTask(snapshot, kept, deltas, Folder(where.stream, _OTHER))
         _run(task, where, FOLD_MEMORY + source.reader_memory(WINDOW), room.taken)
         source.verify()
         for version in deltas:

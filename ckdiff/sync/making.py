@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ckdiff.checkpoints.protocol import Checkpoint, SpanReader
+from ckdiff.checkpoints.protocol import Checkpoint, SpanReader, TensorTable
 from ckdiff.deltas.versions.applying import grouped
 from ckdiff.deltas.versions.checksums import digester
 from ckdiff.deltas.versions.encoding import TOOLS_MEMORY, WINDOW, Tools, encoder, window_of
@@ -183,8 +183,7 @@ def size_of(folder: Path) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
 
 
-def elements_of(checkpoint: Checkpoint) -> int:
+def elements_of(table: TensorTable) -> int:
     """Elements of all tensors."""
-    table = checkpoint.table
     bits = np.array([DTYPES[name].bits for name in table.dtypes], np.int64)
     return int((table.nbytes * 8 // np.maximum(bits, 1)).sum())

@@ -7,43 +7,26 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from ckdiff.checkpoints.opening import Given, open_checkpoint, open_in
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.conversions.convert import convert
 from ckdiff.conversions.dtypes import checked_dtype
 from ckdiff.deltas.room import Room
-from ckdiff.deltas.versions.checksums import check_checksum
 from ckdiff.deltas.versions.following import unsayable
-from ckdiff.deltas.versions.form import ENCODINGS, Said, version_name
+from ckdiff.deltas.versions.form import Said, version_name
 from ckdiff.deltas.versions.reading import WeightStream
-from ckdiff.errors import CkdiffError, DeltaError, UsageError, printable
-from ckdiff.options import Observer, Options, checked_int, checked_observer, checked_output
+from ckdiff.errors import CkdiffError, UsageError, printable
+from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.sync.casting import PublishedView, as_published, memory_of
 from ckdiff.sync.loading import Loaded, Where, copy_into, is_reopened, load, moved_on
 from ckdiff.sync.making import Making, elements_of, size_of
+from ckdiff.sync.outcome import Published, Settings, cannot_say
+from ckdiff.sync.sharded import is_spread, several
 from ckdiff.sync.snapshot import Snapshot, checked_kind
-
-
-@dataclass(slots=True)
-class Published:
-    """What was published. ``to_dict()`` is JSON-able."""
-
-    version: int
-    full: bool
-    tensors: int  #: that the version has
-    changed_bytes: int  #: bytes of tensors that differ; of a full version all of them
-    #: of the version's files; of a full one that is still being written, those of its tensors
-    bytes: int
-    density: float  #: changed elements / elements; 1 of a full version
-    seconds: float  #: that the call took
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``json.dumps``."""
-        return {name: getattr(self, name) for name in self.__slots__}
+from ckdiff.sync.spread import SpreadPublisher
 
 
 class Publisher:
@@ -83,11 +66,7 @@ class Publisher:
         config_from: str | os.PathLike[str] | None = None,
         observer: Observer | None = None,
     ) -> None:
-        _check(encoding, checksum, background)
-        self._encoding, self._checksum, self._background = encoding, checksum, background
-        self._anchor = None if anchor_every is None else checked_int("anchor_every", anchor_every)
-        if self._anchor is not None and self._anchor < 1:
-            raise UsageError(f"anchor_every must be at least 1, not {self._anchor}")
+        self._settings = Settings.checked(encoding, checksum, anchor_every, background)
         self._where = Where(
             checked_output(stream),
             checked_kind(snapshot),
@@ -99,7 +78,11 @@ class Publisher:
         with write_errors(self._where.stream):
             self._where.stream.mkdir(parents=True, exist_ok=True)
         self._base = base if is_reopened(base) else None
-        self._state: Loaded | None = load(self._where, base)
+        self._spread: SpreadPublisher | None = None
+        self._closed = False
+        # of several processes each keeps a part, once it is known which, or one of them all of it
+        later = several() and (base is None or self._base is not None)
+        self._state: Loaded | None = None if later else load(self._where, base)
         self._ahead = False  # whether the snapshot may differ from the newest version
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -107,6 +90,8 @@ class Publisher:
     @property
     def version(self) -> int:
         """The newest version that is known to be complete; 0 where there is none."""
+        if self._spread is not None:
+            return self._spread.version
         return self._there.version
 
     def publish(self, model: Given, *, full: bool = False) -> Published:
@@ -119,6 +104,8 @@ class Publisher:
         """
         began = time.perf_counter()
         self.wait()
+        if several() and is_spread(model):
+            return self._of_several().publish(model, full=full)
         with ExitStack() as stack:
             opened = open_in(stack, model, open_checkpoint)
             self._settle()
@@ -127,16 +114,11 @@ class Publisher:
                 raise moved_on(self._where.stream, state.version)
             like = None if state.snapshot is None else state.snapshot.table
             view = as_published(opened, like, self._where.dtype, memory_of(model))
-            due = self._anchor is not None and (
-                state.version + 1 - state.last_full >= self._anchor
-            )  # counted from version 0, which is whole as well
+            due = self._settings.is_due(state.version + 1, state.last_full)
             full = full or state.snapshot is None or due
-            why = None if like is None else unsayable(like, view.table, self._encoding)
+            why = None if like is None else unsayable(like, view.table, self._settings.encoding)
             if why is not None and not full:
-                raise DeltaError(
-                    f"a delta of weight versions cannot say this: {why}",
-                    hint="publish a full version: publish(model, full=True)",
-                )
+                raise cannot_say(why)
             found = self._full(view, same=why is None) if full else self._delta(view)
         found.seconds = time.perf_counter() - began
         return found
@@ -161,7 +143,9 @@ class Publisher:
         finally:
             if self._state is not None and self._state.snapshot is not None:
                 self._state.snapshot.close()
-            self._state = None
+            if self._spread is not None:
+                self._spread.close()
+            self._state, self._spread, self._closed = None, None, True
 
     def __enter__(self) -> Self:
         return self
@@ -175,9 +159,24 @@ class Publisher:
 
     @property
     def _there(self) -> Loaded:
-        if self._state is None:
+        if self._closed:
             raise UsageError("the publisher was closed", hint="make a new one")
+        if self._state is None:
+            self._state = load(self._where, self._base)
         return self._state
+
+    def _of_several(self) -> SpreadPublisher:
+        """What publishes a model that is spread over processes."""
+        if self._closed:
+            raise UsageError("the publisher was closed", hint="make a new one")
+        if self._state is not None:
+            raise UsageError(
+                "of a model that is spread over processes the base has to be a path",
+                hint="give the directory that the processes load the model from",
+            )
+        if self._spread is None:
+            self._spread = SpreadPublisher(self._where, self._settings, self._base, self._beside())
+        return self._spread
 
     def _settle(self) -> None:
         """See to it that the snapshot is the newest version: after an error it is made again."""
@@ -206,7 +205,9 @@ class Publisher:
     def _delta(self, view: PublishedView) -> Published:
         state = self._there
         assert state.snapshot is not None
-        said = Said(state.version + 1, state.version, self._encoding, self._checksum)
+        said = Said(
+            state.version + 1, state.version, self._settings.encoding, self._settings.checksum
+        )
         place = self._place(said.version)
         making = Making(state.snapshot, view, said, place)
         try:
@@ -214,7 +215,7 @@ class Publisher:
         except BaseException:
             making.close()
             raise
-        total = elements_of(state.snapshot)
+        total = elements_of(state.snapshot.table)
         found = Published(
             said.version, False, making.found.tensors, making.found.changed, making.bytes,
             making.found.elements / total if total else 0.0, 0.0,
@@ -248,7 +249,7 @@ class Publisher:
         def finish() -> None:
             convert(
                 snapshot, out, workers=options.workers, memory=options.memory,
-                config_from=beside, observer=None if self._background else observer,
+                config_from=beside, observer=None if self._settings.background else observer,
             )  # fmt: skip
             found.bytes = size_of(out)
             state.version = state.last_full = number
@@ -259,7 +260,7 @@ class Publisher:
 
     def _finish(self, finish: Callable[[], None]) -> None:
         """Bring a version to its end, here or on a thread."""
-        if not self._background:
+        if not self._settings.background:
             finish()
             return
 
@@ -293,14 +294,3 @@ def _folder_of(base: Given) -> str | None:
         if found is None and opened.open_files:
             found = os.path.dirname(opened.open_files[0].path)
         return found if found and Copying().beside(opened, directory=True).files else None
-
-
-def _check(encoding: str, checksum: str, background: object) -> None:
-    if encoding not in ENCODINGS:
-        raise UsageError(
-            f"there is no encoding {printable(str(encoding))!r} of weight versions",
-            hint=f"one of {', '.join(ENCODINGS)}",
-        )
-    if background not in (True, False):
-        raise UsageError(f"background must be True or False, not {printable(str(background))}")
-    check_checksum(checksum)
