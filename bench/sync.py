@@ -1,4 +1,4 @@
-"""Weight versions: writing one and applying it anew, against the format's reference way.
+"""Weight versions: writing one, applying it anew and in place, against the format's reference way.
 
     python bench/sync.py [--gib 0.25] [--changed 1,2,3,5,10] [--rounds 3] [--workers N] [--dir DIR]
                          [--encoding xor] [--kind steps|any] [--json] [--quick]
@@ -29,6 +29,7 @@ import zstandard
 from common import Tensor, bf16_noise, header, median, table, take_turns, timed, write_index
 
 from ckdiff.deltas.versions.applying import apply_anew
+from ckdiff.deltas.versions.inplace import apply_in_place
 from ckdiff.deltas.versions.writing import write_version
 
 COLUMNS = 4096
@@ -120,8 +121,13 @@ def reference_write(base: Path, tuned: Path, out: Path, workers: int) -> None:
 def reference_apply(base: Path, version: Path, out: Path, workers: int) -> None:
     """Copy the base, then change it in place through a mapping, tensors in parallel."""
     shutil.copytree(base, out)
+    reference_in_place(out, version, workers)
+
+
+def reference_in_place(local_folder: Path, version: Path, workers: int) -> None:
+    """Change a copy of the base through a mapping: killed on the way, it is lost."""
     local = {}
-    for path in sorted(out.glob("*.safetensors")):
+    for path in sorted(local_folder.glob("*.safetensors")):
         raw = np.memmap(path, np.uint8, "r+")
         start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
         for name, entry in json.loads(raw[8:start].tobytes()).items():
@@ -141,9 +147,32 @@ def reference_apply(base: Path, version: Path, out: Path, workers: int) -> None:
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(patch, delta.tensors))
-    for path in sorted(out.glob("*.safetensors")):
+    for path in sorted(local_folder.glob("*.safetensors")):
         with open(path, "rb") as f:
             os.fsync(f.fileno())
+
+
+def in_place(root: Path, places: dict[str, Path], options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of both for a local copy, which is warm and not part of what is timed."""
+    found: dict[str, list[float]] = {"reference": [], "ours": []}
+    local, workers = root / "local", options.workers
+    for _ in range(options.rounds):
+        for name in found:
+            shutil.rmtree(local, ignore_errors=True)
+            shutil.copytree(root / "base", local)
+            os.sync()
+
+            def work(name: str = name) -> None:
+                if name == "ours":
+                    apply_in_place(local, places["ours"], workers=workers)
+                else:
+                    reference_in_place(local, places["reference"], workers)
+
+            found[name].append(timed(work)())
+            for path in sorted((root / "tuned").glob("*.safetensors")):
+                if path.read_bytes() != (local / path.name).read_bytes():
+                    raise SystemExit(f"{path.name} was not changed as it should be")
+    return {name: median(values) for name, values in found.items()}
 
 
 def size_of(folder: Path) -> int:
@@ -192,6 +221,7 @@ def run(root: Path, base: list[Bits], share: float, options: argparse.Namespace)
         "sizes": sizes,
         "create": {name: median(values) for name, values in seconds.items()},
         "apply": {name: median(values) for name, values in applied.items()},
+        "in_place": in_place(root, places, options),
     }
 
 
@@ -200,6 +230,7 @@ def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     cells = []
     for row in rows:
         create, apply, sizes = row["create"], row["apply"], row["sizes"]
+        placed = row["in_place"]
         cells.append([
             f"{100 * row['changed']:g} %",
             row["bytes"] / create["reference"] / 1e9, row["bytes"] / create["ours"] / 1e9,
@@ -208,13 +239,16 @@ def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
             f"{100 * sizes['ours'] / row['bytes']:.2f} %",
             row["bytes"] / apply["reference"] / 1e9, row["bytes"] / apply["ours"] / 1e9,
             apply["reference"] / apply["ours"],
+            row["bytes"] / placed["reference"] / 1e9, row["bytes"] / placed["ours"] / 1e9,
+            placed["reference"] / placed["ours"],
         ])  # fmt: skip
     title = (
         f"Weight versions, {options.encoding}, 2 x {options.gib:g} GiB of bf16, changes: "
         f"{options.kind}, {options.workers} threads; GB/s of model, medians of {options.rounds}"
     )
     columns = ["changed", "create: reference", "ours", "times", "size: reference", "ours",
-               "apply anew: reference", "ours", "times"]  # fmt: skip
+               "apply anew: reference", "ours", "times",
+               "in place: reference", "ours", "times"]  # fmt: skip
     table(title, columns, cells)
 
 
