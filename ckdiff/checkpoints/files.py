@@ -8,12 +8,12 @@ from typing import Any
 
 import xxhash
 
-from ckdiff.checkpoints.formats.registry import FORMATS
+from ckdiff.checkpoints.formats.registry import FORMATS, KEYED
 from ckdiff.checkpoints.gathering import Located, PieceReader
-from ckdiff.checkpoints.pieces import Contents, borders, together
-from ckdiff.checkpoints.places.place import Place, files_of
+from ckdiff.checkpoints.pieces import UNUSED_KEY, Contents, borders, together
+from ckdiff.checkpoints.places.place import Place, files_of, leaves
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
-from ckdiff.errors import SourceChanged
+from ckdiff.errors import SourceChanged, printable
 
 
 class FileCheckpoint(Checkpoint):
@@ -31,6 +31,9 @@ class FileCheckpoint(Checkpoint):
         self.table = self.contents.table
         self.file_index, self.offset = self.contents.file_index, self.contents.offset
         self._describe()
+        if key is not None and not _has_keys(place):
+            unused = f"{UNUSED_KEY}{printable(key)} is not used: {self.label} is no torch file"
+            self.notes = (*self.notes, unused)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label}: {len(self.table):,} tensors>"
@@ -143,6 +146,11 @@ class FileCheckpoint(Checkpoint):
     def close(self) -> None:
         """See Checkpoint."""
         self.place.close()
+
+
+def _has_keys(place: Place) -> bool:
+    """Whether some of the files may hold more than weights, so that a key says where they are."""
+    return any(leaf.format in KEYED for _, leaf in leaves(place.choice))
 
 
 def _read(place: Place, key: str | None) -> Contents:

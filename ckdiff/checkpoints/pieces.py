@@ -44,6 +44,7 @@ def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 WARNING = "warning: "  #: what a note begins with that is more than a note
+UNUSED_KEY = f"{WARNING}--key "  #: what a note begins with of a key that there is no use for
 
 
 def told(note: str) -> str:

@@ -17,7 +17,17 @@ _GATES = (
 )  # fmt: skip
 
 
-@click.command("diff")
+_EPILOG = """\b
+Examples:
+  ckdiff diff base/ tuned/ -o run1.zarr
+  ckdiff diff base/ epoch3.ckpt --key state_dict --rule atol=1e-5
+  ckdiff diff base/ merged/ --base-adapter lora/ --fail-above 0.30
+
+Which files are read and what is compared: docs/checkpoints.md. All options: docs/cli.md. Gates:
+docs/ci.md."""
+
+
+@click.command("diff", epilog=_EPILOG)
 @click.argument("base")
 @click.argument("tuned")
 @options.output("STORE", "Write the masks to this mask store.", required=False)
@@ -37,7 +47,7 @@ _GATES = (
 @click.option(
     "--common-rows",
     is_flag=True,
-    help="Of tensors with other first dimensions, compare the rows that both have.",
+    help="Where one side has more rows (a longer vocabulary), compare the rows that both have.",
 )
 @click.option(
     "--no-unfuse",

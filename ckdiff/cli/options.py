@@ -62,7 +62,7 @@ rule: Decorator = click.option(
 one_rule: Decorator = click.option(
     "--rule",
     metavar="RULE",
-    help="Which of the stores' masks; needed where they have several and none is exact.",
+    help="The rule whose masks are read; exact, or the only one, by default.",
 )
 
 workers: Decorator = click.option(
@@ -173,12 +173,13 @@ gates: Decorator = block(
     click.option(
         "--allow-unpaired",
         is_flag=True,
-        help="--fail-above and --fail-below: judge what was compared, whatever was not.",
+        help="Let --fail-above and --fail-below pass although tensors are unpaired.",
     ),
     click.option(
         "--exit-code",
         is_flag=True,
-        help="Fail when any element differs, under the first --rule if one is given, or a tensor.",
+        help="Fail when an element differs (is changed under the first --rule, if there is one), "
+        "or a tensor is unpaired.",
     ),
     click.option(
         "--expect-changed",

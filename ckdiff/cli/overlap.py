@@ -54,9 +54,9 @@ def command(
 ) -> None:
     """Say how much the masks of 2 to 64 stores agree, and how far beyond chance.
 
-    The headline is the lift: shared elements / those that chance would give. The null "magnitude"
-    needs --base, and is the one to hold bfloat16 runs against: small weights flip more easily in
-    every run.
+    The headline is the lift: shared elements / those that chance would give. For bfloat16 runs
+    use --null magnitude with --base: there small weights flip more easily in every run, and this
+    null knows it.
     """
     from ckdiff.cli.output import write_json_rows, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted

@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support import write_index, write_raw, write_safetensors
+from torch_files import saved
 
+import ckdiff
 from ckdiff.checkpoints import open_checkpoint
 from ckdiff.checkpoints.formats import safefiles
 from ckdiff.checkpoints.formats.safetensors import header_from
@@ -353,6 +356,22 @@ def test_an_index_is_the_list(tmp_path: Path) -> None:
         # what is in the files is all there for whoever makes them again
         assert got.as_stored().table.names == ["a", "twice", "extra", "b", "twice", "moved"]
         assert got.as_stored().in_files
+
+
+def test_a_key_that_is_of_no_use_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_safetensors(tmp_path / name, {"w": ("F32", (1,), bytes(4))})
+    (tmp_path / "c.pt").write_bytes(saved({"x": {"w": torch.zeros(1)}, "y": {"w": torch.ones(1)}}))
+    with open_local(tmp_path / "a", key="x") as got:
+        assert got.notes == ("warning: --key x is not used: a is no torch file",)
+    with open_local(tmp_path / "c.pt", key="x") as got:
+        assert got.notes == ()
+    said: list[str] = []
+    for tuned in ("b", "c.pt"):
+        observer = ckdiff.Observer(note=said.append)
+        ckdiff.diff(tmp_path / "a", tmp_path / tuned, key="x", observer=observer)
+    about = [note for note in said if "key" in note]
+    assert about == ["warning: --key x is not used: neither side is a torch file"]
 
 
 def test_a_file_that_an_index_lists_and_that_is_not_there(tmp_path: Path) -> None:

@@ -65,9 +65,25 @@ def test_help_lists_the_commands() -> None:
     text = ok("--help").stdout
     for name, line in COMMANDS.items():
         assert name in text
-        assert line in text
+        assert line in " ".join(text.split())
     assert ok().stdout == text
     assert ok("-h").stdout == text
+    assert "Begin with `ckdiff diff BASE TUNED`" in text
+
+
+def test_the_help_of_diff_ends_with_examples() -> None:
+    _, _, last = ok("diff", "--help").stdout.partition("\n  Examples:\n")
+    lines = [line.strip() for line in last.splitlines()]
+    examples = [line for line in lines if line.startswith("ckdiff ")]
+    assert len(examples) == 3
+    command = main.get_command(click.Context(main), "diff")
+    assert command is not None
+    for example in examples:
+        program, name, *arguments = example.split()
+        assert (program, name) == ("ckdiff", "diff")
+        command.make_context("diff", arguments)  # all of its options are there
+    for page in ("checkpoints", "cli", "ci"):
+        assert f"docs/{page}.md" in last
 
 
 def test_every_command_has_help() -> None:

@@ -8,6 +8,9 @@ from ckdiff.checkpoints.pieces import Contents
 from ckdiff.checkpoints.places.place import Files
 from ckdiff.naming import Line, Registry
 
+#: the formats whose files hold more than weights, so that a key says where these are
+KEYED = ("torch", "dcp", "ranks")
+
 FORMATS: Registry[Callable[[Files], Contents]] = Registry(
     "checkpoint format",
     {
