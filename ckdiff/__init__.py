@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.delta import delta
     from ckdiff.deltas.frompatches import delta_from_patches
     from ckdiff.deltas.importing import import_masks
+    from ckdiff.deltas.looking import Delta
     from ckdiff.deltas.outcome import ApplyResult, DeltaResult
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.squash import Squashed, squash
@@ -87,6 +88,7 @@ _HOMES = {
     "combine": "ckdiff.masks.combine",
     "convert_delta": "ckdiff.deltas.conversion",
     "delta": "ckdiff.deltas.delta",
+    "Delta": "ckdiff.deltas.looking",
     "delta_from_patches": "ckdiff.deltas.frompatches",
     "weight_patches": "ckdiff.deltas.patchstream",
     "WeightPatch": "ckdiff.deltas.weightpatch",
@@ -116,6 +118,7 @@ __all__ = [
     "CkdiffError",
     "ClusterError",
     "Converted",
+    "Delta",
     "DeltaError",
     "DeltaResult",
     "DiffResult",
