@@ -17,7 +17,7 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.following import unsayable
 from ckdiff.deltas.versions.form import Said, version_name
 from ckdiff.deltas.versions.reading import WeightStream
-from ckdiff.errors import CkdiffError, UsageError, printable
+from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.sync.casting import PublishedView, as_published, memory_of
@@ -112,7 +112,7 @@ class Publisher:
             state = self._there
             if WeightStream(str(self._where.stream), Room()).newest != state.version:
                 raise moved_on(self._where.stream, state.version)
-            like = None if state.snapshot is None else state.snapshot.table
+            like = state.table
             view = as_published(opened, like, self._where.dtype, memory_of(model))
             due = self._settings.is_due(state.version + 1, state.last_full)
             full = full or state.snapshot is None or due
@@ -187,17 +187,15 @@ class Publisher:
             state.snapshot.close()
         state.snapshot = None
         newest = WeightStream(str(self._where.stream), Room()).newest
-        if newest in (state.version, state.version + 1):  # the error came after it was complete
-            state.version = newest
+        why = "the base was in memory, and is there no more"
         try:
             loaded = load(self._where, self._base)
         except CkdiffError as error:
-            self._where.observer.note(
-                printable(f"the next version is a full one: what is published is lost: {error}")
-            )
-        else:
-            self._state = loaded
-        self._ahead = False
+            why, loaded = error.one_line(), Loaded(None, newest, state.last_full)
+        if loaded.snapshot is None and state.table is not None:
+            self._where.observer.note(f"the next version is a full one: {why}")
+            loaded.table = state.table  # what it is to be like all the same
+        self._state, self._ahead = loaded, False
 
     def _touched(self) -> None:
         self._ahead = True
@@ -240,11 +238,17 @@ class Publisher:
                 state.snapshot.close()
             state.snapshot = None
             state.snapshot = Snapshot(view.table, self._where.kind, self._where.stream)
+            state.table = view.table
         snapshot = state.snapshot
         copy_into(snapshot, view, self._where)
         size = int(snapshot.table.nbytes.sum())
         found = Published(number, True, len(snapshot.table), size, size, 1.0, 0.0)
         options, observer, beside = self._where.options, self._where.observer, self._beside()
+        if beside is None:
+            observer.note(
+                "a full version without config and tokenizer files, which readers that begin with "
+                "it need: config_from= says where they are"
+            )
 
         def finish() -> None:
             convert(

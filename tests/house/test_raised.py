@@ -15,6 +15,7 @@ from ckdiff import errors
 #: what is raised besides our own errors: (module, class) -> why that is right
 RAISED = {
     ("ckdiff", "AttributeError"): "what a module's __getattr__ owes Python",
+    ("ckdiff.sync", "AttributeError"): "what a module's __getattr__ owes Python",
     ("ckdiff.training", "AttributeError"): "what a module's __getattr__ owes Python",
     ("ckdiff.stores.table", "KeyError"): "a mapping without the key",
     ("ckdiff.stores.table", "IndexError"): "a sequence without the index; it ends iteration",

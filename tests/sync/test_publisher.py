@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from source import ROOT
 from weight_streams import read_model, read_stream
 
 import ckdiff
@@ -198,18 +201,56 @@ def test_after_a_failure_it_goes_on_from_what_is_complete(
 def test_a_failure_with_a_base_in_memory_makes_the_next_version_a_full_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, notes = model(), list[str]()
+    masters, notes = model(torch.float32), list[str]()
+    state = {n: t.bfloat16() if t.is_floating_point() else t for n, t in masters.items()}
     observer = ckdiff.Observer(note=notes.append)
     with Publisher(tmp_path / "s", state, observer=observer) as publisher:
-        step(state, 0)
+        step(masters, 0)
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", lambda *a: (_ for _ in ()).throw(OSError(5, "broken")))
             with pytest.raises(ckdiff.OutputError, match="broken"):
-                publisher.publish(state)
-        assert publisher.publish(state).full
-        step(state, 1)
-        assert not publisher.publish(state).full
+                publisher.publish(masters)
+        assert publisher.publish(masters).full
+        step(masters, 1)
+        assert not publisher.publish(masters).full
+    state = {n: t.bfloat16() if t.is_floating_point() else t for n, t in masters.items()}
     assert at(tmp_path / "none", tmp_path / "s", 2) == raw(state)
+    assert [note.split(":")[0] for note in notes][:2] == [
+        "the next version is a full one",
+        "a full version without config and tokenizer files, which readers that begin with it need",
+    ]
+
+
+def test_a_killed_publisher_leaves_nothing_half_done(tmp_path: Path) -> None:
+    state = model()
+    base = saved(state, tmp_path / "base")
+    script = (
+        "import os, sys, safetensors.torch\n"
+        "from ckdiff.sync import Publisher\n"
+        "base, stream = sys.argv[1:]\n"
+        "state = safetensors.torch.load_file(base + '/model.safetensors')\n"
+        "publisher = Publisher(stream, base)\n"
+        "for kill in (False, True):\n"
+        "    state['b.weight'] += 1\n"
+        "    if kill:\n"
+        "        os.fsync = lambda fd: os.kill(os.getpid(), 9)\n"
+        "    publisher.publish(state)\n"
+    )
+    stream = tmp_path / "s"
+    done = subprocess.run(
+        [sys.executable, "-c", script, base, stream],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == -9
+    assert not (stream / "weight_v000002").exists()
+    assert len(list(stream.iterdir())) == 2, "what was killed is there"
+    with Publisher(stream, base) as publisher:
+        assert publisher.version == 1
+        state["b.weight"] -= 1
+        assert publisher.publish(state).version == 2
+    assert at(base, stream, 2) == raw(state)
+    assert len(list(stream.iterdir())) == 2
 
 
 @pytest.mark.parametrize("given", ["first", "newest", "neither", "none"])
