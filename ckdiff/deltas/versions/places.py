@@ -105,9 +105,19 @@ def _differing(decoder: Decoder, content: int) -> Iterator[Places]:
     for start in range(0, content, _WINDOW):
         part = window[: min(_WINDOW, content - start)]
         decoder.fill(part)
-        if part.any():
-            yield np.flatnonzero(part) + start
+        found = nonzero(part)
+        if len(found):
+            yield found + start
     decoder.finish()
+
+
+def nonzero(data: Bytes) -> Places:
+    """Where bytes are not zero, ascending: most words of eight have none."""
+    whole = len(data) - len(data) % 8
+    words = np.flatnonzero(data[:whole].view(np.uint64) != 0)
+    row, column = np.nonzero(data[:whole].reshape(-1, 8)[words] != 0)
+    rest = np.flatnonzero(data[whole:] != 0) + whole
+    return np.concatenate([8 * words[row] + column, rest])
 
 
 def _listed(nbytes: int | None) -> Callable[[Decoder, int], Iterator[Places]]:
