@@ -89,3 +89,7 @@ def test_a_token_in_an_address_is_not_repeated() -> None:
     with pytest.raises(CheckpointError) as caught:
         HubAddress.parse("hf://me:hf_abcdefghijklmnopqrstuv@org/name")
     assert "abcdef" not in caught.value.one_line()
+    with pytest.raises(CheckpointError) as caught:
+        HubAddress.parse("hf://gpt2@hf_abcdefghijklmnopqrstuv\n")
+    assert "abcdef" not in str(caught.value)
+    assert caught.value.one_line().isprintable()

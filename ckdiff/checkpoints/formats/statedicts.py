@@ -15,6 +15,7 @@ each object is looked at once for each depth, up to a depth, and names have boun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ _DEPTH = 32  # mappings, lists and modules inside of each other that are looked 
 _MOST_NAMES = 1 << 18  # three times as many as any model has
 _MOST_LETTERS = 1 << 25  # of all names together
 _MOST_CANDIDATES = 1 << 10
+_ENOUGH = 1 << 10  # names that say whether they are those of weights
 _MOST_LOOKED_AT = 32  # mappings whose names are looked at for whether they are those of weights
 _CONTAINERS = (dict, list, tuple, Record)
 
@@ -76,10 +78,10 @@ def _looks_like_weights(path: tuple[str, ...], value: Any) -> bool:
     """Whether what lies under a key that is passed over has the names of a model's tensors."""
     if any(map(is_stepping, path)) and not any(map(is_known, path)):
         return False
-    try:
-        names = [name.split(".") for name, _ in named_tensors(value, path)]
-    except ValueError:
-        return False
+    listing = _Listing(_ENOUGH)
+    with suppress(ValueError):  # the first names say enough, also of those without an end
+        listing.add(value, "", 0)
+    names = [name.split(".") for name, _ in listing.names]
     if any(not _OPTIMIZER_VALUES.isdisjoint(parts) for parts in names):
         return False
     return sum(len(parts) > 1 for parts in names) > 1
@@ -285,8 +287,9 @@ def _tensors_in(mapping: dict[Any, Any]) -> Iterator[Any]:
 class _Listing:
     """Names tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST_NAMES) -> None:
         self.names: list[tuple[str, Any]] = []
+        self._most = most
         self._letters = self._visits = 0
         self._finder = _Finder()
 
@@ -350,6 +353,6 @@ class _Listing:
         self._letters += len(name)
         if len(name) > LONGEST_NAME or self._letters > _MOST_LETTERS:
             raise ValueError("their names are too long")
-        if len(self.names) >= _MOST_NAMES:
-            raise ValueError(f"there are more than {_MOST_NAMES:,}")
+        if len(self.names) >= self._most:
+            raise ValueError(f"there are more than {self._most:,}")
         self.names.append((name, tensor))

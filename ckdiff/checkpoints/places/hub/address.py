@@ -103,8 +103,10 @@ def _owned(name: str, revision: str | None) -> str:
 
 def _wrong(text: str, what: str, hint: str = "") -> CheckpointError:
     local = ", and a path of this machine as ./hf:/" if os.path.lexists(text) else ""
-    text = re.sub(r"hf_\w{16,}", "***", text)  # a token that somebody put there
+    hint = hint or f"write {FORM}, and a slash in the name of a revision as %2F"
+    # a token that somebody put there
+    text, hint = (re.sub(r"hf_\w{16,}", "***", said) for said in (text, hint))
     return CheckpointError(
         f"{printable(text)} {what}",
-        hint=f"{hint or f'write {FORM}, and a slash in the name of a revision as %2F'}{local}",
+        hint=f"{printable(hint)}{local}",
     )
