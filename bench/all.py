@@ -23,6 +23,7 @@ PROGRAMS = (
     "hub",
     "cluster",
     "out_of_core",
+    "publisher",
     "sparse_step",
     "shape70b",
 )
