@@ -78,12 +78,19 @@ def import_masks(
             "a weight version says which elements changed, by the rule exact",
             hint="leave out the rule, and --invert",
         )
-    target = Target(out, overwrite=overwrite, workers=None, observer=observer)
+    return _of_version(
+        source, base, Target(out, overwrite=overwrite, workers=None, observer=observer)
+    )
+
+
+def _of_version(
+    source: str, base: str | os.PathLike[str] | Checkpoint | None, target: Target
+) -> MaskStore:
+    """The masks of the version in a directory."""
     with store_errors(target.out):
         check_early(target.out, overwrite=target.overwrite)
     with ExitStack() as stack:
-        room = Room()
-        version = read_version(source, room, version_number(_name(source)))
+        version = read_version(source, Room(), version_number(_name(source)))
         stack.callback(version.close)
         if version.full:
             raise version.fault(
@@ -91,7 +98,7 @@ def import_masks(
                 "ckdiff diff compares it with the one before it",
             )
         table = _model(stack, version, base, target)
-        version.open(room)
+        version.open(Room())
         version.check(table)
         return _write(version, table, target, stack)
 

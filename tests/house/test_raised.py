@@ -83,6 +83,7 @@ RAISED = {
     ("ckdiff.deltas.streamplan", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.tables", "ValueError"): "caught by container, and becomes a DeltaError",
     ("ckdiff.deltas.versions.decoding", "Damaged"): "caught by folding and reading: DeltaError",
+    ("ckdiff.deltas.versions.places", "Damaged"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.versions.encoding", "ValueError"): "a library that is not the one it was",
     ("ckdiff.deltas.versions.form", "ValueError"): "caught there, and becomes a DeltaError",
     ("ckdiff.deltas.versions.spool", "OSError"): "as the system says it, reported with its path",
