@@ -199,3 +199,11 @@ def checked_output(value: Any) -> Path:
     if ".." in text.split(os.sep):  # after a link, that is not the directory before it
         text = os.path.join(os.path.realpath(os.path.dirname(text)), os.path.basename(text))
     return Path(os.path.abspath(text))
+
+
+def asks_for_directory(value: str | os.PathLike[str]) -> bool:
+    """Whether an output, which was checked, is to be a directory: a slash is at its end, or it is
+    one already.
+    """
+    text = os.fspath(value)
+    return text.endswith(os.sep) or os.path.isdir(text)

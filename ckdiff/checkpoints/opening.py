@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 from ckdiff.checkpoints.files import FileCheckpoint
@@ -163,9 +164,10 @@ def adapted(stack: ExitStack, base: Checkpoint, adapter: Given | None) -> Checkp
     return adapt(base, open_in(stack, adapter))
 
 
-def open_all(stack: ExitStack, *given: Given) -> list[Checkpoint]:
+def open_all(stack: ExitStack, *given: Given, key: str | None = None) -> list[Checkpoint]:
     """``open_for_planning`` for several, in ``stack``: see ``fetch_all``."""
-    return [open_in(stack, one, open_for_planning) for one in given]
+    opening = partial(open_for_planning, key=key)
+    return [open_in(stack, one, opening) for one in given]
 
 
 def fetch_all(checkpoints: Sequence[Checkpoint]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from ckdiff.checkpoints.prefixes import as_option, best_renaming
+from ckdiff.checkpoints.prefixes import as_option, best_renaming, in_words
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
 from ckdiff.dtypes import DTYPES, common
 from ckdiff.errors import PairingError, UsageError
@@ -75,11 +75,13 @@ def pair(
     exclude: Sequence[str] = (),
     rename: Sequence[str] = (),
     matching: Matching | None = None,
+    options: bool = True,
 ) -> Pairing:
     """Pair the tensors of two checkpoints by name.
 
     ``rename`` items ``REGEX=REPL`` are applied to the tuned names in order; the globs then select
-    among the names of both sides, and ``exclude`` wins. Raises UsageError for a renaming that
+    among the names of both sides, and ``exclude`` wins. Without ``options`` the caller has none of
+    a diff's, and no hint names one. Raises UsageError for a renaming that
     cannot be read, and PairingError where two names collide or nothing can be compared.
     """
     matching = matching or Matching()
@@ -113,9 +115,9 @@ def pair(
         detail = _side("base", base, i) | _side("tuned", tuned, j)
         found.unpaired.append(Unpaired(name, reason, detail))
 
-    found.hint = _hint(found.unpaired, in_base, in_tuned)
+    found.hint = _hint(found.unpaired, in_base, in_tuned, options)
     if not indexes:
-        raise _nothing(base, tuned, found)
+        raise _nothing(base, tuned, found, options)
     found.base_index, found.tuned_index = np.array(indexes, np.int64).T.copy()
     if emptied := _placeholders(found.unpaired):
         found.warnings.append(f"{emptied[0]} ({emptied[1]})")
@@ -252,7 +254,7 @@ _SAID = {
 }
 
 
-def _nothing(base: TensorTable, tuned: TensorTable, found: Pairing) -> PairingError:
+def _nothing(base: TensorTable, tuned: TensorTable, found: Pairing, options: bool) -> PairingError:
     unpaired = found.unpaired
     if emptied := _placeholders(unpaired):
         return PairingError(f"nothing to compare: {emptied[0]}", hint=emptied[1])
@@ -272,11 +274,11 @@ def _nothing(base: TensorTable, tuned: TensorTable, found: Pairing) -> PairingEr
         detail += f"; for example {unpaired[0].name!r}"
     return PairingError(
         f"nothing to compare between {len(base):,} and {len(tuned):,} tensors{detail}",
-        hint=found.hint or _remedy(base, tuned, found),
+        hint=found.hint or _remedy(base, tuned, found, options),
     )
 
 
-def _remedy(base: TensorTable, tuned: TensorTable, found: Pairing) -> str:
+def _remedy(base: TensorTable, tuned: TensorTable, found: Pairing, options: bool) -> str:
     """What to do where nothing is compared, and no other name or shape would help."""
     if found.excluded and not found.unpaired:
         wanted = next((w for w in found.warnings if w.startswith("--include")), None)
@@ -287,39 +289,58 @@ def _remedy(base: TensorTable, tuned: TensorTable, found: Pairing) -> str:
     dtypes = ({side.dtypes[i] for i in range(len(side))} for side in (base, tuned))
     one, other = (bool(found_ & quantised) for found_ in dtypes)
     if one != other and any(u.reason == "retyped" for u in found.unpaired):
+        if not options:
+            return "one side looks quantised: give two that are both quantised, or neither"
         return "one side looks quantised: --dequantize compares the values that it stands for"
     if any(u.reason == "reshaped" for u in found.unpaired):
         return "the shapes are those of another model: check the paths"
-    return "check that both are checkpoints of the same model, and the globs"
+    both = "check that both are checkpoints of the same model"
+    return f"{both}, and the globs" if options else both
 
 
 def _hint(
-    unpaired: Sequence[Unpaired], in_base: dict[str, int], in_tuned: dict[str, int]
+    unpaired: Sequence[Unpaired], in_base: dict[str, int], in_tuned: dict[str, int], options: bool
 ) -> str | None:
     """What would pair more: a renaming, or the rows that both have."""
-    adapters = [all(map(_ADAPTER.search, names)) for names in (in_base, in_tuned)]
-    for side, names, is_adapter in zip(
-        ("base", "tuned"), (in_base, in_tuned), adapters, strict=True
-    ):
-        if names and is_adapter and not all(adapters):
+    adapters = [is_adapter(names) for names in (in_base, in_tuned)]
+    for side, adapter in zip(("base", "tuned"), adapters, strict=True):
+        if adapter and not all(adapters):
+            said = f"the {side} side is an adapter, not a model: "
+            if not options:
+                return f"{said}merge it, as PEFT's merge_and_unload does, and give what that saves"
             return (
-                f"the {side} side is an adapter, not a model: give the model that it was trained "
-                f"on there, and the adapter with --{side}-adapter"
+                f"{said}give the model that it was trained on there, and the adapter with "
+                f"--{side}-adapter"
             )
     best = best_renaming(in_base, in_tuned)
     if best is not None:
         renaming, pairs = best
         smaller = min(len(in_base), len(in_tuned))
+        if not options:
+            return (
+                f"{in_words(renaming)}: saved under the same names, {pairs:,} of {smaller:,} would "
+                "pair"
+            )
         return f"{as_option(renaming)} would pair {pairs:,} of {smaller:,} names"
     rows = [u for u in unpaired if u.reason == "reshaped" and _rows_differ(u.detail)]
     others = [u for u in unpaired if u.reason == "reshaped" and not _rows_differ(u.detail)]
-    if not rows or len(others) > len(rows):  # then it is another model
+    if not options or not rows or len(others) > len(rows):  # then it is another model
         return None
     tensors = "1 tensor" if len(rows) == 1 else f"{len(rows):,} tensors"
     return (
         f"--common-rows would compare the rows that both sides have of {tensors}, such as "
         f"{rows[0].name!r}"
     )
+
+
+def names_hint(base: Collection[str], tuned: Collection[str]) -> str | None:
+    """What would pair more by name, for whoever has none of a diff's options."""
+    return _hint((), dict.fromkeys(base, 0), dict.fromkeys(tuned, 0), False)
+
+
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether tensors of these names are an adapter, and no model."""
+    return bool(names) and all(map(_ADAPTER.search, names))
 
 
 def _rows_differ(detail: dict[str, Any]) -> bool:

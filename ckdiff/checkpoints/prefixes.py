@@ -51,6 +51,16 @@ def as_option(renaming: Renaming) -> str:
     return f"--rename {quoted}"
 
 
+def in_words(renaming: Renaming) -> str:
+    """The renaming, where no option does it."""
+    old, new = renaming
+    if old and new:
+        return f"the tuned names begin with {old!r} where the base's begin with {new!r}"
+    if old:
+        return f"the tuned names begin with {old!r}, and the base's do not"
+    return f"the base's names begin with {new!r}, and the tuned ones do not"
+
+
 def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
     """Renamings that would pair some name of a sample, the most frequent first."""
     names = [name for name in tuned if name not in base]

@@ -13,18 +13,21 @@ from ckdiff.cli.output import write_json, write_lines
 @click.command("apply")
 @click.argument("base")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA...")
-@options.output("PATH", "Write the checkpoint there.")
+@options.output("PATH", "Write the checkpoint there: a directory, or a file if TUNED was one.")
 @options.to
 @options.base_version
+@options.key
 @options.config
 @options.files
 def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
     """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
     several that follow each other; or a stream of weight versions, or some of its versions.
 
-    The files are the ones that the delta was made of, to the last byte: both what BASE holds and
-    what comes out are verified, and nothing is left where either is wrong. BASE's config and
-    tokenizer files are copied beside them.
+    The files are the ones that the delta was made of, to the last byte, where these were
+    safetensors; of a torch file and others the same tensors come out as one model.safetensors. Both
+    what BASE holds and what comes out are verified, and nothing is left where either is wrong. A
+    PATH that ends with a slash is a directory in any case. BASE's config and tokenizer files are
+    copied into a directory.
     """
     from ckdiff.budget import format_size
     from ckdiff.cli import formats

@@ -35,12 +35,13 @@ def odd_lines(
     within = [f"{item['name']} from {item['base']}" for item in parts[:_SHOWN]]
     lines = []
     for what, shown, count in (
-        ("other rows than in the base", said, len(resized)),
-        ("under another name in the base, or inside another tensor", within, len(parts)),
+        ("of other rows than in the base", said, len(resized)),
+        ("made from a tensor of another name in the base, or from part of one", within, len(parts)),
     ):
         if count:
             more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
-            lines.append(f"{formats.counted(count, 'tensor')} {what}: {', '.join(shown)}{more}")
+            tensors = "1 tensor is" if count == 1 else f"{count:,} tensors are"
+            lines.append(f"{tensors} {what}: {', '.join(shown)}{more}")
     return lines
 
 

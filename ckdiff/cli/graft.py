@@ -14,7 +14,7 @@ from ckdiff.cli.output import write_json, write_lines
 @click.argument("base")
 @click.argument("tuned")
 @click.option("--mask", required=True, metavar="STORE", help="Where TUNED's elements are taken.")
-@options.output("PATH", "Write the checkpoint there.")
+@options.output("PATH", "Write the checkpoint there: a directory, or a file if BASE is one.")
 @options.one_rule
 @click.option(
     "--no-unfuse",
@@ -24,6 +24,7 @@ from ckdiff.cli.output import write_json, write_lines
     default=True,
     help="Find no parts of the mask inside fused tensors.",
 )
+@options.key
 @options.config
 @options.files
 def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: Any) -> None:
@@ -31,7 +32,8 @@ def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: 
 
     Does the subnetwork alone carry the change? Both may be on the hub, hf://org/name. The mask may
     be any store of the model: of this pair, of another run, combined or random. The output has
-    BASE's files, names and headers, and copies of its config and tokenizer files.
+    BASE's files, names and headers, and copies of its config and tokenizer files. A PATH that ends
+    with a slash is a directory in any case.
     """
     from ckdiff.cli import formats
     from ckdiff.cli.made import wrote_checkpoint

@@ -92,8 +92,9 @@ def _checkpoint(about: dict[str, Any]) -> list[str]:
     from ckdiff.budget import format_size
     from ckdiff.cli import formats
 
+    what = "an adapter" if about.get("adapter") else "a checkpoint"
     return [
-        f"{formats.at_commit(about['path'], about.get('commit'))}: a checkpoint, "
+        f"{formats.at_commit(about['path'], about.get('commit'))}: {what}, "
         f"{formats.counted(len(about['files']), 'file')}, {format_size(about['size'])}",
         f"{formats.extent(about['elements'], about['tensors'])}: "
         + ", ".join(f"{count:,} {dtype}" for dtype, count in about["dtypes"].items()),

@@ -29,6 +29,7 @@ _MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.item
     metavar="CHECKPOINT",
     help="The checkpoint, or hf://org/name, that all runs started from; --null magnitude reads it.",
 )
+@options.key
 @click.option(
     "--require-same-base", is_flag=True, help="Refuse stores that were made from different bases."
 )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 
+from ckdiff.checkpoints.opening import open_all
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas import applying
 from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.versions.applying import apply_anew
 from ckdiff.deltas.versions.given import kind_of
 from ckdiff.errors import UsageError, printable
-from ckdiff.options import Observer, checked_path
+from ckdiff.options import Observer, checked_path, checked_text
 
 DeltaPath = str | os.PathLike[str]
 
@@ -23,6 +25,7 @@ def apply(
     *,
     target: int | None = None,
     base_version: int | None = None,
+    key: str | None = None,
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -35,9 +38,11 @@ def apply(
     One pass, in bounded memory. What comes out is verified on the way, and nothing is kept unless
     it is what the deltas say; so is what the base holds. Config and tokenizer files are not part of
     a delta: a directory gets copies of the base's, or of those in ``config_from``, unless
-    ``config`` is False.
+    ``config`` is False. ``key`` is the path of the state dict in a base that holds more.
 
-    Of deltas in files the result has the tuned side's files, to the last byte. ``deltas`` may also
+    Of deltas in files the result has the tuned side's files, to the last byte, or the
+    ``model.safetensors`` that stands for what was no safetensors: ``out`` is one file where the
+    tuned side was, unless it ends with a slash or is a directory. ``deltas`` may also
     be a stream of weight versions, which is followed to version ``target`` or the newest, or some
     of its versions; the result is then an AppliedVersions. ``base_version`` is the version that
     the base is at, where it has no marker that says so and is not what the stream begins with.
@@ -47,6 +52,14 @@ def apply(
     """
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     paths = [checked_path("a delta", item) for item in listed]
+    if key is not None:
+        with ExitStack() as stack:
+            (opened,) = open_all(stack, base, key=checked_text("key", key))
+            return apply(
+                opened, paths, out, target=target, base_version=base_version, overwrite=overwrite,
+                workers=workers, memory=memory, config_from=config_from, config=config,
+                observer=observer,
+            )  # fmt: skip
     if are_versions(paths):
         return apply_anew(
             base, paths, out, target=target, base_version=base_version, overwrite=overwrite,

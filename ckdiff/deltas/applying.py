@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
+from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.change import Bytes, Patcher, differing_elements
 from ckdiff.deltas.container import Delta
+from ckdiff.deltas.filenames import names_fault
 from ckdiff.deltas.form import FRAME_BYTES
 from ckdiff.deltas.links import Links
 from ckdiff.deltas.outcome import ApplyResult, allowed_workers
@@ -24,6 +26,7 @@ from ckdiff.deltas.parts import UInt64
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
+from ckdiff.deltas.vocabulary import vocabulary_note
 from ckdiff.errors import UsageError
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import views
@@ -31,6 +34,7 @@ from ckdiff.layout import bits_of
 from ckdiff.options import (
     Observer,
     Options,
+    asks_for_directory,
     checked_observer,
     checked_output,
     checked_path,
@@ -39,6 +43,8 @@ from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
+
+_ALONE = "model.safetensors"  # what loaders look for
 
 DeltaPath = str | os.PathLike[str]
 
@@ -79,15 +85,19 @@ def apply(
         links, last = Links(opened, chain), chain[-1].blueprint
         groups, readers = len(chain[-1].windows.groups), opened.reader_memory(FRAME_BYTES)
         workers = allowed_workers(options, groups, room.taken, readers=readers)
-        beside = copying.beside(opened, directory=last.directory)
-        files = _rebuilt(links, path, beside, overwrite=options.overwrite)
+        directory = last.directory or asks_for_directory(out)
+        beside = copying.beside(opened, directory=directory)
+        files = _rebuilt(links, path, beside, overwrite=options.overwrite, directory=directory)
         files.check()
         fetch_all([opened])
         for note in beside.notes:
-            observer.note(note)
+            observer.note(told(note))
         began = time.perf_counter()
         with interruptible("nothing was written"):
             rebuild(links, files, workers, observer)
+        said = None if copying.config_from else vocabulary_note(beside, opened.table, last)
+        if said is not None:
+            observer.note(told(said))
     return _result(chain, files, time.perf_counter() - began)
 
 
@@ -96,7 +106,7 @@ def _result(chain: list[Delta], files: Rebuilt, seconds: float) -> ApplyResult:
     return ApplyResult(
         out=files.out,
         deltas=len(chain),
-        files=[plan.name for plan in last.files] if last.directory else [files.out.name],
+        files=files.names[: len(last.files)],
         copied=files.copied,
         size=sum(plan.size for plan in last.files),
         tensors=len(last.names),
@@ -105,14 +115,19 @@ def _result(chain: list[Delta], files: Rebuilt, seconds: float) -> ApplyResult:
     )
 
 
-def _rebuilt(links: Links, out: Path, beside: Companions, *, overwrite: bool) -> Rebuilt:
-    """The files that the last delta leads to, at ``out``."""
+def _rebuilt(
+    links: Links, out: Path, beside: Companions, *, overwrite: bool, directory: bool
+) -> Rebuilt:
+    """The files that the last delta leads to, at ``out``, in a directory or as the one file."""
     last = links.chain[-1].blueprint
+    files = last.files
+    if directory and names_fault([file.name for file in files], None, directory=True) is not None:
+        files = [replace(files[0], name=_ALONE)]  # what was one file may have any name
     return Rebuilt(
         out,
-        last.files,
+        files,
         index=last.index,
-        directory=last.directory,
+        directory=directory,
         overwrite=overwrite,
         companions=beside.files,
         apart=[links.base],

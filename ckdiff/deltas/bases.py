@@ -8,8 +8,9 @@ from math import prod
 import numpy as np
 
 from ckdiff.checkpoints.pairing import Matching, Pairing, pair
+from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
-from ckdiff.checkpoints.views.unfusing import SideView, unfuse
+from ckdiff.checkpoints.views.unfusing import SideView, Unfused, unfuse
 from ckdiff.deltas.ranges import Range
 from ckdiff.dtypes import DTYPES
 
@@ -22,6 +23,20 @@ class Bases:
     odd: dict[int, Range]  #: as in Ranges
     pairing: Pairing  #: of tuned names: its base's positions are those of ``seen``
     seen: TensorTable  #: the base, with the parts that tuned tensors are made from by their names
+    #: how many tuned tensors have no base only because it has their parts one by one, or has them
+    #: as parts that do not lie in one run
+    whole: int
+
+    def note(self) -> str | None:
+        """Why a delta may be larger than the change."""
+        if not self.whole:
+            return None
+        many = self.whole > 1
+        tensors = f"{self.whole:,} tensors are" if many else "1 tensor is"
+        return told(
+            f"{tensors} stored whole, as the base has only {'their' if many else 'its'} parts, or "
+            "has them inside others: save both sides alike for a small delta"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +50,10 @@ class _Place:
 
 def find_bases(base: TensorTable, tuned: TensorTable) -> Bases:
     """Of each tuned tensor what it is made from. Raises PairingError where nothing pairs."""
-    places = _places(base, tuned)
+    views = unfuse(base, tuned)
+    places = _places(base, tuned, views)
     seen = _seen(base, places)
-    pairing = pair(seen, tuned, matching=Matching(common_rows=True))
+    pairing = pair(seen, tuned, matching=Matching(common_rows=True), options=False)
     index = np.full(len(tuned), -1, np.int64)
     odd: dict[int, Range] = {}
     found = list(places.values())
@@ -50,16 +66,25 @@ def find_bases(base: TensorTable, tuned: TensorTable) -> Bases:
             first = place.begin * 8 // max(DTYPES[base.dtypes[place.source]].bits, 1)
             both = min(prod(place.shape), prod(tuned.shapes[j]))
             odd[j] = Range(name, shape, first, both)
-    return Bases(index, odd, pairing, seen)
+    return Bases(index, odd, pairing, seen, _stored_whole(tuned, views, index))
 
 
-def _places(base: TensorTable, tuned: TensorTable) -> dict[str, _Place]:
+def _stored_whole(tuned: TensorTable, views: Unfused, index: IntArray) -> int:
+    """See Bases.whole."""
+    fused = {part.source for part in views.tuned.parts} if views.tuned is not None else set()
+    parts = {part.name for part in views.base.parts} if views.base is not None else set()
+    names = dict(enumerate(tuned.names))
+    if views.tuned is not None:
+        names |= dict(zip(views.tuned.kept.tolist(), views.tuned.names, strict=True))
+    return sum(at in fused or names[at] in parts for at in np.flatnonzero(index < 0).tolist())
+
+
+def _places(base: TensorTable, tuned: TensorTable, views: Unfused) -> dict[str, _Place]:
     """What the base has, by the names that the tuned side has for it."""
     places = {
         name: _Place(i, 0, shape)
         for i, (name, shape) in enumerate(zip(base.names, base.shapes, strict=True))
     }
-    views = unfuse(base, tuned)
     if views.base is None and views.tuned is None:
         return places
     whole_base, whole_tuned = (

@@ -148,6 +148,8 @@ class Making:
 
     def run(self) -> DeltaResult:
         """Make it of both sides, which are here."""
+        if said := self._bases.note():
+            self._observer.note(said)
         place = self._place()
         with place, write_errors(self._out):
             recorder = self._encoding.recorder(place.path, self.blueprint, self._windows)

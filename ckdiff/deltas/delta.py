@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Literal, TypedDict, Unpack, overload
 
-from ckdiff.checkpoints.opening import Given
+from ckdiff.checkpoints.opening import Given, open_all
 from ckdiff.deltas import creating
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.registry import ENCODINGS, VERSIONED
@@ -24,6 +25,7 @@ class DeltaOptions(TypedDict, total=False):
 
     mask: str | os.PathLike[str] | MaskStore | None
     rule: str | Rule | None
+    key: str | None
     checksum: str | None
     version: int | None
     full: bool
@@ -69,6 +71,7 @@ def delta(
     mask: str | os.PathLike[str] | MaskStore | None = None,
     rule: str | Rule | None = None,
     encoding: str = "packed",
+    key: str | None = None,
     checksum: str | None = None,
     version: int | None = None,
     full: bool = False,
@@ -88,7 +91,8 @@ def delta(
     of another format, the rebuilt file is the ``model.safetensors`` that the library would write of
     them, in a directory if either side is one. With ``mask``, a mask store, only what it marks is
     taken from ``tuned``: the delta rebuilds the base with those elements, and says that it is
-    lossy. ``overwrite`` replaces a delta that is there.
+    lossy. ``overwrite`` replaces a delta that is there. ``key`` is the path of the state dict in
+    torch files that hold more.
 
     ``xor`` or ``overwrite``: the next weight version, or number ``version``, of the stream in the
     directory ``out``, which inference engines read. ``base`` has to be what the newest version
@@ -99,6 +103,14 @@ def delta(
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError,
     DeltaError, OutputError and Interrupted.
     """
+    if key is not None:
+        with ExitStack() as stack:
+            base, tuned = open_all(stack, base, tuned, key=checked_text("key", key))
+            return delta(
+                base, tuned, out, mask=mask, rule=rule, encoding=encoding, checksum=checksum,
+                version=version, full=full, full_when_needed=full_when_needed,
+                overwrite=overwrite, workers=workers, memory=memory, observer=observer,
+            )  # fmt: skip
     if checked_text("encoding", encoding) not in VERSIONED:
         _check_encoding(encoding)
         given: dict[str, object] = {"checksum": checksum, "version": version, "full": full or None,

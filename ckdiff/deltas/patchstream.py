@@ -170,7 +170,7 @@ class _PairSource(Compared):
         super().__init__(blueprint, blueprint.windows())
         self._sides = base, tuned
         self._base, self._tuned = Copier(base), Copier(tuned)
-        paired = pair(base.table, tuned.table)
+        paired = pair(base.table, tuned.table, options=False)
         self._index = np.full(len(blueprint.names), -1, np.int64)
         self._index[paired.tuned_index] = paired.base_index
 

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
+from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
 from ckdiff.grafts.run import GraftTask, chunks_of, working_memory
-from ckdiff.options import Observer, Options, checked_observer, checked_output
+from ckdiff.options import (
+    Observer,
+    Options,
+    asks_for_directory,
+    checked_observer,
+    checked_output,
+    checked_text,
+)
 from ckdiff.outputs.asstored import to_rebuild
 from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import FilePlan, Rebuilt
@@ -42,6 +50,7 @@ def graft(
     *,
     rule: str | Rule | None = None,
     unfuse: bool = True,
+    key: str | None = None,
     overwrite: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -52,13 +61,14 @@ def graft(
     """Write ``base`` to ``out`` with the elements of ``tuned`` wherever ``mask`` has ones.
 
     The output has the base's files, byte for byte but for those elements, or is one file where the
-    base is one; what has no safetensors files is written as the ``model.safetensors`` that the
-    library would make of it. It is there whole or not at all. ``mask`` is a mask store, also of
-    another run: tensors are found by name and shape, and those that it lacks stay the base's. Where
-    it is of parts, ``unfuse`` finds them in fused tensors of either side. The dtypes stay the
-    base's: floats of another one are rounded to the nearest. In bounded memory. A directory gets
-    copies of the base's config and tokenizer files, or of those in ``config_from``, unless
-    ``config`` is False. Gives what ``ckdiff graft --json`` prints.
+    base is one, unless ``out`` ends with a slash or is a directory; what has no safetensors files
+    is written as the ``model.safetensors`` that the library would make of it. ``key`` is the path
+    of the state dict in torch files that hold more. It is there whole or not at all. ``mask`` is a
+    mask store, also of another run: tensors are found by name and shape, and those that it lacks
+    stay the base's. Where it is of parts, ``unfuse`` finds them in fused tensors of either side.
+    The dtypes stay the base's: floats of another one are rounded to the nearest. In bounded memory.
+    A directory gets copies of the base's config and tokenizer files, or of those in
+    ``config_from``, unless ``config`` is False. Gives what ``ckdiff graft --json`` prints.
 
     Raises a CkdiffError: PairingError for a mask that does not fit, OutputError, SourceChanged,
     StoreCorrupt and others of :mod:`ckdiff.errors`.
@@ -70,16 +80,19 @@ def graft(
     digest = store.manifest_digest()
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
-        sides = open_all(stack, base, tuned)
+        sides = open_all(stack, base, tuned, key=key and checked_text("key", key))
         refuse_values(matched, *(side.table for side in sides))
         plan = Plan(to_rebuild(sides[0]), sides[1], matched, unfuse=unfuse)
         threads = _threads(plan, options)
-        beside = copying.beside(sides[0], directory=plan.files.directory is not None)
-        rebuilt = _rebuilt(plan, sides, path, beside, overwrite=options.overwrite)
+        directory = plan.files.directory is not None or asks_for_directory(out)
+        beside = copying.beside(sides[0], directory=directory)
+        rebuilt = _rebuilt(
+            plan, sides, path, beside, overwrite=options.overwrite, directory=directory
+        )
         rebuilt.check()
         fetch_all(sides)
         for note in (*plan.notes(), *beside.notes):
-            observer.note(note)
+            observer.note(told(note))
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)
             _verify(plan, found, digest)
@@ -107,7 +120,13 @@ def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[
 
 
 def _rebuilt(
-    plan: Plan, sides: Sequence[Checkpoint], out: Path, beside: Companions, *, overwrite: bool
+    plan: Plan,
+    sides: Sequence[Checkpoint],
+    out: Path,
+    beside: Companions,
+    *,
+    overwrite: bool,
+    directory: bool,
 ) -> Rebuilt:
     """The base's files again, at ``out``."""
     base, name, raw = plan.files, plan.files.index_name, plan.files.index()
@@ -115,7 +134,7 @@ def _rebuilt(
         out,
         [FilePlan(file.name, base.head(i), file.size) for i, file in enumerate(base.files)],
         index=None if name is None or raw is None else (name, raw),
-        directory=base.directory is not None,
+        directory=directory,
         overwrite=overwrite,
         companions=beside.files,
         apart=sides,

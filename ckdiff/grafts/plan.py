@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ckdiff.checkpoints.pairing import names_hint
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import PairingError, StoreCorrupt, printable
@@ -197,7 +198,8 @@ class Plan:
             more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
             raise PairingError(
                 f"the mask does not fit: {problems[0]}{more}",
-                hint="use a mask of this model, or leave those tensors out of it",
+                hint=names_hint(self.base.table.names, self.tuned.table.names)
+                or "use a mask of this model, or leave those tensors out of it",
             )
         if not shares:
             raise PairingError(

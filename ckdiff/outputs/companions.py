@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
@@ -24,6 +24,8 @@ from ckdiff.outputs.companionnames import (
 
 _LOOKED_AT = 1 << 20  # bytes of a config in which code is looked for
 _CONFIG, _OF_RANKS = "config.json", "huggingface"
+_CONFIGS = (_CONFIG, "model_index.json", "params.json", "adapter_config.json")
+_NO_CONFIG = "no config found: from_pretrained needs one; --config-from DIR copies it from there"
 _NAMES_CODE = b'"auto_map"'
 
 
@@ -71,6 +73,10 @@ class Copying:
         if not found.files and "repository" in checkpoint.origin:
             why = f"{checkpoint.label}: no config files are copied: none are there, or in the cache"
             return Companions(notes=(*found.notes, printable(why)))
+        # a directory of safetensors without any loads no better before than after
+        loads = checkpoint.in_files and checkpoint.directory is not None
+        if not loads and not any(file.name in _CONFIGS for file in found.files):
+            return replace(found, notes=(*found.notes, _NO_CONFIG))
         return found
 
     def _asked(self, directory: bool) -> Companions:

@@ -28,7 +28,7 @@ from ckdiff.errors import (
     printable,
 )
 from ckdiff.layout import bits_of
-from ckdiff.options import Observer, checked_int, checked_observer, several_texts
+from ckdiff.options import Observer, checked_int, checked_observer, checked_text, several_texts
 from ckdiff.overlaps.counting import OverlapTask, Part
 from ckdiff.overlaps.nulls.moments import Moments
 from ckdiff.overlaps.nulls.null import Counts
@@ -57,6 +57,7 @@ def overlap(
     by: By = "layer",
     nulls: Sequence[str] = USUAL,
     base: Given | None = None,
+    key: str | None = None,
     require_same_base: bool = False,
     scheduler: Scheduler = None,
     workers: int | None = None,
@@ -65,7 +66,8 @@ def overlap(
 ) -> Overlap:
     """Compare the masks of 2 to 64 stores in one pass.
 
-    ``nulls`` say what chance means; docs/cli.md has a line for each. Some read ``base``.
+    ``nulls`` say what chance means; docs/cli.md has a line for each. Some read ``base``, of
+    which ``key`` is the path of the state dict in a torch file that holds more.
     Runs on the cluster of ``scheduler`` (an address or a Dask client), else of a Dask client that
     is active here, else on threads, as it does with ``scheduler="threads"``. Raises a
     CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
@@ -82,7 +84,7 @@ def overlap(
     counted = tuple(name for name in names if NULLS[name].collector is not None)
     readers = [name for name in counted if NULLS[name].reads_base]
     with ExitStack() as stack:
-        sides = _open_base(base, readers, matched, stack)
+        sides = _open_base(base, readers, matched, stack, key=key and checked_text("key", key))
         need = _need(matched, len(groups), len(counted), [side for side in sides for _ in readers])
         _check_memory(need, threads, memory, (len(groups), len(matched.stores)), by)
         for side in sides:
@@ -176,6 +178,8 @@ def _open_base(
     readers: Sequence[str],
     matched: Matched,
     stack: ExitStack,
+    *,
+    key: str | None,
 ) -> list[Checkpoint]:
     """The base, if there is a null that reads it, as the stores see it: its headers."""
     if not readers:
@@ -184,7 +188,7 @@ def _open_base(
         raise UsageError(
             f"the null {readers[0]} reads the base checkpoint", hint="give it with --base"
         )
-    return [seen_by(matched, side).checkpoint for side in open_all(stack, base)]
+    return [seen_by(matched, side).checkpoint for side in open_all(stack, base, key=key)]
 
 
 # running

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import open_for_planning
+from ckdiff.checkpoints.pairing import is_adapter
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.ranges import parts, resized
@@ -125,5 +126,6 @@ def _checkpoint(path: str, key: str | None) -> dict[str, Any]:
             "tensors": len(table),
             "elements": int(np.sum(counts)),
             "dtypes": dtypes,
+            **({"adapter": True} if is_adapter(table.names) else {}),
             "notes": list(checkpoint.notes),
         }

@@ -62,6 +62,14 @@ def parameter_masks(
     return {weight.name: mask for weight, mask in fit(model, store, rule, missing)}
 
 
+#: what to do where a store has parts, of what the model has fused
+_AS_HELD = (
+    "make the store of weights as the model has them: ckdiff.diff(base_model, tuned_model, out) in "
+    "memory, or ckdiff diff of two files that torch.save wrote of state_dict(); or give a dict of "
+    "parameter name -> mask"
+)
+
+
 def fit(
     model: nn.Module,
     store: Masks,
@@ -96,7 +104,8 @@ def fit(
         for weight in trained
         if not weight.masks and explained.weights.isdisjoint(map(plain_name, weight.names))
     ]
-    problems += fused.untold([*map(plain_name, orphans)], [*map(plain_name, strays)])
+    untold = fused.untold([*map(plain_name, orphans)], [*map(plain_name, strays)])
+    problems += untold
     if strays:
         problems.append(f"{several(strays)}: a mask without a parameter")
     if orphans and missing == "error":
@@ -104,11 +113,20 @@ def fit(
     if problems:
         raise PairingError(
             f"the masks do not fit the model: {'; '.join(problems)}",
-            hint="missing='freeze' or 'train' allows parameters without a mask"
-            if problems[0].endswith(": no mask")
-            else "give a dict of parameter name -> mask to choose yourself",
+            hint=_AS_HELD if untold or _are_experts(orphans, strays) else _choosing(problems),
         )
     return [(weight, _mask(weight, source, missing, part)) for weight in trained]
+
+
+def _are_experts(*left: Collection[str]) -> bool:
+    """Whether what is left over on all sides is of experts, which models hold fused."""
+    return all(any(".experts." in name for name in names) for names in left)
+
+
+def _choosing(problems: list[str]) -> str:
+    if problems[0].endswith(": no mask"):
+        return "missing='freeze' or 'train' allows parameters without a mask"
+    return "give a dict of parameter name -> mask to choose yourself"
 
 
 def plain_name(name: str) -> str:
