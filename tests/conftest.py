@@ -82,6 +82,10 @@ SLOW: dict[str, str] = {
     "test_import": """
         test_more_than_a_chunk
     """,
+    "test_inplace_killed": """
+        test_killed_and_run_again
+        test_killed_while_it_is_repaired
+    """,
     "test_import_memory": """
         test_memory_is_bounded_by_what_is_there
     """,
