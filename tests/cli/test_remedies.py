@@ -1,0 +1,112 @@
+"""What delta, apply, graft, convert and info say: remedies that these commands have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_support import error, ok
+from support import write_safetensors
+
+import ckdiff
+
+torch = pytest.importorskip("torch")
+
+NOISE = np.random.default_rng(5)
+ONE, OTHER = (NOISE.integers(0, 1 << 15, (4, 8), np.uint16) for _ in range(2))
+
+
+def folder(path: Path, names: list[str], data: Any = ONE, *, rows: int = 4) -> Path:
+    path.mkdir()
+    more = np.resize(data, (rows, 8))
+    tensors = {name: ("BF16", more.shape, more.tobytes()) for name in names}
+    write_safetensors(path / "model.safetensors", tensors)
+    (path / "config.json").write_text('{"vocab_size": 4}')
+    return path
+
+
+def state(data: Any, prefix: str = "") -> dict[str, Any]:
+    tensor = torch.from_numpy(data.view(np.int16).copy()).view(torch.bfloat16)
+    return {f"{prefix}a.weight": tensor, f"{prefix}b.weight": tensor.clone()}
+
+
+def test_no_option_is_named_that_is_not_there(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["a.weight", "b.weight"])
+    tuned = folder(tmp_path / "tuned", ["a.weight", "b.weight"], OTHER)
+    ckdiff.diff(base, tuned, tmp_path / "m.zarr")
+    torch.save(state(OTHER, "module."), tmp_path / "ddp.pt")
+    lora = folder(tmp_path / "lora", ["a.lora_A.weight", "a.lora_B.weight"])
+    (lora / "model.safetensors").rename(lora / "adapter_model.safetensors")
+    given = str(tmp_path / "m.zarr")
+    for other, says in ((tmp_path / "ddp.pt", "begin with 'module.'"), (lora, "merge_and_unload")):
+        for said in (
+            error("delta", str(base), str(other), "-o", str(tmp_path / "d")),
+            error("graft", str(base), str(other), "--mask", given, "-o", str(tmp_path / "g")),
+        ):
+            assert says in said
+            assert "--" not in said
+
+
+def test_a_key_goes_where_a_message_asks_for_one(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["a.weight", "b.weight"])
+    tuned, mask = tmp_path / "t.ckpt", str(tmp_path / "m.zarr")
+    torch.save({"x": {"model": state(OTHER), "at": 1}, "y": {"model": state(ONE)}}, tuned)
+    ckdiff.diff(base, tuned, mask, key="x.model")
+    key, out = ("--key", "x.model"), str(tmp_path / "d")
+    assert "--key" in error("delta", str(base), str(tuned), "-o", out)
+    ok("delta", str(base), str(tuned), *key, "-o", out)
+    ok("apply", str(base), out, "-o", str(tmp_path / "back/"))
+    ok("graft", str(base), str(tuned), *key, "--mask", mask, "-o", str(tmp_path / "g"))
+    for made in ("back", "g"):
+        found = ckdiff.diff(tmp_path / made, tuned, key="x.model")
+        assert found.rules["exact"]["changed"] == 0
+    torch.save(
+        {"x": {"model": state(ONE), "at": 1}, "y": {"model": state(OTHER)}}, tmp_path / "b.ckpt"
+    )
+    ok("apply", str(tmp_path / "b.ckpt"), out, *key, "-o", str(tmp_path / "back2"))
+    ok("overlap", mask, mask, "--null", "magnitude", "--base", str(tmp_path / "b.ckpt"), *key)
+
+
+def test_a_slash_asks_for_a_directory(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["a.weight", "b.weight"])
+    torch.save(state(OTHER), tmp_path / "sd.pt")
+    made = tmp_path / "d"
+    ckdiff.delta(base, tmp_path / "sd.pt", made)
+    asked = {"slash": f"{tmp_path}/slash/", "there": str(tmp_path / "there")}
+    (tmp_path / "there").mkdir()
+    for name, out in asked.items():
+        ok("apply", str(base), str(made), "-o", out)
+        listed = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert listed == ["ckdiff-copied.json", "config.json", "model.safetensors"]
+    ok("apply", str(base), str(made), "-o", str(tmp_path / "file"))
+    weights = (tmp_path / "slash/model.safetensors").read_bytes()
+    assert (tmp_path / "file").read_bytes() == weights
+    ckdiff.delta(base, base / "model.safetensors", tmp_path / "d2")
+    found = json.loads(ok("apply", str(base), str(tmp_path / "d2"), "--json", "-o",
+                          f"{tmp_path}/one/").stdout)  # fmt: skip
+    assert found["files"] == ["model.safetensors"]
+
+
+def test_configs_that_contradict_or_are_not_there(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["e"])
+    grown = folder(tmp_path / "grown", ["e"], rows=6)
+    ckdiff.delta(base, grown, tmp_path / "d")
+    said = ok("apply", str(base), str(tmp_path / "d"), "-o", str(tmp_path / "out")).stderr
+    assert "vocab_size 4" in said
+    assert "e has 6 rows" in said
+    given = ("--config-from", str(grown))
+    again = ok("apply", str(base), str(tmp_path / "d"), *given, "-o", str(tmp_path / "out2"))
+    assert "vocab_size" not in again.stderr
+    (tmp_path / "alone").mkdir()
+    torch.save(state(ONE), tmp_path / "alone/sd.pt")
+    said = ok("convert", str(tmp_path / "alone/sd.pt"), "-o", str(tmp_path / "c")).stderr
+    assert "ckdiff: note: no config found" in said
+
+
+def test_an_adapter_is_called_one(tmp_path: Path) -> None:
+    lora = folder(tmp_path / "lora", ["a.lora_A.weight", "a.lora_B.weight"])
+    assert "an adapter, 1 file" in ok("info", str(lora)).stdout
+    assert "a checkpoint" in ok("info", str(folder(tmp_path / "m", ["a"]))).stdout
