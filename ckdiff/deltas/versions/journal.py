@@ -38,7 +38,8 @@ PART = 1 << 19  #: bytes of a file that a record is of, at most; whole units
 #: bytes that making a record, or reading one, takes: positions, both sides, a mask, what is joined
 RECORD_MEMORY = 20 * PART
 
-CHANGES, TENSOR, LAST = 1, 2, 3  #: kinds of records
+#: kinds of records: places are numbers, or one bit for each unit where that is shorter
+CHANGES, TENSOR, LAST, MANY = 1, 2, 3, 4
 
 _MAGIC = b"CKDJRNL1"
 _START, _DIGEST = struct.Struct("<8sQ"), 16
@@ -64,16 +65,17 @@ class Record(NamedTuple):
         """Bytes that follow it."""
         if self.kind == CHANGES:
             return self.units * (4 + 2 * self.unit)
+        if self.kind == MANY:
+            return _bits(self.size // self.unit) + 2 * self.units * self.unit
         return 2 * _DIGEST if self.kind == TENSOR else 0
 
     def right(self, files: int) -> bool:
         """Whether its numbers make sense."""
         if self.kind == TENSOR:
             return self.file < files
-        most = self.size // self.unit if self.unit in (1, 2) else -1
-        return self.kind == CHANGES and self.file < files and self.size <= PART and (
-            self.units <= most
-        )  # fmt: skip
+        if self.kind not in (CHANGES, MANY) or self.unit not in (1, 2) or self.size > PART:
+            return False
+        return self.file < files and self.units <= self.size // self.unit
 
 
 class Changes(NamedTuple):
@@ -139,9 +141,14 @@ class JournalWriter:
 
     def changes(self, file: int, begin: int, size: int, found: Changes) -> None:
         """Add what changes in a part of a file."""
-        unit = found.old.itemsize
-        payload = b"".join((found.places.data, found.old.data, found.new.data))
-        self._add((CHANGES, file, begin, size, len(found.places), unit), payload)
+        unit, units, kind = found.old.itemsize, len(found.places), CHANGES
+        places: npt.NDArray[np.unsignedinteger] = found.places
+        if 4 * units > _bits(size // unit):
+            flags = np.zeros(size // unit, np.bool_)
+            flags[places] = True
+            places, kind = np.packbits(flags, bitorder="little"), MANY
+        payload = b"".join((places.data, found.old.data, found.new.data))
+        self._add((kind, file, begin, size, units, unit), payload)
 
     def tensor(self, file: int, begin: int, size: int, digests: tuple[bytes, bytes]) -> None:
         """Add the digests of a tensor, of what it was and what it is to be."""
@@ -237,14 +244,20 @@ class Journal:
     def changes(self, at: int) -> tuple[Record, Changes]:
         """What changes in a part of a file. Raises DeltaError."""
         record, payload = self._payload(at)
-        unit, count = f"<u{record.unit}", record.units
-        places = np.frombuffer(payload, "<u4", count)
-        if count and (int(places[-1]) >= record.size // record.unit or (
-            not (places[1:] > places[:-1]).all()
-        )):  # fmt: skip
+        unit, count, total = f"<u{record.unit}", record.units, record.size // record.unit
+        before = 4 * count
+        if record.kind == MANY:
+            before = _bits(total)
+            flags = np.frombuffer(payload, np.uint8, before)
+            bits = np.unpackbits(flags, count=total, bitorder="little")
+            places = np.flatnonzero(bits).astype(np.uint32)
+        else:
+            places = np.frombuffer(payload, "<u4", count)
+        increasing = bool((places[1:] > places[:-1]).all())
+        if len(places) != count or not increasing or (count and int(places[-1]) >= total):
             raise self.fault(f"its record at byte {at:,} is damaged")
-        old = np.frombuffer(payload, unit, count, 4 * count)
-        new = np.frombuffer(payload, unit, count, (4 + record.unit) * count)
+        old = np.frombuffer(payload, unit, count, before)
+        new = np.frombuffer(payload, unit, count, before + record.unit * count)
         return record, Changes(places, old, new)
 
     def digests(self, at: int) -> tuple[Record, tuple[bytes, bytes]]:
@@ -299,6 +312,11 @@ class Journal:
             if not _plain(name):
                 raise self.fault(f"it names {printable(repr(name))}")
         return header
+
+
+def _bits(units: int) -> int:
+    """Bytes of one bit for each."""
+    return -(-units // 8)
 
 
 def _plain(name: object) -> bool:

@@ -22,6 +22,7 @@ from ckdiff.checkpoints.places.openfile import make_room
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.versions.journal import (
     CHANGES,
+    MANY,
     PART,
     TENSOR,
     Changes,
@@ -116,6 +117,7 @@ class Putting:
         """Where the records are, of each kind, in groups; those of different files take turns."""
         count = len(self.journal.header.files)
         kinds = {kind: [array("q") for _ in range(count)] for kind in (CHANGES, TENSOR)}
+        kinds[MANY] = kinds[CHANGES]
         for at, record in self.journal.records():
             kinds[record.kind][record.file].append(at)
         return _in_turn(kinds[CHANGES], _GROUP), _in_turn(kinds[TENSOR], 1)
