@@ -105,28 +105,36 @@ def delta(
     """
     if key is not None:
         with ExitStack() as stack:
-            base, tuned = open_all(stack, base, tuned, key=checked_text("key", key))
+            sides = open_all(stack, base, tuned, key=checked_text("key", key))
             return delta(
-                base, tuned, out, mask=mask, rule=rule, encoding=encoding, checksum=checksum,
+                sides[0], sides[1], out, mask=mask, rule=rule, encoding=encoding, checksum=checksum,
                 version=version, full=full, full_when_needed=full_when_needed,
                 overwrite=overwrite, workers=workers, memory=memory, observer=observer,
             )  # fmt: skip
-    if checked_text("encoding", encoding) not in VERSIONED:
-        _check_encoding(encoding)
-        given: dict[str, object] = {"checksum": checksum, "version": version, "full": full or None,
-                 "full_when_needed": full_when_needed or None}  # fmt: skip
-        _refuse(given, f"the {encoding} encoding", f"with {' or '.join(VERSIONED)}")
-        return creating.delta(
-            base, tuned, out, mask=mask, rule=rule, encoding=encoding, overwrite=overwrite,
-            workers=workers, memory=memory, observer=observer,
+    of_files = {"mask": mask, "rule": rule, "overwrite": overwrite}
+    flags = {"full": full, "full_when_needed": full_when_needed}
+    _check(encoding, of_files, {"checksum": checksum, "version": version, **flags})
+    if encoding in VERSIONED:
+        return write_version(
+            base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
+            full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
+            observer=observer,
         )  # fmt: skip
-    given = {"mask": mask, "rule": rule, "overwrite": overwrite or None}
-    _refuse(given, "weight versions", f"with {' or '.join(ENCODINGS)}")
-    return write_version(
-        base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
-        full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
-        observer=observer,
+    return creating.delta(
+        base, tuned, out, mask=mask, rule=rule, encoding=encoding, overwrite=overwrite,
+        workers=workers, memory=memory, observer=observer,
     )  # fmt: skip
+
+
+def _check(
+    encoding: str, of_files: Mapping[str, object], of_versions: Mapping[str, object]
+) -> None:
+    """Raise UsageError for an encoding that there is not, and options of the other kind."""
+    if checked_text("encoding", encoding) in VERSIONED:
+        _refuse(of_files, "weight versions", f"with {' or '.join(ENCODINGS)}")
+    else:
+        _check_encoding(encoding)
+        _refuse(of_versions, f"the {encoding} encoding", f"with {' or '.join(VERSIONED)}")
 
 
 def _check_encoding(encoding: str) -> None:
@@ -138,6 +146,6 @@ def _check_encoding(encoding: str) -> None:
 def _refuse(given: Mapping[str, object], what: str, where: str) -> None:
     """Raise UsageError for an option that means nothing here."""
     for name, value in given.items():
-        if value is not None:
+        if value is not None and value is not False:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is not for {what}", hint=f"it goes {where}")
