@@ -49,7 +49,7 @@ UNUSED_KEY = f"{WARNING}--key "  #: what a note begins with of a key that there 
 
 def told(note: str) -> str:
     """A note of a checkpoint, as people are told it."""
-    return note if note.startswith(WARNING) else f"note: {note}"
+    return note if note.startswith((WARNING, "note: ", "hint: ")) else f"note: {note}"
 
 
 @dataclass(slots=True)

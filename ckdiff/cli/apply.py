@@ -30,6 +30,7 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     copied into a directory.
     """
     from ckdiff.budget import format_size
+    from ckdiff.checkpoints.pieces import told
     from ckdiff.cli import formats
     from ckdiff.cli.made import copied_too
     from ckdiff.cli.progress import Reporter, compilation_noted
@@ -38,7 +39,7 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     from ckdiff.errors import printable
 
     with Reporter("rebuilt") as reporter, compilation_noted(reporter):
-        result = apply(base, deltas, out, observer=reporter.observer(), **asked)
+        result = apply(base, deltas, out, observer=reporter.observer(told), **asked)
     if as_json:
         write_json(result.to_dict())
         return

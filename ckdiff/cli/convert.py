@@ -35,12 +35,13 @@ def command(checkpoint: str, out: str, as_json: bool, **asked: Any) -> None:
     shards, or hf://org/name. It streams, in bounded memory; the output is there whole or not at
     all. Config and tokenizer files beside the weights are copied.
     """
+    from ckdiff.checkpoints.pieces import told
     from ckdiff.cli.made import wrote_checkpoint
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.conversions.convert import convert
 
     with Reporter("converted") as reporter, compilation_noted(reporter):
-        result = convert(checkpoint, out, observer=reporter.observer(), **asked)
+        result = convert(checkpoint, out, observer=reporter.observer(told), **asked)
     if as_json:
         write_json(result.to_dict())
         return

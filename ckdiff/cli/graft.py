@@ -35,13 +35,14 @@ def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: 
     BASE's files, names and headers, and copies of its config and tokenizer files. A PATH that ends
     with a slash is a directory in any case.
     """
+    from ckdiff.checkpoints.pieces import told
     from ckdiff.cli import formats
     from ckdiff.cli.made import wrote_checkpoint
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.grafts.graft import graft
 
     with Reporter("grafted") as reporter, compilation_noted(reporter):
-        result = graft(base, tuned, mask, out, observer=reporter.observer(), **asked)
+        result = graft(base, tuned, mask, out, observer=reporter.observer(told), **asked)
     if as_json:
         write_json(result)
         return

@@ -56,12 +56,13 @@ class Reporter:
                 self._bar.stop()
             self._bar = None
 
-    def observer(self) -> Observer:
-        """What a diff reports to."""
+    def observer(self, wording: Callable[[str], str] = str) -> Observer:
+        """What a diff reports to; ``wording`` is how a note of it is put."""
         from ckdiff.options import Observer
 
         return Observer(
-            progress=lambda p: self.update(p.done, p.total, p.resumed, p.seconds), note=self.note
+            progress=lambda p: self.update(p.done, p.total, p.resumed, p.seconds),
+            note=lambda message: self.note(wording(message)),
         )
 
     def note(self, message: str) -> None:

@@ -90,7 +90,7 @@ def convert(
         rebuilt.check()
         fetch_all([opened])
         for note in _notes(plan, companions):
-            observer.note(told(note))
+            observer.note(note)
         began = time.perf_counter()
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)
@@ -134,7 +134,7 @@ def _converted(plan: Plan, rebuilt: Rebuilt, found: Found, seconds: float) -> Co
 
 def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
     """What a user should know before the result is taken for more, or less, than it is."""
-    yield from plan.checkpoint.notes
+    yield from map(told, plan.checkpoint.notes)
     table = plan.checkpoint.table
     if table.absent:
         yield (

@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
-from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.change import Bytes, Patcher, differing_elements
 from ckdiff.deltas.container import Delta
@@ -90,14 +89,12 @@ def apply(
         files = _rebuilt(links, path, beside, overwrite=options.overwrite, directory=directory)
         files.check()
         fetch_all([opened])
-        for note in beside.notes:
-            observer.note(told(note))
         began = time.perf_counter()
         with interruptible("nothing was written"):
             rebuild(links, files, workers, observer)
         said = None if copying.config_from else vocabulary_note(beside, opened.table, last)
-        if said is not None:
-            observer.note(told(said))
+        for note in (*beside.notes, *filter(None, [said])):
+            observer.note(note)
     return _result(chain, files, time.perf_counter() - began)
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
-from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
@@ -36,7 +35,6 @@ from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import match
-from ckdiff.stores.ofvalues import refuse_values
 
 if TYPE_CHECKING:
     from ckdiff.checkpoints.opening import Given
@@ -75,13 +73,11 @@ def graft(
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer, copying = checked_observer(observer), Copying.checked(config_from, config)
-    path = checked_output(out)
-    store = open_store(mask)
+    path, store = checked_output(out), open_store(mask)
     digest = store.manifest_digest()
     with ExitStack() as stack:
         matched = match([store], rule, least=1)
         sides = open_all(stack, base, tuned, key=key and checked_text("key", key))
-        refuse_values(matched, *(side.table for side in sides))
         plan = Plan(to_rebuild(sides[0]), sides[1], matched, unfuse=unfuse)
         threads = _threads(plan, options)
         directory = plan.files.directory is not None or asks_for_directory(out)
@@ -92,7 +88,7 @@ def graft(
         rebuilt.check()
         fetch_all(sides)
         for note in (*plan.notes(), *beside.notes):
-            observer.note(told(note))
+            observer.note(note)
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)
             _verify(plan, found, digest)

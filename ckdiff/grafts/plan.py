@@ -15,6 +15,7 @@ from ckdiff.grafts.fused import fused_of
 from ckdiff.layout import Layout, bits_of
 from ckdiff.naming import natural_key
 from ckdiff.stores.matching import Matched, first_rows, misfit, several
+from ckdiff.stores.ofvalues import refuse_values
 from ckdiff.stores.seeing import Seen, seen_by
 from ckdiff.stores.tally import Tally, recount
 
@@ -28,6 +29,7 @@ class Plan:
         """``files`` is a base that says what its files are; both as they are stored. Without
         ``unfuse`` fused tensors are not looked into.
         """
+        refuse_values(matched, files.table, tuned.table)
         self.files, self.matched = files, matched  #: the base as it is stored
         seen, other = Seen(files, {}), Seen(tuned, {})
         if unfuse:

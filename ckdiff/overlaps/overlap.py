@@ -73,9 +73,8 @@ def overlap(
     CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
     """
     observer = checked_observer(observer)
-    names = _null_names(nulls)
+    names, began = _null_names(nulls), time.perf_counter()
     checked_by(by)
-    began = time.perf_counter()
     matched = match(stores, rule, require_same_base=require_same_base)
     for note in matched.notes():
         observer.note(note)

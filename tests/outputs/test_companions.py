@@ -303,7 +303,7 @@ def test_the_dtype_of_a_config(base: Path) -> None:
     out, _, notes = converted(base, dtype="bf16")
     said["torch_dtype"], said["text_config"]["dtype"] = "torch.bfloat16", "bfloat16"  # type: ignore[index]
     assert json.loads((out / "config.json").read_text("utf-8")) == said
-    assert "note: config.json says bfloat16 now" in notes
+    assert "config.json says bfloat16 now" in notes
     for raw in (b'{"dtype":   "bfloat16"}', b"{", b"[1]", b"\xff", b"[" * 100_000):
         (base / "config.json").write_bytes(raw)
         converted(base, dtype="bf16", overwrite=True)
