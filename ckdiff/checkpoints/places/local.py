@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ckdiff.checkpoints.choosing import choice_of
 from ckdiff.checkpoints.explaining import no_such_path
 from ckdiff.checkpoints.folders import Choice
+from ckdiff.checkpoints.halfway import refuse_half_way
 from ckdiff.checkpoints.indexes import digest, read_index
 from ckdiff.checkpoints.places.localfolder import LocalFolder
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
@@ -39,6 +40,7 @@ class LocalPlace(Place):
         self.choice = choice
         self.root = os.path.join(root, choice.folder)  #: what the names are relative to
         self.index_name = choice.index
+        refuse_half_way(self.root)
         self.described = path if choice.index is None else os.path.join(self.root, choice.index)
         if choice.index is not None or os.path.isdir(path):
             self.directory = os.path.normpath(self.root)
