@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.squash import Squashed, squash
     from ckdiff.deltas.versions.applying import AppliedVersions
+    from ckdiff.deltas.versions.inplace import AppliedInPlace, apply_in_place
     from ckdiff.deltas.versions.writing import VersionReport
     from ckdiff.deltas.weightpatch import WeightPatch
     from ckdiff.diffs.diff import diff
@@ -81,7 +82,9 @@ _HOMES = {
     "Progress": "ckdiff.options",
     "Converted": "ckdiff.conversions.convert",
     "apply": "ckdiff.deltas.apply",
+    "AppliedInPlace": "ckdiff.deltas.versions.inplace",
     "AppliedVersions": "ckdiff.deltas.versions.applying",
+    "apply_in_place": "ckdiff.deltas.versions.inplace",
     "VersionReport": "ckdiff.deltas.versions.writing",
     "convert": "ckdiff.conversions.convert",
     "ApplyResult": "ckdiff.deltas.outcome",
@@ -111,6 +114,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AppliedInPlace",
     "AppliedVersions",
     "ApplyResult",
     "BudgetError",
@@ -145,6 +149,7 @@ __all__ = [
     "WeightPatch",
     "__version__",
     "apply",
+    "apply_in_place",
     "check",
     "check_store",
     "combine",
@@ -166,12 +171,18 @@ __all__ = [
 ]
 
 
+#: whose names are used behind theirs, as in ``ckdiff.sync.Publisher``
+_ROOMS = ("sync", "training")
+
+
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _ROOMS:
+        return importlib.import_module(f"ckdiff.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'ckdiff' has no attribute {name!r}")
-    import importlib
-
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

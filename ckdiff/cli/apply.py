@@ -13,13 +13,27 @@ from ckdiff.cli.output import write_json, write_lines
 @click.command("apply")
 @click.argument("base")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA...")
-@options.output("PATH", "Write the checkpoint there: a directory, or a file if TUNED was one.")
+@options.output(
+    "PATH",
+    "Write the checkpoint there: a directory, or a file if TUNED was one.",
+    required=False,
+)
+@click.option(
+    "--in-place", is_flag=True, help="Change the files of BASE: of weight versions, what changed."
+)
 @options.to
 @options.base_version
 @options.key
 @options.config
 @options.files
-def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked: Any) -> None:
+def command(
+    base: str,
+    deltas: tuple[str, ...],
+    out: str | None,
+    in_place: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
     """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
     several that follow each other; or a stream of weight versions, or some of its versions.
 
@@ -28,7 +42,16 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
     what BASE holds and what comes out are verified, and nothing is left where either is wrong. A
     PATH that ends with a slash is a directory in any case. BASE's config and tokenizer files are
     copied into a directory.
+
+    With --in-place the directory BASE itself is taken to the newest weight version, or to --to N.
+    Nothing is written before all of it was checked; a run that was stopped is finished by the same
+    command, and until then nothing takes BASE for a checkpoint.
     """
+    if in_place == (out is not None):
+        raise click.UsageError("give -o PATH for a new checkpoint, or --in-place to change BASE")
+    if out is None:
+        _in_place(base, deltas, as_json=as_json, **asked)
+        return
     from ckdiff.budget import format_size
     from ckdiff.checkpoints.pieces import told
     from ckdiff.cli import formats
@@ -50,3 +73,42 @@ def command(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **asked
         how = f"version {result.version}, {how}"
     line = f"{result.out}: {what}, {how}, {took}{copied_too(result.copied)}"
     write_lines([printable(line)])
+
+
+def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any) -> None:
+    """Change BASE, and say what became of it."""
+    from ckdiff.checkpoints.pieces import told
+    from ckdiff.cli import formats
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.deltas.apply import are_versions
+    from ckdiff.deltas.versions.inplace import apply_in_place
+    from ckdiff.errors import UsageError, printable
+
+    wanted = {name: asked.pop(name) for name in ("target", "base_version", "workers", "memory")}
+    unused = {"key": None, "overwrite": False, "config_from": None, "config": True}
+    for name, nothing in unused.items():
+        if asked.pop(name) != nothing:
+            option = "--no-config" if name == "config" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} is of a new checkpoint, and --in-place makes none")
+    if not are_versions(deltas):
+        raise UsageError(
+            "--in-place applies weight versions, and these are deltas in files",
+            hint="write a new checkpoint with -o, or make versions with ckdiff convert-delta",
+        )
+    with Reporter("applied") as reporter, compilation_noted(reporter):
+        result = apply_in_place(base, deltas, observer=reporter.observer(told), **wanted)
+    if as_json:
+        write_json(result.to_dict())
+        return
+    if not result.versions and result.seed is None and result.recovered is None:
+        write_lines([printable(f"{base}: is at version {result.version} already")])
+        return
+    steps = formats.counted(len(result.versions), "version")
+    seeded = "" if result.seed is None else f"version {result.seed} in full, then "
+    write_lines([
+        printable(
+            f"{base}: is at version {result.version} now, by {seeded}{steps}; "
+            f"{formats.counted(result.tensors, 'tensor')} changed, "
+            f"in {formats.duration(result.seconds)}"
+        )
+    ])  # fmt: skip

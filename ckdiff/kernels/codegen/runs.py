@@ -67,7 +67,7 @@ def runs_kernel(kind: str) -> Callable[..., None]:
         while first < size:  # range() would ask whether the step is zero
             stop = first + block
             if stop > size:
-                stop = size
+                stop = types.int64(size)
             began, done = to, first  # the first literal of a sequence; the bytes that are written
             for at in range(first, stop, LANES):
                 word = types.uint64(0)
