@@ -110,3 +110,19 @@ def test_an_adapter_is_called_one(tmp_path: Path) -> None:
     lora = folder(tmp_path / "lora", ["a.lora_A.weight", "a.lora_B.weight"])
     assert "an adapter, 1 file" in ok("info", str(lora)).stdout
     assert "a checkpoint" in ok("info", str(folder(tmp_path / "m", ["a"]))).stdout
+
+
+def test_what_is_stored_whole_because_it_is_fused_is_said(tmp_path: Path) -> None:
+    parts = [f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkv"]
+    base = folder(tmp_path / "base", [*parts, "norm"])
+    (tmp_path / "fused").mkdir()
+    whole = np.concatenate([ONE, ONE, ONE])
+    tensors = {"model.layers.0.self_attn.qkv_proj.weight": whole, "norm": ONE}
+    raw = {name: ("BF16", data.shape, data.tobytes()) for name, data in tensors.items()}
+    write_safetensors(tmp_path / "fused/model.safetensors", raw)
+    said = ok("delta", str(base), str(tmp_path / "fused"), "-o", str(tmp_path / "d")).stderr
+    assert "note: 1 tensor is stored whole" in said
+    ok("apply", str(base), str(tmp_path / "d"), "-o", str(tmp_path / "back"))
+    assert ckdiff.diff(tmp_path / "back", tmp_path / "fused").rules["exact"]["changed"] == 0
+    said = ok("delta", str(base), str(base), "-o", str(tmp_path / "same")).stderr
+    assert "whole" not in said
