@@ -7,6 +7,11 @@ tested in tests/house.
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# how long an example takes says more of the machine than of the code: kernels are compiled in some
+settings.register_profile("ckdiff", deadline=None)
+settings.load_profile("ckdiff")
 
 SLOW: dict[str, str] = {
     "test_faults_readers": """

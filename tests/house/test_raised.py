@@ -95,6 +95,7 @@ RAISED = {
     ("ckdiff.cli.output", "OSError"): "standard output's own error, reported by exits",
     ("ckdiff.cli.exits", "KeyboardInterrupt"): "what a signal means to Python",
     ("ckdiff.cli.program", "SystemExit"): "the way out of the process",
+    ("ckdiff.cli.apply", "click.UsageError"): "reported by exits with status 2",
     ("ckdiff.cli.diff", "click.UsageError"): "reported by exits with status 2",
     ("ckdiff.cli.show", "click.UsageError"): "reported by exits with status 2",
     ("ckdiff.cli.options", "click.BadParameter"): "reported by exits with status 2",
