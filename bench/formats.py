@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=MAKERS, help="some of the formats")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
-    gib, rounds = (0.125, 1) if a.quick else (a.gib, a.rounds)
+    gib, rounds = (0.02, 1) if a.quick else (a.gib, a.rounds)
     names = [PLAIN, *(name for name in a.only or MAKERS if name != PLAIN)]
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         root = Path(folder)

@@ -233,7 +233,8 @@ class Comparison:
                     both = np.concatenate([at // step * step, -(-at // step) * step])
                     inside = (begin < both) & (both < begin + self.layout.elements[i])
                     found.append(both[inside])
-        return np.unique(np.concatenate(found))
+        # numpy imports much for unique(), and mostly there is nothing
+        return np.unique(np.concatenate(found)) if len(found) > 1 else found[0]
 
     def casting(self) -> Casting:
         """What is widened before it is compared."""
