@@ -56,8 +56,8 @@ _PAGE = re.compile(
     r"(?:/(?:tree|blob|resolve|raw)/([^/?#]+)(?:/([^?#]*))?)?/?(?:[?#].*)?",
     re.ASCII,
 )
-_LISTED = 10_000  # names of a directory that are looked at for one that is alike
-_DELTA, _MASKS = "ckdiff-delta", "ckdiff-masks"
+LISTED = 10_000  # names of a directory that are looked at for one that is alike
+DELTA, MASKS = "ckdiff-delta", "ckdiff-masks"
 
 
 def no_such_path(path: str) -> CheckpointError:
@@ -107,7 +107,7 @@ def _alike(path: str) -> str | None:
     name, _, rest = rest.partition("/")
     try:
         with os.scandir(parent or ".") as entries:
-            names = [entry.name for entry, _ in zip(entries, range(_LISTED), strict=False)]
+            names = [entry.name for entry, _ in zip(entries, range(LISTED), strict=False)]
     except OSError:
         return None
     names = [one for one in names if one != name]
@@ -122,12 +122,12 @@ def _alike(path: str) -> str | None:
 
 def refused_metadata(label: str, metadata: Mapping[str, str]) -> CheckpointError | None:
     """The error for a safetensors file that is ours and no checkpoint, by its metadata; or None."""
-    if metadata.get("format") == _DELTA:
+    if metadata.get("format") == DELTA:
         return CheckpointError(
             f"{label}: is a delta, not a checkpoint",
             hint="rebuild the checkpoint with `ckdiff apply BASE DELTA -o OUT`",
         )
-    if metadata.get("format") == _MASKS:
+    if metadata.get("format") == MASKS:
         return CheckpointError(
             f"{label}: holds exported masks, not weights",
             hint="`ckdiff import` makes a store of it",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,15 +141,9 @@ def read_index(path: str) -> bytes:
     try:
         if file.size > INDEX_LIMIT:
             raise ValueError(f"an index of {file.size:,} bytes, more than {INDEX_LIMIT:,}")
-        parts: list[bytes] = []
-        have = 0
-        while have < file.size and (data := os.pread(file.fd, file.size - have, have)):
-            parts.append(data)
-            have += len(data)
+        raw = file.read(0, file.size)
         file.check()
-        return b"".join(parts)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        return raw
     finally:
         file.close()
 

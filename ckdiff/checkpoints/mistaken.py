@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
+from ckdiff.checkpoints.explaining import DELTA, LISTED, MASKS
 from ckdiff.checkpoints.formats.safetensors import read_header
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.weights import METADATA, has_weights
 from ckdiff.errors import CheckpointError
 
-_LISTED = 10_000  # names of a directory that are looked at
-_DELTA, _MASKS = "ckdiff-delta", "ckdiff-masks"
 _CHECKPOINT = "is a checkpoint", "`ckdiff diff BASE TUNED -o STORE` makes a store of two of them"
 
 
@@ -26,7 +25,7 @@ def seen_instead(path: str) -> tuple[str, str] | None:
 
 def _in_directory(path: str) -> tuple[str, str] | None:
     with os.scandir(path) as entries:
-        names = [entry.name for entry, _ in zip(entries, range(_LISTED), strict=False)]
+        names = [entry.name for entry, _ in zip(entries, range(LISTED), strict=False)]
     if {"manifest.json", "zarr.json"} <= set(names):
         return "is a mask store", "`ckdiff show` prints it; graft and delta take it as --mask"
     return _CHECKPOINT if METADATA in names or has_weights(names) else None
@@ -42,8 +41,8 @@ def _in_file(path: str) -> tuple[str, str] | None:
     finally:
         file.close()
     kind = metadata.get("format")
-    if kind == _DELTA:
+    if kind == DELTA:
         return "is a delta", "`ckdiff info` prints it; `ckdiff apply BASE DELTA -o OUT` applies it"
-    if kind == _MASKS:
+    if kind == MASKS:
         return "holds exported masks", "`ckdiff import` makes a store of it"
     return _CHECKPOINT

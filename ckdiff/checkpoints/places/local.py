@@ -78,14 +78,7 @@ class LocalPlace(Place):
         """See Place."""
         if file in self._unopened:
             raise self._unopened[file]
-        opened, parts, have = self.open_files[file], [], 0
-        try:
-            while have < nbytes and (data := os.pread(opened.fd, nbytes - have, begin + have)):
-                parts.append(data)
-                have += len(data)
-        except OSError as error:
-            raise CheckpointError(f"{opened.path}: cannot be read: {error.strerror}") from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return self.open_files[file].read(begin, nbytes)
 
     def check(self, file: int) -> None:
         """See Place."""

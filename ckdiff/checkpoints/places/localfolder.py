@@ -67,13 +67,6 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 def _read(file: OpenFile, nbytes: int) -> bytes:
     """The first bytes of a file, as it was when it was opened."""
-    parts: list[bytes] = []
-    have = 0
-    try:
-        while have < nbytes and (data := os.pread(file.fd, nbytes - have, have)):
-            parts.append(data)
-            have += len(data)
-    except OSError as error:
-        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from None
+    data = file.read(0, nbytes)
     file.check()
-    return b"".join(parts)
+    return data

@@ -48,6 +48,18 @@ class OpenFile:
             raise
         return cls(os.path.abspath(path), fd, status.st_size, _identity(status))
 
+    def read(self, begin: int, nbytes: int) -> bytes:
+        """Bytes of it, fewer only at its end. Raises CheckpointError."""
+        parts: list[bytes] = []
+        have = 0
+        try:
+            while have < nbytes and (data := os.pread(self.fd, nbytes - have, begin + have)):
+                parts.append(data)
+                have += len(data)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     def check(self) -> None:
         """Raise SourceChanged if the open file is not what it was when it was opened."""
         try:

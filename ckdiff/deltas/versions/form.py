@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckdiff.checkpoints.formats.strictjson import any_value, key_at, shown, skip_blank, string_map
+from ckdiff.checkpoints.halfway import FOLDER, MARKER_NAME
 from ckdiff.checkpoints.indexes import INDEX_NAME
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.errors import CheckpointError, DeltaError, printable
@@ -32,8 +33,8 @@ COMPRESSION = "zstd"
 CHECKSUMS = ("xxh3-128", "blake3", "adler32")
 #: bytes from which on positions in a tensor do not fit 32 bits
 TOO_LARGE_TO_OVERWRITE = 1 << 32
-SYNC_FOLDER = ".weight_sync"  #: in a local checkpoint
-MARKER, LOCK = f"{SYNC_FOLDER}/state.json", f"{SYNC_FOLDER}/lock"
+#: in a local checkpoint
+SYNC_FOLDER, MARKER, LOCK = FOLDER, f"{FOLDER}/{MARKER_NAME}", f"{FOLDER}/lock"
 PREFIX = "weight_v"
 MOST_VERSION = 10**9 - 1
 
