@@ -17,6 +17,7 @@ from ckdiff.cli.output import write_json, write_lines
     metavar="CHECKPOINT",
     help="Also apply the delta or the stream to this checkpoint, in memory.",
 )
+@options.key
 @options.to
 @options.base_version
 @options.workers

@@ -18,6 +18,7 @@ from ckdiff.deltas.registry import ENCODINGS, VERSIONED
 @click.option(
     "--encoding", type=click.Choice([*ENCODINGS, *VERSIONED]), required=True, help="The new one."
 )
+@options.key
 @options.versions
 @options.files
 def command(delta: str, out: str, as_json: bool, **asked: Any) -> None:

@@ -23,6 +23,7 @@ from ckdiff.cli import options
     metavar="CHECKPOINT",
     help="The checkpoint, or hf://org/name, that they are for: dtypes, shapes and hashes are kept.",
 )
+@options.key
 @options.overwrite
 @options.as_json
 def command(file: str, out: str, as_json: bool, **asked: Any) -> None:

@@ -20,7 +20,14 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.checking import check_stream
 from ckdiff.deltas.versions.given import kind_of
 from ckdiff.errors import UsageError
-from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
+from ckdiff.options import (
+    Observer,
+    Options,
+    Progress,
+    checked_observer,
+    checked_path,
+    checked_text,
+)
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import Stopped
 from ckdiff.stores.maskstore import check_store
@@ -32,6 +39,7 @@ def check(
     base: Given | None = None,
     target: int | None = None,
     base_version: int | None = None,
+    key: str | None = None,
     workers: int | None = None,
     memory: str | int | None = None,
     observer: Observer | None = None,
@@ -39,10 +47,20 @@ def check(
     """Verify every byte of a mask store, a delta in a file, or a stream of weight versions.
 
     Gives what ``ckdiff check --json`` prints. With ``base`` a delta is also applied, and a stream
-    up to version ``target`` or the newest, tensor by tensor in memory; nothing is written. Raises a
-    CkdiffError for what is wrong: StoreCorrupt, StoreIncomplete, DeltaError and others.
+    up to version ``target`` or the newest, tensor by tensor in memory; nothing is written. ``key``
+    is the path of the state dict in a base that holds more. Raises a CkdiffError for what is wrong:
+    StoreCorrupt, StoreIncomplete, DeltaError and others.
     """
     where, observer = checked_path("the path", path), checked_observer(observer)
+    if key is not None:
+        if base is None:
+            raise UsageError("a key says where in a base the weights are", hint="give the base")
+        with ExitStack() as stack:
+            (opened,) = open_all(stack, base, key=checked_text("key", key))
+            return check(
+                where, base=opened, target=target, base_version=base_version, workers=workers,
+                memory=memory, observer=observer,
+            )  # fmt: skip
     if kind_of(where) is not None:
         return check_stream(
             where, base=base, target=target, base_version=base_version, workers=workers,

@@ -42,6 +42,7 @@ def convert_delta(
     *,
     base: Given,
     encoding: str,
+    key: str | None = None,
     checksum: str | None = None,
     version: int | None = None,
     overwrite: bool = False,
@@ -51,10 +52,11 @@ def convert_delta(
 ) -> DeltaResult | VersionReport:
     """Write ``delta``, a file or a delta of a stream of weight versions, in another encoding.
 
-    ``base`` is what it was made from. ``packed`` and ``indices`` are written to a file, ``xor`` and
-    ``overwrite`` as a version to the stream in the directory ``out``: version ``version``, or the
-    one that it was, made from the same one; of a file the next. The tuned checkpoint is rebuilt
-    beside ``out`` meanwhile, which takes room on the disk. There whole or not at all.
+    ``base`` is what it was made from, and ``key`` the path of the state dict in one that holds
+    more. ``packed`` and ``indices`` are written to a file, ``xor`` and ``overwrite`` as a version
+    to the stream in the directory ``out``: version ``version``, or the one that it was, made from
+    the same one; of a file the next. The tuned checkpoint is rebuilt beside ``out`` meanwhile,
+    which takes room on the disk. There whole or not at all.
 
     Raises DeltaError for damage, another base, lossy deltas, full versions and what a version
     cannot say, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
@@ -70,7 +72,7 @@ def convert_delta(
     said, name = _source(source, options)
     observer = checked_observer(observer)
     with ExitStack() as stack:
-        (given,) = open_all(stack, base)
+        (given,) = open_all(stack, base, key=key and checked_text("key", key))
         place = Place(path.with_name(f"{path.name}.rebuilt"), directory=True, overwrite=False)
         inside = stack.enter_context(place).path
         rebuilt = _rebuild(given, source, said, inside / (name or "tuned"), options)

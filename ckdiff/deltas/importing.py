@@ -28,7 +28,7 @@ from ckdiff.masks.exporting.masks import CHANGED, text_label
 from ckdiff.masks.importing import importing
 from ckdiff.masks.importing.maskfile import Item, digest_of
 from ckdiff.naming import natural_key
-from ckdiff.options import Observer, checked_path
+from ckdiff.options import Observer, checked_path, checked_text
 from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import Rule
 from ckdiff.running.runners import interruptible
@@ -47,6 +47,7 @@ def import_masks(
     rule: str | Rule | None = None,
     invert: bool = False,
     base: str | os.PathLike[str] | Checkpoint | None = None,
+    key: str | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> MaskStore:
@@ -55,13 +56,23 @@ def import_masks(
 
     ``invert``: ones mean frozen; files by ``export_masks`` say so themselves. ``base``, a
     checkpoint, gives dtypes, shapes and content hashes, and must have all the tensors. The mask is
-    stored under ``rule``: by default what the file says, else ``exact``.
+    stored under ``rule``: by default what the file says, else ``exact``. ``key`` is the path of
+    the state dict in a base that holds more.
 
     Of a version the store has all tensors of the model; dtypes and shapes come from ``base``, any
     checkpoint of the model, or from the full version that it goes back to. Its rule is ``exact``,
     and hashes are unknown. Raises a CkdiffError.
     """
     source = checked_path("the mask file", path)
+    if key is not None:
+        if base is None:
+            raise UsageError("a key says where in a base the weights are", hint="give the base")
+        with ExitStack() as stack:
+            (opened,) = open_all(stack, base, key=checked_text("key", key))
+            return import_masks(
+                source, out, rule=rule, invert=invert, base=opened, overwrite=overwrite,
+                observer=observer,
+            )  # fmt: skip
     kind = kind_of(source)
     if kind == STREAM:
         raise UsageError(

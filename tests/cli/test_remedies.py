@@ -67,7 +67,23 @@ def test_a_key_goes_where_a_message_asks_for_one(tmp_path: Path) -> None:
         {"x": {"model": state(ONE), "at": 1}, "y": {"model": state(OTHER)}}, tmp_path / "b.ckpt"
     )
     ok("apply", str(tmp_path / "b.ckpt"), out, *key, "-o", str(tmp_path / "back2"))
-    ok("overlap", mask, mask, "--null", "magnitude", "--base", str(tmp_path / "b.ckpt"), *key)
+    asked = ("--base", str(tmp_path / "b.ckpt"), *key)
+    ok("overlap", mask, mask, "--null", "magnitude", *asked)
+    ok("check", out, *asked)
+    ok("convert-delta", out, *asked, "--encoding", "indices", "-o", str(tmp_path / "i"))
+    ok("export", mask, "--to", "indices", "-o", str(tmp_path / "m.safetensors"))
+    ok("import", str(tmp_path / "m.safetensors"), *asked, "-o", str(tmp_path / "again.zarr"))
+    for command in (("check", out), ("import", str(tmp_path / "m.safetensors"), "-o", "x.zarr")):
+        assert "give the base" in error(*command, *key)
+
+
+def test_masks_are_not_spread_over_what_is_no_safetensors(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["a.weight", "b.weight"])
+    torch.save(state(OTHER), tmp_path / "t.pt")
+    ckdiff.diff(base, tmp_path / "t.pt", tmp_path / "m.zarr")
+    out = str(tmp_path / "out")
+    said = error("export", str(tmp_path / "m.zarr"), "--like", str(tmp_path / "t.pt"), "-o", out)
+    assert "ckdiff convert" in said
 
 
 def test_a_slash_asks_for_a_directory(tmp_path: Path) -> None:

@@ -135,7 +135,11 @@ def _groups(masks: Masks, like: Checkpoint | None) -> tuple[dict[str, IntArray],
         )
     files = like.file_index
     if not like.in_files:
-        raise CheckpointError(f"{printable(like.label)} does not say where its tensors are")
+        raise CheckpointError(
+            f"{printable(like.label)} has no safetensors files with whole tensors in them, which "
+            "the masks could be spread over",
+            hint="leave out --like, or make such files of it with `ckdiff convert`",
+        )
     groups: dict[str, list[int]] = {}
     for i, (name, shape) in enumerate(zip(masks.names, masks.shapes, strict=True)):
         at = where[name]
