@@ -24,7 +24,7 @@ FLOORS = [
     {"conversions", "diffs", "overlaps", "training"},
     {"masks"},
     {"deltas", "grafts"},
-    {"sync"},
+    {"runs", "sync"},
     {"reports"},
     {"ckdiff"},
     {"cli"},

@@ -1,0 +1,1 @@
+"""Runs over time, and the shape of their updates: timelines, structure, spectra."""
