@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ class FileCheckpoint(Checkpoint):
         """
         self.place, self._key = place, key
         self.contents = _read(place, key) if contents is None else contents
+        self._lock = threading.Lock()
+        self._checked = self.contents.unchecked is None
         self.notes = (*place.choice.notes, *self.contents.notes)
         self.table = self.contents.table
         self.file_index, self.offset = self.contents.file_index, self.contents.offset
@@ -78,18 +81,27 @@ class FileCheckpoint(Checkpoint):
 
     def fetch(self) -> None:
         """See Checkpoint."""
-        if not self.place.fetch():
-            return
-        if not self.contents.is_same(_read(self.place, self._key)):
-            self.place.close()
-            raise SourceChanged(
-                f"{self.label}: what is in the cache is not what the hub has",
-                hint="remove its files from the cache, and run it again",
-            )
-        self._describe()
+        if self.place.fetch():
+            if not self.contents.is_same(_read(self.place, self._key)):
+                self.place.close()
+                raise SourceChanged(
+                    f"{self.label}: what is in the cache is not what the hub has",
+                    hint="remove its files from the cache, and run it again",
+                )
+            self._describe()
+        self._check()
+
+    def _check(self) -> None:
+        """What is to be known before anything is read, and costs reading; once."""
+        with self._lock:
+            if not self._checked and self.contents.unchecked is not None:
+                self.contents.unchecked()
+            self._checked = True
 
     def reader(self) -> SpanReader:
         """See Checkpoint."""
+        if not self._checked:
+            self._check()  # whoever reads need not have fetched what is here
         inner, contents = self.place.reader(), self.contents
         if contents.pieces:
             return PieceReader(inner, contents)

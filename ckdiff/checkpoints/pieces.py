@@ -6,7 +6,7 @@ ranks), or not in the order of its elements (a transposed view), is a list of pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -66,6 +66,9 @@ class Contents:
     notes: list[str] = field(default_factory=list)  #: one line each, for people
     refused: CheckpointError | None = None  #: why they are no checkpoint, but something of ours
     stored: Contents | None = None  #: all that is in the files, where that is more than counts
+    #: what has to be read to know that the files do not contradict each other, if anything: to be
+    #: called before anything else is read. Raises CheckpointError, SourceChanged
+    unchecked: Callable[[], None] | None = None
 
     def is_same(self, other: Contents) -> bool:
         """Whether both hold the same tensors, each at the same place."""
@@ -107,7 +110,24 @@ def together(parts: Sequence[tuple[str, Contents]]) -> Contents:
         },
         [note for _, content in parts for note in content.notes],
         next((content.refused for _, content in parts if content.refused), None),
+        _stored_together(parts),
+        _every_check([content.unchecked for _, content in parts if content.unchecked]),
     )
+
+
+def _stored_together(parts: Sequence[tuple[str, Contents]]) -> Contents | None:
+    """All that is in the files of several, where it is more than counts in some."""
+    if all(content.stored is None for _, content in parts):
+        return None
+    return together([(prefix, content.stored or content) for prefix, content in parts])
+
+
+def _every_check(checks: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
+    def check() -> None:
+        for one in checks:
+            one()
+
+    return check if checks else None
 
 
 def is_run(shape: tuple[int, ...], piece: Piece) -> bool:

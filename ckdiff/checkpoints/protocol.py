@@ -169,8 +169,9 @@ class Checkpoint(ABC):
         return {}
 
     def fetch(self) -> None:  # noqa: B027
-        """Download what is missing. The table stays: raises SourceChanged where that is not what
-        arrived, CheckpointError and BudgetError; may be called again.
+        """Download what is missing, and read what says whether its files fit together. The table
+        stays: raises SourceChanged where that is not what arrived, CheckpointError and BudgetError;
+        may be called again.
         """
 
     # reading

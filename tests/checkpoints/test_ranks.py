@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from given_files import all_bytes, contents_of, of_torch, opened, watched
+from given_files import all_bytes, checked, contents_of, of_torch, opened, watched
 from hypothesis import given
 from hypothesis import strategies as st
 from sharded_state import distributed, write_ranks
@@ -16,7 +16,9 @@ from sharded_state import distributed, write_ranks
 import ckdiff
 from ckdiff.checkpoints.formats import ranks, shards
 from ckdiff.checkpoints.formats.pickledvalues import Record, Word
+from ckdiff.diffs.plan import plan
 from ckdiff.errors import CheckpointError
+from ckdiff.options import Observer, Options
 
 torch = pytest.importorskip("torch")
 
@@ -287,6 +289,42 @@ def test_what_does_not_fit_together(
     assert caught.value.hint
 
 
+def test_copies_are_held_against_each_other_once_and_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    check = ranks._Copies.check
+
+    def counted(self: Any) -> None:
+        found.append("checked")
+        check(self)
+
+    monkeypatch.setattr(ranks._Copies, "check", counted)
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    write_ranks(good, 4, lambda rank: {"w": FULL.clone()})
+    write_ranks(bad, 4, _torn)
+    for folder in (good, bad):
+        ckdiff.info(folder)
+        with plan(folder, good, None, Options(dry_run=True), Observer()):
+            pass
+    assert not found
+    ckdiff.diff(good, good)
+    assert found == ["checked"] * 2
+    other = tmp_path / "other"
+    write_ranks(other, 4, lambda rank: {"w": FULL + 1})
+    for run in (
+        lambda: ckdiff.diff(bad, other),
+        lambda: ckdiff.diff(other, bad),
+        lambda: ckdiff.convert(bad, tmp_path / "c"),
+        lambda: ckdiff.delta(good, bad, tmp_path / "d"),
+        lambda: ckdiff.open_checkpoint(bad).reader(),
+        lambda: ckdiff.open_checkpoint(bad).fetch(),
+    ):
+        with pytest.raises(CheckpointError, match="not the same in"):
+            run()
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_missing_file_of_a_rank(tmp_path: Path) -> None:
     write_ranks(tmp_path, 2, lambda rank: {"w": FULL})
     (tmp_path / "model_world_size_2_rank_1.pt").write_bytes(b"PK\3\4")
@@ -306,7 +344,7 @@ def test_mutations_are_refused_or_read(tmp_path: Path) -> None:
         path.write_bytes(bad)
         try:
             with watched(tmp_path) as given:
-                found = ranks.read_contents(given.files)
+                found = checked(ranks.read_contents(given.files))
         except CheckpointError:
             continue
         assert given.longest <= 1 << 20

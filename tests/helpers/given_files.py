@@ -46,7 +46,14 @@ def watched(folder: Path, key: str | None = None) -> Iterator[Watched]:
 def contents_of(form: ModuleType, folder: Path, key: str | None = None) -> Contents:
     """What a format finds in a directory."""
     with watched(folder, key) as given:
-        return form.read_contents(given.files)  # type: ignore[no-any-return]
+        return checked(form.read_contents(given.files))
+
+
+def checked(contents: Contents) -> Contents:
+    """What is to be known before anything is read."""
+    if contents.unchecked is not None:
+        contents.unchecked()
+    return contents
 
 
 def opened(form: ModuleType, folder: Path, key: str | None = None) -> FileCheckpoint:

@@ -2,16 +2,17 @@
 
 Each is a file of torch with a state dict. What is sharded says where in the whole its shard lies;
 what is not, and what several processes have of one shard, must be the same in all files. That is
-found out here, by reading it: which file counts would otherwise be by chance.
+found out by reading it, before anything else is read: which file counts would otherwise be by
+chance. Opening costs headers only, so it is done once the checkpoint is fetched.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckdiff.checkpoints.formats.covering import Box, Joining, Shape
 from ckdiff.checkpoints.formats.pickledvalues import Word, shown
@@ -136,11 +137,38 @@ class _Reading:
         joining = Joining(files.described, files.first)
         for name, tensor in found.items():
             joining.add(name, tensor.dtype, tensor.shape, list(tensor.pieces.values()))
-        for name, tensor in found.items():
-            width = DTYPES[tensor.dtype].bits // 8
-            for one, other in tensor.copies:
-                self._check_same(name, one, other, width)
-        return joining.finish(self._notes)
+        contents = joining.finish(self._notes)
+        copies = [
+            _Copy(name, *pair, DTYPES[tensor.dtype].bits // 8)
+            for name, tensor in found.items()
+            for pair in tensor.copies
+        ]
+        if copies:
+            contents.unchecked = _Copies(files, copies).check
+        return contents
+
+
+class _Copy(NamedTuple):
+    """A piece of a tensor, and the same piece in another file."""
+
+    name: str
+    one: Piece
+    other: Piece
+    width: int  #: bytes of an element
+
+
+class _Copies:
+    """Holds copies against each other."""
+
+    def __init__(self, files: Files, copies: Sequence[_Copy]) -> None:
+        self._files, self._copies = files, copies
+
+    def check(self) -> None:
+        """Raise CheckpointError where two are not the same, SourceChanged for other files."""
+        for copy in self._copies:
+            self._check_same(*copy)
+        for i in range(len(self._files)):
+            self._files.check(i)  # what was read is worth something if it is still the same
 
     def _check_same(self, name: str, one: Piece, other: Piece, width: int) -> None:
         """Hold the bytes of two copies of a piece against each other."""
