@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance import TENSORS, CheckpointTests, Source
+from hub_server import only_hub
 from sharded_state import distributed, rows, write_dcp, write_ranks
+from test_conformance import Fetched, Streamed
 
 import ckdiff
 from ckdiff.checkpoints.contents import SHARDING
@@ -146,3 +148,49 @@ class TestSharded(CheckpointTests):
             source.open()
         assert "\n" not in str(caught.value)
         assert str(source.folder) in str(caught.value)
+
+
+class ShardedOnHub(Source):
+    """The same files on the hub, fetched or streamed."""
+
+    def __init__(self, place: Fetched | Streamed, kind: str) -> None:
+        self.place, self.kind = place, kind
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        self.place.put(files_of(self.kind))
+
+    def open(self) -> Checkpoint:
+        return self.place.open()
+
+    def change(self, name: str, data: bytes) -> None:
+        name = WRITERS[self.kind][1]
+        raw = bytearray(files_of(self.kind)[name])
+        raw[len(raw) // 2] ^= 1
+        self.place.change(name, bytes(raw))
+
+
+# what is wrong with a file is told from the same bytes in every place: see ``TestSharded``
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+class TestShardedFetched(CheckpointTests):
+    test_hostile_headers = None
+
+    @pytest.fixture
+    def source(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> Iterator[Source]:
+        with only_hub(tmp_path, monkeypatch) as hub:
+            yield ShardedOnHub(Fetched(hub, tmp_path / "home"), kind)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+class TestShardedStreamed(CheckpointTests):
+    test_hostile_headers = None
+
+    @pytest.fixture
+    def source(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> Iterator[Source]:
+        with only_hub(tmp_path, monkeypatch) as hub:
+            yield ShardedOnHub(Streamed(hub), kind)
