@@ -44,9 +44,18 @@ SIGNATURES = {
     "lowrank": f"void({', '.join(['int64'] * 8)})",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
+    # segments (MARCH_HEAD, then MARCH_SIDE for each side, then MARCH_PAIR for each pair), their
+    # number, columns of one, slots as for drive, columns of a slot, sides, rules, masks (an address
+    # for each side but the first and each rule), counts against the first (rows x steps x rules),
+    # of neighbours (rows x (steps - 1)), hashes (rows x sides x 2 uint64, or 0), XXH3 (its address),
+    # scratch (SCRATCH_BYTES, zeroed, and MARCH_STEP bits)
+    "march": f"void({', '.join(['int64'] * 13)})",
     # base, out, words, classes, state (DELTA_HEAD, then DELTA_COLUMNS for each class), extra bits
     # there are, scratch (LANES bytes) -> 0, or 1 where the streams do not fit the base
     "merge": "int64(int64, int64, int64, int64, int64, int64, int64)",
+    # segments as for march, their number, columns of one, masks (an address for each step), steps,
+    # out: numbers of steps (or 0), counts (rows x (steps + 1))
+    "moves": "void(int64, int64, int64, int64, int64, int64, int64)",
     # source, out, elements, scratch (CAST_SCRATCH, zeroed): rounds floats to another dtype -> how
     # many are not what they were
     "narrow": "int64(int64, int64, int64, int64)",
@@ -57,6 +66,10 @@ SIGNATURES = {
     # symbols (64 bytes after them are cleared), their number, out: pairs, out: rest (64 more may be
     # written) -> size of the rest
     "pair": "int64(int64, int64, int64, int64)",
+    # mask, walk (PROFILE_FIELDS int64), row counts (int64), column counts (uint16, room for whole
+    # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
+    # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
+    "profile": "void(int64, int64, int64, int64, int64, int64)",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
     # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
@@ -101,6 +114,15 @@ SLOT_BITS, SLOT_STATISTICS, SLOT_RULES = range(3)
 #: one zeroed word of the widest dtype for each side: where a tensor's ragged end is compared
 SCRATCH_BYTES = 2 * LANES * 8
 
+# many checkpoints side by side
+
+MARCH_STEP = 1 << 14  #: elements of each side that are compared while they are in the cache
+#: columns of a segment, int64
+MARCH_ELEMENTS, MARCH_POSITION, MARCH_UNIT, MARCH_ROW = range(4)
+MARCH_HEAD = 4
+MARCH_SIDE = 2  #: of a side: its address as it is stored, bits of an element
+MARCH_PAIR = 3  #: of a pair: an address of each, the slot of the dtype that they are in
+
 # the SIGBUS guard
 
 #: fields of the table the handler works from, int64 each; then (start, end, faults) of each mapping
@@ -136,6 +158,17 @@ DECODE_COLUMNS = 3
 
 #: the places of 64 elements (uint16), and one word of the widest dtype
 CELLS_SCRATCH = 2 * LANES + 8 * LANES
+
+# profiles of matrices
+
+PROFILE_STRIP = 512  #: columns that are counted side by side
+#: the first row's first bit in the mask, rows, columns, and the first row's place in the matrix
+PROFILE_FIELDS = 4
+#: blocks of 16 x 16 and of 128 x 128 with ones, of the block rows that are whole; fours of a row
+#: with at least 1, 2, 3 and 4 ones
+PROFILE_TOTALS = 6
+#: bytes that may be read after those of the last row
+PROFILE_MARGIN = 136
 
 # random masks
 

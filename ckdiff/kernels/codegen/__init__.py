@@ -31,11 +31,13 @@ with numba_alone():
     from ckdiff.kernels.codegen.margins import margins_kernel
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
+    from ckdiff.kernels.codegen.profile import profile_kernel
     from ckdiff.kernels.codegen.runs import runs_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
     from ckdiff.kernels.codegen.scaling import scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
     from ckdiff.kernels.codegen.strided import strided_kernel
+    from ckdiff.kernels.codegen.timeline import march_kernel, moves_kernel
 
     _ = cpu_target.target_context  # made now: it keeps the settings that it is made with
 
@@ -56,11 +58,14 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "guard": guard_kernel,
     "hash": hash_kernel,
     "lowrank": lowrank_kernel,
+    "march": march_kernel,
     "margins": margins_kernel,
     "merge": merge_kernel,
+    "moves": moves_kernel,
     "narrow": narrow_kernel,
     "near": near_kernel,
     "pair": pair_kernel,
+    "profile": profile_kernel,
     "runs": runs_kernel,
     "scale": scale_kernel,
     "scatter": scatter_kernel,

@@ -1,0 +1,45 @@
+"""What a timeline is, again: slow, obvious, one element at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import naive
+
+
+@dataclass
+class Told:
+    """One tensor over a run; steps count from 1, and position 0 is step 1."""
+
+    masks: list[list[bool]]  #: against the first, for each step
+    first: list[int]
+    previous: list[int]
+    kept: list[int]  #: marked in a step and in the last
+    moves: list[int]  #: the first step at which each element is marked, or 0
+
+    @property
+    def final(self) -> int:
+        return sum(self.masks[-1])
+
+    @property
+    def moved(self) -> int:
+        return sum(step > 0 for step in self.moves)
+
+
+def tell(rule: str, dtype: str, sides: Sequence[bytes]) -> Told:
+    """The sides are the bytes of one tensor in each checkpoint, of one dtype."""
+    masks = [naive.mask(rule, dtype, sides[0], side) for side in sides[1:]]
+    moves = []
+    for marks in zip(*masks, strict=True):
+        moves.append(next((t for t, mark in enumerate(marks, 1) if mark), 0))
+    return Told(
+        masks,
+        [sum(mask) for mask in masks],
+        [
+            sum(naive.mask(rule, dtype, one, other))
+            for one, other in zip(sides, sides[1:], strict=False)
+        ],
+        [sum(a and b for a, b in zip(mask, masks[-1], strict=True)) for mask in masks],
+        moves,
+    )
