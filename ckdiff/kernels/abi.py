@@ -70,6 +70,10 @@ SIGNATURES = {
     # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
     # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
     "profile": "void(int64, int64, int64, int64, int64, int64)",
+    # mask, walk (PROFILE_FIELDS int64), row counts (int64), column counts (uint16, room for whole
+    # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
+    # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
+    "profile": "void(int64, int64, int64, int64, int64, int64)",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
     # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
@@ -158,6 +162,17 @@ DECODE_COLUMNS = 3
 
 #: the places of 64 elements (uint16), and one word of the widest dtype
 CELLS_SCRATCH = 2 * LANES + 8 * LANES
+
+# profiles of matrices
+
+PROFILE_STRIP = 512  #: columns that are counted side by side
+#: the first row's first bit in the mask, rows, columns, and the first row's place in the matrix
+PROFILE_FIELDS = 4
+#: blocks of 16 x 16 and of 128 x 128 with ones, of the block rows that are whole; fours of a row
+#: with at least 1, 2, 3 and 4 ones
+PROFILE_TOTALS = 6
+#: bytes that may be read after those of the last row
+PROFILE_MARGIN = 136
 
 # profiles of matrices
 

@@ -14,6 +14,7 @@ from ckdiff.kernels.blending import Blend
 from ckdiff.kernels.casting import narrow, widen
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import bytes_at, views
+from ckdiff.kernels.profiles import MARGIN, Profile
 from ckdiff.kernels.scaling import Scaling, scale
 
 
@@ -51,6 +52,7 @@ RIGHT: dict[str, Callable[[], object]] = {
         "odd", segments(64, 0, 0, 0, 64), u8(128), 0, u8(64), i64(1)
     ),
     "margins": lambda: counting.margins(u8(8), 60, 3, i64(7), i64(10)),
+    "profile": lambda: Profile(10).add(u8(9 + MARGIN), 3, 0, i64(6)),
     "survey": lambda: entropy.survey(u8(64)),
     "encode": lambda: entropy.Coder().encode(u8(PIECE), np.ones(1 << 16, np.uint32)),
     "draw": lambda: sample.draw((1, 2), 0, 100, 9, u8(16)),
@@ -96,6 +98,7 @@ WRONG: dict[str, Callable[[], object]] = {
     ),
     "too few rows": lambda: counting.margins(u8(8), 60, 3, i64(6), i64(10)),
     "a column that is not there": lambda: counting.margins(u8(8), 60, 10, i64(7), i64(10)),
+    "a row past the margin": lambda: Profile(10).add(u8(9 + MARGIN), 3, 0, i64(7)),
     "numbers of another kind": lambda: entropy.survey(i64(8)),
     "every second byte": lambda: entropy.survey(u8(64)[::2]),
     "a piece that is too small": lambda: entropy.Coder().encode(

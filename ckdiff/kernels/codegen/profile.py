@@ -1,0 +1,208 @@
+"""Where in a matrix a mask has ones: by row, by column, by block, and by fours of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ckdiff.kernels.abi import PROFILE_STRIP
+from ckdiff.kernels.codegen.lanes import I1, I8, I16, I32, I64, Value, splat, vector
+from ckdiff.kernels.codegen.vectors import (
+    BYTES,
+    VECTOR,
+    WORDS,
+    add_up,
+    constant,
+    count_ones,
+    load_vector,
+)
+from ckdiff.kernels.codegen.words import load_word
+
+_BITS = 8 * BYTES  # of a vector
+_PLANES = 8  # binary digits of a count of at most 255 rows
+
+
+def _spread(b: Any, value: Value) -> Value:
+    """A vector with the i64 ``value`` in every lane."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = b.insert_element(undefined, value, I32(0))
+    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, WORDS), [0] * WORDS))
+
+
+def _bits_at(b: Any, mask: Value, bit: Value) -> Value:
+    """The 512 bits from a bit of a mask on; up to 72 bytes are read from the word it is in."""
+    address = b.add(mask, b.shl(b.lshr(bit, I64(6)), I64(3)))
+    shift = b.and_(bit, I64(63))
+    low = b.lshr(load_vector(b, address), _spread(b, shift))
+    high = b.shl(load_vector(b, b.add(address, I64(8))), constant(1))  # by 64 would be undefined
+    return b.or_(low, b.shl(high, _spread(b, b.sub(I64(63), shift))))
+
+
+def _first_bits(b: Any, number: Value) -> Value:
+    """A vector whose first ``number`` bits are set: none for a negative number, at most all."""
+    offsets = ir.Constant(VECTOR, [64 * i for i in range(WORDS)])
+    left = b.sub(_spread(b, number), offsets)
+    some = b.sub(b.shl(constant(1), b.and_(left, constant(63))), constant(1))
+    some = b.select(b.icmp_signed("<=", left, constant(0)), constant(0), some)
+    return b.select(b.icmp_signed(">=", left, constant(64)), constant(-1), some)
+
+
+def _fours(b: Any, value: Value) -> list[Value]:
+    """Of every four bits whether 1, 2, 3 or all are set: vectors with a bit for each four."""
+    half = b.lshr(value, constant(1))
+    both, any_ = b.and_(value, half), b.or_(value, half)
+    both2, any2 = b.lshr(both, constant(2)), b.lshr(any_, constant(2))
+    found = [
+        b.or_(any_, any2),
+        b.or_(b.or_(both, both2), b.and_(any_, any2)),
+        b.or_(b.and_(both, any2), b.and_(any_, both2)),
+        b.and_(both, both2),
+    ]
+    return [b.and_(bits, constant(0x1111111111111111)) for bits in found]
+
+
+def _add(b: Any, slot: Value, amount: Value) -> None:
+    b.store(b.add(b.load(slot), amount), slot)
+
+
+def _word_at(b: Any, address: Value) -> Value:
+    return b.inttoptr(address, I64.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _scan_rows(
+    typing: Any, mask: Any, bit: Any, rows: Any, width: Any, counts: Any, totals: Any
+) -> Any:
+    """Add the ones of each row to ``counts``, and to four totals in how many fours of a row at
+    least 1, 2, 3 and 4 are set.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        mask, bit, rows, width, counts, totals = args
+        fours = [cgutils.alloca_once_value(b, constant(0)) for _ in range(4)]
+        for slot in fours:
+            b.store(constant(0), slot)
+        ones = cgutils.alloca_once_value(b, constant(0))
+        whole = b.udiv(width, I64(_BITS))
+        rest = b.sub(width, b.mul(whole, I64(_BITS)))
+        in_row, in_fours = _first_bits(b, rest), _first_bits(b, b.and_(rest, I64(-4)))
+        with cgutils.for_range(b, rows) as row:
+            begin = b.add(bit, b.mul(row.index, width))
+            b.store(constant(0), ones)
+            with cgutils.for_range(b, whole) as loop:
+                bits = _bits_at(b, mask, b.add(begin, b.mul(loop.index, I64(_BITS))))
+                _add(b, ones, count_ones(b, bits))
+                for slot, found in zip(fours, _fours(b, bits), strict=True):
+                    _add(b, slot, count_ones(b, found))
+            with b.if_then(b.icmp_signed(">", rest, I64(0))):
+                bits = _bits_at(b, mask, b.add(begin, b.mul(whole, I64(_BITS))))
+                _add(b, ones, count_ones(b, b.and_(bits, in_row)))
+                found4 = _fours(b, b.and_(bits, in_fours))
+                for slot, found in zip(fours, found4, strict=True):
+                    _add(b, slot, count_ones(b, found))
+            _add(b, _word_at(b, b.add(counts, b.shl(row.index, I64(3)))), add_up(b, b.load(ones)))
+        for i, slot in enumerate(fours):
+            _add(b, _word_at(b, b.add(totals, I64(8 * i))), add_up(b, b.load(slot)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+def _lanes_set(b: Any, value: Value, bits: int) -> Value:
+    """How many of the pieces of 16 or of 128 bits of a vector have a bit that is set."""
+    if bits == 128:
+        undefined = ir.Constant(VECTOR, ir.Undefined)
+        order = ir.Constant(ir.VectorType(I32, WORDS), [i ^ 1 for i in range(WORDS)])
+        either = b.or_(value, b.shuffle_vector(value, undefined, order))
+        found = b.bitcast(b.icmp_unsigned("!=", either, constant(0)), I8)
+        return b.zext(b.ctpop(b.and_(found, I8(0x55))), I64)
+    pieces = ir.VectorType(I16, _BITS // 16)
+    zero = ir.Constant(pieces, [0] * (_BITS // 16))
+    found = b.bitcast(b.icmp_unsigned("!=", b.bitcast(value, pieces), zero), ir.IntType(32))
+    return b.zext(b.ctpop(found), I64)
+
+
+def _end_bands(b: Any, row: Value, slots: list[Value], bands: tuple[Value, Value]) -> None:
+    """After a row: count the blocks of what it ends. ``slots`` hold the two totals."""
+    small, large = bands
+    after = b.add(row, I64(1))
+    with b.if_then(b.icmp_unsigned("==", b.and_(after, I64(15)), I64(0)), likely=False):
+        _add(b, slots[0], _lanes_set(b, b.load(small), 16))
+        b.store(b.or_(b.load(large), b.load(small)), large)
+        b.store(constant(0), small)
+        with b.if_then(b.icmp_unsigned("==", b.and_(after, I64(127)), I64(0)), likely=False):
+            _add(b, slots[1], _lanes_set(b, b.load(large), 128))
+            b.store(constant(0), large)
+
+
+def _spill(b: Any, planes: list[Value], columns: Value) -> None:
+    """Add the counts whose binary digits are in ``planes`` to 512 uint16 at ``columns``."""
+    digits = [b.load(plane) for plane in planes]
+    for word in range(WORDS):
+        counts = splat(I8, 0)
+        for p, digit in enumerate(digits):
+            lanes = b.bitcast(b.extract_element(digit, I32(word)), vector(I1))
+            counts = b.or_(counts, b.select(lanes, splat(I8, 1 << p), splat(I8, 0)))
+        place = b.inttoptr(b.add(columns, I64(128 * word)), vector(I16).as_pointer())
+        b.store(b.add(b.load(place, align=2), b.zext(counts, vector(I16))), place, align=2)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _strip(
+    typing: Any, mask: Any, bit: Any, rows: Any, walk: Any, left: Any, first: Any, columns: Any,
+    bands: Any, totals: Any,
+) -> Any:  # fmt: skip
+    """512 columns of at most 255 rows, of which ``left`` are in the matrix: their ones by column,
+    and the blocks that have some.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        mask, bit, rows, width, left, first, columns, bands, totals = args
+        planes = [cgutils.alloca_once_value(b, constant(0)) for _ in range(_PLANES)]
+        for plane in planes:
+            b.store(constant(0), plane)
+        places = [b.inttoptr(b.add(bands, I64(BYTES * i)), VECTOR.as_pointer()) for i in range(2)]
+        small, large = (cgutils.alloca_once(b, VECTOR) for _ in range(2))
+        for slot, place in zip((small, large), places, strict=True):
+            b.store(b.load(place, align=1), slot)
+        slots = [_word_at(b, b.add(totals, I64(8 * i))) for i in range(2)]
+        inside = _first_bits(b, left)
+        with cgutils.for_range(b, rows) as row:
+            carry = b.and_(_bits_at(b, mask, b.add(bit, b.mul(row.index, width))), inside)
+            b.store(b.or_(b.load(small), carry), small)
+            for plane in planes:
+                digit = b.load(plane)
+                b.store(b.xor(digit, carry), plane)
+                carry = b.and_(digit, carry)
+            _end_bands(b, b.add(first, row.index), slots, (small, large))
+        _spill(b, planes, columns)
+        for slot, place in zip((small, large), places, strict=True):
+            b.store(b.load(slot), place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), generate
+
+
+def profile_kernel() -> Callable[..., None]:
+    """Adds some rows of a mask to the profile of its matrix; see the ABI."""
+
+    def profile(mask: int, walk: int, counts: int, columns: int, bands: int, totals: int) -> None:
+        bit, rows = load_word(walk), load_word(walk + 8)
+        width, first = load_word(walk + 16), load_word(walk + 24)
+        _scan_rows(mask, bit, rows, width, counts, totals + 16)
+        for strip in range((width + PROFILE_STRIP - 1) // PROFILE_STRIP):
+            column = PROFILE_STRIP * strip
+            done = 0
+            while done < rows:
+                step = min(rows - done, 255)
+                _strip(
+                    mask, bit + done * width + column, step, width, width - column, first + done,
+                    columns + 2 * column, bands + 128 * strip, totals,
+                )  # fmt: skip
+                done += step
+
+    return profile
