@@ -47,8 +47,8 @@ SIGNATURES = {
     # segments (MARCH_HEAD, then MARCH_SIDE for each side, then MARCH_PAIR for each pair), their
     # number, columns of one, slots as for drive, columns of a slot, sides, rules, masks (an address
     # for each side but the first and each rule), counts against the first (rows x steps x rules),
-    # of neighbours (rows x (steps - 1)), hashes (rows x sides x 2 uint64, or 0), XXH3 (its address),
-    # scratch (SCRATCH_BYTES, zeroed, and MARCH_STEP bits)
+    # of neighbours (rows x (steps - 1)), hashes (rows x sides x 2 uint64, or 0), XXH3 (its
+    # address), scratch (SCRATCH_BYTES, zeroed, and MARCH_STEP bits)
     "march": f"void({', '.join(['int64'] * 13)})",
     # base, out, words, classes, state (DELTA_HEAD, then DELTA_COLUMNS for each class), extra bits
     # there are, scratch (LANES bytes) -> 0, or 1 where the streams do not fit the base
@@ -66,10 +66,6 @@ SIGNATURES = {
     # symbols (64 bytes after them are cleared), their number, out: pairs, out: rest (64 more may be
     # written) -> size of the rest
     "pair": "int64(int64, int64, int64, int64)",
-    # mask, walk (PROFILE_FIELDS int64), row counts (int64), column counts (uint16, room for whole
-    # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
-    # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
-    "profile": "void(int64, int64, int64, int64, int64, int64)",
     # mask, walk (PROFILE_FIELDS int64), row counts (int64), column counts (uint16, room for whole
     # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
     # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
@@ -162,17 +158,6 @@ DECODE_COLUMNS = 3
 
 #: the places of 64 elements (uint16), and one word of the widest dtype
 CELLS_SCRATCH = 2 * LANES + 8 * LANES
-
-# profiles of matrices
-
-PROFILE_STRIP = 512  #: columns that are counted side by side
-#: the first row's first bit in the mask, rows, columns, and the first row's place in the matrix
-PROFILE_FIELDS = 4
-#: blocks of 16 x 16 and of 128 x 128 with ones, of the block rows that are whole; fours of a row
-#: with at least 1, 2, 3 and 4 ones
-PROFILE_TOTALS = 6
-#: bytes that may be read after those of the last row
-PROFILE_MARGIN = 136
 
 # profiles of matrices
 

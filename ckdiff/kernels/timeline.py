@@ -1,8 +1,8 @@
 """Windows of many checkpoints: each against the first and against the one before it, and what the
 masks of all steps add up to.
 
-Sides are 0, 1, ... and steps are the sides but the first. The pairs are (0, 1), (0, 2), ... and then
-(1, 2), (2, 3), ...; that of (0, 1) is of neighbours as well.
+Sides are 0, 1, ... and steps are the sides but the first. The pairs are (0, 1), (0, 2), ... and
+then (1, 2), (2, 3), ...; that of (0, 1) is of neighbours as well.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import naive
 
@@ -30,16 +31,14 @@ class Told:
 def tell(rule: str, dtype: str, sides: Sequence[bytes]) -> Told:
     """The sides are the bytes of one tensor in each checkpoint, of one dtype."""
     masks = [naive.mask(rule, dtype, sides[0], side) for side in sides[1:]]
-    moves = []
-    for marks in zip(*masks, strict=True):
-        moves.append(next((t for t, mark in enumerate(marks, 1) if mark), 0))
+    moves = [
+        next((t for t, mark in enumerate(marks, 1) if mark), 0)
+        for marks in zip(*masks, strict=True)
+    ]
     return Told(
         masks,
         [sum(mask) for mask in masks],
-        [
-            sum(naive.mask(rule, dtype, one, other))
-            for one, other in zip(sides, sides[1:], strict=False)
-        ],
+        [sum(naive.mask(rule, dtype, one, other)) for one, other in pairwise(sides)],
         [sum(a and b for a, b in zip(mask, masks[-1], strict=True)) for mask in masks],
         moves,
     )

@@ -1,4 +1,4 @@
-"""A run over time: many checkpoints side by side, each against the first and against the one before.
+"""A run over time: checkpoints side by side, each against the first and against the one before.
 
 A block of all sides stays in the core's cache, so that each checkpoint is read from memory once
 however many comparisons it is in.
