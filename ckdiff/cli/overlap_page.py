@@ -6,14 +6,12 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ckdiff.cli.terminal import Terminal
-from ckdiff.errors import printable
 from ckdiff.overlaps.result import Overlap
 
 T = TypeVar("T")
@@ -60,19 +58,6 @@ class Page:
         return textwrap.wrap(
             text, self.width, subsequent_indent=" " * indent, break_on_hyphens=False
         )
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """As many of the last parts of each path as tell different stores apart, without ``.zarr``."""
-    parts = [Path(path).absolute().parts for path in paths]
-    different = len(set(parts))
-    names: list[str] = []
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = [str(Path(*one[-depth:])) for one in parts]
-        if len(set(names)) == different:
-            break
-    cut = [name.removesuffix(".zarr") for name in names]
-    return [printable(name) for name in (cut if len(set(cut)) == different else names)]
 
 
 def spread(values: FloatArray) -> tuple[float, float, float]:

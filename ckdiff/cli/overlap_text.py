@@ -15,7 +15,6 @@ from ckdiff.cli.overlap_page import (
     lift,
     quotient,
     ratio,
-    short_names,
     spread,
     z,
 )
@@ -23,6 +22,7 @@ from ckdiff.cli.tables import Column, table, text_width
 from ckdiff.cli.terminal import Terminal
 from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.overlaps.result import Overlap
+from ckdiff.stores.shortnames import short_names
 
 _LABEL = 20  #: longest label of a store
 _EXPECTED = 10  #: shared elements that chance must give in every pair, for a group to be ranked

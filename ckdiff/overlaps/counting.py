@@ -55,6 +55,8 @@ class OverlapTask:
     said: Said  #: what the stores count
     base: Base | None = None
     on_bytes: Callable[[int], None] = lambda size: None
+    #: is told the evidence of each whole tensor, in any order and from any thread
+    heard: Callable[[int, Evidence], None] = lambda tensor, evidence: None
 
     @property
     def stores(self) -> int:
@@ -127,6 +129,7 @@ class OverlapTask:
             if evidence.elements < self.layout.elements[tensor]:
                 unfinished[tensor] = evidence
                 continue
+            self.heard(tensor, evidence)
             row = int(np.searchsorted(part.groups, self.groups[tensor]))
             part.moments[name].add(row, *evidence.moments(tensor, self.base))
         part.open[name] = unfinished

@@ -31,7 +31,7 @@ from ckdiff.layout import bits_of
 from ckdiff.options import Observer, checked_int, checked_observer, checked_text, several_texts
 from ckdiff.overlaps.counting import OverlapTask, Part
 from ckdiff.overlaps.nulls.moments import Moments
-from ckdiff.overlaps.nulls.null import Counts
+from ckdiff.overlaps.nulls.null import Counts, Evidence
 from ckdiff.overlaps.nulls.registry import NULLS, USUAL
 from ckdiff.overlaps.result import Overlap, diagonal
 from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
@@ -73,11 +73,39 @@ def overlap(
     CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
     """
     observer = checked_observer(observer)
-    names, began = _null_names(nulls), time.perf_counter()
+    names = _null_names(nulls)
     checked_by(by)
     matched = match(stores, rule, require_same_base=require_same_base)
     for note in matched.notes():
         observer.note(note)
+    return measured(
+        matched,
+        names,
+        by,
+        base=base,
+        key=key,
+        scheduler=scheduler,
+        workers=workers,
+        memory=memory,
+        observer=observer,
+    )
+
+
+def measured(
+    matched: Matched,
+    names: tuple[str, ...],
+    by: By,
+    *,
+    base: Given | None,
+    key: str | None = None,
+    scheduler: Scheduler = None,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer,
+    heard: Callable[[int, Evidence], None] | None = None,
+) -> Overlap:
+    """``overlap`` of stores that are open, one alone too; ``heard`` as in OverlapTask."""
+    began = time.perf_counter()
     threads = _threads(workers, matched)
     groups, index = group_index(matched.names, matched.dtypes, by)
     counted = tuple(name for name in names if NULLS[name].collector is not None)
@@ -89,6 +117,8 @@ def overlap(
         for side in sides:
             check_one_base(matched, side, readers[0])
         task = plan(matched, index, counted, *sides)
+        if heard is not None:
+            task.heard = heard
         fetch_all(sides)
         for side in sides:  # of a cached file that is not the hub's, no content hash is known
             check_one_base(matched, side, readers[0])

@@ -397,20 +397,6 @@ def test_names_cannot_act_on_the_terminal(tmp_path: Path) -> None:
     assert overlap_json(*stores, "--by", "tensor")["rows"][1]["group"] == hostile
 
 
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["a.zarr", "x/b.zarr"], ["a", "b"]),
-        (["x/masks.zarr", "y/masks.zarr"], ["x/masks", "y/masks"]),
-        (["x/a.zarr", "x/a.zarr"], ["a", "a"]),
-        (["x/a.zarr", "x/a"], ["a.zarr", "a"]),
-        (["/"], ["/"]),
-    ],
-)
-def test_short_names(paths: list[str], names: list[str]) -> None:
-    assert overlap_page.short_names(paths) == names
-
-
 def test_figures() -> None:
     ratios = (0.0, 4e-5, 0.25, 0.99999, 1.0, float("nan"))
     assert [*map(overlap_page.ratio, ratios)] == ["0", "4e-05", "0.250", "0.99999", "1", "-"]

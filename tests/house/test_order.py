@@ -16,7 +16,7 @@ FLOORS = [
     {"_version", "errors", "dtypes"},
     {"naming", "rules", "layout", "budget"},
     {"options"},
-    {"running"},
+    {"figures", "running"},
     {"kernels"},
     {"checkpoints"},
     {"outputs"},
