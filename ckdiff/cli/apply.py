@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from ckdiff.cli.output import write_json, write_lines
 @options.base_version
 @options.key
 @options.config
+@options.signed
 @options.files
 def command(
     base: str,
@@ -77,10 +79,14 @@ def command(
 
 def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any) -> None:
     """Change BASE, and say what became of it."""
+    from contextlib import ExitStack
+
     from ckdiff.checkpoints.pieces import told
     from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.deltas.apply import are_versions
+    from ckdiff.deltas.signing.chosen import signers_of
+    from ckdiff.deltas.signing.inplace import verified_in_place
     from ckdiff.deltas.versions.inplace import apply_in_place
     from ckdiff.errors import UsageError, printable
 
@@ -95,8 +101,15 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
             "--in-place applies weight versions, and these are deltas in files",
             hint="write a new checkpoint with -o, or make versions with ckdiff convert-delta",
         )
-    with Reporter("applied") as reporter, compilation_noted(reporter):
-        result = apply_in_place(base, deltas, observer=reporter.observer(told), **wanted)
+    signers = signers_of(asked.pop("verify_signature"), asked.pop("signature"))
+    with Reporter("applied") as reporter, compilation_noted(reporter), ExitStack() as stack:
+        used: Sequence[str] = deltas
+        if signers is not None:
+            verified = verified_in_place(
+                signers, base, deltas, wanted["target"], wanted["base_version"]
+            )
+            used, wanted["target"] = stack.enter_context(verified)
+        result = apply_in_place(base, used, observer=reporter.observer(told), **wanted)
     if as_json:
         write_json(result.to_dict())
         return

@@ -20,26 +20,45 @@ from ckdiff.cli.output import write_json, write_lines
 @options.key
 @options.to
 @options.base_version
+@options.signed
+@click.option(
+    "--manifest",
+    metavar="FILE",
+    help="Of a delta or one weight version, write what a signature covers to FILE, - for stdout.",
+)
 @options.workers
 @options.memory
 @options.as_json
-def command(path: str, as_json: bool, **asked: Any) -> None:
+def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> None:
     """Verify every byte of a mask store, a delta or a stream of weight versions.
 
     Of a store each file against its digest and each count against its mask; of a delta each frame
     against its digest; of a stream the chain, indexes, shards and frames, and all digests of
     versions that come after a full one, or with --base of those that begin with it.
+
+    What `--manifest FILE` writes has the SHA-256 of every byte, and is for signing: with
+    `ssh-keygen -Y sign -n ckdiff -f KEY FILE`, or anything else. Each version of a stream is signed
+    by itself.
     """
+    if manifest == "-" and as_json:
+        raise click.UsageError("--manifest - and --json both print to stdout: name a file")
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.deltas.checking import check
+    from ckdiff.deltas.signing.manifest import covered
+    from ckdiff.deltas.signing.verifying import write_manifest
     from ckdiff.errors import printable
 
+    if manifest is not None:
+        covered(path)
     with Reporter("checked") as reporter, compilation_noted(reporter):
-        found = check(path, observer=reporter.observer(), **asked)
-    if as_json:
+        to_file = None if manifest == "-" else manifest
+        found = check(path, manifest=to_file, observer=reporter.observer(), **asked)
+    if manifest == "-":
+        write_lines(write_manifest(path, None).decode().splitlines())
+    elif as_json:
         write_json(found)
     else:
-        write_lines([printable(f"{path}: ok, {_said(found)}")])
+        write_lines([printable(f"{path}: ok, {_said(found)}{_signed(found)}")])
 
 
 def _said(found: dict[str, Any]) -> str:
@@ -55,3 +74,9 @@ def _said(found: dict[str, Any]) -> str:
         return f"{found['encoding']}, {frames}, {size} {how}"
     versions = counted(found["versions"], "weight version")
     return f"{versions}, {frames}, {size}; {found['digests']:,} of their digests verified"
+
+
+def _signed(found: dict[str, Any]) -> str:
+    if "signed_by" not in found:
+        return ""
+    return f"; signed by {', '.join(dict.fromkeys(found['signed_by'].values()))}"

@@ -109,6 +109,22 @@ base_version: Decorator = click.option(
     help="The weight version that BASE is at; by default what its marker says, else 0.",
 )
 
+#: who has to have signed what is used
+signed: Decorator = block(
+    click.option(
+        "--verify-signature",
+        metavar="KEYS",
+        help="Use only what one of the public keys in this file has signed: an OpenSSH .pub or "
+        "allowed_signers file, or PEM.",
+    ),
+    click.option(
+        "--signature",
+        metavar="FILE",
+        help="The signature, of one delta; by default DELTA.manifest.sig, or ckdiff.manifest.sig "
+        "in a weight version.",
+    ),
+)
+
 #: of what writes checkpoints: the files beside the weights
 config: Decorator = block(
     click.option(

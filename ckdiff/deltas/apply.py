@@ -10,10 +10,11 @@ from ckdiff.checkpoints.opening import open_all
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas import applying
 from ckdiff.deltas.outcome import ApplyResult
-from ckdiff.deltas.versions.applying import apply_anew
+from ckdiff.deltas.signing.chosen import signers_of, verified
+from ckdiff.deltas.versions.applying import apply_anew, at_version
 from ckdiff.deltas.versions.given import kind_of
 from ckdiff.errors import UsageError, printable
-from ckdiff.options import Observer, checked_path, checked_text
+from ckdiff.options import Observer, checked_output, checked_path, checked_text
 
 DeltaPath = str | os.PathLike[str]
 
@@ -31,6 +32,8 @@ def apply(
     memory: str | int | None = None,
     config_from: str | os.PathLike[str] | None = None,
     config: bool = True,
+    verify_signature: str | os.PathLike[str] | None = None,
+    signature: str | os.PathLike[str] | None = None,
     observer: Observer | None = None,
 ) -> ApplyResult:
     """Rebuild the checkpoint that ``deltas`` lead to from ``base``, one after the other.
@@ -47,14 +50,25 @@ def apply(
     of its versions; the result is then an AppliedVersions. ``base_version`` is the version that
     the base is at, where it has no marker that says so and is not what the stream begins with.
 
+    With ``verify_signature``, a file of public keys, one of them has to have signed each delta or
+    version that is used, in ``signature`` or the file beside it. What is used then is a copy of
+    what was verified, which lies beside ``out`` meanwhile.
+
     Raises DeltaError for a damaged delta and for another base, UsageError, CheckpointError,
     SourceChanged, BudgetError, OutputError and Interrupted.
     """
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     paths = [checked_path("a delta", item) for item in listed]
-    if key is not None:
+    signers = signers_of(verify_signature, signature)
+    if key is not None or signers is not None:
         with ExitStack() as stack:
-            (opened,) = open_all(stack, base, key=checked_text("key", key))
+            key = None if key is None else checked_text("key", key)
+            (opened,) = open_all(stack, base, key=key)
+            if signers is not None and paths:
+                if are_versions(paths):
+                    base_version = at_version(opened, base_version)
+                copies = verified(signers, paths, checked_output(out), target, base_version or 0)
+                paths, target = stack.enter_context(copies)
             return apply(
                 opened, paths, out, target=target, base_version=base_version, overwrite=overwrite,
                 workers=workers, memory=memory, config_from=config_from, config=config,

@@ -17,6 +17,9 @@ from ckdiff.deltas.outcome import allowed_workers
 from ckdiff.deltas.ownheader import is_delta
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import Room
+from ckdiff.deltas.signing.chosen import all_of, signers_of
+from ckdiff.deltas.signing.manifest import covered
+from ckdiff.deltas.signing.verifying import write_manifest
 from ckdiff.deltas.versions.checking import check_stream
 from ckdiff.deltas.versions.given import kind_of
 from ckdiff.errors import UsageError
@@ -40,6 +43,9 @@ def check(
     target: int | None = None,
     base_version: int | None = None,
     key: str | None = None,
+    manifest: str | os.PathLike[str] | None = None,
+    verify_signature: str | os.PathLike[str] | None = None,
+    signature: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     memory: str | int | None = None,
     observer: Observer | None = None,
@@ -48,18 +54,51 @@ def check(
 
     Gives what ``ckdiff check --json`` prints. With ``base`` a delta is also applied, and a stream
     up to version ``target`` or the newest, tensor by tensor in memory; nothing is written. ``key``
-    is the path of the state dict in a base that holds more. Raises a CkdiffError for what is wrong:
-    StoreCorrupt, StoreIncomplete, DeltaError and others.
+    is the path of the state dict in a base that holds more.
+
+    Of a delta, or of one weight version, what a signature covers is written to the file
+    ``manifest`` once it was verified. ``verify_signature`` is a file of public keys: one of them
+    has to have signed the delta, or each version, in ``signature`` or the file beside it.
+
+    Raises a CkdiffError for what is wrong: StoreCorrupt, StoreIncomplete, DeltaError and others.
     """
     where, observer = checked_path("the path", path), checked_observer(observer)
+    signers, signed = signers_of(verify_signature, signature), {}
+    if signers is not None:
+        chosen = all_of(where, target)
+        names = map(os.path.basename, chosen)
+        signed = {"signed_by": dict(zip(names, signers.verify_all(chosen), strict=True))}
+    if manifest is not None:
+        covered(where)
+    found = _check(
+        where, observer, base=base, target=target, base_version=base_version, key=key,
+        workers=workers, memory=memory,
+    )  # fmt: skip
+    if manifest is not None:
+        write_manifest(where, manifest)
+    return found | signed
+
+
+def _check(
+    where: str,
+    observer: Observer,
+    *,
+    base: Given | None,
+    target: int | None,
+    base_version: int | None,
+    key: str | None,
+    workers: int | None,
+    memory: str | int | None,
+) -> dict[str, Any]:
+    """What ``check`` gives but of signatures."""
     if key is not None:
         if base is None:
             raise UsageError("a key says where in a base the weights are", hint="give the base")
         with ExitStack() as stack:
             (opened,) = open_all(stack, base, key=checked_text("key", key))
-            return check(
-                where, base=opened, target=target, base_version=base_version, workers=workers,
-                memory=memory, observer=observer,
+            return _check(
+                where, observer, base=opened, target=target, base_version=base_version, key=None,
+                workers=workers, memory=memory,
             )  # fmt: skip
     if kind_of(where) is not None:
         return check_stream(

@@ -6,13 +6,26 @@ import os
 
 
 def follow(
-    local: str | os.PathLike[str], stream: str | os.PathLike[str], target: int | None = None
+    local: str | os.PathLike[str],
+    stream: str | os.PathLike[str],
+    target: int | None = None,
+    *,
+    verify_signature: str | os.PathLike[str] | None = None,
 ) -> int:
     """Bring the checkpoint ``local`` to the version ``target`` of ``stream``, or to the newest.
 
-    Gives the version that it is at then. Nothing is done where it is there already. Raises what
-    applying in place raises.
+    Gives the version that it is at then. Nothing is done where it is there already. With
+    ``verify_signature``, a file of public keys, one of them has to have signed each version that is
+    used. Raises what applying in place raises.
     """
     from ckdiff.deltas.versions.inplace import apply_in_place
 
-    return apply_in_place(local, stream, target=target).version
+    if verify_signature is not None:
+        from ckdiff.deltas.signing.inplace import verified_in_place
+        from ckdiff.deltas.signing.verifying import Signers
+        from ckdiff.deltas.versions.given import as_paths
+
+        signers, paths = Signers(verify_signature), as_paths(stream)
+        with verified_in_place(signers, local, paths, target, None) as (used, version):
+            return apply_in_place(local, used, target=version).version or 0
+    return apply_in_place(local, stream, target=target).version or 0

@@ -1,0 +1,1 @@
+"""Signatures of deltas and weight versions: what is signed, by whom, and what is used then."""
