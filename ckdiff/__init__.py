@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ckdiff.checkpoints import open_checkpoint
     from ckdiff.conversions.convert import Converted, convert
-    from ckdiff.deltas.apply import apply
+    from ckdiff.deltas.apply import apply, apply_in_place
     from ckdiff.deltas.checking import check
     from ckdiff.deltas.conversion import convert_delta
     from ckdiff.deltas.delta import delta
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ckdiff.deltas.patchstream import weight_patches
     from ckdiff.deltas.squash import Squashed, squash
     from ckdiff.deltas.versions.applying import AppliedVersions
-    from ckdiff.deltas.versions.inplace import AppliedInPlace, apply_in_place
+    from ckdiff.deltas.versions.inplace import AppliedInPlace
     from ckdiff.deltas.versions.writing import VersionReport
     from ckdiff.deltas.weightpatch import WeightPatch
     from ckdiff.diffs.diff import diff
@@ -84,7 +84,7 @@ _HOMES = {
     "apply": "ckdiff.deltas.apply",
     "AppliedInPlace": "ckdiff.deltas.versions.inplace",
     "AppliedVersions": "ckdiff.deltas.versions.applying",
-    "apply_in_place": "ckdiff.deltas.versions.inplace",
+    "apply_in_place": "ckdiff.deltas.apply",
     "VersionReport": "ckdiff.deltas.versions.writing",
     "convert": "ckdiff.conversions.convert",
     "ApplyResult": "ckdiff.deltas.outcome",

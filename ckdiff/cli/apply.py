@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckdiff.cli import options
 from ckdiff.cli.output import write_json, write_lines
+
+if TYPE_CHECKING:
+    from ckdiff.deltas.versions.inplace import AppliedInPlace
 
 
 @click.command("apply")
@@ -20,7 +23,9 @@ from ckdiff.cli.output import write_json, write_lines
     required=False,
 )
 @click.option(
-    "--in-place", is_flag=True, help="Change the files of BASE: of weight versions, what changed."
+    "--in-place",
+    is_flag=True,
+    help="Change the files of BASE where they lie: what changed of them.",
 )
 @options.to
 @options.base_version
@@ -45,9 +50,9 @@ def command(
     PATH that ends with a slash is a directory in any case. BASE's config and tokenizer files are
     copied into a directory.
 
-    With --in-place the directory BASE itself is taken to the newest weight version, or to --to N.
-    Nothing is written before all of it was checked; a run that was stopped is finished by the same
-    command, and until then nothing takes BASE for a checkpoint.
+    With --in-place the directory BASE itself becomes what the deltas lead to, or is taken to the
+    newest weight version, or to --to N. Nothing is written before all of it was checked; a run that
+    was stopped is finished by the same command, and until then nothing takes BASE for a checkpoint.
     """
     if in_place == (out is not None):
         raise click.UsageError("give -o PATH for a new checkpoint, or --in-place to change BASE")
@@ -82,13 +87,11 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
     from contextlib import ExitStack
 
     from ckdiff.checkpoints.pieces import told
-    from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.deltas.apply import are_versions
+    from ckdiff.deltas.apply import apply_in_place
     from ckdiff.deltas.signing.chosen import signers_of
     from ckdiff.deltas.signing.inplace import verified_in_place
-    from ckdiff.deltas.versions.inplace import apply_in_place
-    from ckdiff.errors import UsageError, printable
+    from ckdiff.errors import printable
 
     wanted = {name: asked.pop(name) for name in ("target", "base_version", "workers", "memory")}
     unused = {"key": None, "overwrite": False, "config_from": None, "config": True}
@@ -96,11 +99,6 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
         if asked.pop(name) != nothing:
             option = "--no-config" if name == "config" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option} is of a new checkpoint, and --in-place makes none")
-    if not are_versions(deltas):
-        raise UsageError(
-            "--in-place applies weight versions, and these are deltas in files",
-            hint="write a new checkpoint with -o, or make versions with ckdiff convert-delta",
-        )
     signers = signers_of(asked.pop("verify_signature"), asked.pop("signature"))
     with Reporter("applied") as reporter, compilation_noted(reporter), ExitStack() as stack:
         used: Sequence[str] = deltas
@@ -113,15 +111,22 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
     if as_json:
         write_json(result.to_dict())
         return
-    if not result.versions and result.seed is None and result.recovered is None:
-        write_lines([printable(f"{base}: is at version {result.version} already")])
-        return
+    write_lines([printable(f"{base}: {_became(result)}")])
+
+
+def _became(result: AppliedInPlace) -> str:
+    """What a change in place came to, for people."""
+    from ckdiff.cli import formats
+
+    at = "is" if result.version is None else f"is at version {result.version}"
+    if not result.deltas and result.seed is None and result.recovered is None:
+        return f"{at} already" if result.version is not None else "is what they lead to already"
+    changed = formats.counted(result.tensors, "tensor")
+    took = f"{changed} changed, in {formats.duration(result.seconds)}"
+    if result.deltas and not result.versions:
+        return f"went through {formats.counted(result.deltas, 'delta')}, verified; {took}"
+    if result.version is None:
+        return f"a change that was stopped was finished, in {formats.duration(result.seconds)}"
     steps = formats.counted(len(result.versions), "version")
     seeded = "" if result.seed is None else f"version {result.seed} in full, then "
-    write_lines([
-        printable(
-            f"{base}: is at version {result.version} now, by {seeded}{steps}; "
-            f"{formats.counted(result.tensors, 'tensor')} changed, "
-            f"in {formats.duration(result.seconds)}"
-        )
-    ])  # fmt: skip
+    return f"{at} now, by {seeded}{steps}; {took}"

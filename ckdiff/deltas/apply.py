@@ -1,4 +1,5 @@
-"""The door to applying: a base and deltas in files, or weight versions -> a new checkpoint."""
+"""The door to applying: a base and deltas in files, or weight versions -> a new checkpoint, or
+the base changed where it lies."""
 
 from __future__ import annotations
 
@@ -9,10 +10,14 @@ from contextlib import ExitStack
 from ckdiff.checkpoints.opening import open_all
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas import applying
+from ckdiff.deltas.inplace import apply_deltas_in_place
 from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.signing.chosen import signers_of, verified
+from ckdiff.deltas.versions import inplace
 from ckdiff.deltas.versions.applying import apply_anew, at_version
 from ckdiff.deltas.versions.given import kind_of
+from ckdiff.deltas.versions.inplace import AppliedInPlace
+from ckdiff.deltas.versions.lock import WAIT
 from ckdiff.errors import UsageError, printable
 from ckdiff.options import Observer, checked_output, checked_path, checked_text
 
@@ -80,14 +85,59 @@ def apply(
             workers=workers, memory=memory, config_from=config_from, config=config,
             observer=observer,
         )  # fmt: skip
-    if target is not None or base_version is not None:
-        raise UsageError(
-            "deltas in files have no versions", hint="leave out what is asked about versions"
-        )
+    _check_unasked(target, base_version)
     return applying.apply(
         base, paths, out, overwrite=overwrite, workers=workers, memory=memory,
         config_from=config_from, config=config, observer=observer,
     )  # fmt: skip
+
+
+def apply_in_place(
+    local: DeltaPath,
+    deltas: DeltaPath | Sequence[DeltaPath],
+    *,
+    target: int | None = None,
+    base_version: int | None = None,
+    wait: float = WAIT,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> AppliedInPlace:
+    """Take the checkpoint in the directory ``local`` to what ``deltas`` lead to, where it lies.
+
+    A change that was stopped is finished first. Nothing changes unless the whole chain is sound,
+    and there is no marker while something does. Others may hold the lock for ``wait`` seconds.
+
+    ``deltas`` is a stream of weight versions, which is followed to version ``target`` or the
+    newest, or version directories in it, which have to be all that lead there. Without a marker the
+    checkpoint is at ``base_version``, or 0. A full version, and the deltas after it, are made aside
+    and take the place of what belongs to the checkpoint. Or they are deltas in files, of which each
+    follows the one before: their tensors have to lie where the checkpoint's do, and the checkpoint
+    is at no version afterwards.
+
+    Raises DeltaError for a chain that does not lead there, damaged deltas and another base;
+    OutputError for links, files that others share or that may not be written, tensors that lie
+    elsewhere, a lock that is held, and a full disk; UsageError, CheckpointError, SourceChanged,
+    BudgetError, Interrupted.
+    """
+    listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
+    paths = [checked_path("a delta", item) for item in listed]
+    if are_versions(paths):
+        return inplace.apply_in_place(
+            local, paths, target=target, base_version=base_version, wait=wait, workers=workers,
+            memory=memory, observer=observer,
+        )  # fmt: skip
+    _check_unasked(target, base_version)
+    return apply_deltas_in_place(
+        local, paths, wait=wait, workers=workers, memory=memory, observer=observer
+    )
+
+
+def _check_unasked(target: int | None, base_version: int | None) -> None:
+    if target is not None or base_version is not None:
+        raise UsageError(
+            "deltas in files have no versions", hint="leave out what is asked about versions"
+        )
 
 
 def are_versions(paths: Sequence[str]) -> bool:

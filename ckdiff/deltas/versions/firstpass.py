@@ -61,6 +61,19 @@ class Chosen:
         self.groups = list(grouped(nbytes))
 
 
+def read_old(fd: int, begin: int, into: Bytes, shown: str) -> None:
+    """Bytes of a file as they are, copied. Raises SourceChanged."""
+    view = into.data
+    while view:
+        got = os.preadv(fd, [view], begin)
+        if not got:
+            raise SourceChanged(
+                f"{shown}: was cut while it was being read",
+                hint="let whatever writes it finish, then run again",
+            )
+        view, begin = view[got:], begin + got
+
+
 class _Old:
     """The bytes of a tensor as they are, part by part, copied: for one thread."""
 
@@ -76,15 +89,7 @@ class _Old:
         """Some of them, until others are asked for. Raises SourceChanged."""
         found = self._buffer[:size]
         if self._held != (start, size):
-            view, have = found.data, 0
-            while have < size:
-                got = os.preadv(self._fd, [view[have:]], self._begin + start + have)
-                if not got:
-                    raise SourceChanged(
-                        f"{self._shown}: was cut while it was being read",
-                        hint="let whatever writes it finish, then run again",
-                    )
-                have += got
+            read_old(self._fd, self._begin + start, found, self._shown)
             self._held = start, size
         return found
 
@@ -140,3 +145,31 @@ def _known_digest(version: Version, name: str) -> bytes | None:
     if version.said.checksum != "xxh3-128":
         return None
     return bytes.fromhex(version.frames[name].digest)
+
+
+class Noting:
+    """Notes down how new bytes differ from those that files have; any thread may use it."""
+
+    def __init__(self, writer: JournalWriter, files: Sequence[int], names: Sequence[str]) -> None:
+        self._writer, self._files, self._names = writer, files, names
+        self._old: PerThread[Bytes] = PerThread(lambda: np.empty(PART, np.uint8))
+
+    def note(self, file: int, begin: int, new: memoryview) -> None:
+        """Of a file, from byte ``begin`` on, and the digests of both where they differ.
+
+        OSError passes through; raises SourceChanged.
+        """
+        data, before = np.frombuffer(new, np.uint8), xxhash.xxh3_128()
+        shown, differs = printable(self._names[file]), False
+        for start in range(0, len(data), PART):
+            here = data[start : start + PART]
+            old = self._old()[: len(here)]
+            read_old(self._files[file], begin + start, old, shown)
+            before.update(old.data)
+            found = differing(old, here)
+            if len(found.places):
+                differs = True
+                self._writer.changes(file, begin + start, len(here), found)
+        if differs:
+            digests = before.digest(), xxhash.xxh3_128_digest(new)
+            self._writer.tensor(file, begin, len(data), digests)

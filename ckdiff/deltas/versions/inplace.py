@@ -10,41 +10,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckdiff.checkpoints.halfway import JOURNAL_NAME, MARKER_NAME, is_half_way
+from ckdiff.checkpoints.halfway import is_half_way
 from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import apply_anew
+from ckdiff.deltas.versions.changing import TwoPasses, begin, take_up, tidy, what_is_left
 from ckdiff.deltas.versions.firstpass import Chosen, FirstPass, as_opened, check_local
 from ckdiff.deltas.versions.folding import FOLD_MEMORY, Folder
 from ckdiff.deltas.versions.form import read_marker, version_text
 from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
-from ckdiff.deltas.versions.journal import (
-    NEW_NAME,
-    RECORD_MEMORY,
-    Header,
-    Journal,
-    JournalWriter,
-)
+from ckdiff.deltas.versions.journal import RECORD_MEMORY, Header, JournalWriter
 from ckdiff.deltas.versions.lock import WAIT, SyncFolder, locked
-from ckdiff.deltas.versions.marker import drop_marker
-from ckdiff.deltas.versions.patching import Putting, open_writable
+from ckdiff.deltas.versions.patching import open_writable
 from ckdiff.deltas.versions.reading import Chain, opened
 from ckdiff.deltas.versions.swapping import begin_swap, seed_path, swap, swap_header
-from ckdiff.errors import CkdiffError, DeltaError, printable
+from ckdiff.errors import DeltaError, printable
 from ckdiff.options import Observer, Options, checked_observer, checked_path
-from ckdiff.outputs.place import write_errors
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 
 _OTHER_BASE = "the checkpoint is not at the version that it should be at; fetch a full version"
-_HALF_WAY = "the checkpoint is half-way: run it again to finish"
-_PUT_MEMORY = 2 * RECORD_MEMORY
 
 
 @dataclass(slots=True)
@@ -52,11 +44,12 @@ class AppliedInPlace:
     """What became of a local checkpoint. ``to_dict()`` is JSON-able."""
 
     local: Path
-    version: int  #: that it is at
+    version: int | None  #: that it is at; None after deltas in files, which lead to none
     before: int | None  #: that it was at; None where it had no marker
     seed: int | None  #: the full version that took its place; None where none did
     versions: list[int]  #: the deltas that were applied, in their order
-    tensors: int  #: that the versions change
+    deltas: int  #: that were applied: as many as ``versions``, or those in files
+    tensors: int  #: that they change
     journal_bytes: int  #: that were kept while it was changed
     #: whether a change that was stopped was finished ("finished"), or undone ("undone"), before
     recovered: str | None
@@ -66,15 +59,20 @@ class AppliedInPlace:
         """For ``--json``."""
         return {
             "local": str(self.local),
-            "version": version_text(self.version),
-            "before": None if self.before is None else version_text(self.before),
-            "seed": None if self.seed is None else version_text(self.seed),
+            "version": _text(self.version),
+            "before": _text(self.before),
+            "seed": _text(self.seed),
             "versions": [version_text(number) for number in self.versions],
+            "deltas": self.deltas,
             "tensors": self.tensors,
             "journal_bytes": self.journal_bytes,
             "recovered": self.recovered,
             "seconds": self.seconds,
         }
+
+
+def _text(version: int | None) -> str | None:
+    return None if version is None else version_text(version)
 
 
 def apply_in_place(
@@ -102,13 +100,10 @@ def apply_in_place(
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where, paths = Path(checked_path("a local checkpoint", local)), as_paths(stream)
-    began, recovered = time.perf_counter(), None
+    began = time.perf_counter()
     with locked(where, wait) as folder, ExitStack() as stack:
-        stack.enter_context(interruptible(lambda: _left(where)))
-        if is_half_way(where) is not None:
-            _recover(folder, options, observer, undo=False)
-            recovered = "finished"
-        _tidy(folder)
+        stack.enter_context(interruptible(lambda: what_is_left(where)))
+        recovered = begin(folder, options, observer)
         room = Room(options.memory)
         versions = given_versions(paths, room)
         stack.callback(versions.close)
@@ -117,11 +112,6 @@ def apply_in_place(
         work = _Work(folder, before, chain, options, observer)
         work.run(stack, room)
     return work.result(recovered, time.perf_counter() - began)
-
-
-def _left(local: Path) -> str:
-    """What is left of a change that was interrupted."""
-    return "it is as it was, or done" if is_half_way(local) is None else _HALF_WAY
 
 
 def _at_version(local: Path, marker: int | None, said: int | None) -> int:
@@ -151,35 +141,11 @@ def recover(
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where = Path(checked_path("a local checkpoint", local))
-    with locked(where, wait) as folder, interruptible(lambda: _left(where)):
+    with locked(where, wait) as folder, interruptible(lambda: what_is_left(where)):
         if is_half_way(where) is None:
-            _tidy(folder)
+            tidy(folder)
             return read_marker(str(where))
-        return _recover(folder, options, observer, undo=undo)
-
-
-def _recover(folder: SyncFolder, options: Options, observer: Observer, *, undo: bool) -> int | None:
-    with Journal(folder) as journal, ExitStack() as stack:
-        header = journal.header
-        if not header.files:
-            return swap(folder, header, undo=undo)
-        files = open_writable(stack, folder.local, [file.name for file in header.files])
-        for fd, file in zip(files, header.files, strict=True):
-            status = os.fstat(fd)
-            if (status.st_size, status.st_ino) != (file.size, file.inode):
-                raise journal.fault(f"{printable(file.name)} is another file by now")
-        need = Need(tables=0, worker=_PUT_MEMORY)
-        workers = fit_workers(options.workers, 1 << 20, need, options.memory)
-        return Putting(folder, journal, files, workers, observer).run(undo=undo, verify=True)
-
-
-def _tidy(folder: SyncFolder) -> None:
-    """Remove what is left in a checkpoint that is whole."""
-    with write_errors(folder.path):
-        if folder.there(MARKER_NAME):
-            folder.remove(JOURNAL_NAME)
-        folder.remove(NEW_NAME)
-        seed_path(folder)
+        return take_up(folder, options, observer, undo=undo)
 
 
 class _Work:
@@ -213,6 +179,7 @@ class _Work:
             before=self._before,
             seed=None if chain.seed is None else chain.seed.number,
             versions=[version.number for version in chain.deltas],
+            deltas=len(chain.deltas),
             tensors=self.tensors,
             journal_bytes=self.journal_bytes,
             recovered=recovered,
@@ -250,25 +217,16 @@ class _Work:
             worker=FOLD_MEMORY + RECORD_MEMORY,
         )
         workers = fit_workers(self._options.workers, len(chosen.groups), need, self._options.memory)
-        with write_errors(folder.path), closing(JournalWriter(folder, header)) as writer:
-            self._fold(base, files, chosen, writer, workers)
-            writer.finish()
-            self.journal_bytes = writer.size
-            drop_marker(folder)
-        try:
-            with Journal(folder) as journal:
-                putting = Putting(folder, journal, files, workers, self._observer)
-                putting.run(undo=False, verify=False)
-        except CkdiffError as error:
-            raise type(error)(error.message, hint=error.hint or _HALF_WAY) from None
+        change = TwoPasses(folder, header, files, workers, self._observer)
+        self.journal_bytes = change.run(partial(self._fold, base, files, chosen, workers))
 
     def _fold(
         self,
         base: Checkpoint,
         files: Sequence[int],
         chosen: Chosen,
-        writer: JournalWriter,
         workers: int,
+        writer: JournalWriter,
     ) -> None:
         """The first pass: everything is checked, and nothing of the checkpoint changes."""
         sizes = chosen.sizes

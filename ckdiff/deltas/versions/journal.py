@@ -100,7 +100,7 @@ class Header:
     """What a journal is of."""
 
     before: int | None  #: version; None where there was no marker
-    after: int
+    after: int | None  #: None where what it leads to is no version
     files: list[JournalFile]
     #: of a checkpoint that is replaced: names that come, and names that go
     coming: list[str]
@@ -125,6 +125,7 @@ class JournalWriter:
         self._fd = os.open(NEW_NAME, flags, 0o600, dir_fd=folder.fd)
         self._lock, self._count = threading.Lock(), 0
         self._end = self._begun = 0
+        self.changed = False  #: whether anything changes
         try:
             found = {"inode": os.fstat(self._fd).st_ino, **asdict(header)}
             text = json.dumps(found, separators=(",", ":")).encode()
@@ -141,6 +142,7 @@ class JournalWriter:
 
     def changes(self, file: int, begin: int, size: int, found: Changes) -> None:
         """Add what changes in a part of a file."""
+        self.changed = True
         unit, units, kind = found.old.itemsize, len(found.places), CHANGES
         places: npt.NDArray[np.unsignedinteger] = found.places
         if 4 * units > _bits(size // unit):
