@@ -49,9 +49,13 @@ _FILES, _FOLDERS = {LOCK, MARKER, README, PLAN}, {JOURNAL, STORE}
 _ANY = {REPLACED, FORMER, NEW, "flags", *PROBES}
 #: what writers that were killed left of files that were to be renamed, or to have no name
 _TEMPORARY = re.compile(r"\..+\.tmp|tmp[a-z0-9_]{8}", re.DOTALL)
-_IN_STORE = re.compile(
-    r"(manifest|zarr|tensors)\.json|masks(/[^/]+(/zarr\.json|/c(/[0-9]+)?)?)?", re.ASCII | re.DOTALL
+_OF_STORE = r"(manifest|zarr|tensors)\.json|masks(/[^/]+(/zarr\.json|/c(/[0-9]+)?)?)?"
+#: of a timeline, which has a store for each step
+_OF_TIMELINE = (
+    r"(first_moves|counts)(/zarr\.json|/c(/[0-9]+){0,2})?"
+    rf"|masks/step-[0-9]{{5}}\.zarr(/zarr\.json|/({_OF_STORE}))?"
 )
+_IN_STORE = re.compile(f"{_OF_STORE}|{_OF_TIMELINE}", re.ASCII | re.DOTALL)
 _IN_JOURNAL = re.compile(r"[0-9]+", re.ASCII)
 #: in an output that is a directory: folders, shards, their index, companions; what a store has
 _IN_OUTPUT = re.compile(r"(.*/)?[^/]+\.(safetensors|json)|(.*/)?[^/.]+|masks/.+", re.DOTALL)

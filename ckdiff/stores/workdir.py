@@ -97,10 +97,19 @@ def stopped_hint(out: Path, manifest: bytes) -> str:
 class WorkDir:
     """An exclusive, resumable place to build a store in. Use as a context manager."""
 
-    def __init__(self, out: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        plan: dict[str, Any],
+        *,
+        overwrite: bool,
+        strange: Callable[[Path], str | None] = foreign,
+    ) -> None:
+        """``strange`` says what a directory is, or holds, that is none of what is made here."""
         if not out.name:
             raise StoreExists(f"{out} exists and is not a mask store", hint="choose another name")
         self.out = out
+        self._strange = strange
         self.path = work_path(out)  #: how another process may reach it
         self._plan = json.dumps(plan, sort_keys=True, separators=(",", ":"))
         self._overwrite = overwrite
@@ -116,12 +125,12 @@ class WorkDir:
 
     def __enter__(self) -> WorkDir:
         with store_errors(self.path):
-            check_output(self.out, overwrite=self._overwrite)
+            check_output(self.out, overwrite=self._overwrite, strange=self._strange)
             self._folder = acquire(self.path)
             try:
                 try:
                     # again: another process may have finished while we waited for its lock
-                    check_output(self.out, overwrite=self._overwrite)
+                    check_output(self.out, overwrite=self._overwrite, strange=self._strange)
                     check_replaceable(self.out, self._inside, error=StoreExists)
                 except StoreError:
                     if not (self._inside / PLAN).exists():
@@ -184,7 +193,7 @@ class WorkDir:
             self._durable(sync_tree, self.store)
             write_file(self.store / MANIFEST, manifest)
             self._durable(sync_path, self.store)
-            check_output(self.out, overwrite=self._overwrite)
+            check_output(self.out, overwrite=self._overwrite, strange=self._strange)
             replaced = self._inside / REPLACED
             with opened(self.store) as store:
                 undo = put_in_place(self.store, self.out, replaced)
@@ -194,7 +203,7 @@ class WorkDir:
                     _remove_temporaries(store)
             try:
                 # now that nobody can reach it by its name any more: is it still only a store?
-                problem = foreign(replaced) if replaced.is_dir() else None
+                problem = self._strange(replaced) if replaced.is_dir() else None
                 if problem is not None:
                     raise StoreExists(f"{printable(str(self.out))} {problem}", hint=_FOREIGN)
                 self._durable(sync_path, self.out.parent)
@@ -236,9 +245,11 @@ def _differences(earlier: str, plan: str) -> list[str]:
         return ["plan"]
 
 
-def check_early(out: Path, *, overwrite: bool) -> None:
+def check_early(
+    out: Path, *, overwrite: bool, strange: Callable[[Path], str | None] = foreign
+) -> None:
     """Raise what entering a WorkDir would raise as things stand, but for a lock."""
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, strange=strange)
     if not os.access(out.parent, os.W_OK | os.X_OK):
         where = printable(str(out.parent))
         raise StoreError(
@@ -248,8 +259,10 @@ def check_early(out: Path, *, overwrite: bool) -> None:
     check_work_path(out)
 
 
-def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raise StoreExists where the output is in the way."""
+def check_output(
+    out: Path, *, overwrite: bool, strange: Callable[[Path], str | None] = foreign
+) -> None:
+    """Raise StoreExists where the output is in the way; ``strange`` is as of WorkDir."""
     shown = printable(str(out))
     if not out.parent.is_dir():
         raise StoreError(
@@ -260,7 +273,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         kind = "is a symbolic link" if out.is_symlink() else "exists and is not a store"
         raise StoreExists(f"{shown} {kind}", hint="choose another name")
     if out.exists():
-        problem = foreign(out) if any(out.iterdir()) else None
+        problem = strange(out) if any(out.iterdir()) else None
         if problem is not None and problem.startswith("is"):
             raise StoreExists(f"{shown} exists and {problem}", hint="choose another name")
         if problem is not None:

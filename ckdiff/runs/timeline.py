@@ -1,0 +1,57 @@
+"""``ckdiff.timeline``: a run over time, each checkpoint read once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ckdiff.checkpoints.opening import Given
+from ckdiff.options import Observer, Options, checked_observer, checked_text
+from ckdiff.rules import Rule
+from ckdiff.runs.timelineplan import in_order, plan
+from ckdiff.runs.timelineresult import Timeline
+from ckdiff.runs.timelinerun import run
+
+
+def timeline(
+    checkpoints: Sequence[Given],
+    out: str | os.PathLike[str],
+    *,
+    rule: str | Rule = "exact",
+    glob: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    key: str | None = None,
+    first_moves: bool = True,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> Timeline:
+    """When each weight of a run moved: every checkpoint against the first and the one before it.
+
+    ``checkpoints`` are two or more of what ``open_checkpoint`` takes, in the order of the run;
+    those that ``glob`` matches come after them, in natural order. Tensors are compared that pair in
+    all of them, and each checkpoint is read once. At ``out`` a directory is made with a mask store
+    for each step and, unless ``first_moves`` is false, an array of when each element first moved. A
+    timeline that is there and has the first of these checkpoints, in the same order, is continued:
+    only the first, its last and the new ones are read. A run that was stopped is resumed by the
+    same call. ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and ``overwrite`` are as
+    in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError, BudgetError,
+    StoreExists and others of :mod:`ckdiff.errors`.
+    """
+    options = Options(
+        rules=[rule],
+        include=include,
+        exclude=exclude,
+        key=key,
+        workers=workers,
+        memory=memory,
+        overwrite=overwrite,
+    )
+    pattern = None if glob is None else checked_text("glob", glob)
+    given = in_order(checkpoints, pattern)
+    observer = checked_observer(observer)
+    with plan(given, out, options, observer, first_moves=first_moves) as planned:
+        outcome = run(planned)
+        return Timeline(planned.out, asked=planned.asked, outcome=outcome)

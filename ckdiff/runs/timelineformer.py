@@ -1,0 +1,115 @@
+"""A timeline that is there already: what of it is used where checkpoints are appended to it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff.errors import StoreCorrupt, StoreExists, printable
+from ckdiff.kernels import hashing
+from ckdiff.layout import IntArray
+from ckdiff.outputs.placing import MANIFEST
+from ckdiff.runs.timelinefile import COUNTS, count_rows, step_folder
+from ckdiff.stores.maskstore import MaskStore
+from ckdiff.stores.maskstream import MaskSource
+from ckdiff.stores.objects import file_digest, object_keys, objects_folder
+
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def tensors_of(root: Path) -> tuple[list[str], list[str], list[tuple[int, ...]]]:
+    """Names, dtypes (of the first checkpoint) and shapes of what a timeline compares."""
+    table = MaskStore(root / step_folder(1)).table
+    return table.names, table.dtypes, table.shapes
+
+
+def read_counts(root: Path, manifest: dict[str, Any]) -> IntArray:
+    """The counts of a timeline, (rows, tensors), verified. Raises StoreCorrupt."""
+    key = f"{COUNTS}/c/0/0"
+    verify(root, key, manifest["objects"][key])
+    shape = count_rows(len(manifest["steps"])), manifest["tensors"]
+    return np.fromfile(root / key, "<i8").reshape(shape)
+
+
+def verify(root: Path, key: str, known: Sequence[Any]) -> None:
+    """Hold a file against its size and digest. Raises StoreCorrupt."""
+    path, (size, digest) = root / key, known
+    try:
+        if os.stat(path).st_size == size and file_digest(path) == digest:
+            return
+    except OSError as error:
+        raise StoreCorrupt(f"cannot read {printable(str(path))}: {error.strerror}") from error
+    raise StoreCorrupt(
+        f"{printable(str(path))} is damaged: its digest differs",
+        hint="--overwrite makes the timeline anew",
+    )
+
+
+class Former:
+    """The steps of a timeline that are taken over into the next one: the first ``count``."""
+
+    def __init__(self, root: Path, manifest: dict[str, Any], count: int) -> None:
+        self.root, self.manifest, self.count = root, manifest, count
+        self.counts = read_counts(root, manifest)
+        #: all of its steps: the last one is compared again
+        self.stores = [self._store(step) for step in range(1, len(manifest["steps"]) + 1)]
+
+    def _store(self, step: int) -> MaskStore:
+        key = f"{step_folder(step)}/{MANIFEST}"
+        verify(self.root, key, self.manifest["objects"][key])
+        return MaskStore(self.root / step_folder(step))
+
+    def sources(self, rule: str) -> list[MaskSource]:
+        """The masks of the steps that are taken over."""
+        found = []
+        for step, store in enumerate(self.stores[: self.count], 1):
+            length = store.manifest["layout"]["addresses"] // 8
+            folder = store.path / objects_folder(rule)
+            objects = tuple(store.objects[key] for key in object_keys(rule, length))
+            found.append(MaskSource(str(folder), f"{step_folder(step)}/masks/{rule}", objects))
+        return found
+
+    def take_over(self, target: Path) -> None:
+        """Put the stores of the steps into the timeline in the making, each file verified.
+
+        Raises StoreCorrupt; OSError passes through.
+        """
+        for step, store in enumerate(self.stores[: self.count], 1):
+            for key in (*store.objects, MANIFEST):
+                to = target / step_folder(step) / key
+                to.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    to.unlink()
+                _second_name(store.path / key, to)
+                if key != MANIFEST:
+                    verify(target / step_folder(step), key, store.objects[key])
+
+    def check(self, side: int, hashes: np.ndarray[Any, Any], nbytes: IntArray, label: str) -> None:
+        """Raise StoreExists where what was read of the first checkpoint (side 0), or of the last
+        (side 1), is not what the timeline was made of.
+        """
+        table = self.stores[-1].table
+        known = table.tuned_hashes if side else table.base_hashes
+        columns = hashes[:, 0].tolist(), hashes[:, 1].tolist(), nbytes.tolist()
+        if list(map(hashing.finish, *columns)) != known:
+            raise StoreExists(
+                f"{printable(str(self.root))} is of other weights than those of {printable(label)}",
+                hint="--overwrite makes it anew, and reads all checkpoints",
+            )
+
+
+def _second_name(path: Path, to: Path) -> None:
+    """Give a file another name, or copy it where the file system has no such thing."""
+    try:
+        os.link(path, to, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(path, to)

@@ -1,0 +1,382 @@
+"""The plan of a timeline: what is compared, and what that takes, before anything is read."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff import budget
+from ckdiff._version import __version__
+from ckdiff.budget import format_size
+from ckdiff.checkpoints.labels import labels
+from ckdiff.checkpoints.opening import (
+    Given,
+    bytes_to_download,
+    no_room,
+    open_for_planning,
+    open_in,
+)
+from ckdiff.checkpoints.pieces import told
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.diffs.comparison import Selection
+from ckdiff.diffs.result import asked_for, details
+from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
+from ckdiff.errors import BudgetError, CkdiffError, StoreCorrupt, StoreExists, UsageError, printable
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.naming import natural_sorted
+from ckdiff.options import Observer, Options, checked_output
+from ckdiff.outputs.checks import check_disk, check_place
+from ckdiff.rules import RuleSet
+from ckdiff.running.memory import Need
+from ckdiff.runs.timelinefile import (
+    MOST_STEPS,
+    count_rows,
+    first_width,
+    foreign,
+    is_timeline,
+    read_timeline,
+)
+from ckdiff.runs.timelinepairs import MarchingPairs, Pairs, left_out_note, pair_all
+from ckdiff.runs.timelinetask import working_memory
+from ckdiff.stores.workdir import check_early, store_errors
+from ckdiff.stores.writer import require_text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TimelinePlan:
+    """The checkpoints of a run, open and paired, and who compares them with what memory.
+
+    A context manager: whoever made it closes it, which closes what it opened.
+    """
+
+    options: Options
+    observer: Observer = field(repr=False)
+    out: Path
+    rules: RuleSet
+    pairs: Pairs
+    marching: MarchingPairs  #: what is read and compared
+    loaded: int  #: how many of the first steps are taken from the timeline that is there
+    former: dict[str, Any] | None  #: the manifest of that timeline
+    first_moves: bool
+    checkpoints: list[dict[str, Any]]  #: as the manifest has them
+    asked: list[str]
+    workers: int
+    window: int
+    memory: int
+    needed: int
+    opened: float
+    stack: ExitStack = field(repr=False)
+
+    def __enter__(self) -> TimelinePlan:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stack.close()
+
+    @property
+    def steps(self) -> int:
+        """How many there are: the checkpoints but the first."""
+        return len(self.pairs.comparisons)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a step's number, 0 where no first moves are kept."""
+        return first_width(self.steps) if self.first_moves else 0
+
+    @property
+    def sources(self) -> list[Checkpoint]:
+        """The checkpoints that are read."""
+        return [side.checkpoint for side in self.marching.sides]
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Of all checkpoints."""
+        return sum(int(side.nbytes.sum()) for side in self.marching.sides)
+
+    def nbytes_of(self, chunk: int) -> int:
+        """Bytes of all sides that are read for a chunk."""
+        layout = self.pairs.layout
+        spans = layout.spans(*layout.chunk_range(chunk))
+        return sum(int(spans.byte_ranges(side.bits)[1].sum()) for side in self.marching.sides)
+
+    @property
+    def disk_at_most(self) -> int:
+        """Bytes that the timeline takes if nothing of it compresses."""
+        return _disk_at_most(self.pairs, self.width)
+
+    def cuts(self) -> IntArray:
+        """Addresses at which spans are cut so that what lies in one place is not copied."""
+        found = [each.cuts(UNIT) for each in self.pairs.comparisons]
+        found = [cuts for cuts in found if len(cuts)]
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides whether the work of an earlier run can be used."""
+        return {
+            "ckdiff": __version__,
+            "kind": "timeline",
+            "rules": [str(rule) for rule in self.rules.reported],
+            "first_moves": self.first_moves,
+            "tensors": [each.tensors_digest() for each in self.pairs.comparisons],
+            "checkpoints": [side.checkpoint.fingerprint() for side in self.pairs.sides],
+            "former": None if self.former is None else _digest(self.former),
+            "loaded": self.loaded,
+        }
+
+    def estimate(self) -> dict[str, Any]:
+        """What running will read, write and need: for ``--dry-run``."""
+        layout = self.pairs.layout
+        return {
+            "checkpoints": self.asked,
+            "steps": self.steps,
+            "steps_known": self.loaded,
+            "tensors": len(self.pairs.names),
+            "elements": int(layout.elements.sum()),
+            "chunks": layout.chunks,
+            "bytes_to_read": self.bytes_to_read,
+            "bytes_to_download": bytes_to_download(self.sources),
+            "disk_at_most": self.disk_at_most,
+            "memory": self.memory,
+            "memory_needed": self.needed,
+            "workers": self.workers,
+            "window": self.window,
+            "rule": str(self.rules.masks[0]),
+            "refusal": no_room(self.sources) or _refusal(self),
+        }
+
+
+def in_order(checkpoints: Sequence[Given], pattern: str | None) -> list[Given]:
+    """The checkpoints that were given, and after them those that a glob names, in natural order.
+
+    Raises UsageError where there are fewer than two, or the glob matches nothing.
+    """
+    if isinstance(checkpoints, (str, os.PathLike)):
+        checkpoints = [checkpoints]
+    found: list[Given] = list(checkpoints)
+    if pattern is not None:
+        matches = natural_sorted(glob.glob(pattern))
+        if not matches:
+            raise UsageError(f"nothing matches the glob {printable(pattern)}")
+        found += matches
+    if len(found) < 2:
+        raise UsageError(
+            "a timeline takes two checkpoints or more",
+            hint="the first, and one for each step; or --glob 'run/checkpoint-*'",
+        )
+    if len(found) - 1 > MOST_STEPS:
+        raise UsageError(f"a timeline has at most {MOST_STEPS:,} steps, not {len(found) - 1:,}")
+    return found
+
+
+def plan(
+    checkpoints: Sequence[Given],
+    out: str | os.PathLike[str],
+    options: Options,
+    observer: Observer,
+    *,
+    first_moves: bool = True,
+) -> TimelinePlan:
+    """Open all checkpoints by their headers, and plan their timeline.
+
+    Raises what a run would raise before it reads anything, but for a dry run what is wrong with the
+    output and its disk, which the estimate says.
+    """
+    rules, resident = RuleSet.of(options.rules), budget.resident_anonymous()
+    if len(rules.masks) != 1:
+        raise UsageError("a timeline has one rule", hint="make one for each rule")
+    place = checked_output(out)
+    with ExitStack() as stack:
+        opening = partial(open_for_planning, key=options.key)
+        opened = [open_in(stack, given, opening) for given in checkpoints]
+        began = time.perf_counter()
+        check_place(place, opened)
+        pairs = pair_all(opened, Selection(tuple(options.include), tuple(options.exclude)))
+        described = _described(opened)
+        require_text([
+            described,
+            pairs.names,
+            [each.provenance(details(each.pairing.unpaired)) for each in pairs.comparisons],
+        ])  # fmt: skip
+        loaded, former = _known(place, pairs, described, rules, options)
+        _tell(opened, pairs, observer)
+        marching = pairs.of(range(loaded + 1, len(opened)))
+        width = first_width(len(opened) - 1) if first_moves else 0
+        held = max(0, budget.resident_anonymous() - resident)
+        means = _allot(pairs, marching, loaded, len(rules), width, held, options)
+        found = TimelinePlan(
+            options, observer, place, rules, pairs, marching, loaded, former, first_moves,
+            described, [asked_for(g, s) for g, s in zip(checkpoints, opened, strict=True)],
+            *means, began,
+            stack.pop_all(),
+        )  # fmt: skip
+    if not options.dry_run:
+        try:
+            _check_output(found)
+        except BaseException:
+            found.stack.close()
+            raise
+    return found
+
+
+def _described(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    """The checkpoints as the manifest has them: ``seen`` tells whether one is still the same."""
+    first = opened[0]
+    called = [labels(first, opened[1])[0], *(labels(first, other)[1] for other in opened[1:])]
+    return [
+        {
+            "label": label,
+            **side.origin,
+            "files": [file.to_dict() for file in side.files],
+            "seen": hashlib.sha256(json.dumps(side.seen()).encode()).hexdigest(),
+        }
+        for label, side in zip(called, opened, strict=True)
+    ]
+
+
+def _known(
+    out: Path,
+    pairs: Pairs,
+    described: list[dict[str, Any]],
+    rules: RuleSet,
+    options: Options,
+) -> tuple[int, dict[str, Any] | None]:
+    """How many steps need not be compared, because the timeline that is there has them, and its
+    manifest: all of its steps but the last, which is what new ones are compared with.
+
+    Raises StoreExists where it is a timeline of something else.
+    """
+    if options.overwrite or not is_timeline(out):
+        return 0, None
+    try:
+        former = read_timeline(out)
+    except StoreCorrupt:
+        return 0, None  # said where the output is checked
+    problem = _unlike(former, pairs, described, rules, out)
+    if problem is not None:
+        raise StoreExists(
+            f"{printable(str(out))} is a timeline {problem}",
+            hint="--overwrite makes it anew, and reads all checkpoints",
+        )
+    return len(former["steps"]) - 1, former
+
+
+def _unlike(
+    former: dict[str, Any],
+    pairs: Pairs,
+    described: list[dict[str, Any]],
+    rules: RuleSet,
+    out: Path,
+) -> str | None:
+    """Why checkpoints cannot be appended to a timeline, or None."""
+    known = former["checkpoints"]
+    if former["rule"] != str(rules.masks[0]):
+        return f"under the rule {former['rule']}"
+    for at, checkpoint in enumerate(known):
+        if at >= len(described) or described[at] != checkpoint:
+            return f"of other checkpoints: {printable(checkpoint['label'])} is not what is given"
+    if len(known) == len(described):
+        return "of just these checkpoints"
+    if former["ckdiff_version"] != __version__:
+        return f"by ckdiff {former['ckdiff_version']}"
+    from ckdiff.runs.timelineformer import tensors_of
+
+    try:
+        same = tensors_of(out) == (pairs.names, pairs.comparisons[0].dtypes, pairs.shapes)
+    except CkdiffError:
+        same = False
+    return None if same else "of other tensors"
+
+
+def _tell(opened: Sequence[Checkpoint], pairs: Pairs, observer: Observer) -> None:
+    for note in dict.fromkeys(note for side in opened for note in side.notes):
+        observer.note(told(note))
+    for warning in dict.fromkeys(w for each in pairs.comparisons for w in each.pairing.warnings):
+        observer.note(f"warning: {warning}")
+    if (said := left_out_note(pairs)) is not None:
+        observer.note(said)
+
+
+def _allot(
+    pairs: Pairs,
+    marching: MarchingPairs,
+    loaded: int,
+    rules: int,
+    width: int,
+    held: int,
+    options: Options,
+) -> tuple[int, int, int, int]:
+    """Workers, window in elements, memory allowed and needed. Raises BudgetError."""
+    layout, steps = pairs.layout, len(pairs.comparisons)
+    workers = max(1, min(options.workers or budget.usable_cores(), layout.chunks))
+    allowed = (
+        budget.default_memory(workers) if options.memory is None
+        else budget.parse_size(options.memory)
+    )  # fmt: skip
+    tensors = len(pairs.names)
+    rows = 8 * (count_rows(steps) * 2 + 6 * len(marching.sides))
+    tables = held + tensors * (600 + rows) + 400 * layout.chunks * (steps + 8)
+    sides = [(side.checkpoint, int(side.bits.max(initial=8))) for side in marching.sides]
+    window = min(LARGEST_WINDOW, max(SMALLEST_WINDOW, _together(len(sides))))
+    while True:
+        each = working_memory(marching, layout, loaded, rules, width, window)
+        readers = sum(side.reader_memory(window * bits // 8) for side, bits in sides)
+        needed = Need(tables, each + readers).total(workers)
+        if needed <= allowed:
+            return workers, window, allowed, needed
+        if window > SMALLEST_WINDOW:
+            window //= 2
+        elif workers > 1 and options.workers is None:
+            workers -= 1
+        else:
+            raise BudgetError(
+                f"{format_size(allowed)} of memory is too little: {len(sides)} checkpoints side by "
+                f"side need {format_size(needed)} with {workers} "
+                f"worker{'s' if workers > 1 else ''} and the smallest window",
+                hint="raise --memory, or take fewer checkpoints at a time: what is appended costs "
+                "three",
+            )
+
+
+def _together(sides: int) -> int:
+    """Elements of a window in which all sides are a few ten MiB."""
+    window = LARGEST_WINDOW
+    while window > SMALLEST_WINDOW and window * sides > LARGEST_WINDOW * 4:
+        window //= 2
+    return window
+
+
+def _disk_at_most(pairs: Pairs, width: int) -> int:
+    layout, steps = pairs.layout, len(pairs.comparisons)
+    tensors = len(pairs.names)
+    masks = steps * (layout.total // 8 + layout.chunks * 4096 + tensors * 350)
+    return masks + layout.total * width + 8 * count_rows(steps) * tensors
+
+
+def _check_output(found: TimelinePlan) -> None:
+    overwrite = found.options.overwrite or found.former is not None
+    with store_errors(found.out):
+        check_early(found.out, overwrite=overwrite, strange=foreign)
+    check_disk(found.out, found.disk_at_most, note=lambda message: None)
+
+
+def _refusal(found: TimelinePlan) -> str | None:
+    try:
+        _check_output(found)
+    except CkdiffError as error:
+        return error.one_line()
+    return None
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

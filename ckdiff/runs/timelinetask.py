@@ -1,0 +1,281 @@
+"""One chunk of a timeline: windows of all checkpoints side by side, a mask object for each step."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.diffs.sides import Wanted
+from ckdiff.diffs.task import AHEAD
+from ckdiff.dtypes import DTYPES
+from ckdiff.kernels import abi
+from ckdiff.kernels.casting import widen
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
+from ckdiff.kernels.timeline import Marching, Sums, columns, moves
+from ckdiff.layout import Layout, Spans
+from ckdiff.running.threads import PerThread, Stopped
+from ckdiff.runs.timelinechunk import TimelineChunk
+from ckdiff.runs.timelinefile import first_object_key, step_folder
+from ckdiff.runs.timelinepairs import MarchingPairs
+from ckdiff.stores.maskcodec import MaskEncoder
+from ckdiff.stores.maskstream import MaskSource, MaskWindows
+from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key
+from ckdiff.stores.sink import ObjectSink
+
+_APART = 64  #: bytes that widened spans are aligned to
+
+
+@dataclass(slots=True)
+class Window:
+    """Some addresses of a chunk, and what has to be read of each side for them."""
+
+    first: int
+    stop: int
+    spans: Spans
+    rows: IntArray
+    wanted: list[Wanted]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read, of all sides."""
+        return sum(int(nbytes.sum()) for _, _, nbytes in self.wanted)
+
+
+@dataclass(slots=True)
+class _Tools:
+    """What a thread has for itself."""
+
+    masks: list[Bytes]  #: for each side but the first and each rule
+    first: Bytes | None  #: numbers of steps
+    encoder: MaskEncoder
+    wide: dict[tuple[int, str], Bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class TimelineTask:
+    """The chunk task of a timeline: call it with a chunk number. Shared by all threads."""
+
+    pairs: MarchingPairs
+    layout: Layout
+    slots: IntArray  #: kernel slot of each pair (row) and tensor
+    kernels: Marching
+    rules: int  #: how many are evaluated; the masks are those of the last
+    rule: str
+    loaded: list[MaskSource]  #: the masks of the first steps, where these are known
+    width: int  #: bytes of the number of a step; 0 where no first moves are kept
+    window: int  #: elements
+    cuts: IntArray
+    folder: Path  #: the timeline in the making
+    out: Path  #: how errors of writing name it
+    on_bytes: Callable[[int], None] = lambda size: None
+    _tools: PerThread[_Tools] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tools = PerThread(self._make_tools)
+
+    @property
+    def steps(self) -> int:
+        """How many there are, known ones included."""
+        return len(self.loaded) + len(self.pairs.sides) - 1
+
+    def __call__(self, chunk: int, stop: threading.Event) -> TimelineChunk:
+        """See ChunkTask. Raises SourceChanged, CheckpointError, StoreError, Stopped."""
+        first, end = self.layout.chunk_range(chunk)
+        spans = self.layout.spans(first, end)
+        sides = self.pairs.sides
+        into = Sums(len(spans), len(sides), self.rules, self.steps)
+        with ExitStack() as stack:
+            writers = _Writers(self, chunk, stack)
+            readers = [stack.enter_context(closing(s.checkpoint.reader())) for s in sides]
+            room = self.window // (8 * INNER)
+            known = stack.enter_context(MaskWindows(self.loaded, room)) if self.loaded else None
+            windows = self.windows(first, end, spans)
+            ahead = deque(islice(windows, AHEAD))
+            for window in ahead:
+                self._prefetch(readers, window)
+            while ahead:
+                window = ahead.popleft()
+                if stop.is_set():
+                    raise Stopped
+                coming = next(windows, None)
+                if coming is not None:
+                    ahead.append(coming)
+                    self._prefetch(readers, coming)
+                self._march(window, readers, known, into, writers)
+            objects = writers.finish()
+        return TimelineChunk.of(spans.tensors, into, objects)
+
+    def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
+        """The windows of the addresses [first, end), whose spans are ``spans``."""
+        for start in range(first, end, self.window):
+            stop = min(start + self.window, end)
+            inside = self.layout.spans(start, stop).cut(self.cuts)
+            rows = np.searchsorted(spans.tensors, inside.tensors)
+            wanted = [
+                (side.index[inside.tensors], *inside.byte_ranges(side.bits))
+                for side in self.pairs.sides
+            ]
+            yield Window(start, stop, inside, rows, wanted)
+
+    def _prefetch(self, readers: Sequence[SpanReader], window: Window) -> None:
+        for reader, wanted in zip(readers, window.wanted, strict=True):
+            reader.prefetch(*wanted)
+
+    def _march(
+        self,
+        window: Window,
+        readers: list[SpanReader],
+        known: MaskWindows | None,
+        into: Sums,
+        writers: _Writers,
+    ) -> None:
+        tools = self._tools()
+        segments = self._segments(window, readers, tools)
+        for mask in tools.masks:
+            mask.fill(0)  # the gaps between tensors are padding
+        self.kernels.run(segments, tools.masks, into)
+        for reader in readers:
+            reader.release()
+        masks = tools.masks[self.rules - 1 :: self.rules]
+        size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
+        earlier = [] if known is None else self._earlier(known, window, size)
+        if tools.first is not None:
+            tools.first.fill(0)
+        moves(segments, [*earlier, *masks], tools.first, self.width, into)
+        for mask, writer in zip(masks, writers.masks, strict=True):
+            writer.add(
+                [tools.encoder.encode(mask[at : at + INNER]) for at in range(0, size, INNER)]
+            )
+        if tools.first is not None:
+            writers.add_first(window, tools.first, tools.encoder)
+        self.on_bytes(window.nbytes)
+
+    def _earlier(self, known: MaskWindows, window: Window, size: int) -> list[Bytes]:
+        """The masks of the steps that are known, over a window; room as wide as the others have."""
+        begin = window.first // (8 * INNER)
+        wanted = np.arange(begin, begin + size // INNER)
+        known.load([wanted] * len(self.loaded))
+        every = known.memory.reshape(len(self.loaded), -1)
+        return [every[source, : self.window // 8] for source in range(len(self.loaded))]
+
+    def _segments(self, window: Window, readers: list[SpanReader], tools: _Tools) -> IntArray:
+        """Make a window's bytes addressable: what kernels take, until the readers release it."""
+        spans, sides, tensors = window.spans, self.pairs.sides, window.spans.tensors
+        segments = np.empty((len(spans), columns(len(sides))), np.int64)
+        segments[:, abi.MARCH_ELEMENTS] = spans.elements
+        segments[:, abi.MARCH_POSITION] = spans.addresses - window.first
+        segments[:, abi.MARCH_UNIT] = spans.starts // UNIT
+        segments[:, abi.MARCH_ROW] = window.rows
+        addresses = [r.acquire(*w) for r, w in zip(readers, window.wanted, strict=True)]
+        at = abi.MARCH_HEAD
+        for side, address in zip(sides, addresses, strict=True):
+            segments[:, at], segments[:, at + 1] = address, side.bits[tensors]
+            at += abi.MARCH_SIDE
+        widened: dict[tuple[int, str], IntArray] = {}
+        for p, two in enumerate(self.pairs.pairs):
+            for column, which in enumerate(two):
+                segments[:, at + column] = addresses[which]
+                if self.pairs.wide[p]:
+                    self._widen(window, p, which, addresses, segments[:, at + column], widened)
+            segments[:, at + 2] = self.slots[p, tensors]
+            at += abi.MARCH_PAIR
+        return segments
+
+    def _widen(
+        self,
+        window: Window,
+        pair: int,
+        side: int,
+        addresses: list[IntArray],
+        column: IntArray,
+        widened: dict[tuple[int, str], IntArray],
+    ) -> None:
+        """Lead a column to wider copies of what a pair's side has in a narrower dtype.
+
+        A copy of a side in a dtype is made once for a window.
+        """
+        wide, dtypes = self.pairs.wide[pair], self.pairs.sides[side].dtypes
+        for at, tensor in enumerate(window.spans.tensors.tolist()):
+            kind = wide.get(tensor)
+            if kind is None or kind == dtypes[tensor]:
+                continue
+            if (side, kind) not in widened:
+                widened[side, kind] = np.zeros(len(window.spans), np.int64)
+            if not widened[side, kind][at]:
+                to = self._room(side, kind)
+                begin = int(window.spans.addresses[at] - window.first) * DTYPES[kind].bits // 8
+                size = int(window.spans.elements[at]) * DTYPES[kind].bits // 8
+                data = bytes_at(int(addresses[side][at]), int(window.wanted[side][2][at]))
+                widen(data, dtypes[tensor], kind, to[begin : begin + size])
+                widened[side, kind][at] = place(to, U8) + begin
+            column[at] = widened[side, kind][at]
+
+    def _room(self, side: int, kind: str) -> Bytes:
+        """Where a thread keeps a window of a side in a wider dtype."""
+        wide = self._tools().wide
+        if (side, kind) not in wide:
+            wide[side, kind] = np.empty(self.window * DTYPES[kind].bits // 8, np.uint8)
+        return wide[side, kind]
+
+    def _make_tools(self) -> _Tools:
+        count = (len(self.pairs.sides) - 1) * self.rules
+        masks = [np.zeros(self.window // 8, np.uint8) for _ in range(count)]
+        first = np.zeros(self.window * self.width, np.uint8) if self.width else None
+        return _Tools(masks, first, MaskEncoder())
+
+
+class _Writers:
+    """The objects of a chunk: a mask for each step that is compared, and its first moves."""
+
+    def __init__(self, task: TimelineTask, chunk: int, stack: ExitStack) -> None:
+        self._task, self._stack, self._chunk = task, stack, chunk
+        self.masks: list[ObjectWriter] = []
+        self._keys: list[str] = []
+        for step in range(len(task.loaded) + 1, task.steps + 1):
+            sink = ObjectSink(task.folder / step_folder(step), task.out)
+            self.masks += sink.begin(chunk, [task.rule], stack).values()
+            self._keys.append(f"{step_folder(step)}/{object_key(task.rule, chunk)}")
+        self._firsts: dict[str, ObjectWriter] = {}
+
+    def add_first(self, window: Window, first: Bytes, encoder: MaskEncoder) -> None:
+        """Write a window's numbers of steps, in objects of OBJECT bytes."""
+        width = self._task.width
+        size = -(-(window.stop - window.first) * width // INNER) * INNER
+        for at in range(0, size, INNER):
+            key = first_object_key((window.first * width + at) // OBJECT)
+            writer = self._firsts.get(key)
+            if writer is None:
+                writer = self._firsts[key] = ObjectWriter(self._task.folder / key)
+                self._stack.callback(writer.abandon)
+            writer.add([encoder.encode(first[at : at + INNER])])
+
+    def finish(self) -> dict[str, tuple[int, str]]:
+        """All that was written: key -> size, digest."""
+        both = zip([*self._keys, *self._firsts], [*self.masks, *self._firsts.values()], strict=True)
+        return {key: writer.finish() for key, writer in both}
+
+
+def working_memory(
+    pairs: MarchingPairs, layout: Layout, loaded: int, rules: int, width: int, window: int
+) -> int:
+    """Bytes of anonymous memory that one worker needs for the largest chunk."""
+    rows = 1
+    for chunk in range(layout.chunks):
+        rows = max(rows, len(layout.spans(*layout.chunk_range(chunk))))
+    sides, steps = len(pairs.sides), loaded + len(pairs.sides) - 1
+    row = 8 * ((sides - 1) * (rules + 1) + 2 * sides + steps + 1)
+    masks = ((sides - 1) * rules + 3 + 4 * loaded) * (window // 8)
+    spans = min(rows, window // UNIT) * (16 * columns(sides) + 400 * sides)
+    copies = {(s, k) for two, wide in zip(pairs.pairs, pairs.wide, strict=True)
+              for s in two for k in set(wide.values())}  # fmt: skip
+    wider = sum(window * DTYPES[kind].bits // 8 for _, kind in copies)
+    return masks + 3 * window * width + 3 * rows * row + spans + wider + (2 << 20)
