@@ -181,7 +181,7 @@ def nothing_here(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointEr
     if not names:
         return CheckpointError(f"{label}: is an empty directory", hint=_GIVE)
     folders = [name[:-1] for name in names if name.endswith("/")]
-    steps = [name for name in folders if re.fullmatch(r"global_step\d+|mp_rank_\d+.*", name)]
+    steps = [name for name in folders if re.fullmatch(r"global_step\d+", name)]
     if any(map(is_deepspeed, files)) or steps or "zero_to_fp32.py" in files:
         return CheckpointError(
             f"{label}: holds a DeepSpeed checkpoint, {some(steps or files)}", hint=_DEEPSPEED

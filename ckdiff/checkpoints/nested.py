@@ -9,6 +9,7 @@ from typing import Any
 
 from ckdiff.checkpoints.explaining import nothing_here
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
+from ckdiff.checkpoints.megatron import of_ranks
 from ckdiff.checkpoints.weightnames import SAFETENSORS, choices, weight_name
 from ckdiff.checkpoints.weights import has_weights, weights_in
 from ckdiff.errors import CheckpointError
@@ -131,6 +132,9 @@ def no_checkpoint(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointE
     found = list(_below(folder, sub, names))
     if not found:
         return nothing_here(folder, sub, names)
+    parts = of_ranks(label, found)
+    if parts is not None:
+        return parts
     given = [where(folder, inside(sub, name)) for name in found]
     last = called(given[-1])
     return CheckpointError(

@@ -28,6 +28,8 @@ _STATE_BEGINS = re.compile(
     r"|custom_checkpoint)(?![A-Za-z])"
 )
 _STATE_ENDS = re.compile(r".*[._-](?:optim|optimizer|scheduler|scaler|rng|rng_state)")
+#: what Megatron calls the file that also holds the model
+_WITH_MODEL = re.compile(r"model(?:_optim)?_rng")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def is_training_state(name: str) -> bool:
     stem = name
     for suffix in (*TORCH, ".pkl"):
         stem = stem.removesuffix(suffix)
+    if _WITH_MODEL.fullmatch(stem):
+        return False
     return bool(_STATE_BEGINS.match(stem) or _STATE_ENDS.fullmatch(stem))
 
 

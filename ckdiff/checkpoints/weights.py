@@ -10,6 +10,7 @@ from ckdiff.checkpoints.contents import has_pieces, is_torch, looks_torch
 from ckdiff.checkpoints.explaining import is_weight_version
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
 from ckdiff.checkpoints.indexes import INDEX_LIMIT, Index, index_of, not_an_index
+from ckdiff.checkpoints.megatron import FORM, of_other_backend
 from ckdiff.checkpoints.weightnames import (
     SAFETENSORS,
     TORCH,
@@ -246,6 +247,8 @@ def _torch(folder: Folder, sub: str, files: Sequence[str], metadata: bool) -> Ch
         return Choice("dcp", sub, parts, METADATA)
     if ranks := _ranks(folder, sub, files):
         return ranks
+    if FORM in files and (error := of_other_backend(folder, sub)) is not None:
+        raise error
     there = [file.name for file in plain if is_torch(folder, inside(sub, file.name))]
     if not named:
         others = [n for n in files if looks_torch(n) and not is_training_state(n)][:_PROBED]

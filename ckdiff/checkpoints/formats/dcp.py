@@ -38,6 +38,8 @@ _DEEPEST = 24  # keys that lead to a tensor
 #: how names begin that are an optimizer's, where nothing else says it: ``optimizer.state.``
 _OPTIMIZER = re.compile(r"(?:chained_[0-9]{1,4}\.)?opt(?:im(?:izers?)?)?(?:_states?(?:_dict)?)?\.")
 _OPTIMIZER_KEY = "optimizer"
+#: where Megatron says of which tensors the shapes are not theirs
+_MEGATRON, _RESHAPED = "mcore_data", "nd_reformulated_orig_global_shape"
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class _Reading:
         metadata = read_pickle([raw], len(raw), self.where, rate=_RATE)
         if type(metadata) is not Record or metadata.what.qualname != "Metadata":
             raise self._wrong("is not that of a torch.distributed.checkpoint")
+        self._metadata = metadata
         self._listed = self._dict(metadata, "state_dict_metadata")
         self._stored = self._dict(metadata, "storage_data")
         paths = metadata.field("planner_data")
@@ -93,6 +96,7 @@ class _Reading:
             raise nothing_named(files.described, text, left)
         if left:
             notes.append(left_out(files.described, left))
+        self._check_shapes([tensor for _, tensor in rows])
         pieces = self._located([tensor for _, tensor in rows])
         joining = Joining(files.described, files.first)
         for name, tensor in rows:
@@ -146,6 +150,21 @@ class _Reading:
         # saved flat: what an optimizer has is known by how its names begin
         flat = _OPTIMIZER.match(parts[0]) if len(parts) == 1 else None
         return parts if flat is None else (_OPTIMIZER_KEY, parts[0])
+
+    def _check_shapes(self, tensors: list[int]) -> None:
+        """Refuse tensors that Megatron gave other shapes, with the parts of a rank side by side."""
+        said = self._metadata.field(_MEGATRON)
+        if type(said) is not dict:
+            return
+        for tensor in tensors:
+            key = self._tensors[tensor][0]
+            of = said.get(key)
+            if type(of) is dict and _RESHAPED in of:
+                raise CheckpointError(
+                    f"{self.where}: Megatron gave {shown(key)} another shape to save it "
+                    f"({_RESHAPED}), which is not read",
+                    hint="load it with Megatron, and export the model, such as to Hugging Face",
+                )
 
     # where their pieces are
 
