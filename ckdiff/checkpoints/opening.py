@@ -15,6 +15,7 @@ from ckdiff.checkpoints.places.local import local_place
 from ckdiff.checkpoints.places.place import Place
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, UsageError, printable
+from ckdiff.options import checked_text
 
 
 class HasState(Protocol):
@@ -168,6 +169,15 @@ def open_all(stack: ExitStack, *given: Given, key: str | None = None) -> list[Ch
     """``open_for_planning`` for several, in ``stack``: see ``fetch_all``."""
     opening = partial(open_for_planning, key=key)
     return [open_in(stack, one, opening) for one in given]
+
+
+def open_keyed(stack: ExitStack, given: Given | None, key: str) -> Checkpoint:
+    """``open_for_planning`` of what is given as a base, with the ``key`` that was given with it, in
+    ``stack``. Raises UsageError where there is none.
+    """
+    if given is None:
+        raise UsageError("a key says where in a base the weights are", hint="give the base")
+    return open_all(stack, given, key=checked_text("key", key))[0]
 
 
 def fetch_all(checkpoints: Sequence[Checkpoint]) -> None:

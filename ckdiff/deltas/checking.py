@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from ckdiff.checkpoints.opening import Given, fetch_all, open_all
+from ckdiff.checkpoints.opening import Given, fetch_all, open_all, open_keyed
 from ckdiff.deltas.applying import rebuild
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
@@ -23,14 +23,7 @@ from ckdiff.deltas.signing.verifying import write_manifest
 from ckdiff.deltas.versions.checking import check_stream
 from ckdiff.deltas.versions.given import kind_of
 from ckdiff.errors import UsageError
-from ckdiff.options import (
-    Observer,
-    Options,
-    Progress,
-    checked_observer,
-    checked_path,
-    checked_text,
-)
+from ckdiff.options import Observer, Options, Progress, checked_observer, checked_path
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import Stopped
 from ckdiff.stores.maskstore import check_store
@@ -92,10 +85,8 @@ def _check(
 ) -> dict[str, Any]:
     """What ``check`` gives but of signatures."""
     if key is not None:
-        if base is None:
-            raise UsageError("a key says where in a base the weights are", hint="give the base")
         with ExitStack() as stack:
-            (opened,) = open_all(stack, base, key=checked_text("key", key))
+            opened = open_keyed(stack, base, key)
             return _check(
                 where, observer, base=opened, target=target, base_version=base_version, key=None,
                 workers=workers, memory=memory,

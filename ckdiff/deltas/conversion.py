@@ -61,8 +61,7 @@ def convert_delta(
     Raises DeltaError for damage, another base, lossy deltas, full versions and what a version
     cannot say, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
     """
-    known = [*ENCODINGS, *VERSIONED]
-    if checked_text("encoding", encoding) not in known:
+    if checked_text("encoding", encoding) not in (known := [*ENCODINGS, *VERSIONED]):
         raise UsageError(
             f"there is no encoding {printable(encoding)!r}", hint=f"one of {', '.join(known)}"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints.opening import open_all, open_in
+from ckdiff.checkpoints.opening import open_all, open_in, open_keyed
 from ckdiff.checkpoints.protocol import Checkpoint, TensorTable
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.form import version_name, version_number
@@ -28,7 +28,7 @@ from ckdiff.masks.exporting.masks import CHANGED, text_label
 from ckdiff.masks.importing import importing
 from ckdiff.masks.importing.maskfile import Item, digest_of
 from ckdiff.naming import natural_key
-from ckdiff.options import Observer, checked_path, checked_text
+from ckdiff.options import Observer, checked_path
 from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import Rule
 from ckdiff.running.runners import interruptible
@@ -65,10 +65,8 @@ def import_masks(
     """
     source = checked_path("the mask file", path)
     if key is not None:
-        if base is None:
-            raise UsageError("a key says where in a base the weights are", hint="give the base")
         with ExitStack() as stack:
-            (opened,) = open_all(stack, base, key=checked_text("key", key))
+            opened = open_keyed(stack, base, key)
             return import_masks(
                 source, out, rule=rule, invert=invert, base=opened, overwrite=overwrite,
                 observer=observer,
