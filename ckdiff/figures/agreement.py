@@ -24,6 +24,7 @@ def matrix(labels: Sequence[str], pairs: Sequence[dict[str, Any]], *, null: str)
         for pair in pairs
         for x, y in ((pair["a"], pair["b"]), (pair["b"], pair["a"]))
     ]
+    most = max((row["jaccard"] or 0.0 for row in rows), default=0.0)
     size = step(len(labels), 560, 10, 64)
     axis = {"labelLimit": 200, "domain": False, "ticks": False, "title": None}
     place = {
@@ -47,7 +48,10 @@ def matrix(labels: Sequence[str], pairs: Sequence[dict[str, Any]], *, null: str)
     }  # fmt: skip
     layers: list[dict[str, Any]] = [cells]
     if size >= 36:
-        ink = {"condition": {"test": "datum.jaccard > 0.6", "value": "black"}, "value": "white"}
+        ink = {
+            "condition": {"test": f"datum.jaccard > {0.6 * most}", "value": "black"},
+            "value": "white",
+        }
         words = {"field": "text", "type": "nominal"}
         layers.append({"mark": "text", "encoding": {**place, "text": words, "color": ink}})
     spec = of_rows({"width": {"step": size}, "height": {"step": size}, "layer": layers})

@@ -167,7 +167,7 @@ def by_kind(runs: Sequence[tuple[str, list[dict[str, Any]]]], *, rule: str) -> F
     spec = of_rows(
         {
             "width": 560,
-            "height": {"step": 18 if len(runs) == 1 else max(9, 20 // len(runs)) * len(runs)},
+            "height": {"step": 18 + 7 * min(len(runs) - 1, 8), "for": "position"},
             "mark": {"type": "bar", "tooltip": True},
             "encoding": encoding,
         }

@@ -25,7 +25,7 @@ def distances(runs: Sequence[tuple[str, list[int]]]) -> Figure:
             rows.append({"run": label, "moved": text, "count": count, "share": count / total})
     spec = of_rows(
         {
-            "width": {"step": 16 + 8 * len(runs)},
+            "width": {"step": min(16 + 8 * len(runs), 46), "for": "position"},
             "height": 200,
             "mark": "bar",
             "encoding": {

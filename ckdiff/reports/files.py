@@ -43,8 +43,7 @@ class Reports:
     def _add(self, option: str, out: Path) -> None:
         if any(out == place.out for place in self._places.values()):
             raise UsageError(f"two reports cannot both be {printable(str(out))}")
-        begins = _KINDS[option][1]
-        place = Place(out, directory=False, overwrite=True, in_the_way=_policy(begins))
+        place = our_file(out, _KINDS[option][1])
         with _hint(option):
             place.check()
         self._places[option] = place
@@ -59,14 +58,25 @@ class Reports:
         """Write all of them. Raises OutputError."""
         for option, place in self._places.items():
             data = _KINDS[option][0](result)
-            with _hint(option), place:
-                with write_errors(place.out):
-                    fd = os.open(place.path, _NEW, 0o666)
-                    try:
-                        write_all(fd, data)
-                    finally:
-                        os.close(fd)
-                place.commit()
+            with _hint(option):
+                write_file(place, data)
+
+
+def our_file(out: Path, begins: bytes) -> Place:
+    """A place for a file that begins so; what is replaced is empty, or begins so too."""
+    return Place(out, directory=False, overwrite=True, in_the_way=_policy(begins))
+
+
+def write_file(place: Place, data: bytes) -> None:
+    """Write it whole, or not at all. Raises OutputError."""
+    with place:
+        with write_errors(place.out):
+            fd = os.open(place.path, _NEW, 0o666)
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)
+        place.commit()
 
 
 @contextmanager

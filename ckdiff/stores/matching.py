@@ -124,7 +124,7 @@ def match(
     shared, or with ``require_same_base`` where bases differ.
     """
     stores = _opened(paths, least)
-    text = _common_rule(stores, rule)
+    text = common_rule(stores, rule)
     tables = [store.table for store in stores]
     shared, left_out = _shared(stores)
     if not shared:
@@ -207,7 +207,7 @@ def _content_of_base(store: MaskStore) -> tuple[tuple[str, str], ...] | None:
     return tuple(sorted(found))
 
 
-def _common_rule(stores: list[MaskStore], rule: str | Rule | None) -> str:
+def common_rule(stores: list[MaskStore], rule: str | Rule | None) -> str:
     """The rule whose masks are read; every store must have one."""
     if rule is not None:
         text = str(Rule.parse(rule))
