@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xxhash
@@ -74,6 +74,10 @@ class FileCheckpoint(Checkpoint):
     def index(self) -> bytes | None:
         """See Checkpoint."""
         return self.place.index()
+
+    def part_indexes(self) -> Sequence[tuple[str, bytes]]:
+        """See Checkpoint."""
+        return self.place.part_indexes()
 
     def missing_bytes(self) -> Mapping[tuple[str, ...], int]:
         """See Checkpoint."""

@@ -146,6 +146,13 @@ class Checkpoint(ABC):
         """
         return None
 
+    def part_indexes(self) -> Sequence[tuple[str, bytes]]:
+        """Of a pipeline the indexes of its components, as they are stored: names and bytes.
+
+        Raises SourceChanged as ``index`` does.
+        """
+        return ()
+
     @property
     def addresses(self) -> IntArray | None:
         """Where in this process each tensor is that was given in memory, 0 where it is copied; None

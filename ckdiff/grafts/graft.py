@@ -130,6 +130,7 @@ def _rebuilt(
         out,
         [FilePlan(file.name, base.head(i), file.size) for i, file in enumerate(base.files)],
         index=None if name is None or raw is None else (name, raw),
+        more_indexes=base.part_indexes(),
         directory=directory,
         overwrite=overwrite,
         companions=beside.files,

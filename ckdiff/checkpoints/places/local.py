@@ -16,7 +16,7 @@ from ckdiff.checkpoints.halfway import refuse_half_way
 from ckdiff.checkpoints.indexes import digest, read_index
 from ckdiff.checkpoints.places.localfolder import LocalFolder
 from ckdiff.checkpoints.places.openfile import OpenFile, make_room
-from ckdiff.checkpoints.places.place import Place, file_names
+from ckdiff.checkpoints.places.place import Place, file_names, indexes_of_parts
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
 from ckdiff.errors import CheckpointError, SourceChanged
 
@@ -141,9 +141,16 @@ class LocalPlace(Place):
 
     def index(self) -> bytes | None:
         """See Checkpoint."""
-        if self.index_name is None:
-            return None
-        path = os.path.join(self.root, self.index_name)
+        return None if self.index_name is None else self._index_in(self.index_name, self.choice)
+
+    def part_indexes(self) -> list[tuple[str, bytes]]:
+        """See Checkpoint."""
+        named = indexes_of_parts(self.choice)
+        return [(name, self._index_in(name, part)) for name, part in named]
+
+    def _index_in(self, name: str, choice: Choice) -> bytes:
+        """The index that a choice follows, while it is the one that was followed."""
+        path = os.path.join(self.root, name)
         changed = SourceChanged(
             f"{path}: was rewritten or removed while it was being read",
             hint="let whatever writes it finish, then run again",
@@ -154,7 +161,7 @@ class LocalPlace(Place):
             raise changed from None
         if self._index is not None:
             self._index.check()
-        elif digest(raw) != self.choice.index_digest:
+        elif digest(raw) != choice.index_digest:
             raise changed
         return raw
 

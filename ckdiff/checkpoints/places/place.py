@@ -57,6 +57,10 @@ class Place(ABC):
         """See Checkpoint."""
         return None
 
+    def part_indexes(self) -> Sequence[tuple[str, bytes]]:
+        """See Checkpoint."""
+        return ()
+
     def missing_bytes(self) -> Mapping[tuple[str, ...], int]:
         """See Checkpoint."""
         return {}
@@ -153,6 +157,16 @@ def leaves(choice: Choice) -> list[tuple[str, Choice]]:
     with.
     """
     return list(choice.parts) if choice.parts else [("", choice)]
+
+
+def indexes_of_parts(choice: Choice) -> list[tuple[str, Choice]]:
+    """The indexes that the parts of a choice follow: names relative to its folder, and the part."""
+    found = []
+    for _, part in choice.parts:
+        if part.index is not None and part.weight_map is not None:
+            folder = posixpath.relpath(part.folder or ".", choice.folder or ".")
+            found.append((inside("" if folder == "." else folder, part.index), part))
+    return found
 
 
 def file_names(choice: Choice) -> list[str]:

@@ -26,7 +26,7 @@ from ckdiff.checkpoints.places.hub.listing import (
 )
 from ckdiff.checkpoints.places.hub.settings import Settings
 from ckdiff.checkpoints.places.local import LocalPlace
-from ckdiff.checkpoints.places.place import Place, Read, Wanted, file_names
+from ckdiff.checkpoints.places.place import Place, Read, Wanted, file_names, indexes_of_parts
 from ckdiff.checkpoints.protocol import IntArray, SourceFile, SpanReader
 from ckdiff.errors import CheckpointError, SourceChanged
 
@@ -124,12 +124,22 @@ class HubPlace(Place):
         """See Checkpoint."""
         if self._here is not None or self.index_name is None:
             return None if self._here is None else self._here.index()
-        (path,) = indexes_in(self.choice)
+        return self._index_in(self.choice)
+
+    def part_indexes(self) -> list[tuple[str, bytes]]:
+        """See Checkpoint."""
+        if self._here is not None:
+            return self._here.part_indexes()
+        return [(name, self._index_in(part)) for name, part in indexes_of_parts(self.choice)]
+
+    def _index_in(self, choice: Choice) -> bytes:
+        """The index that a choice follows."""
+        (path,) = indexes_in(choice)
         try:
             raw = RepositoryFolder(self.repository).read(path, INDEX_LIMIT)
         except ValueError as error:
             raise not_an_index(self.label, error) from None
-        if self.choice.index_digest not in (b"", digest(raw)):
+        if choice.index_digest not in (b"", digest(raw)):
             raise SourceChanged(f"{self.label}: its index was replaced", hint="run it again")
         return raw
 
