@@ -243,8 +243,8 @@ BOX_HEAD = 9
 BOX_DIMENSION = 4
 #: bytes of a row and of a column of what is transposed at a time: a line of the cache
 BOX_TILE = 64
-#: the largest tile, whose elements have one byte, and some of its columns
-BOX_SCRATCH = 2 * BOX_TILE * BOX_TILE
+#: the largest tile, whose elements have one byte
+BOX_SCRATCH = BOX_TILE * BOX_TILE
 
 # exclusive or as sequences
 

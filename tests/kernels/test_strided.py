@@ -57,15 +57,22 @@ def fast_twin(
     views[0][...] = views[1]
 
 
-def check(shape: Numbers, strides: Numbers, into: Numbers, width: int, by: Any = twin) -> None:
-    """Copy random bytes with others around them; what is read ends where the array ends."""
+def check(
+    shape: Numbers, strides: Numbers, into: Numbers, width: int, by: Any = twin,
+    *, shifts: tuple[int, int] = (0, 0),
+) -> None:  # fmt: skip
+    """Copy random bytes with others around them; what is read ends where the array ends.
+
+    ``shifts``: how many bytes later both begin than where arrays do.
+    """
     random = np.random.default_rng(sum(shape) + width)
-    source = random.integers(0, 256, reach(shape, strides) * width, np.uint8)
+    begin, to = shifts[0], _GUARD + shifts[1]
+    source = random.integers(0, 256, begin + reach(shape, strides) * width, np.uint8)[begin:]
     size = reach(shape, into) * width
-    found = random.integers(0, 256, size + 2 * _GUARD, np.uint8)
+    found = random.integers(0, 256, to + size + _GUARD, np.uint8)
     wanted = found.copy()
-    by(source, wanted[_GUARD : _GUARD + size], shape, strides, into, width)
-    copy(source, found[_GUARD : _GUARD + size], shape, strides, into, width)
+    by(source, wanted[to : to + size], shape, strides, into, width)
+    copy(source, found[to : to + size], shape, strides, into, width)
     assert found.tobytes() == wanted.tobytes()
 
 
@@ -116,6 +123,19 @@ def test_transposed(width: int, every: int) -> None:
             into = columns + gap, 1
             check((rows, columns), (every, rows * every + gap), into, width, fast_twin)
     check((2, side + 2, side + 1), (5 * side, every, 20 * side), (9 * side**2, 2 * side, 1), width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("every", [1, 2])
+def test_transposed_from_anywhere_in_a_line(width: int, every: int) -> None:
+    """Tiles begin where lines of the cache do, or nearly; there are more than in a band of them."""
+    side = 64 // width
+    for first, to in itertools.product(range(0, 64, 7), (0, 8, 33, 63)):
+        shape = side + first % 5, side + to
+        check(shape, (every, every * shape[0]), (shape[1], 1), width, fast_twin, shifts=(first, to))
+    for rows in (side * side, side * side + 5):
+        shape = rows, side + 1
+        check(shape, (every, every * rows), (side + 1, 1), width, fast_twin, shifts=(8, 16))
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -31,7 +31,6 @@ from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value, int_type
 from ckdiff.kernels.codegen.words import load_word, store_word
 
 _VECTOR = 16  # bytes of a row of what is turned in registers
-_AHEAD = 2  # tiles: how far ahead is asked for what will be read
 _PICKED = 32  # bytes that are picked out of a line at a time
 
 
@@ -78,19 +77,36 @@ def _will_read(typing: Any, address: Any) -> Any:
         line = _pointer(b, args[0], I8)
         kind = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
         ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(ask, [line, I32(0), I32(3), I32(1)])  # read, nearest cache, data
+        b.call(ask, [line, I32(0), I32(2), I32(1)])  # read, second-level cache, data
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
 
 
+def _joined(b: Any, parts: list[Value]) -> Value:
+    """Vectors of one size, as one."""
+    while len(parts) > 1:
+        count = 2 * parts[0].type.count
+        every = ir.Constant(ir.VectorType(I32, count), list(range(count)))
+        parts = [
+            b.shuffle_vector(*pair, every) for pair in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return parts[0]
+
+
 def _turned(b: Any, rows: list[Value]) -> list[Value]:
-    """The columns of a square of vectors: rows are interleaved, as often as they can be halved."""
-    count = len(rows)
+    """The columns of squares of vectors that lie beside each other in ``rows``: these are
+    interleaved, square by square, as often as they can be halved.
+    """
+    count, lanes = len(rows), rows[0].type.count
     halves = [
         ir.Constant(
-            ir.VectorType(I32, count),
-            [first + i // 2 + i % 2 * count for i in range(count)],
+            ir.VectorType(I32, lanes),
+            [
+                square + first + i // 2 + i % 2 * lanes
+                for square in range(0, lanes, count)
+                for i in range(count)
+            ],
         )
         for first in (0, count // 2)
     ]
@@ -101,23 +117,26 @@ def _turned(b: Any, rows: list[Value]) -> list[Value]:
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _turn(typing: Any, width: Any, to: Any, source: Any) -> Any:
-    """Transpose a square of elements whose rows have _VECTOR bytes, and lie BOX_TILE bytes apart;
-    its columns are written ``step`` bytes apart.
+def _turn(typing: Any, width: Any, to: Any, step: Any, source: Any) -> Any:
+    """Transpose the _VECTOR bytes at the beginning of all rows of a tile, which lie BOX_TILE bytes
+    apart: each column is written as a whole line, ``step`` bytes from the one before.
     """
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        _, to, source = args
-        count = _VECTOR // int(width.literal_value)
-        # the widest elements fill a row, which is then all of the square
-        kind = ir.VectorType(*((int_type(128 // count), count) if count > 1 else (I64, 2)))
-        begins = [b.add(source, I64(BOX_TILE * i)) for i in range(count)]
-        rows = [b.load(_pointer(b, begin, kind), align=1) for begin in begins]
-        for i, row in enumerate(_turned(b, rows)):
-            b.store(row, _pointer(b, b.add(to, I64(BOX_TILE * i)), kind), align=1)
+        _, to, step, source = args
+        count, squares = _VECTOR // int(width.literal_value), BOX_TILE // _VECTOR
+        kind = ir.VectorType(int_type(8 * int(width.literal_value)), count)
+        rows = []
+        for i in range(count):
+            begins = [b.add(source, I64(BOX_TILE * (i + k * count))) for k in range(squares)]
+            parts = [b.load(_pointer(b, begin, kind), align=1) for begin in begins]
+            rows.append(_joined(b, parts))
+        for row in _turned(b, rows):
+            b.store(row, _pointer(b, to, row.type), align=1)
+            to = b.add(to, step)
         return context.get_dummy_value()
 
-    return types.void(width, types.int64, types.int64), generate
+    return types.void(width, types.int64, types.int64, types.int64), generate
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
@@ -233,8 +252,6 @@ def _gather(width: int, every: int) -> Callable[..., None]:
                 line(aside + BOX_TILE * i, here, side, side - last, width, every * width)
             else:
                 _move(BOX_TILE, aside + BOX_TILE * i, here)
-            for k in range(every):
-                _will_read(here + BOX_TILE * (_AHEAD * every + k))
 
     return gather  # type: ignore[no-any-return]
 
@@ -244,43 +261,80 @@ def _scatter(width: int) -> Callable[..., None]:
     some, squares = _VECTOR // width, BOX_TILE // _VECTOR
 
     @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-    def scatter(to: int, step: int, tile: int, aside: int) -> None:
+    def scatter(to: int, step: int, tile: int) -> None:
         for j in range(squares):
-            for i in range(squares):
-                square = tile + i * some * BOX_TILE + j * _VECTOR
-                _turn(width, aside + i * _VECTOR, square)
-            for i in range(some):
-                # as it was written, piece by piece: a longer load would wait for all of them
-                for k in range(squares):
-                    place = to + (j * some + i) * step + k * _VECTOR
-                    _move(_VECTOR, place, aside + i * BOX_TILE + k * _VECTOR)
+            _turn(width, to + j * some * step, step, tile + j * _VECTOR)
 
     return scatter  # type: ignore[no-any-return]
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _place(tile: int, side: int, lead: int, size: int) -> int:
+    """The first element of a tile along a dimension of ``size``. Tiles lie at multiples of ``side``
+    but for ``lead`` elements less; those that would reach out of it do some again.
+    """
+    first = tile * side - lead
+    if first < 0:
+        return 0
+    if first > size - side:
+        return size - side
+    return first
+
+
+def _band(width: int, every: int) -> Callable[..., None]:
+    """What turns one tile after the other of rows of the source: while it does, it asks for the
+    rows of the band that comes next, as they lie. Asked for line by line of each row, a tile ahead,
+    memory would not keep up.
+    """
+    side = BOX_TILE // width
+    gather, scatter = _gather(width, every), _scatter(width)
+
+    @register_jitable(inline="always")  # type: ignore[untyped-decorator]
+    def band(
+        source: int, out: int, steps: tuple[int, int], tiles: tuple[int, int], rows: int, lead: int,
+        ahead: int, aside: int,
+    ) -> None:  # fmt: skip
+        step, out_step = steps
+        first, stop = tiles
+        asked = (side + stop - first - 1) // (stop - first)  # rows, for each tile
+        for tile in range(first, stop):
+            row = _place(tile, side, lead, rows)
+            gather(aside, source + row * every * width, step, row + side == rows)
+            for _ in range(asked):
+                for i in range((stop - first) * every):
+                    _will_read(ahead + BOX_TILE * i)
+                ahead += step
+            scatter(out + row * out_step, out_step, aside)
+
+    return band  # type: ignore[no-any-return]
 
 
 def _tiles(width: int, every: int) -> Callable[[int, int, int, int], None]:
     side = BOX_TILE // width
     shift = side.bit_length() - 1
-    gather, scatter = _gather(width, every), _scatter(width)
+    band = _band(width, every)
 
     def tiles(source: int, out: int, box: int, scratch: int) -> None:
         rows, columns = load_word(box + 8 * BOX_ROWS), load_word(box + 8 * BOX_COLUMNS)
         step, out_step = load_word(box + 8 * BOX_COLUMN_SOURCE), load_word(box + 8 * BOX_ROW_OUT)
-        aside = scratch + BOX_TILE * side
         more = True
         while more:
             here, to = source + load_word(box + 8 * BOX_SOURCE), out + load_word(box + 8 * BOX_OUT)
-            for across in range((columns + side - 1) >> shift):
-                column = across << shift
-                if column > columns - side:  # the last one does some again
-                    column = columns - side
-                for down in range((rows + side - 1) >> shift):
-                    row = down << shift
-                    if row > rows - side:
-                        row = rows - side
-                    begin = here + column * step + row * every * width
-                    gather(scratch, begin, step, row + side == rows)
-                    scatter(to + row * out_step + column * width, out_step, scratch, aside)
+            # tiles begin where lines of the cache do, where those of all rows begin alike
+            lead, out_lead = here % BOX_TILE // (every * width), to % BOX_TILE // width
+            down = (rows + lead + side - 1) >> shift
+            for first in range(0, down, side):
+                stop = first + side
+                if stop > down:
+                    stop = down
+                begin = _place(first, side, lead, rows) * every * width
+                for across in range((columns + out_lead + side - 1) >> shift):
+                    column = _place(across, side, out_lead, columns)
+                    after = _place(across + 1, side, out_lead, columns)
+                    band(
+                        here + column * step, to + column * width, (step, out_step), (first, stop),
+                        rows, lead, here + after * step + begin, scratch,
+                    )  # fmt: skip
             more = _advance(box)
 
     return tiles
