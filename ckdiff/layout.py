@@ -23,7 +23,7 @@ IntArray = npt.NDArray[np.int64]
 def bits_of(dtypes: Sequence[str]) -> IntArray:
     """Bits of an element of each dtype."""
     widths = {name: dtype.bits for name, dtype in DTYPES.items()}
-    return np.array([widths[dtype] for dtype in dtypes], np.int64)
+    return np.fromiter(map(widths.__getitem__, dtypes), np.int64, len(dtypes))
 
 
 @dataclass(frozen=True, slots=True)

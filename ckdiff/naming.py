@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 from ckdiff.errors import UsageError, printable
@@ -22,6 +22,27 @@ _DIGITS = re.compile(r"([0-9]+)")
 T = TypeVar("T")
 
 
+class _Numbers(dict[str, str]):
+    """Digits -> what sorts as the number that they are; short ones, which names repeat, are kept.
+
+    More digits make a larger number, so their count goes first, as one character. The NUL puts a
+    number before any text, as if names were compared part by part.
+    """
+
+    def __missing__(self, run: str) -> str:
+        digits = run.lstrip("0")
+        found = f"\0{chr(min(len(digits), sys.maxunicode))}{digits}"
+        if len(run) <= _SHORT:
+            self[run] = found
+        return found
+
+
+_SHORT = 4
+_TOGETHER = 1024  # names
+_BETWEEN = "\x7f"  # in no name of any model
+_numbers = _Numbers()
+
+
 def natural_key(name: str) -> tuple[str, str]:
     """A sort key that compares runs of ASCII digits as whole numbers, and the rest as text.
 
@@ -29,12 +50,22 @@ def natural_key(name: str) -> tuple[str, str]:
     text itself, because 100,000 strings sort several times faster than lists of parts.
     """
     parts = _DIGITS.split(name)
-    for i in range(1, len(parts), 2):
-        digits = parts[i].lstrip("0")
-        # More digits make a larger number, so their count goes first, as one character. The NUL
-        # puts a number before any text, as if names were compared part by part.
-        parts[i] = f"\0{chr(min(len(digits), sys.maxunicode))}{digits}"
+    parts[1::2] = map(_numbers.__getitem__, parts[1::2])
     return "".join(parts), name
+
+
+def natural_sorted(names: Sequence[str]) -> list[str]:
+    """What ``sorted(names, key=natural_key)`` gives, in two thirds of the time for 100,000."""
+    keys: list[str] = []
+    for start in range(0, len(names), _TOGETHER):
+        some = names[start : start + _TOGETHER]
+        parts = _DIGITS.split(_BETWEEN.join(some))
+        parts[1::2] = map(_numbers.__getitem__, parts[1::2])
+        found = "".join(parts).split(_BETWEEN)
+        if len(found) != len(some):  # what is put between names is in one
+            found = [natural_key(name)[0] for name in some]
+        keys += found
+    return [name for _, name in sorted(zip(keys, names, strict=True))]
 
 
 class Line(NamedTuple):

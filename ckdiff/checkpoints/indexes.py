@@ -202,6 +202,8 @@ def check_unlisted(path: str, held: Sequence[tuple[str, Sequence[str]]]) -> None
     """Raise CheckpointError where files that no index lists are not one model: a name that is in
     two of them. ``held`` is as in ``joined_by_index``, ``path`` how messages name the directory.
     """
+    if len(held) == 1:  # nothing is in two of one
+        return
     owner: dict[str, str] = {}
     for file, names in held:
         for name in names:

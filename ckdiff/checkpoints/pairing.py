@@ -14,7 +14,7 @@ from ckdiff.checkpoints.prefixes import as_option, best_renaming, in_words
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
 from ckdiff.dtypes import DTYPES, common
 from ckdiff.errors import PairingError, UsageError
-from ckdiff.naming import natural_key
+from ckdiff.naming import natural_key, natural_sorted
 
 __all__ = ["Pairing", "Reason", "Unpaired", "natural_key", "pair"]
 
@@ -53,7 +53,7 @@ class Pairing:
 
     def shapes(self, base: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """What is compared of each pair; ``base`` are the shapes of the base's table."""
-        found = [base[i] for i in self.base_index]
+        found = [base[i] for i in self.base_index.tolist()]
         for position, rows in self.resized.items():
             found[position] = (min(rows), *found[position][1:])
         return found
@@ -95,11 +95,10 @@ def pair(
     names, warnings = _selected(every, include, exclude)
     warnings = [*unused, *warnings]
     excluded = len(every) - len(names)
-    names.sort(key=natural_key)
 
     found = Pairing([], _NONE, _NONE, [], excluded, None, warnings)
     indexes: list[tuple[int, int]] = []
-    for name in names:
+    for name in natural_sorted(names):
         i, j = in_base.get(name), in_tuned.get(name)
         reason: Reason | None
         if i is None or j is None:
@@ -108,14 +107,15 @@ def pair(
             reason = None
         else:
             reason = _pair(found, base, i, tuned, j, matching)
-        if reason is None:
+        if reason is None and i is not None and j is not None:
             found.names.append(name)
-            indexes.append((in_base[name], in_tuned[name]))
+            indexes.append((i, j))
             continue
         detail = _side("base", base, i) | _side("tuned", tuned, j)
         found.unpaired.append(Unpaired(name, reason, detail))
 
-    found.hint = _hint(found.unpaired, in_base, in_tuned, options)
+    if found.unpaired or excluded:  # else all names of both sides pair
+        found.hint = _hint(found.unpaired, in_base, in_tuned, options)
     if not indexes:
         raise _nothing(base, tuned, found, options)
     found.base_index, found.tuned_index = np.array(indexes, np.int64).T.copy()

@@ -11,6 +11,7 @@ from ckdiff.cli import options
 if TYPE_CHECKING:
     from ckdiff.diffs.result import DiffResult
     from ckdiff.options import Estimate
+    from ckdiff.reports.files import Reports
 
 _GATES = (
     "fail_above", "fail_below", "allow_unpaired", "exit_code", "expect_changed", "expect_unchanged",
@@ -104,7 +105,6 @@ def command(
     from ckdiff.diffs.plan import plan
     from ckdiff.diffs.run import run
     from ckdiff.options import Options
-    from ckdiff.reports.files import Reports
 
     given = click.get_current_context().get_parameter_source("disk")
     if given == click.core.ParameterSource.COMMANDLINE and not asked["stream"]:
@@ -113,14 +113,15 @@ def command(
     gates = Gates(**{name: asked.pop(name) for name in _GATES}, by_rule=bool(asked["rules"]))
     if dry_run and (gates.asked or any(paths.values())):
         raise click.UsageError("--dry-run compares nothing, so it cannot fail on a difference")
-    reports = Reports(paths)
+    reports = _reports(paths)
     wanted = Options(**asked, dry_run=dry_run, gated=gates.asked, expected=gates.expected)
     with (
         Reporter("compared") as reporter,
         compilation_noted(reporter),
         plan(base, tuned, out, wanted, reporter.observer()) as planned,
     ):
-        reports.keep_away_from(planned.sides, planned.out)
+        if reports is not None:
+            reports.keep_away_from(planned.sides, planned.out)
         if dry_run:
             estimate = planned.estimate()
             if estimate.refusal is not None:
@@ -128,10 +129,20 @@ def command(
         else:
             result = run(planned)
             result.gates = judge(result, gates)
-            reports.write(result)
+            if reports is not None:
+                reports.write(result)
     if dry_run:
         return _print_estimate(estimate, out, as_json=as_json)
     return _print_result(result, (base, tuned, out), as_json=as_json)
+
+
+def _reports(paths: dict[str, str | None]) -> Reports | None:
+    """The reports that are asked for; what writes them is imported only then."""
+    if not any(path is not None for path in paths.values()):
+        return None
+    from ckdiff.reports.files import Reports
+
+    return Reports({**paths})
 
 
 def _print_estimate(estimate: Estimate, out: str | None, *, as_json: bool) -> int:

@@ -120,6 +120,8 @@ def _pairs_whole(base: TensorTable, names: list[str], tuned: TensorTable) -> boo
     """Whether all tensors of both sides pair as they are: then nothing is fused on one side."""
     if len(names) != len(base):
         return False
+    if names == base.names:
+        return base.shapes == tuned.shapes
     shapes = dict(zip(base.names, base.shapes, strict=True))
     return [shapes.get(name) for name in names] == tuned.shapes
 
@@ -145,7 +147,7 @@ class Comparison:
         self.pairing = found = pairing or selection.pair(base.table, tuned.table)
         self.shapes = found.shapes(base.table.shapes)
         elements = base.table.nbytes[found.base_index] * 8
-        elements //= bits_of([base.table.dtypes[i] for i in found.base_index])
+        elements //= bits_of([base.table.dtypes[i] for i in found.base_index.tolist()])
         for i in found.resized:
             elements[i] = math.prod(self.shapes[i])
         self.layout = Layout(elements)

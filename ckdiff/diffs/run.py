@@ -231,11 +231,12 @@ class _Run:
 def _exact_only(comparison: Comparison, rules: RuleSet) -> dict[str, list[str]]:
     """For each rule the tensors on which it means ``exact``, if there are any."""
     found = {}
+    present = set(comparison.kinds)
     for rule in rules.reported:
-        pairs = zip(comparison.pairing.names, comparison.kinds, strict=True)
-        names = [name for name, dtype in pairs if rule.falls_back(DTYPES[dtype])]
-        if names:
-            found[str(rule)] = names
+        exact = {dtype for dtype in present if rule.falls_back(DTYPES[dtype])}
+        if exact:
+            pairs = zip(comparison.pairing.names, comparison.kinds, strict=True)
+            found[str(rule)] = [name for name, dtype in pairs if dtype in exact]
     return found
 
 

@@ -21,7 +21,7 @@ class Side:
     @classmethod
     def of(cls, checkpoint: Checkpoint, index: IntArray, elements: IntArray) -> Side:
         """``elements`` are those that are compared of each tensor."""
-        dtypes = [checkpoint.table.dtypes[i] for i in index]
+        dtypes = [checkpoint.table.dtypes[i] for i in index.tolist()]
         bits = bits_of(dtypes)
         return cls(checkpoint, index, dtypes, bits, elements * bits // 8)
 

@@ -20,10 +20,10 @@ _NARROW = {name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name !=
 def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> MaskTable:
     """The table of a finished diff."""
     columns = {rule: collected.changed[:, i] for i, rule in enumerate(rules.order)}
-    hashes = []
-    for i, side in enumerate(comparison.sides):
-        sums = collected.hashes[:, 2 * i].tolist(), collected.hashes[:, 2 * i + 1].tolist()
-        hashes.append(list(map(hashing.finish, *sums, side.nbytes.tolist())))
+    hashes = [
+        hashing.finish_all(collected.hashes[:, 2 * i : 2 * i + 2], side.nbytes)
+        for i, side in enumerate(comparison.sides)
+    ]
     for i, rows in comparison.pairing.resized.items():
         for of_side, count in zip(hashes, rows, strict=True):
             of_side[i] = hash_of_rows(of_side[i], min(rows), count)

@@ -37,7 +37,7 @@ def tied_extras(
     columns = (sides[0].table.names, tuned_names), (pairing.base_index, pairing.tuned_index)
     for (word, reason), checkpoint, names, index in zip(_SIDES, sides, *columns, strict=True):
         extra = {u.name for u in pairing.unpaired if u.reason == reason}
-        at = {name: i for i, name in enumerate(names) if name in extra}
+        at = {name: i for i, name in enumerate(names) if name in extra} if extra else {}
         if not at:
             continue
         # what is there on both sides, and of another shape or dtype, may be whose bits they are

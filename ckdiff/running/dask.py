@@ -5,7 +5,6 @@ Nothing but small results ever moves: each worker reads sources and stores itsel
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import sys
@@ -85,6 +84,8 @@ def _connected(address: str) -> Client:
 
 def _knock(address: str) -> None:
     """Raise ClusterError unless a scheduler answers. A Client would wait for one forever."""
+    import asyncio  # here, because every diff imports this module
+
     from distributed.core import rpc
     from distributed.security import Security
 

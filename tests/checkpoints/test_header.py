@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -212,6 +213,28 @@ def test_a_hundred_thousand_tensors() -> None:
     start = header.data_start
     assert header.names == names
     assert header.begins.tolist() == list(range(start, start + 200_000, 2))
+
+
+@pytest.mark.parametrize("at", [0, 1023, 1024, 1025, 2999])
+def test_one_of_many_is_wrong_or_written_otherwise(at: int) -> None:
+    names, text = many(3000)
+    whole = parse_header(text, 6_000, "many")
+    key = json.dumps(names[at]).encode()
+    place = text.index(key)
+
+    def changed(old: bytes, new: bytes) -> bytes:
+        return text[:place] + text[place:].replace(old, new, 1)
+
+    odd = parse_header(changed(b'{"dtype":"U8"', b'{"more":0,"dtype":"U8"'), 6_000, "many")
+    assert (odd.names, odd.shapes) == (whole.names, whole.shapes)
+    assert (odd.begins - odd.data_start).tolist() == (whole.begins - whole.data_start).tolist()
+    escaped = parse_header(changed(key, b'"\\u00e9\\n"'), 6_000, "many")
+    assert escaped.names == [*names[:at], "\u00e9\n", *names[at + 1 :]]
+    for bad in (changed(b'"U8"', b'"U9"'), changed(b"[2,1]", b"[9223372036854775807,2]")):
+        with pytest.raises(HeaderError, match=re.escape(f"tensor {names[at]!r}: ")):
+            parse_header(bad + b"}", 6_000, "many")
+    with pytest.raises(HeaderError, match="goes on after its closing"):
+        parse_header(changed(b"},", b"}},") if at < 2999 else text + b"}", 6_000, "many")
 
 
 def test_parsing_costs_little_more_memory_than_the_names() -> None:

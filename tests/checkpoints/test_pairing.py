@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ckdiff.checkpoints.pairing import Pairing, natural_key, pair
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.errors import PairingError, UsageError
+from ckdiff.naming import natural_sorted
 
 
 def table(*names: str, **kinds: tuple[str, tuple[int, ...]]) -> TensorTable:
@@ -49,8 +50,21 @@ def test_natural_order_is_the_order_of_the_parts(names: list[str]) -> None:
 def test_natural_order_is_total(names: list[str]) -> None:
     expected = sorted(names, key=natural_key)
     random.shuffle(names)
-    assert sorted(names, key=natural_key) == expected
+    assert sorted(names, key=natural_key) == natural_sorted(names) == expected
     assert len({natural_key(name) for name in names}) == len(names)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "\x7f", "10", "0", "1" * 127, "9" * 10, "\n", "\0"]), max_size=8
+    ),
+    st.integers(0, 3),
+)
+def test_many_names_are_sorted_as_one_is(parts: list[str], width: int) -> None:
+    names = ["".join(parts[i : i + width]) for i in range(len(parts))]
+    assert natural_sorted(names) == sorted(names, key=natural_key)
+    many = [f"{name}{i % 11}" for i in range(300) for name in names]
+    assert natural_sorted(many) == sorted(many, key=natural_key)
 
 
 def test_natural_order_of_layers_and_odd_numbers() -> None:

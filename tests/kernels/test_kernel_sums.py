@@ -152,3 +152,14 @@ def test_the_library_function_is_found() -> None:
     """Otherwise hashing runs at a hundredth of its speed."""
     assert hashing.xxh3_128_address() != 0
     assert xxhash.xxh3_128_hexdigest(b"") == "99aa06d3014798d86001c324468d497f"
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2**64 - 1)] * 2, st.integers(0, 2**62)), max_size=5))
+def test_many_hashes_are_finished_as_one_is(tensors: list[tuple[int, int, int]]) -> None:
+    sums = np.array([(low, high) for low, high, _ in tensors], np.uint64).reshape(-1, 2)
+    nbytes = np.array([count for _, _, count in tensors], np.int64)
+    wide = np.zeros((len(tensors), 4), np.uint64)
+    wide[:, 2:] = sums  # as both sides lie in one table
+    expected = [hashing.finish(*tensor) for tensor in tensors]
+    assert hashing.finish_all(sums, nbytes) == expected
+    assert hashing.finish_all(wide[:, 2:], nbytes) == expected

@@ -94,7 +94,7 @@ def validate(columns: Columns, data_bytes: int, file: str) -> IntArray:
 
 def _bits(dtypes: list[str]) -> IntArray:
     width = {name: dtype.bits for name, dtype in DTYPES.items()}
-    return np.fromiter((width[name] for name in dtypes), np.int64, len(dtypes))
+    return np.fromiter(map(width.__getitem__, dtypes), np.int64, len(dtypes))
 
 
 def _first(bad: Any) -> int | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ from ckdiff.errors import HeaderError
 MAX_DIMS = 64
 
 _SHAPE_CACHE = 1 << 16
+_BLOCK = 1024  # tensors that are read at a time
+_MARK = 6  # the group of the mark that follows a member
 _LEVELS = 125  # of lists and objects in a field of an entry, as in the library
 
 _NUMBER = rb"(?:0|[1-9][0-9]{0,18})"
@@ -66,56 +70,99 @@ class _Entry(NamedTuple):
     after: int
 
 
+class _Shapes(dict[bytes, tuple[tuple[int, ...], int]]):
+    """Text of a shape -> the shape and its elements. Models repeat a few: each is parsed once, and
+    the tensors share one tuple.
+    """
+
+    def __missing__(self, token: bytes) -> tuple[tuple[int, ...], int]:
+        """Raises ValueError where the elements overflow an int64."""
+        if len(self) >= _SHAPE_CACHE:
+            self.clear()
+        found = self[token] = _dims(token)
+        return found
+
+
+class _Gathered:
+    """The columns as far as they are read."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.names: list[str] = []
+        self.dtypes: list[str] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.elements, self.begins, self.ends = array("q"), array("q"), array("q")
+        self._known = _Shapes()
+
+    def add(self, members: Sequence[re.Match[bytes]]) -> None:
+        """Add tensors that were matched, in order. Raises HeaderError for the first wrong one."""
+        if not members:
+            return
+        try:
+            self._extend(members)
+        except (KeyError, ValueError, OverflowError) as error:
+            if len(members) == 1:
+                raise _explain(members[0].string, members[0].start(), self.file, error) from None
+            for member in members:  # what was added of them does not matter: one of them raises
+                self.add([member])
+
+    def _extend(self, members: Sequence[re.Match[bytes]]) -> None:
+        # a column at a time: of 100,000 tensors, a tensor at a time takes twice as long
+        tokens, dtypes, shapes, begins, ends, _ = zip(*[m.groups() for m in members], strict=True)
+        self.names += [t.decode() if b"\\" not in t else text_of(t) for t in tokens]
+        self.dtypes += map(_DTYPE_TOKENS.__getitem__, dtypes)
+        known = list(map(self._known.__getitem__, shapes))
+        self.shapes += [shape for shape, _ in known]
+        self.elements.extend([elements for _, elements in known])
+        self.begins.extend(map(int, begins))
+        self.ends.extend(map(int, ends))
+
+    def add_odd(self, entry: _Entry) -> None:
+        """Add a tensor that was read in another way."""
+        self.names.append(entry.name)
+        self.dtypes.append(entry.dtype)
+        self.shapes.append(entry.shape)
+        self.elements.append(entry.elements)
+        self.begins.append(entry.begin)
+        self.ends.append(entry.end)
+
+
 def parsed(raw: bytes, file: str) -> Columns:
     """The columns of the header ``raw``, not yet checked against each other. Raises HeaderError."""
-    names: list[str] = []
-    dtypes: list[str] = []
-    shapes: list[tuple[int, ...]] = []
-    elements, begins, ends = array("q"), array("q"), array("q")
+    found = _Gathered(file)
     metadata: list[dict[str, str]] = []
-    # Models repeat a few shapes: parse each once, and let the tensors share one tuple.
-    known: dict[bytes, tuple[tuple[int, ...], int]] = {}
-    match_tensor = _TENSOR.match
-
     pos, mark = _opened(raw, file)
     while mark == b",":
-        match = match_tensor(raw, pos)
-        if match is None:
-            odd = _odd_member(raw, pos, file, metadata)
-            if isinstance(odd, _Entry):
-                names.append(odd.name)
-                dtypes.append(odd.dtype)
-                shapes.append(odd.shape)
-                elements.append(odd.elements)
-                begins.append(odd.begin)
-                ends.append(odd.end)
-                pos, mark = odd.after, odd.mark
-            else:
-                pos, mark = odd
+        members = _usual(raw, pos)
+        found.add(members)
+        if members:
+            pos, mark = members[-1].end(), members[-1][_MARK]
+        if mark != b"," or len(members) == _BLOCK:
             continue
-        token, dtype_token, shape_token, begin, end, mark = match.groups()
-        try:
-            names.append(token.decode() if b"\\" not in token else text_of(token))
-            dtypes.append(_DTYPE_TOKENS[dtype_token])
-            shape = known.get(shape_token)
-            if shape is None:
-                if len(known) >= _SHAPE_CACHE:
-                    known.clear()
-                shape = known[shape_token] = _dims(shape_token)
-            shapes.append(shape[0])
-            elements.append(shape[1])
-            begins.append(int(begin))
-            ends.append(int(end))
-        except (KeyError, ValueError, OverflowError) as error:
-            raise _explain(raw, pos, file, error) from None
-        pos = match.end()
+        odd = _odd_member(raw, pos, file, metadata)
+        if isinstance(odd, _Entry):
+            found.add_odd(odd)
+            pos, mark = odd.after, odd.mark
+        else:
+            pos, mark = odd
     if skip_blank(raw, pos) != len(raw):
         raise HeaderError(f"{file}: the header goes on after its closing '}}' at byte {8 + pos}")
-    if "__metadata__" in names:
+    if "__metadata__" in found.names:
         raise HeaderError(f"{file}: __metadata__ is not an object of strings")
     said = metadata[0] if metadata else {}
-    sizes, starts, stops = (np.array(column, np.int64) for column in (elements, begins, ends))
-    return Columns(names, dtypes, shapes, sizes, starts, stops, said)
+    columns = found.elements, found.begins, found.ends
+    sizes, starts, stops = (np.array(column, np.int64) for column in columns)
+    return Columns(found.names, found.dtypes, found.shapes, sizes, starts, stops, said)
+
+
+def _usual(raw: bytes, pos: int) -> list[re.Match[bytes]]:
+    """The members from ``pos`` on that are written as usual, up to a block of them. The last one
+    of the header is the last one here, whatever follows it.
+    """
+    match = _TENSOR.scanner(raw, pos).match  # type: ignore[attr-defined]
+    members: list[re.Match[bytes]] = list(islice(iter(match, None), _BLOCK))
+    last = next((i for i, member in enumerate(members) if member[_MARK] == b"}"), len(members))
+    return members[: last + 1]
 
 
 def _opened(raw: bytes, file: str) -> tuple[int, bytes]:

@@ -53,7 +53,7 @@ def content_hashes(
     with interruptible():
         run_chunks(range(layout.chunks), task, workers=workers, done=add, meter=meter)
         checkpoint.verify()
-    finished = map(hashing.finish, *sums.T.tolist(), nbytes.tolist())
+    finished = hashing.finish_all(sums, nbytes)
     return dict(zip(names, finished, strict=True))
 
 
