@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from ckdiff.overlaps.result import Overlap
     from ckdiff.reports.info import info
     from ckdiff.rules import Rule
+    from ckdiff.runs.structure import structure
+    from ckdiff.runs.structure_result import Structure
     from ckdiff.stores.maskstore import MaskStore, check_store, open_store
     from ckdiff.stores.table import TensorRecord
 
@@ -109,6 +111,8 @@ _HOMES = {
     "open_store": "ckdiff.stores.maskstore",
     "Squashed": "ckdiff.deltas.squash",
     "squash": "ckdiff.deltas.squash",
+    "Structure": "ckdiff.runs.structure_result",
+    "structure": "ckdiff.runs.structure",
     "TensorRecord": "ckdiff.stores.table",
     **dict.fromkeys(_ERRORS, "ckdiff.errors"),
 }
@@ -143,6 +147,7 @@ __all__ = [
     "StoreExists",
     "StoreIncomplete",
     "StoreLocked",
+    "Structure",
     "TensorRecord",
     "UsageError",
     "VersionReport",
@@ -167,6 +172,7 @@ __all__ = [
     "overlap",
     "random_mask",
     "squash",
+    "structure",
     "weight_patches",
 ]
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "diff": "Compare two checkpoints, element by element.",
     "show": "Tables of what changed, from a mask store.",
     "overlap": "How much runs agree, and whether that is more than chance.",
+    "structure": "Where in its matrices an update is: rows, columns, blocks.",
     "combine": "Set algebra: a mask store from several others.",
     "random": "A random mask with as many changed elements as a store.",
     "delta": "Everything needed to rebuild the tuned checkpoint from the base.",

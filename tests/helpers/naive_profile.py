@@ -18,16 +18,17 @@ class Shape(NamedTuple):
 
 def shape_of(mask: npt.NDArray[np.bool_]) -> Shape:
     rows, columns = mask.shape
-    fours = [0] * 5
-    for row in mask:
-        for at in range(0, columns - 3, 4):
-            fours[int(row[at : at + 4].sum())] += 1
+    fours = mask[:, : columns // 4 * 4].reshape(rows, columns // 4, 4).sum(axis=2)
 
     def blocks(size: int) -> int:
-        return sum(
-            bool(mask[i : i + size, j : j + size].any())
-            for i in range(0, rows, size)
-            for j in range(0, columns, size)
-        )
+        padded = np.pad(mask, ((0, -rows % size), (0, -columns % size)))
+        tiles = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size)
+        return int(tiles.any(axis=(1, 3)).sum())
 
-    return Shape(mask.sum(1).tolist(), mask.sum(0).tolist(), blocks(16), blocks(128), fours)
+    return Shape(
+        mask.sum(1).tolist(),
+        mask.sum(0).tolist(),
+        blocks(16),
+        blocks(128),
+        np.bincount(fours.ravel(), minlength=5).tolist(),
+    )

@@ -1,0 +1,194 @@
+"""The shape of an update: where in its matrices the changed elements are, from mask stores.
+
+One pass over the masks, in memory that does not grow with the model: of a matrix only its rows and
+columns are counted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+
+import numpy as np
+
+from ckdiff.checkpoints.opening import Given
+from ckdiff.errors import BudgetError, UsageError
+from ckdiff.options import Observer, checked_int, checked_observer, several_texts
+from ckdiff.rules import Rule
+from ckdiff.running.memory import Need, fit_workers
+from ckdiff.running.runners import Meter, interruptible, run_chunks
+from ckdiff.runs.structure_counting import Counts, Part, ProfileTask, pieces, worker_memory
+from ckdiff.runs.structure_energy import Energies
+from ckdiff.runs.structure_file import ProfileFile
+from ckdiff.runs.structure_result import Structure, as_matrix
+from ckdiff.stores.maskstore import MaskStore
+from ckdiff.stores.matching import Matched, StorePath, match
+from ckdiff.stores.table import IntArray
+from ckdiff.stores.tally import Tally
+
+
+def structure(
+    stores: StorePath | Sequence[StorePath],
+    *,
+    rule: str | Rule | None = None,
+    base: Given | None = None,
+    tuned: Given | None = None,
+    key: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    profiles: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    memory: str | int | None = None,
+    observer: Observer | None = None,
+) -> Structure:
+    """Where in its matrices an update is: rows, columns, blocks, fours; of 1 to 64 stores.
+
+    With ``base`` and ``tuned``, the checkpoints that a single store was made from, also how the
+    energy of the update is spread over its elements; ``key`` is the path of the state dict in a
+    torch file that holds more. ``include`` and ``exclude`` are globs of tensor names. ``profiles``
+    is a safetensors file that row and column counts are written to.
+    Raises a CkdiffError: UsageError, PairingError, CheckpointError, StoreCorrupt, BudgetError.
+    """
+    observer, began = checked_observer(observer), time.perf_counter()
+    if workers is not None and checked_int("workers", workers) < 1:
+        raise UsageError(f"workers must be at least 1, not {workers}")
+    listed = [stores] if isinstance(stores, (str, os.PathLike, MaskStore)) else list(stores)
+    _check_sides(base, tuned, len(listed))
+    matched = match(listed, rule, least=1)
+    for note in matched.notes():
+        observer.note(note)
+    chosen = _chosen(matched, several_texts("include", include), several_texts("exclude", exclude))
+    result = Structure(
+        [str(store.path) for store in matched.stores],
+        matched.rule,
+        [matched.names[i] for i in chosen],
+        [matched.dtypes[i] for i in chosen],
+        [matched.shapes[i] for i in chosen],
+        matched.left_out,
+        sum(len(shape) < 2 for shape in matched.shapes),
+    )
+    with ExitStack() as stack:
+        energies = None
+        if base is not None and tuned is not None:
+            energies = stack.enter_context(Energies(matched, chosen, base, tuned, key=key))
+        file = None if profiles is None else ProfileFile(profiles, result, overwrite=overwrite)
+        counting = _Counting(result, matched, chosen, file)
+        many = _fit(workers, counting, energies, memory)
+        with interruptible(), file or nullcontext():
+            counting.run(many, observer)
+            if energies is not None:
+                result.energies, result.unmeasured = energies.measure(many, observer)
+            if file is not None:
+                file.commit()
+                result.profiles = str(file.out)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _check_sides(base: Given | None, tuned: Given | None, stores: int) -> None:
+    if (base is None) != (tuned is None):
+        raise UsageError(
+            "what the energy of an update is takes both checkpoints",
+            hint="give --base and --tuned, or neither",
+        )
+    if base is not None and stores != 1:
+        raise UsageError(
+            f"--base and --tuned are the checkpoints of one store, and {stores} were given",
+            hint="look at one store at a time",
+        )
+
+
+def _chosen(matched: Matched, include: list[str], exclude: list[str]) -> IntArray:
+    """Positions of the matrices that are looked at. Raises UsageError where there are none."""
+    found = []
+    for i, (name, shape) in enumerate(zip(matched.names, matched.shapes, strict=True)):
+        if len(shape) < 2 or any(fnmatch.fnmatchcase(name, glob) for glob in exclude):
+            continue
+        if not include or any(fnmatch.fnmatchcase(name, glob) for glob in include):
+            found.append(i)
+    if not found:
+        raise UsageError(
+            "no tensor that is chosen has two dimensions or more",
+            hint="see ckdiff show --by tensor for names and shapes",
+        )
+    return np.array(found, np.int64)
+
+
+class _Counting:
+    """The pass over the masks: small matrices become numbers at once, parts of large ones wait."""
+
+    def __init__(
+        self, result: Structure, matched: Matched, chosen: IntArray, file: ProfileFile | None
+    ) -> None:
+        self._result, self._file = result, file
+        said = matched.said().only(chosen)
+        shapes = [as_matrix(shape) for shape in result.shapes]
+        self.task = ProfileTask(
+            said, matched.starts[:, chosen], shapes, pieces(said.layout, shapes), self._take
+        )
+        self._tally = Tally(said)
+        self._waiting: dict[int, tuple[Counts, int]] = {}  # with how many rows have come
+
+    def need(self) -> Need:
+        """Memory: what is said of matrices, and parts of those that are large."""
+        stores, shapes = len(self._result.stores), self.task.shapes
+        line = 8 * (12 + 6) * stores + 16 * len(self._result.pairs) + 400
+        most = max(rows + width for rows, width in shapes)
+        return Need(
+            tables=line * len(shapes) + 32 * most * stores,
+            worker=worker_memory(shapes, stores) + 16 * most * stores,
+        )
+
+    def run(self, workers: int, observer: Observer) -> None:
+        """Count everything. Raises StoreCorrupt."""
+        chunks = len(self.task.pieces)
+        meter = Meter(observer, len(self._result.stores) * self.task.said.layout.total // 8)
+        self.task.on_bytes = meter.add
+        workers = max(1, min(workers, chunks))
+        run_chunks(range(chunks), self.task, workers=workers, done=self._done, meter=meter)
+
+    def _take(self, counts: Counts) -> None:
+        self._result.take(counts)
+        if self._file is not None:
+            self._file.put(counts)
+
+    def _done(self, chunk: int, part: Part) -> None:
+        self._tally.join(part.ones)
+        rows = part.rows
+        if rows is None:
+            return
+        whole, come = self._waiting.pop(rows.tensor, (None, 0))
+        if whole is None:
+            stores, height = len(rows.rows), self.task.shapes[rows.tensor][0]
+            whole = Counts(
+                rows.tensor, 0, np.zeros((stores, height), np.int64),
+                np.zeros_like(rows.columns), np.zeros_like(rows.totals),
+            )  # fmt: skip
+        whole.join(rows)
+        come += rows.rows.shape[1]
+        if come < whole.rows.shape[1]:
+            self._waiting[rows.tensor] = whole, come
+        else:
+            self._take(whole)
+
+
+def _fit(
+    workers: int | None, counting: _Counting, energies: Energies | None, memory: str | int | None
+) -> int:
+    """How many workers there will be. Raises BudgetError where one does not fit."""
+    need = counting.need()
+    if energies is not None:
+        more = energies.need()
+        need = Need(need.tables + more.tables, max(need.worker, more.worker))
+    try:
+        return fit_workers(workers, max(1, len(counting.task.pieces)), need, memory)
+    except BudgetError as error:
+        rows, width = max(counting.task.shapes, key=sum)
+        raise BudgetError(
+            f"{error.message}; the largest matrix has {rows:,} rows and {width:,} columns",
+            hint=f"{error.hint}, or leave it out with --exclude",
+        ) from None

@@ -1,0 +1,215 @@
+"""What the shape of an update is, in numbers: a row for each matrix of each store.
+
+Row and column profiles and stripes follow arXiv:2511.08567; the share of the energy that few
+elements have, and thresholds relative to the RMS of a tensor, arXiv:2606.13657.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckdiff.runs.structure_counting import Counts, Shape
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+COUNTED = ("changed", "rows_touched", "columns_touched", "blocks16_touched", "blocks128_touched")
+RATIOS = ("top1_rows", "top10_rows", "top1_columns", "top10_columns", "gini_rows", "gini_columns")
+SHARED = ("rows", "columns")
+#: what is measured where the checkpoints are given
+ENERGIES = ("energy_top1", "above_rms_1e-4", "above_rms_1e-3", "above_rms_1e-2")
+
+
+@dataclass(eq=False)
+class Structure:
+    """Where in its matrices an update is, for each store.
+
+    A tensor of more than two dimensions is a matrix of its first one and all others together;
+    tensors with fewer are left out. Tables have a line for each store and each matrix.
+    """
+
+    stores: list[str]  #: as they were given
+    rule: str
+    names: list[str]  #: of the matrices
+    dtypes: list[str]
+    shapes: list[tuple[int, ...]]
+    left_out: list[dict[str, Any]]  #: tensors that are not in all stores with one shape
+    not_matrices: int  #: tensors with fewer than two dimensions
+    counted: IntArray = field(init=False, repr=False)  #: (stores, matrices, COUNTED)
+    fours: IntArray = field(init=False, repr=False)  #: (stores, matrices, 5)
+    ratios: FloatArray = field(init=False, repr=False)  #: (stores, matrices, RATIOS); NaN: none
+    #: (pairs, matrices, SHARED); pairs of stores in row-major order
+    shared: FloatArray = field(init=False, repr=False)
+    #: (matrices, ENERGIES), where base and tuned were given; NaN: none
+    energies: FloatArray | None = field(default=None, repr=False)
+    #: matrices of which the checkpoints have no numbers, or not those of the store
+    unmeasured: list[str] = field(default_factory=list, repr=False)
+    profiles: str | None = None  #: the file that the profiles were written to
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        lines = len(self.stores), len(self.names)
+        self.counted = np.zeros((*lines, len(COUNTED)), np.int64)
+        self.fours = np.zeros((*lines, 5), np.int64)
+        self.ratios = np.full((*lines, len(RATIOS)), np.nan)
+        self.shared = np.full((len(self.pairs), len(self.names), len(SHARED)), np.nan)
+        for i, (rows, width) in enumerate(map(as_matrix, self.shapes)):
+            self.fours[:, i, 0] = rows * (width // 4)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Pairs of stores."""
+        return [(a, b) for a in range(len(self.stores)) for b in range(a + 1, len(self.stores))]
+
+    def take(self, counts: Counts) -> None:
+        """Make the numbers of a whole matrix; on any thread, each matrix once."""
+        i = counts.tensor
+        both = counts.rows, counts.columns
+        for store in range(len(self.stores)):
+            rows, columns = (profile[store] for profile in both)
+            small, large, *least = counts.totals[store].tolist()
+            touched = [int(np.count_nonzero(profile)) for profile in (rows, columns)]
+            self.counted[store, i] = [int(rows.sum()), *touched, small, large]
+            exact = [n - more for n, more in zip(least, [*least[1:], 0], strict=True)]
+            self.fours[store, i, 1:] = exact
+            self.fours[store, i, 0] -= sum(exact)
+            ordered = [np.sort(profile) for profile in (rows, columns)]
+            tops = [top_share(line, percent) for line in ordered for percent in (1, 10)]
+            self.ratios[store, i] = [*tops, *map(gini, ordered)]
+        for pair, (a, b) in enumerate(self.pairs):
+            self.shared[pair, i] = [stripes(profile[a], profile[b]) for profile in both]
+
+    def each_row(self) -> Iterator[dict[str, Any]]:
+        """The rows of the JSON contract: for each store, those of all matrices."""
+        for store in range(len(self.stores)):
+            for i in range(len(self.names)):
+                yield self.row(store, i)
+
+    def row(self, store: int, i: int) -> dict[str, Any]:
+        """One row: of a store by its position, and of a matrix."""
+        rows, width = as_matrix(self.shapes[i])
+        found: dict[str, Any] = {
+            "store": store,
+            "name": self.names[i],
+            "dtype": self.dtypes[i],
+            "shape": list(self.shapes[i]),
+            "rows": rows,
+            "columns": width,
+            "elements": rows * width,
+            **dict(zip(COUNTED, self.counted[store, i].tolist(), strict=True)),
+            "blocks16": blocks(rows, width, 16),
+            "blocks128": blocks(rows, width, 128),
+            **_numbers(RATIOS, self.ratios[store, i]),
+            "fours": self.fours[store, i].tolist(),
+        }
+        if self.energies is not None:
+            found |= _numbers(ENERGIES, self.energies[i])
+        return found
+
+    def shared_rows(self) -> list[dict[str, Any]]:
+        """How far the most changed 10 % of rows and columns are the same in two stores.
+
+        ``rows`` and ``columns`` are the shares that both have; ``*_chance`` what chance would give.
+        """
+        found = []
+        for pair, (a, b) in enumerate(self.pairs):
+            for i, name in enumerate(self.names):
+                chances = [chance(size) for size in as_matrix(self.shapes[i])]
+                found.append(
+                    {"name": name, "a": a, "b": b}
+                    | _numbers(SHARED, self.shared[pair, i])
+                    | dict(zip(("rows_chance", "columns_chance"), chances, strict=True))
+                )
+        return found
+
+    def head(self) -> dict[str, Any]:
+        """What ``to_dict`` gives, without the rows."""
+        found = {
+            "stores": self.stores,
+            "rule": self.rule,
+            "matrices": len(self.names),
+            "not_matrices": self.not_matrices,
+            "left_out": self.left_out,
+            "unmeasured": self.unmeasured,
+            "profiles": self.profiles,
+            "seconds": self.seconds,
+        }
+        return found | ({"shared": self.shared_rows()} if len(self.stores) > 1 else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``ckdiff structure --json`` prints."""
+        return self.head() | {"rows": list(self.each_row())}
+
+
+def _numbers(names: Sequence[str], values: FloatArray) -> dict[str, float | None]:
+    plain = (None if math.isnan(value) else value for value in values.tolist())
+    return dict(zip(names, plain, strict=True))
+
+
+def as_matrix(shape: Sequence[int]) -> Shape:
+    """Rows and columns: the first dimension, and all others together."""
+    return shape[0], math.prod(shape[1:])
+
+
+def blocks(rows: int, width: int, size: int) -> int:
+    """How many blocks a matrix has, those at its edges included."""
+    return -(-rows // size) * -(-width // size)
+
+
+def top(size: int, percent: int) -> int:
+    """How many rows or columns so many percent of ``size`` are: rounded up."""
+    return -(-size * percent // 100)
+
+
+def top_share(ordered: IntArray, percent: int) -> float:
+    """The share of the changes that the most changed ``percent`` % hold; NaN without changes.
+
+    ``ordered`` are the counts of rows or columns, the smallest first.
+    """
+    total = int(ordered.sum())
+    if not total:
+        return math.nan
+    return int(ordered[len(ordered) - top(len(ordered), percent) :].sum()) / total
+
+
+def gini(ordered: IntArray) -> float:
+    """The Gini coefficient of counts, the smallest first; NaN without changes.
+
+    0 where all are equal; (n - 1) / n where one of n has everything.
+    """
+    size, total = len(ordered), int(ordered.sum())
+    if not total:
+        return math.nan
+    weights = 2 * np.arange(1, size + 1, dtype=np.float64) - size - 1
+    return float(weights @ ordered) / (size * total)
+
+
+def stripes(one: IntArray, other: IntArray) -> float:
+    """Which share of the most changed 10 % of one run are so in the other; NaN without changes.
+
+    Where equals are at the limit, it is what drawing lots among them gives on average.
+    """
+    if not one.any() or not other.any():
+        return math.nan
+    size = top(len(one), 10)
+    return float(_membership(one, size) @ _membership(other, size)) / size
+
+
+def chance(size: int) -> float | None:
+    """What ``stripes`` of two runs that have nothing to do with each other is on average."""
+    return top(size, 10) / size if size else None
+
+
+def _membership(counts: IntArray, size: int) -> FloatArray:
+    """1 for those among the ``size`` largest, 0 for others; equals at the limit share the rest."""
+    limit = np.partition(counts, len(counts) - size)[len(counts) - size]
+    found: FloatArray = (counts > limit).astype(np.float64)
+    equal = counts == limit
+    found[equal] = (size - found.sum()) / equal.sum()
+    return found
