@@ -106,6 +106,38 @@ def test_a_slash_asks_for_a_directory(tmp_path: Path) -> None:
     assert found["files"] == ["model.safetensors"]
 
 
+def test_weight_versions_say_what_other_deltas_say(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["e"])
+    tuned, stream = folder(tmp_path / "tuned", ["e"], OTHER), str(tmp_path / "s")
+    ckdiff.delta(base, tuned, stream, encoding="xor")
+    odd = base / "weights.v1.safetensors"
+    odd.write_bytes((base / "model.safetensors").read_bytes())
+    for file, name in ((base / "model.safetensors", "slash"), (odd, "there")):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        out = f"{tmp_path}/slash/" if name == "slash" else str(tmp_path / "there")
+        ok("apply", str(file), stream, "-o", out)
+        listed = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert listed == ["ckdiff-copied.json", "config.json", file.name]
+        assert ckdiff.diff(tmp_path / name, tuned).rules["exact"]["changed"] == 0
+    ok("apply", str(odd), stream, "-o", str(tmp_path / "file"))
+    assert (tmp_path / "file").is_file()
+    grown = folder(tmp_path / "grown", ["e"], rows=6)  # its config is that of before
+    ckdiff.delta(tuned, grown, stream, encoding="xor", full=True)
+    said = ok("apply", str(base), stream, "-o", str(tmp_path / "out")).stderr
+    assert "vocab_size 4" in said
+    given = ("--config-from", str(grown))
+    again = ok("apply", str(base), stream, *given, "-o", str(tmp_path / "out2"))
+    assert "vocab_size" not in again.stderr
+    torch.save(state(ONE), tmp_path / "sd.pt")
+    torch.save(state(OTHER), tmp_path / "sd2.pt")
+    ckdiff.delta(tmp_path / "sd.pt", tmp_path / "sd2.pt", tmp_path / "s2", encoding="overwrite")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "sd.pt").rename(tmp_path / "alone/sd.pt")
+    said = ok("apply", str(tmp_path / "alone/sd.pt"), str(tmp_path / "s2"), "-o",
+              f"{tmp_path}/new/").stderr  # fmt: skip
+    assert "ckdiff: note: no config found" in said
+
+
 def test_configs_that_contradict_or_are_not_there(tmp_path: Path) -> None:
     base = folder(tmp_path / "base", ["e"])
     grown = folder(tmp_path / "grown", ["e"], rows=6)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all, open_in
 from ckdiff.checkpoints.protocol import Checkpoint, SpanReader
-from ckdiff.checkpoints.views.canonical import with_files
+from ckdiff.checkpoints.views.canonical import NAME, with_files
 from ckdiff.deltas.blueprint import Blueprint
+from ckdiff.deltas.filenames import names_fault
 from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.encoding import WINDOW, window_of
@@ -25,8 +26,15 @@ from ckdiff.deltas.versions.form import read_marker, version_text
 from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
 from ckdiff.deltas.versions.grouping import grouped as grouped  # also for those who import it here
 from ckdiff.deltas.versions.reading import Chain, Version, opened
+from ckdiff.deltas.vocabulary import vocabulary_note
 from ckdiff.kernels.memory import Bytes, bytes_at
-from ckdiff.options import Observer, Options, checked_observer, checked_output
+from ckdiff.options import (
+    Observer,
+    Options,
+    asks_for_directory,
+    checked_observer,
+    checked_output,
+)
 from ckdiff.outputs.companions import Companions, Copying
 from ckdiff.outputs.rebuilt import Rebuilt
 from ckdiff.running.memory import Need, fit_workers
@@ -93,15 +101,16 @@ def apply_anew(
         source = given if chain.seed is None else open_in(stack, chain.seed.path)
         opened(stack, room, chain, source.table)
         work = _Work(source, chain, path, options, room)
-        beside = copying.beside(source, directory=work.blueprint.directory)
-        files = work.files(beside, [Path(item) for item in listed], given)
+        directory = work.blueprint.directory or asks_for_directory(out)
+        beside = copying.beside(source, directory=directory)
+        files = work.files(beside, [Path(item) for item in listed], given, directory=directory)
         files.check()
         fetch_all([source])
-        for note in beside.notes:
-            observer.note(note)
         began = time.perf_counter()
         with interruptible("nothing was written"):
             work.run(files, observer)
+        for note in work.notes(beside, given, said=copying.config_from is not None):
+            observer.note(note)
     return _result(chain, files, len(work.blueprint.names), time.perf_counter() - began)
 
 
@@ -146,19 +155,30 @@ class _Work:
         need = Need(tables=room.taken, worker=FOLD_MEMORY + readers)
         self._workers = fit_workers(options.workers, len(self._groups), need, options.memory)
 
-    def files(self, beside: Companions, inputs: list[Path], given: Checkpoint) -> Rebuilt:
+    def files(
+        self, beside: Companions, inputs: list[Path], given: Checkpoint, *, directory: bool
+    ) -> Rebuilt:
         """Where it is written to."""
         made = self.blueprint
+        files = made.files
+        names = [file.name for file in files]
+        if directory and names_fault(names, None, directory=True) is not None:
+            files = [replace(files[0], name=NAME)]  # what was one file may have any name
         return Rebuilt(
             self._out,
-            made.files,
+            files,
             index=made.index,
-            directory=made.directory,
+            directory=directory,
             overwrite=self._options.overwrite,
             companions=beside.files,
             apart=[self._source, given],
             inputs=inputs,
         )
+
+    def notes(self, beside: Companions, given: Checkpoint, *, said: bool) -> list[str]:
+        """What to say of what was copied ``beside``; ``said``: the user said from where."""
+        more = None if said else vocabulary_note(beside, given.table, self.blueprint)
+        return [*beside.notes, *filter(None, [more])]
 
     def run(self, files: Rebuilt, observer: Observer) -> None:
         """Fold all tensors into ``files``."""
