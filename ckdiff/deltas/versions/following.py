@@ -11,7 +11,7 @@ from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.form import MOST_VERSION, TOO_LARGE_TO_OVERWRITE, XOR, version_name
-from ckdiff.deltas.versions.reading import WeightStream, check_complete
+from ckdiff.deltas.versions.reading import Version, WeightStream, check_complete
 from ckdiff.errors import CheckpointError, DeltaError, OutputError, UsageError, printable
 
 _SHOWN = 3  # names in a message
@@ -34,6 +34,8 @@ class Following:
     number: int
     base_version: int  #: the newest one there is, or 0
     expected: dict[str, Expected] = field(default_factory=dict)  #: what is known of the base
+    #: the full version that the base was made from: what is not expected yet is in its files
+    full: Version | None = None
 
 
 def follow(path: str, number: int | None, base: TensorTable | None, room: Room) -> Following:
@@ -58,19 +60,23 @@ def follow(path: str, number: int | None, base: TensorTable | None, room: Room) 
             check_complete(stream.where(there))
         found = Following(newest + 1 if number is None else number, newest)
         if base is not None:
-            _expect(stream, base, found.expected)
+            found.full = _expect(stream, base, found.expected)
         return found
 
 
-def _expect(stream: WeightStream, base: TensorTable, expected: dict[str, Expected]) -> None:
-    """Collect the newest digest of each tensor, back to a full version or to what is left."""
+def _expect(
+    stream: WeightStream, base: TensorTable, expected: dict[str, Expected]
+) -> Version | None:
+    """Collect the newest digest of each tensor, back to a full version, which is given, or to what
+    is left.
+    """
     number = stream.newest
     known = set(base.names)
     while number in stream.numbers:
         version = stream.version(number)
         if version.said is None:
             _check_like(version.path, base)
-            return
+            return version
         version.open(stream.room)
         for name, frame in version.frames.items():
             if name not in known:
@@ -79,6 +85,7 @@ def _expect(stream: WeightStream, base: TensorTable, expected: dict[str, Expecte
                 expected[name] = Expected(version.said.checksum, frame.digest, number)
         version.close()
         number = version.said.base_version
+    return None
 
 
 def _check_like(path: str, base: TensorTable) -> None:

@@ -19,7 +19,6 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.checksums import check_checksum
 from ckdiff.deltas.versions.encoding import TOOLS_MEMORY
 from ckdiff.deltas.versions.following import (
-    Expected,
     Following,
     check_whole,
     follow,
@@ -28,6 +27,7 @@ from ckdiff.deltas.versions.following import (
 )
 from ckdiff.deltas.versions.form import ENCODINGS, Said, version_name, version_text
 from ckdiff.deltas.versions.grouping import GROUP_BYTES, grouped
+from ckdiff.deltas.versions.holding import hold_full
 from ckdiff.deltas.versions.making import Found, VersionTask
 from ckdiff.deltas.versions.shards import SHARD_BYTES, Shards
 from ckdiff.dtypes import DTYPES
@@ -195,11 +195,11 @@ class _Making:
         self._groups = list(grouped(tuned.table.nbytes))
         self._place = Place(self._out, directory=True, overwrite=False)
         self._level, self._workers = 1, 1
-        self._expected: dict[str, Expected] = {}
+        self._following = Following(said.version, said.base_version)
 
     def prepare(self, following: Following, room: Room, level: int) -> None:
         """Say what does not work before anything is fetched: OutputError and BudgetError."""
-        self._level, self._expected = level, following.expected
+        self._level, self._following = level, following
         self._place.keep_away_from([self._base, self._tuned])
         self._place.check()
         readers = sum(side.reader_memory(GROUP_BYTES) for side in (self._base, self._tuned))
@@ -214,6 +214,7 @@ class _Making:
         began = time.perf_counter()
         table = self._tuned.table
         with self._place as place, write_errors(self._out):
+            hold_full(self._following, self._base, self._said.checksum, self._workers)
             with closing(shards(place.path, shard_bytes)) as files:
                 tensors, elements, changed = self._compare(files, observer)
                 self._base.verify()
@@ -239,8 +240,8 @@ class _Making:
         table, groups = self._tuned.table, self._groups
         order = InOrder[list[Found]](_AHEAD * self._workers)
         task = VersionTask(
-            (self._base, self._tuned), self._said, self._level, self._expected, groups,
-            order, self._place.path, self._workers,
+            (self._base, self._tuned), self._said, self._level, self._following.expected,
+            groups, order, self._place.path, self._workers,
         )  # fmt: skip
         meter = Meter(observer, 2 * int(table.nbytes.sum()))
         totals = np.zeros(3, np.int64)
