@@ -103,9 +103,11 @@ class WorkDir:
         plan: dict[str, Any],
         *,
         overwrite: bool,
-        strange: Callable[[Path], str | None] = foreign,
+        strange: Callable[[Path], str | None] | None = None,
     ) -> None:
-        """``strange`` says what a directory is, or holds, that is none of what is made here."""
+        """``strange`` says what a directory is, or holds, that is none of what is made here; what
+        no store is, or holds, by default.
+        """
         if not out.name:
             raise StoreExists(f"{out} exists and is not a mask store", hint="choose another name")
         self.out = out
@@ -203,7 +205,7 @@ class WorkDir:
                     _remove_temporaries(store)
             try:
                 # now that nobody can reach it by its name any more: is it still only a store?
-                problem = self._strange(replaced) if replaced.is_dir() else None
+                problem = (self._strange or foreign)(replaced) if replaced.is_dir() else None
                 if problem is not None:
                     raise StoreExists(f"{printable(str(self.out))} {problem}", hint=_FOREIGN)
                 self._durable(sync_path, self.out.parent)
@@ -246,7 +248,7 @@ def _differences(earlier: str, plan: str) -> list[str]:
 
 
 def check_early(
-    out: Path, *, overwrite: bool, strange: Callable[[Path], str | None] = foreign
+    out: Path, *, overwrite: bool, strange: Callable[[Path], str | None] | None = None
 ) -> None:
     """Raise what entering a WorkDir would raise as things stand, but for a lock."""
     check_output(out, overwrite=overwrite, strange=strange)
@@ -260,7 +262,7 @@ def check_early(
 
 
 def check_output(
-    out: Path, *, overwrite: bool, strange: Callable[[Path], str | None] = foreign
+    out: Path, *, overwrite: bool, strange: Callable[[Path], str | None] | None = None
 ) -> None:
     """Raise StoreExists where the output is in the way; ``strange`` is as of WorkDir."""
     shown = printable(str(out))
@@ -273,7 +275,7 @@ def check_output(
         kind = "is a symbolic link" if out.is_symlink() else "exists and is not a store"
         raise StoreExists(f"{shown} {kind}", hint="choose another name")
     if out.exists():
-        problem = strange(out) if any(out.iterdir()) else None
+        problem = (strange or foreign)(out) if any(out.iterdir()) else None
         if problem is not None and problem.startswith("is"):
             raise StoreExists(f"{shown} exists and {problem}", hint="choose another name")
         if problem is not None:
