@@ -17,6 +17,7 @@ from ckdiff.deltas.contents import Contents
 from ckdiff.deltas.form import FORMS
 from ckdiff.deltas.parts import Tensors
 from ckdiff.dtypes import DTYPES
+from ckdiff.kernels.delta import Ready, no_one
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -58,11 +59,15 @@ class Recorder(Protocol):
 class Patcher(Protocol):
     """An encoding being undone: one for each thread."""
 
-    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
+    def changes(
+        self, delta: Delta, window: int, base: Bytes, out: Bytes, *, ready: Ready = no_one
+    ) -> int:
         """Write the tuned window to ``out``; gives the changed elements.
 
-        Where they are 0 it is the base's, and ``out`` may be as it was. Raises Damaged where
-        the changes do not fit the base, or are none.
+        Where they are 0 it is the base's, and ``out`` may be as it was. ``ready`` may be told of
+        pieces of ``out`` in their order, as soon as they are made and so still in the cache; what
+        it was not told of is made when this returns. Raises Damaged where the changes do not fit
+        the base, or are none, which may be known only after pieces were told of.
         """
 
     def whole(self, delta: Delta, window: int, out: Bytes) -> None:

@@ -17,6 +17,7 @@ from ckdiff.deltas.packing import FrameEncoder
 from ckdiff.deltas.parts import DATA, Tensors, called
 from ckdiff.deltas.unpacking import FrameDecoder
 from ckdiff.deltas.varints import Damaged
+from ckdiff.kernels.delta import Ready, no_one
 
 
 class PackedCoder:
@@ -72,12 +73,14 @@ class PackedPatcher:
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
 
-    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
+    def changes(
+        self, delta: Delta, window: int, base: Bytes, out: Bytes, *, ready: Ready = no_one
+    ) -> int:
         """See Patcher. Raises DeltaError."""
         frame = delta.frame(window)
         if frame is None:
             return 0
-        lanes = self._decoder.decode(_form(delta, window), frame, base, out)
+        lanes = self._decoder.decode(_form(delta, window), frame, base, out, ready=ready)
         if not lanes:
             raise Damaged("a frame that changes nothing")
         return changed_elements(_dtype(delta, window), lanes, base, out)

@@ -30,6 +30,7 @@ from ckdiff.deltas.streams import Bits, Bytes, streams_of
 from ckdiff.deltas.varints import Damaged
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import OutputError
+from ckdiff.kernels.delta import PIECE, Ready, no_one
 from ckdiff.outputs.writing import write_all
 
 _SLICE = 1 << 18  # elements whose positions are in memory as machine words
@@ -185,7 +186,9 @@ class IndicesRecorder:
 class IndicesPatcher:
     """See Patcher."""
 
-    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
+    def changes(
+        self, delta: Delta, window: int, base: Bytes, out: Bytes, *, ready: Ready = no_one
+    ) -> int:
         """See Patcher. Raises DeltaError."""
         streams = streams_of(delta)
         if not delta.frame_sizes[window]:
@@ -195,15 +198,24 @@ class IndicesPatcher:
             self.whole(delta, window, out)
             return changed_elements(delta.blueprint.dtypes[tensor], len(out), base, out)
         positions, values = streams.changes(window)
-        out[:] = base
-        target = out.view(f"<u{values.itemsize}")
         first = positions.dtype.type(streams.elements(window)[0])
-        for low in range(0, len(positions), _SLICE):
-            part = slice(low, low + _SLICE)
-            spots = positions[part] - first
-            if (target[spots] == values[part]).any():
-                raise Damaged("a change that changes nothing")
-            target[spots] = values[part]
+        ends = np.arange(PIECE, len(out) + PIECE, PIECE) // values.itemsize + int(first)
+        below = 0
+        for start, stop in zip(
+            range(0, len(out), PIECE), np.searchsorted(positions, ends).tolist(), strict=True
+        ):
+            piece = out[start : start + PIECE]
+            piece[:] = base[start : start + PIECE]
+            target = piece.view(f"<u{values.itemsize}")
+            before = first + positions.dtype.type(start // values.itemsize)
+            for low in range(below, stop, _SLICE):
+                part = slice(low, min(low + _SLICE, stop))
+                spots = positions[part] - before
+                if (target[spots] == values[part]).any():
+                    raise Damaged("a change that changes nothing")
+                target[spots] = values[part]
+            below = stop
+            ready(start, piece)
         return len(positions)
 
     def whole(self, delta: Delta, window: int, out: Bytes) -> None:

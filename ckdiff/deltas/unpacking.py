@@ -87,10 +87,19 @@ class FrameDecoder:
         self._extra = np.empty(FRAME_BYTES + SLACK, np.uint8)
         self._scratch = np.zeros((3, LANES * 8), np.uint8)
 
-    def decode(self, form: Form, frame: memoryview, base: Bytes, out: Bytes) -> int:
+    def decode(
+        self,
+        form: Form,
+        frame: memoryview,
+        base: Bytes,
+        out: Bytes,
+        *,
+        ready: kernels.Ready = kernels.no_one,
+    ) -> int:
         """Write the tuned window to ``out``; gives the changed lanes. Raises Damaged.
 
-        ``base`` and ``out`` are of one size and must not overlap.
+        ``base`` and ``out`` are of one size and must not overlap. ``ready`` is told of the pieces
+        of ``out`` as they are made, also where Damaged is raised later.
         """
         reader = self._begin(form, frame, CHANGES, len(base))
         words = -(-len(base) // (LANES * form.bytes))
@@ -110,7 +119,8 @@ class FrameDecoder:
         reader.finish()
         sizes = [(one.least, one.elements) for one in classes]
         held = kernels.Streams(self._bits, self._symbols, self._extra, self._scratch)
-        if not kernels.merge(form.kind + self._variant, sizes, extra, base, out, held):
+        kind = form.kind + self._variant
+        if not kernels.merge(kind, sizes, extra, base, out, held, ready=ready):
             raise Damaged("a frame does not fit the base")
         return sum(one.ones for one in classes)
 

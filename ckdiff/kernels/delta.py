@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,16 @@ from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room
 
 _ALL = 0xFFFFFFFFFFFFFFFF
 _WORD, _LANES = 8, 64  # bytes that kernels read or write at a time, also past the end
+
+#: bytes of a window that are made at a time: with as many of the base they stay in the cache of one
+#: core. Whole units of content hashes for elements of any width, and whole words of any lane.
+PIECE = 3 << 17
+
+Ready = Callable[[int, Bytes], None]  #: told of a piece that was made, and where in the window
+
+
+def no_one(start: int, piece: Bytes) -> None:
+    """Whoever does not want to know; see Ready."""
 
 
 class Streams(NamedTuple):
@@ -86,11 +96,14 @@ def merge(
     base: Bytes,
     out: Bytes,
     held: Streams,
+    *,
+    ready: Ready = no_one,
 ) -> bool:
     """Make the window that was split; whether the streams fit the base.
 
     ``classes`` are (least magnitude, elements), their bits and symbols in ``held``, with ``extra``
-    bits. ``out`` must not overlap the base.
+    bits. ``out`` must not overlap the base. ``ready`` is told of each piece of PIECE bytes as soon
+    as it is made; of the last one where all streams fit, of none after the first that does not.
     """
     state = _state(kind, [least for least, _ in classes], len(base), held)
     rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
@@ -100,17 +113,22 @@ def merge(
     place(held.extra, U8, extra // 8 + _WORD)
     room(out, U8)
     run = c_function("merge", kind).ctypes
-    bad = 0
-    for a, o in _in_words(kind, base, out, held.scratch):
-        bad = bad or run(
-            place(a, U8), place(o, U8), len(a) // (LANES * _lane(kind)), len(classes),
+    word = LANES * _lane(kind)
+    whole, last = len(base) // word * word, max(0, len(base) - 1) // PIECE * PIECE
+    for a, o, told in _in_pieces(base, out, word, held.scratch):
+        if run(
+            place(a, U8), place(o, U8), len(a) // word, len(classes),
             place(state, I64), extra, room(held.scratch[0], U8),
-        )  # fmt: skip
-    rest = len(base) % (LANES * _lane(kind))
-    out[len(out) - rest :] = held.scratch[2][:rest]
-    return not (
-        bad or state[DELTA_AT] != extra or (rows[:, CLASS_AT] != rows[:, CLASS_TOTAL]).any()
-    )
+        ):  # fmt: skip
+            return False
+        if told < last:
+            ready(told, o)
+    out[whole:] = held.scratch[2][: len(out) - whole]
+    if state[DELTA_AT] != extra or (rows[:, CLASS_AT] != rows[:, CLASS_TOTAL]).any():
+        return False
+    if len(out):
+        ready(last, out[last:])
+    return True
 
 
 def tally(kind: str, base: Bytes, tuned: Bytes, every: int, shift: int, counts: Int64) -> int:
@@ -208,6 +226,23 @@ def _state(kind: str, least: Sequence[int], size: int, held: Streams) -> Int64:
         row[CLASS_BITS] = room(bits, U8, lanes // 8 + _WORD + 1)
         row[CLASS_SYMBOLS] = room(symbols, U8, lanes + _LANES)
     return state
+
+
+def _in_pieces(
+    base: Bytes, out: Bytes, word: int, scratch: Bytes
+) -> Iterator[tuple[Bytes, Bytes, int]]:
+    """Both windows in whole words of ``word`` bytes, a piece at a time, and where each begins; then
+    what is left, as one word in the last rows of ``scratch``.
+    """
+    whole = len(base) // word * word
+    for at in range(0, whole, PIECE):
+        stop = min(at + PIECE, whole)
+        yield base[at:stop], out[at:stop], at
+    rest = len(base) - whole
+    if rest:
+        scratch[1:] = 0
+        scratch[1][:rest] = base[whole:]
+        yield scratch[1][:word], scratch[2][:word], len(base)
 
 
 def _in_words(kind: str, one: Bytes, other: Bytes, scratch: Bytes) -> Iterator[tuple[Bytes, Bytes]]:

@@ -38,9 +38,10 @@ from ckdiff.outputs.companionnames import RECORD
 from ckdiff.outputs.copied import is_as_copied, read_record, write_companions
 from ckdiff.outputs.place import Place, write_errors
 from ckdiff.outputs.writing import start_writeback
+from ckdiff.running.threads import PerThread
 
 RENAME_SHARD = "rename the file in the checkpoint, and in its index"  #: a hint
-_WORTHWHILE = 1 << 20  # bytes that the disk is told of at once
+_WORTHWHILE = 4 << 20  # bytes that the disk is told of at once
 _OTHERS = "ckdiff-"  # how the formats of our own files begin that are no checkpoints
 _AT_ONCE = 1 << 30  # bytes that one call writes; Linux stops a little before 2 GiB
 
@@ -93,6 +94,7 @@ class Rebuilt:
         self._missing = [plan.size for plan in self.files]
         self._fds: list[int] = []
         self._lock = threading.Lock()
+        self._written = PerThread(lambda: [-1, 0, 0])  # the file and the bytes of the last writes
 
     def check(self) -> None:
         """Raise what entering would raise as things stand, before what is written is downloaded:
@@ -141,8 +143,7 @@ class Rebuilt:
             return
         with write_errors(self.out):
             self._put(file, offset, view)
-            if len(view) >= _WORTHWHILE:
-                start_writeback(self._fds[file], offset, len(view))
+            self._let_begin(file, offset, offset + len(view))
 
     def commit(self) -> None:
         """Bring everything to the disk and give it its name.
@@ -232,6 +233,16 @@ class Rebuilt:
             at += os.pwrite(self._fds[file], view[at : at + _AT_ONCE], offset + at)
         with self._lock:
             self._missing[file] -= len(view)
+
+    def _let_begin(self, file: int, start: int, stop: int) -> None:
+        """Let the disk begin with what a thread wrote; pieces that follow each other together."""
+        last = self._written()
+        if last[0] == file and last[2] == start:
+            start = last[1]
+        if stop - start >= _WORTHWHILE:
+            start_writeback(self._fds[file], start, stop - start)
+            start = stop
+        last[:] = file, start, stop
 
     def _close(self) -> None:
         fds, self._fds = self._fds, []
