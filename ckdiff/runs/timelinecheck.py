@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ckdiff.errors import StoreCorrupt, printable
+from ckdiff.options import checked_function
 from ckdiff.outputs.placing import MANIFEST
 from ckdiff.runs.timelinefile import documents, first_width, step_folder
 from ckdiff.runs.timelineformer import verify
-from ckdiff.runs.timelineresult import Timeline
+from ckdiff.runs.timelineresult import Timeline, open_timeline
 from ckdiff.stores.metadata import same_document
 from ckdiff.stores.objects import INNER, OBJECT, check_absent
 
@@ -20,8 +21,18 @@ Progress = Callable[[int, int], None]
 _PIECE = 1 << 22  # elements whose first moves are looked at at a time
 
 
-def check_timeline(timeline: Timeline, progress: Progress | None = None) -> dict[str, Any]:
-    """See Timeline.check; ``progress`` is told of bytes that are done, and of all."""
+def check_timeline(
+    path: str | os.PathLike[str] | Timeline, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Verify every byte of a timeline: each file against its digest, the stores of all steps, and
+    the counts and first moves against the masks.
+
+    Gives ``timeline``, ``objects`` (files), ``bytes`` and ``ok``; ``progress`` is called with (bytes
+    done, bytes in all). Raises StoreCorrupt and StoreIncomplete.
+    """
+    timeline = path if isinstance(path, Timeline) else open_timeline(path)
+    if progress is not None:
+        checked_function("progress", progress)
     _check_files(timeline)
     stores = [timeline.store(step) for step in range(1, len(timeline) + 1)]
     sizes = [sum(size for size, _ in store.objects.values()) for store in stores]

@@ -200,20 +200,13 @@ def plan(
         opening = partial(open_for_planning, key=options.key)
         opened = [open_in(stack, given, opening) for given in checkpoints]
         began = time.perf_counter()
-        check_place(place, opened)
-        pairs = pair_all(opened, Selection(tuple(options.include), tuple(options.exclude)))
-        described = _described(opened)
-        require_text([
-            described,
-            pairs.names,
-            [each.provenance(details(each.pairing.unpaired)) for each in pairs.comparisons],
-        ])  # fmt: skip
+        pairs, described = _paired(opened, place, options)
         loaded, former = _known(place, pairs, described, rules, options)
         _tell(opened, pairs, observer)
         marching = pairs.of(range(loaded + 1, len(opened)))
         width = first_width(len(opened) - 1) if first_moves else 0
         held = max(0, budget.resident_anonymous() - resident)
-        means = _allot(pairs, marching, loaded, len(rules), width, held, options)
+        means = _allot(pairs, marching, loaded, len(rules), width, held=held, options=options)
         found = TimelinePlan(
             options, observer, place, rules, pairs, marching, loaded, former, first_moves,
             described, [asked_for(g, s) for g, s in zip(checkpoints, opened, strict=True)],
@@ -227,6 +220,19 @@ def plan(
             found.stack.close()
             raise
     return found
+
+
+def _paired(
+    opened: Sequence[Checkpoint], out: Path, options: Options
+) -> tuple[Pairs, list[dict[str, Any]]]:
+    """What is compared, and the checkpoints as the manifest has them."""
+    check_place(out, opened)
+    pairs = pair_all(opened, Selection(tuple(options.include), tuple(options.exclude)))
+    described = _described(opened)
+    unpaired = [details(each.pairing.unpaired) for each in pairs.comparisons]
+    said = zip(pairs.comparisons, unpaired, strict=True)
+    require_text([described, pairs.names, [each.provenance(them) for each, them in said]])
+    return pairs, described
 
 
 def _described(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:
@@ -313,6 +319,7 @@ def _allot(
     loaded: int,
     rules: int,
     width: int,
+    *,
     held: int,
     options: Options,
 ) -> tuple[int, int, int, int]:

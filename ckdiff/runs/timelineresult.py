@@ -181,14 +181,6 @@ class Timeline:
             "steps": [_shares(step, final, elements) for step in said],
         }
 
-    def check(self) -> dict[str, Any]:
-        """Verify every byte: each file against its digest, the stores of all steps, and the counts
-        against the masks' and the first moves. Gives ``objects``, ``bytes``. Raises StoreCorrupt.
-        """
-        from ckdiff.runs.timelinecheck import check_timeline
-
-        return check_timeline(self)
-
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract of ``timeline``."""
         found = {

@@ -54,6 +54,9 @@ LONG_FUNCTIONS = {
     ("ckdiff.kernels.codegen.scaling", "scale"): _MACHINE,
     ("ckdiff.kernels.codegen.statistics", "add_block"): _MACHINE,
     ("ckdiff.kernels.codegen.statistics", "generate"): _MACHINE,
+    ("ckdiff.kernels.codegen.timeline", "_moves_words"): _MACHINE,
+    ("ckdiff.kernels.codegen.timeline", "march_kernel"): _MACHINE,
+    ("ckdiff.kernels.codegen.timeline", "march"): _MACHINE,
     ("ckdiff.kernels.gpu.fusedcode", "_changed"): _MACHINE,
 }
 
@@ -75,6 +78,9 @@ MANY_ARGUMENTS = {
     ("ckdiff.kernels.codegen.runs", "runs"): _NATIVE,
     ("ckdiff.kernels.codegen.sample", "draw"): _NATIVE,
     ("ckdiff.kernels.codegen.sample", "near"): _NATIVE,
+    ("ckdiff.kernels.codegen.timeline", "_moves_words"): _NATIVE,
+    ("ckdiff.kernels.codegen.timeline", "march"): _NATIVE,
+    ("ckdiff.kernels.codegen.timeline", "moves"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "compare"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "_round"): _NATIVE,
 }
