@@ -42,6 +42,11 @@ SIGNATURES = {
     # left (rows x rank), right (rank x columns), added (or 0), out, rows, columns (a multiple of
     # LANES), rank, bits of the scale; all F32: out = added + scale * (left @ right)
     "lowrank": f"void({', '.join(['int64'] * 8)})",
+    # F4 as rows of pairs, which are two rows of values, the low halves first: pairs, bytes from row
+    # to row, scales (F32, a row for each group), bytes from row to row, rows of values in a group,
+    # out (F32), bytes from row to row, first row of values, rows, columns, scratch (4 x LANES
+    # bytes): multiplies them; whole words of LANES columns are read
+    "halves": f"void({', '.join(['int64'] * 11)})",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
     # segments (MARCH_HEAD, then MARCH_SIDE for each side, then MARCH_PAIR for each pair), their

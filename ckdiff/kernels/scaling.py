@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi
@@ -19,6 +21,10 @@ from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room, within
 
 #: dtypes of quantised elements; F4 is E2M1, two to a byte, the low half first
 QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "F4")
+_GROUP = 32  # rows of F4 that lie turned and share a scale
+_F32: np.dtype[Any] = np.dtype(np.float32)
+
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,39 @@ def scale(
         place(factors, U8, 4 * (high - low)), place(walk, I64, abi.WALK_FIELDS),
         room(scratch, U8),
     )  # fmt: skip
+
+
+def scale_halves(
+    pairs: Bytes, factors: Float32, at: tuple[int, int], shape: tuple[int, int], out: Bytes,
+    step: int,
+) -> None:  # fmt: skip
+    """Write the values of F4 that lie turned to ``out``, as float32 in rows ``step`` bytes apart.
+
+    ``pairs`` is (rows / 2, columns): a row of bytes is two rows of F4, the low halves first.
+    ``factors`` is (groups, columns), the scales of each 32 rows. Of them a box of that ``shape``,
+    (rows, columns), is taken that begins ``at`` a row and a column; both have as many columns that
+    it may be read in whole words of 64. Releases the GIL. Raises ValueError where something lies
+    outside, and TypeError for arrays of something else.
+    """
+    (row, column), (rows, columns) = at, shape
+    if not rows or not columns:
+        return
+    wide = pairs.shape[1]
+    if factors.shape[1] != wide or step < 4 * columns:
+        raise ValueError("rows of pairs, of scales or of values do not fit each other")
+    within(min(column, columns), column + -(-columns // abi.LANES) * abi.LANES, wide)
+    within(min(row, rows), row + rows, min(2 * len(pairs), _GROUP * len(factors)))
+    scratch = np.empty(4 * abi.LANES, np.uint8)
+    c_function("halves").ctypes(
+        place(pairs, U8) + column, wide, place(factors, _F32) + 4 * column, 4 * wide, _GROUP,
+        room(out, U8, (rows - 1) * step + 4 * columns), step, row, rows, columns,
+        room(scratch, U8),
+    )  # fmt: skip
+
+
+def powers_of_two(scales: Bytes) -> Float32:
+    """The float32 of each E8M0, in the same shape."""
+    return np.take(_powers().view(np.float32).reshape(-1), scales)
 
 
 def _as_float32(scales: Bytes, scaling: Scaling) -> Bytes:

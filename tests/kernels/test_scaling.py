@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckdiff.kernels.abi import SCALE_PIECE
-from ckdiff.kernels.scaling import QUANTISED, Scaling, scale
+from ckdiff.kernels.scaling import QUANTISED, Scaling, powers_of_two, scale, scale_halves
 
 SCALES = ["F32", "BF16", "F16", "F8_E8M0"]
 
@@ -211,3 +211,54 @@ def test_elements_of_half_a_byte_begin_with_a_byte() -> None:
     scaling = Scaling("F4", "F32", 2, 4, (1, 1))
     with pytest.raises(ValueError, match="byte"):
         scale(np.zeros(4, np.uint8), scaling, 1, np.zeros(32, np.uint8), 0, np.zeros(8, np.uint8))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_box_of_turned_pairs(data: st.DataObject) -> None:
+    """Rows of values are halves of rows of bytes; nothing besides the box is written."""
+    groups, columns = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 200))
+    row = data.draw(st.integers(0, 32 * groups))
+    rows = data.draw(st.integers(0, 32 * groups - row))
+    column = data.draw(st.integers(0, columns))
+    count = data.draw(st.integers(0, columns - column))
+    wide = columns // 64 * 64 + 128
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    pairs = rng.integers(0, 256, (16 * groups, wide), np.uint8)
+    powers = rng.integers(0, 256, (groups, wide), np.uint8)
+    step = count + data.draw(st.integers(0, 5))
+    found = np.full((rows + 1) * step + 1, 1.5, np.float32)
+    bytes_of = found.view(np.uint8)
+    scale_halves(
+        pairs, powers_of_two(powers), (row, column), (rows, count), bytes_of, max(4 * step, 4)
+    )
+    wanted = np.full(len(found), 1.5, np.float32).view(np.uint32)
+    for i in range(rows):
+        part = slice(column, column + count)
+        halves = pairs[(row + i) // 2, part] >> 4 * ((row + i) % 2) & 15
+        packed = halves[::2] | np.append(halves[1::2], np.zeros(count % 2, np.uint8)) << 4
+        of = as_float32("F8_E8M0", powers[(row + i) // 32, part].tobytes())
+        values = twin.values("F4", packed.astype(np.uint8).tobytes(), of, list(range(count)))
+        wanted[i * step : i * step + count] = np.frombuffer(values, "<u4")
+    agree(found.tobytes(), wanted.tobytes())
+
+
+def test_turned_pairs_that_do_not_fit() -> None:
+    pairs, factors = np.zeros((16, 128), np.uint8), np.zeros((1, 128), np.float32)
+    out = np.zeros(4 * 32 * 60, np.uint8)
+    scale_halves(pairs, factors, (0, 0), (32, 60), out, 240)
+    for at, shape, step in (
+        ((1, 0), (32, 60), 240),  # rows
+        ((0, 65), (32, 60), 240),  # columns, in whole words
+        ((0, -1), (32, 60), 240),
+        ((-1, 0), (32, 60), 240),
+        ((0, 0), (32, 61), 240),  # room
+        ((0, 0), (32, 60), 244),
+        ((0, 0), (32, 60), 236),
+    ):
+        with pytest.raises(ValueError, match=r"kernel|rows of pairs"):
+            scale_halves(pairs, factors, at, shape, out, step)
+    with pytest.raises(ValueError, match="rows of pairs"):
+        scale_halves(pairs, factors[:, :64].copy(), (0, 0), (1, 1), out, 240)
+    with pytest.raises(TypeError):
+        scale_halves(pairs.view(np.int8), factors, (0, 0), (1, 1), out, 240)

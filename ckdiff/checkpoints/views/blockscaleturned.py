@@ -15,14 +15,15 @@ import numpy.typing as npt
 from ckdiff.checkpoints.protocol import SpanReader
 from ckdiff.checkpoints.views.quantised import Scaled
 from ckdiff.checkpoints.views.quantisedgrid import GROUP
+from ckdiff.kernels import strided
+from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.memory import Bytes, bytes_at
-from ckdiff.kernels.scaling import Scaling, scale
+from ckdiff.kernels.scaling import powers_of_two, scale_halves
 
 _BAND = 1 << 20  # bytes of elements that are asked for at a time
-#: what is turned at a time; rows of a tile do not lie a power of two apart, where they would push
-#: each other out of the cache
-_ROWS, _GROUPS = 256, 7
+_ROWS, _GROUPS = 1024, 8  # of what is turned at a time: it stays in the cache
 _HALF = GROUP // 2  # bytes of a group
+_FLOAT = 4  # bytes of a value
 
 Floats = npt.NDArray[np.float32]
 
@@ -84,42 +85,61 @@ def _matrix(reader: SpanReader, how: Scaled, matrix: int, boxes: list[_Box]) -> 
             np.array([begin * _HALF, begin], np.int64),
             np.array([reach * _HALF, reach], np.int64),
         ).tolist()
-        shape = rows, last - first
-        elements = _lines(bytes_at(found[0], reach * _HALF), shape, groups, _HALF)
-        scales = _lines(bytes_at(found[1], reach), shape, groups, 1)
-        _band(elements, scales, (row, first), boxes)
+        held = _Held(bytes_at(found[0], reach * _HALF), bytes_at(found[1], reach), groups)
+        _band(held, (rows, last - first), (row, first), boxes)
         reader.release()
 
 
-def _lines(held: Bytes, shape: tuple[int, int], groups: int, width: int) -> Bytes:
-    """The groups of some rows, that many bytes of each, as an array of rows."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Rows of groups: their elements, two to a byte, and their scales, from the first one on."""
+
+    elements: Bytes
+    scales: Bytes
+    groups: int  #: from a row to the next
+
+
+def _band(held: _Held, shape: tuple[int, int], at: tuple[int, int], boxes: list[_Box]) -> None:
+    """Put what is in boxes there, tile by tile, of a band of that many rows and groups; ``at`` is
+    its row and group.
+    """
     rows, some = shape
-    return np.ndarray((rows, some * width), np.uint8, held, strides=(groups * width, 1))
-
-
-def _band(elements: Bytes, scales: Bytes, at: tuple[int, int], boxes: list[_Box]) -> None:
-    """Scale a band, tile by tile, and put what is in boxes there; ``at`` is its row and group."""
-    rows, groups = scales.shape
-    made = np.empty(_ROWS * _GROUPS * GROUP, np.float32)
     for row in range(0, rows, _ROWS):
-        for group in range(0, groups, _GROUPS):
-            down, across = min(_ROWS, rows - row), min(_GROUPS, groups - group)
-            held = elements[row : row + down, group * _HALF : (group + across) * _HALF]
-            data = np.ascontiguousarray(held).reshape(-1)
-            powers = np.ascontiguousarray(scales[row : row + down, group : group + across])
-            tile = made[: down * across * GROUP]
-            scaling = Scaling("F4", "F8_E8M0", down, across * GROUP, (1, GROUP))
-            scale(data, scaling, 0, powers.reshape(-1), 0, tile.view(np.uint8))
+        for group in range(0, some, _GROUPS):
+            down, across = min(_ROWS, rows - row), min(_GROUPS, some - group)
+            tile = _turned(held, (row, group), (down, across))
             corner = at[0] + row, (at[1] + group) * GROUP
             for box in boxes:
-                _put(tile.reshape(down, -1), corner, box)
+                _put(tile, corner, (down, across * GROUP), box)
 
 
-def _put(tile: Floats, corner: tuple[int, int], box: _Box) -> None:
+def _turned(held: _Held, at: tuple[int, int], shape: tuple[int, int]) -> tuple[Bytes, Floats]:
+    """Some rows and groups of a band: a row of pairs for each two columns, and of scales for each
+    group, all with columns to spare.
+    """
+    (down, across), begin = shape, at[0] * held.groups + at[1]
+    wide = (down // LANES + 2) * LANES
+    found = []
+    for data, bytes_of in ((held.elements, _HALF), (held.scales, 1)):
+        out = np.empty((across * bytes_of, wide), np.uint8)
+        strided.copy(
+            data[begin * bytes_of :], out.reshape(-1),
+            (across * bytes_of, down), (1, held.groups * bytes_of), (wide, 1), 1,
+        )  # fmt: skip
+        found.append(out)
+    return found[0], powers_of_two(found[1])
+
+
+def _put(
+    tile: tuple[Bytes, Floats], corner: tuple[int, int], shape: tuple[int, int], box: _Box
+) -> None:
     """Put the values of a tile, whose first is of that row and column, that are in a box there."""
     top, left = max(corner[0], box.top), max(corner[1], box.left)
-    bottom = min(corner[0] + tile.shape[0], box.bottom)
-    right = min(corner[1] + tile.shape[1], box.right)
+    bottom = min(corner[0] + shape[0], box.bottom)
+    right = min(corner[1] + shape[1], box.right)
     if top < bottom and left < right:
-        part = tile[top - corner[0] : bottom - corner[0], left - corner[1] : right - corner[1]]
-        box.out[left - box.left : right - box.left, top - box.top : bottom - box.top] = part.T
+        height = box.out.shape[1]
+        out = box.out.reshape(-1)[(left - box.left) * height + top - box.top :]
+        first = left - corner[1], top - corner[0]
+        size = right - left, bottom - top
+        scale_halves(*tile, first, size, out.view(np.uint8), _FLOAT * height)

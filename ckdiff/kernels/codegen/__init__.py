@@ -32,10 +32,9 @@ with numba_alone():
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
     from ckdiff.kernels.codegen.profile import profile_kernel
-    from ckdiff.kernels.codegen.profile import profile_kernel
     from ckdiff.kernels.codegen.runs import runs_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
-    from ckdiff.kernels.codegen.scaling import scale_kernel
+    from ckdiff.kernels.codegen.scaling import halves_kernel, scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
     from ckdiff.kernels.codegen.strided import strided_kernel
     from ckdiff.kernels.codegen.timeline import march_kernel, moves_kernel
@@ -57,6 +56,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "gaps": gaps_kernel,
     "gather": gather_kernel,
     "guard": guard_kernel,
+    "halves": halves_kernel,
     "hash": hash_kernel,
     "lowrank": lowrank_kernel,
     "march": march_kernel,

@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.kernels.abi import (
@@ -32,7 +32,7 @@ from ckdiff.kernels.abi import (
 )
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
-from ckdiff.kernels.codegen.lanes import F32, I32, Value, splat, vector
+from ckdiff.kernels.codegen.lanes import F32, I8, I32, Value, splat, vector
 from ckdiff.kernels.codegen.words import copy_byte, load_word
 
 _NAN = 0x7FC00000
@@ -55,21 +55,38 @@ def _number(b: Any, dtype: DType, bits: Value) -> Value:
     return b.bitcast(b.or_(out, sign), vector(F32))
 
 
+def _store_product(b: Any, number: Value, scales: Value, out: Value) -> None:
+    pointer = vector(F32).as_pointer()
+    product = b.fmul(number, b.load(b.inttoptr(scales, pointer), align=1))
+    nan = b.bitcast(splat(I32, _NAN), vector(F32))
+    product = b.select(b.fcmp_unordered("uno", product, product), nan, product)
+    b.store(product, b.inttoptr(out, pointer), align=1)
+
+
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def _multiply_word(typing: Any, name: Any, source: Any, scales: Any, out: Any) -> Any:
     """Multiply 64 elements by as many float32: one product each, and one NaN for all NaNs."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         dtype = DTYPES[name.literal_value]
-        number = _number(b, dtype, lanes.load_bits(b, dtype, args[1]))
-        pointer = vector(F32).as_pointer()
-        product = b.fmul(number, b.load(b.inttoptr(args[2], pointer), align=1))
-        nan = b.bitcast(splat(I32, _NAN), vector(F32))
-        product = b.select(b.fcmp_unordered("uno", product, product), nan, product)
-        b.store(product, b.inttoptr(args[3], pointer), align=1)
+        _store_product(b, _number(b, dtype, lanes.load_bits(b, dtype, args[1])), *args[2:])
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _multiply_half(typing: Any, high: Any, source: Any, scales: Any, out: Any) -> Any:
+    """The same of 64 F4 that are one half of 64 bytes, the high ones or the low ones."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        bits = b.load(b.inttoptr(args[1], vector(I8).as_pointer()), align=1)
+        shifted = b.lshr(bits, splat(I8, 4 * int(high.literal_value)))
+        number = _number(b, DTYPES["F4"], b.and_(shifted, splat(I8, 15)))
+        _store_product(b, number, *args[2:])
+        return context.get_dummy_value()
+
+    return types.void(high, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -174,3 +191,37 @@ def scale_kernel(dtype_name: str) -> Callable[..., None]:
         leave_default_mode(mode)
 
     return scale
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _multiply_row(high: int, source: int, scales: int, out: int, columns: int, aside: int) -> None:
+    """One half of a row of pairs. Of the last word only what counts is written."""
+    words = columns // LANES
+    left = columns - words * LANES
+    for i in range(words + (left > 0)):
+        to = out + i * (4 * LANES)
+        if i == words:
+            to = aside
+        if high:
+            _multiply_half(1, source + i * LANES, scales + i * (4 * LANES), to)
+        else:
+            _multiply_half(0, source + i * LANES, scales + i * (4 * LANES), to)
+    for i in range(4 * left):
+        copy_byte(out + words * (4 * LANES) + i, aside + i)
+
+
+def halves_kernel() -> Callable[..., None]:
+    """Multiplies F4 whose rows are halves of rows of bytes; see the ABI."""
+
+    def halves(
+        source: int, step: int, scales: int, scale_step: int, group: int, out: int, out_step: int,
+        first: int, rows: int, columns: int, scratch: int,
+    ) -> None:  # fmt: skip
+        mode = enter_default_mode()
+        for row in range(first, first + rows):
+            factors = scales + row // group * scale_step
+            _multiply_row(row & 1, source + (row >> 1) * step, factors, out, columns, scratch)
+            out += out_step
+        leave_default_mode(mode)
+
+    return halves
