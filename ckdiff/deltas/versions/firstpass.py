@@ -15,9 +15,10 @@ from ckdiff.checkpoints.indexes import SUFFIX
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor
 from ckdiff.deltas.versions.grouping import grouped
-from ckdiff.deltas.versions.journal import PART, JournalFile, JournalWriter, differing
+from ckdiff.deltas.versions.journal import PART, JournalFile, JournalWriter
 from ckdiff.deltas.versions.reading import Chain, Version
 from ckdiff.errors import OutputError, SourceChanged, printable
+from ckdiff.kernels.changes import ChangeFinder
 from ckdiff.kernels.memory import Bytes
 from ckdiff.running.threads import PerThread, Stopped
 
@@ -99,6 +100,7 @@ class _Tools:
 
     def __init__(self) -> None:
         self.fold, self.old = Buffers(), np.empty(PART, np.uint8)
+        self.finder = ChangeFinder(PART)
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ class FirstPass:
             before.update(here.data)
             if known is None:
                 after.update(new.data)
-            found = differing(here, new)
+            found = tools.finder.find(here, new)
             if len(found.places):
                 self.writer.changes(file, begin + start, len(new), found)
         self.writer.tensor(file, begin, nbytes, (before.digest(), known or after.digest()))
@@ -152,7 +154,7 @@ class Noting:
 
     def __init__(self, writer: JournalWriter, files: Sequence[int], names: Sequence[str]) -> None:
         self._writer, self._files, self._names = writer, files, names
-        self._old: PerThread[Bytes] = PerThread(lambda: np.empty(PART, np.uint8))
+        self._tools = PerThread(_Tools)
 
     def note(self, file: int, begin: int, new: memoryview) -> None:
         """Of a file, from byte ``begin`` on, and the digests of both where they differ.
@@ -160,13 +162,13 @@ class Noting:
         OSError passes through; raises SourceChanged.
         """
         data, before = np.frombuffer(new, np.uint8), xxhash.xxh3_128()
-        shown, differs = printable(self._names[file]), False
+        shown, differs, tools = printable(self._names[file]), False, self._tools()
         for start in range(0, len(data), PART):
             here = data[start : start + PART]
-            old = self._old()[: len(here)]
+            old = tools.old[: len(here)]
             read_old(self._files[file], begin + start, old, shown)
             before.update(old.data)
-            found = differing(old, here)
+            found = tools.finder.find(old, here)
             if len(found.places):
                 differs = True
                 self._writer.changes(file, begin + start, len(here), found)

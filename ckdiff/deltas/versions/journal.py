@@ -30,11 +30,11 @@ from ckdiff.checkpoints.halfway import JOURNAL_NAME
 from ckdiff.deltas.ownheader import pread
 from ckdiff.deltas.versions.lock import SyncFolder
 from ckdiff.errors import DeltaError, printable
-from ckdiff.kernels.memory import Bytes
+from ckdiff.kernels.changes import Changes
 from ckdiff.outputs.writing import start_writeback
 
 NEW_NAME = f"{JOURNAL_NAME}.new"
-PART = 1 << 19  #: bytes of a file that a record is of, at most; whole units
+PART = 1 << 20  #: bytes of a file that a record is of, at most; whole units
 #: bytes that making a record, or reading one, takes: positions, both sides, a mask, what is joined
 RECORD_MEMORY = 20 * PART
 
@@ -78,14 +78,6 @@ class Record(NamedTuple):
         return self.file < files and self.units <= self.size // self.unit
 
 
-class Changes(NamedTuple):
-    """What differs in a part of a file, in units of one or two bytes."""
-
-    places: npt.NDArray[np.uint32]  #: in units, increasing
-    old: npt.NDArray[np.unsignedinteger]
-    new: npt.NDArray[np.unsignedinteger]
-
-
 @dataclass(frozen=True, slots=True)
 class JournalFile:
     """A file that changes."""
@@ -105,14 +97,6 @@ class Header:
     #: of a checkpoint that is replaced: names that come, and names that go
     coming: list[str]
     going: list[str]
-
-
-def differing(old: Bytes, new: Bytes) -> Changes:
-    """What differs between two parts of one size, PART at most."""
-    kind = "<u2" if len(old) % 2 == 0 else "u1"
-    before, after = old.view(kind), new.view(kind)
-    places = np.flatnonzero(before != after).astype("<u4")
-    return Changes(places, before[places], after[places])
 
 
 class JournalWriter:
@@ -232,7 +216,7 @@ class Journal:
         """All records but the last, and where they are. Raises DeltaError where one is missing."""
         at, count = self._begin, 1  # the header counts
         while True:
-            record = self._record(at)
+            record = self.record(at)
             if record.kind == LAST:
                 if record.size != count or _digest(record[:-1], b"") != record.digest:
                     raise self.fault("it is damaged at its end")
@@ -267,14 +251,14 @@ class Journal:
         record, payload = self._payload(at)
         return record, (payload[:_DIGEST], payload[_DIGEST:])
 
-    def _record(self, at: int) -> Record:
+    def record(self, at: int) -> Record:
         raw = pread(self._fd, at, _HEAD.size)
         if len(raw) < _HEAD.size:
             raise self.fault("it is cut")
         return Record._make(_HEAD.unpack(raw))
 
     def _payload(self, at: int) -> tuple[Record, bytes]:
-        record = self._record(at)
+        record = self.record(at)
         if not record.right(len(self.header.files)):
             raise self.fault(f"its record at byte {at:,} is damaged")
         payload = pread(self._fd, at + _HEAD.size, record.payload)

@@ -25,7 +25,6 @@ from ckdiff.deltas.versions.journal import (
     MANY,
     PART,
     TENSOR,
-    Changes,
     Journal,
     JournalFile,
     Record,
@@ -33,6 +32,7 @@ from ckdiff.deltas.versions.journal import (
 from ckdiff.deltas.versions.lock import SyncFolder
 from ckdiff.deltas.versions.marker import put_marker
 from ckdiff.errors import OutputError, printable
+from ckdiff.kernels.changes import Changes
 from ckdiff.kernels.memory import Bytes
 from ckdiff.options import Observer
 from ckdiff.outputs.place import write_errors
@@ -40,7 +40,7 @@ from ckdiff.outputs.writing import start_writeback
 from ckdiff.running.runners import Meter, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
 
-_PAGE = 4096  # bytes; what is written is whole pages of this size, but for the ends of a part
+_PAGE_BITS = 12  # what is written is whole pages of so many bytes, but for the ends of a part
 _GROUP = 32  # records that are one piece of work
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -114,13 +114,16 @@ class Putting:
         return version
 
     def _listed(self) -> tuple[list[array[int]], list[array[int]]]:
-        """Where the records are, of each kind, in groups; those of different files take turns."""
+        """Where the records are, of each kind, in groups; those of a file in the order of what they
+        are of, those of different files take turns.
+        """
         count = len(self.journal.header.files)
-        kinds = {kind: [array("q") for _ in range(count)] for kind in (CHANGES, TENSOR)}
+        kinds = {kind: [_Column() for _ in range(count)] for kind in (CHANGES, TENSOR)}
         kinds[MANY] = kinds[CHANGES]
         for at, record in self.journal.records():
-            kinds[record.kind][record.file].append(at)
-        return _in_turn(kinds[CHANGES], _GROUP), _in_turn(kinds[TENSOR], 1)
+            kinds[record.kind][record.file].add(at, record.begin)
+        changes, tensors = ([column.ordered() for column in kinds[k]] for k in (CHANGES, TENSOR))
+        return _in_turn(changes, _GROUP), _in_turn(tensors, 1)
 
     def _all(self, task: _Task) -> None:
         meter = Meter(self.observer, len(task.groups))
@@ -132,6 +135,23 @@ class Putting:
             run_chunks(
                 range(len(task.groups)), task, workers=self.workers, done=finished, meter=meter
             )
+
+
+class _Column:
+    """Records of one kind and file."""
+
+    def __init__(self) -> None:
+        self._at, self._begin = array("q"), array("q")
+
+    def add(self, at: int, begin: int) -> None:
+        """One that is at a byte of the journal, and of what begins at a byte of the file."""
+        self._at.append(at)
+        self._begin.append(begin)
+
+    def ordered(self) -> array[int]:
+        """Where they are in the journal, in the order of what they are of."""
+        at, begin = (np.frombuffer(column, np.int64) for column in (self._at, self._begin))
+        return array("q", at[np.argsort(begin, kind="stable")].tobytes())
 
 
 def settle(folder: SyncFolder, version: int | None) -> None:
@@ -167,6 +187,10 @@ class _Task(ABC):
             if stop.is_set():
                 raise Stopped
             self.one(at)
+        self.finish(chunk)
+
+    def finish(self, chunk: int) -> None:  # noqa: B027
+        """All of a group are done."""
 
     @abstractmethod
     def one(self, at: int) -> None:
@@ -208,6 +232,13 @@ class _PutTask(_Task):
             first, stop = max(first - record.begin, low), min(stop - record.begin, high)
             self._write(record, first, held[first - low : stop - low])
 
+    def finish(self, chunk: int) -> None:
+        """Let the disk begin with what was written."""
+        group = self.groups[chunk]
+        first, last = self.journal.record(group[0]), self.journal.record(group[-1])
+        end = last.begin + last.size
+        start_writeback(self.fds[first.file], first.begin, end - first.begin)
+
     def _write(self, record: Record, at: int, data: Bytes) -> None:
         view, at = data.data, record.begin + at
         while view:
@@ -227,15 +258,18 @@ def _touched(
     record: Record, changes: Changes, differs: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, int]]:
     """The runs of pages, as bytes of the file, in which something is to be written."""
-    places = changes.places[differs].astype(np.int64) * record.unit + record.begin
+    places = changes.places if differs.all() else changes.places[differs]
     if not len(places):
         return
-    first, last = places // _PAGE, (places + record.unit - 1) // _PAGE
+    page = record.begin >> _PAGE_BITS << _PAGE_BITS
+    begins = places * np.uint32(record.unit) + np.uint32(record.begin - page)
+    first, last = begins >> _PAGE_BITS, (begins + np.uint32(record.unit - 1)) >> _PAGE_BITS
     ends = np.flatnonzero(first[1:] > last[:-1] + 1)
     starts = [0, *(ends + 1).tolist()]
     stops = [*ends.tolist(), len(places) - 1]
     for start, stop in zip(starts, stops, strict=True):
-        yield int(first[start]) * _PAGE, (int(last[stop]) + 1) * _PAGE
+        pages = int(first[start]), int(last[stop]) + 1
+        yield page + (pages[0] << _PAGE_BITS), page + (pages[1] << _PAGE_BITS)
 
 
 class _VerifyTask(_Task):

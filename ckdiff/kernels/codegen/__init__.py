@@ -18,6 +18,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.blend import blend_kernel
     from ckdiff.kernels.codegen.casting import narrow_kernel, widen_kernel
     from ckdiff.kernels.codegen.cells import cells_kernel
+    from ckdiff.kernels.codegen.changes import changes_kernel
     from ckdiff.kernels.codegen.combine import combine_kernel
     from ckdiff.kernels.codegen.compare import compare_kernel
     from ckdiff.kernels.codegen.decode import decode_kernel
@@ -47,6 +48,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "agree": agree_kernel,
     "blend": blend_kernel,
     "cells": cells_kernel,
+    "changes": changes_kernel,
     "combine": combine_kernel,
     "compare": compare_kernel,
     "decode": decode_kernel,
@@ -66,7 +68,6 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "narrow": narrow_kernel,
     "near": near_kernel,
     "pair": pair_kernel,
-    "profile": profile_kernel,
     "profile": profile_kernel,
     "runs": runs_kernel,
     "scale": scale_kernel,

@@ -18,7 +18,7 @@ from ckdiff.kernels.codegen.words import load_byte, lowest_one, ones, store_byte
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _differing(typing: Any, base: Any, tuned: Any) -> Any:
+def differing(typing: Any, base: Any, tuned: Any) -> Any:
     """Which of the 64 bytes at two addresses differ, as a uint64."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
@@ -72,7 +72,7 @@ def runs_kernel(kind: str) -> Callable[..., None]:
             for at in range(first, stop, LANES):
                 word = types.uint64(0)
                 if stop - at >= LANES:
-                    word = _differing(base + at, tuned + at)
+                    word = differing(base + at, tuned + at)
                 else:
                     for i in range(stop - at):
                         if load_byte(base + at + i) != load_byte(tuned + at + i):

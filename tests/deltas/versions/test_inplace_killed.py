@@ -22,9 +22,9 @@ from weight_streams import read_model, tree_digest, write_version
 
 from ckdiff.checkpoints.halfway import is_half_way, refuse_half_way
 from ckdiff.deltas.versions.inplace import apply_in_place, recover
-from ckdiff.deltas.versions.journal import differing
 from ckdiff.deltas.versions.patching import _either
 from ckdiff.errors import CheckpointError, DeltaError, OutputError
+from ckdiff.kernels.changes import ChangeFinder
 
 KINDS = ("xor", "overwrite", "mixed", "seed")
 MOMENTS = 8  #: of each kind at which it is killed
@@ -156,7 +156,7 @@ def test_a_write_may_end_in_the_middle_of_an_element(data: st.DataObject) -> Non
     size = 2 * data.draw(st.integers(1, 40))
     old, new = (np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8)
                 for _ in range(2))  # fmt: skip
-    found = differing(old, new)
+    found = ChangeFinder(size).find(old, new)
     cut = data.draw(st.integers(0, size))
     torn = np.concatenate([new[:cut], old[cut:]])
     assert _either(torn.view(np.uint16)[found.places], found)
