@@ -11,8 +11,8 @@ SIGNATURES = {
     # base, elements, masks (addresses), stores, cells ((stores + 1) x WAYS x bins), scratch
     # (CELLS_SCRATCH bytes)
     "cells": "void(int64, int64, int64, int64, int64, int64)",
-    # old, new, bytes, out: places of the elements that differ (uint32; one more may be written), and
-    # the old and new elements there -> how many
+    # old, new, bytes, out: places of the elements that differ (uint32; one more may be written),
+    # and old and new elements there -> how many
     "changes": "int64(int64, int64, int64, int64, int64, int64)",
     # segments (as for agree), their number, stores, threshold, counts (one a row)
     "combine": "void(int64, int64, int64, int64, int64)",
