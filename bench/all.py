@@ -25,6 +25,7 @@ PROGRAMS = (
     "out_of_core",
     "publisher",
     "sparse_step",
+    "structure",
     "shape70b",
 )
 

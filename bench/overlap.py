@@ -80,7 +80,7 @@ class Floor:
     """Decode what the overlap decodes, and look at every byte once."""
 
     def __init__(self, stores: list[Path]) -> None:
-        matched = match(stores)
+        matched = match(stores, least=1)
         self.layout: Layout = matched.layout
         self.starts, self.sources = matched.starts, matched.sources()
         self.total = cfunc(types.int64(types.int64, types.int64))(sum_words()).ctypes

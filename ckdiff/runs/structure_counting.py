@@ -24,6 +24,8 @@ Shape = tuple[int, int]  # of a matrix: rows, columns
 
 _PIECE = 1 << 25  # elements
 _ROWS = 512  # at whose multiples pieces of a matrix begin
+_WIDE = 1 << 19  # columns from which on several rows are put together
+_GATHERED = 16  # rows
 
 
 @dataclass(slots=True, eq=False)
@@ -78,8 +80,9 @@ def pieces(layout: Layout, shapes: Sequence[Shape], size: int = _PIECE) -> list[
 def worker_memory(shapes: Sequence[Shape], stores: int) -> int:
     """Bytes that a worker needs: a walk, and the counts of the matrix with most of them."""
     most = max((profiles.memory(width) + 8 * rows for rows, width in shapes), default=0)
-    # the row that is put together, and what figures are made with
-    return working_memory(stores) + stores * most + 3 * most
+    gathered = max(((_GATHERED if w > _WIDE else 1) * w // 8 for _, w in shapes), default=0)
+    # and what figures are made with
+    return working_memory(stores) + stores * (most + gathered) + 3 * most
 
 
 @dataclass(slots=True, eq=False)
@@ -149,8 +152,7 @@ class _Matrix:
     def __init__(self, tensor: int, first: int, shape: Shape, stores: int) -> None:
         self.tensor, self._first, (rows, self._width) = tensor, first, shape
         self._rows = np.zeros((stores, rows), np.int64)
-        self._profiles = [profiles.Profile(self._width) for _ in range(stores)]
-        self._split = [_SplitRow(self._width) for _ in range(stores)]
+        self._stores = [_OneStore(self._width, first, counts) for counts in self._rows]
         self._at = first * self._width  # element
 
     @property
@@ -160,57 +162,81 @@ class _Matrix:
 
     def add(self, start: int, elements: int, masks: Sequence[Bytes]) -> None:
         """Add the elements that follow on those before."""
-        row, column = divmod(start, self._width)
+        column = start % self._width
         head = min(self._width - column, elements) if column else 0
         whole, tail = divmod(elements - head, self._width)
-        row -= self._first
-        for mask, counts, profile, split in zip(
-            masks, self._rows, self._profiles, self._split, strict=True
-        ):
-            if head and split.put(mask, 0, column, head):
-                profile.add(split.bits, 0, self._first + row, counts[row : row + 1])
-            after = row + (1 if column else 0)
-            if whole:
-                profile.add(mask, head, self._first + after, counts[after : after + whole])
-            if tail:
-                split.put(mask, head + whole * self._width, 0, tail)
+        for mask, store in zip(masks, self._stores, strict=True):
+            if self._width > _WIDE:
+                store.gather(mask, 0, elements)
+                continue
+            store.gather(mask, 0, head)
+            store.add(mask, head, whole)
+            store.gather(mask, head + whole * self._width, tail)
         self._at = start + elements
 
     def counts(self) -> Counts:
         """What was counted, once all rows have come."""
-        totals = [[*profile.finish(), *profile.fours()] for profile in self._profiles]
-        columns = np.stack([profile.columns() for profile in self._profiles])
-        return Counts(self.tensor, self._first, self._rows, columns, np.array(totals, np.int64))
+        totals, columns = zip(*(store.finish() for store in self._stores), strict=True)
+        return Counts(
+            self.tensor, self._first, self._rows, np.stack(columns), np.array(totals, np.int64)
+        )
 
 
-class _SplitRow:
-    """A row whose parts lie in several windows: they are put together here."""
+class _OneStore:
+    """The rows of one store: whole ones where they lie, and others put together in a buffer.
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    Of a wide matrix, of which a window has a row or two, several rows are put together: a column
+    has to be counted once for all of them.
+    """
+
+    def __init__(self, width: int, first: int, counts: Int64) -> None:
+        self._width, self._first, self._counts = width, first, counts
+        self._profile = profiles.Profile(width)
+        self._row = 0  # the next one to be added
+        self._room = width * (_GATHERED if width > _WIDE else 1)
         self._bits: Bytes | None = None
+        self._filled = 0
 
-    @property
-    def bits(self) -> Bytes:
-        """The row, from bit 0 on."""
-        assert self._bits is not None
-        return self._bits
+    def add(self, mask: Bytes, bit: int, rows: int) -> None:
+        """Add whole rows, the first of which begins at a bit of ``mask``."""
+        if rows:
+            first = self._row
+            counts = self._counts[first : first + rows]
+            self._profile.add(mask, bit, self._first + first, counts)
+            self._row += rows
 
-    def put(self, mask: Bytes, bit: int, column: int, elements: int) -> bool:
-        """Put bits of ``mask`` to where a column is; gives whether the row is whole now."""
-        if self._bits is None:
-            self._bits = np.zeros(-(-self._width // 8) + profiles.MARGIN, np.uint8)
-        elif column == 0:
+    def gather(self, mask: Bytes, bit: int, elements: int) -> None:
+        """Add the next elements, which need not be whole rows."""
+        if self._bits is None and elements:
+            self._bits = np.zeros(-(-self._room // 8) + profiles.MARGIN, np.uint8)
+        while elements and self._bits is not None:
+            step = min(elements, self._room - self._filled)
+            _put(self._bits, self._filled, mask, bit, step)
+            self._filled += step
+            if self._filled == self._room:
+                self._flush()
+            bit, elements = bit + step, elements - step
+
+    def _flush(self) -> None:
+        if self._filled and self._bits is not None:
+            self.add(self._bits, 0, self._filled // self._width)
             self._bits[:] = 0
-        begin, shift = divmod(column, 8)
-        piece = _bits(mask, bit, elements)
-        if shift:
-            bits = np.unpackbits(piece, count=elements, bitorder="little")
-            piece = np.packbits(
-                np.concatenate([np.zeros(shift, np.uint8), bits]), bitorder="little"
-            )
-        self._bits[begin : begin + len(piece)] |= piece
-        return column + elements == self._width
+            self._filled = 0
+
+    def finish(self) -> tuple[list[int], Int64]:
+        """Totals and columns, once all rows have come."""
+        self._flush()
+        return [*self._profile.finish(), *self._profile.fours()], self._profile.columns()
+
+
+def _put(target: Bytes, at: int, mask: Bytes, bit: int, elements: int) -> None:
+    """Set the bits of ``target`` from ``at`` on, which are zero, to those of ``mask``."""
+    begin, shift = divmod(at, 8)
+    piece = _bits(mask, bit, elements)
+    if shift:
+        bits = np.unpackbits(piece, count=elements, bitorder="little")
+        piece = np.packbits(np.concatenate([np.zeros(shift, np.uint8), bits]), bitorder="little")
+    target[begin : begin + len(piece)] |= piece
 
 
 def _bits(mask: Bytes, bit: int, elements: int) -> Bytes:

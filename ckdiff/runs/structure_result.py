@@ -79,9 +79,9 @@ class Structure:
             exact = [n - more for n, more in zip(least, [*least[1:], 0], strict=True)]
             self.fours[store, i, 1:] = exact
             self.fours[store, i, 0] -= sum(exact)
-            ordered = [np.sort(profile) for profile in (rows, columns)]
-            tops = [top_share(line, percent) for line in ordered for percent in (1, 10)]
-            self.ratios[store, i] = [*tops, *map(gini, ordered)]
+            ranked = [Ranked(profile) for profile in (rows, columns)]
+            tops = [line.top_share(percent) for line in ranked for percent in (1, 10)]
+            self.ratios[store, i] = [*tops, *(line.gini() for line in ranked)]
         for pair, (a, b) in enumerate(self.pairs):
             self.shared[pair, i] = [stripes(profile[a], profile[b]) for profile in both]
 
@@ -167,27 +167,36 @@ def top(size: int, percent: int) -> int:
     return -(-size * percent // 100)
 
 
-def top_share(ordered: IntArray, percent: int) -> float:
-    """The share of the changes that the most changed ``percent`` % hold; NaN without changes.
+class Ranked:
+    """The counts of rows or columns by size: how many have each count.
 
-    ``ordered`` are the counts of rows or columns, the smallest first.
+    Counts are bounded by the other dimension, so that nothing has to be sorted.
     """
-    total = int(ordered.sum())
-    if not total:
-        return math.nan
-    return int(ordered[len(ordered) - top(len(ordered), percent) :].sum()) / total
 
+    def __init__(self, counts: IntArray) -> None:
+        self.size, self.total = len(counts), int(counts.sum())
+        found = np.bincount(counts) if self.size else np.zeros(1, np.int64)
+        self._values = np.flatnonzero(found)
+        self._many = found[self._values]
 
-def gini(ordered: IntArray) -> float:
-    """The Gini coefficient of counts, the smallest first; NaN without changes.
+    def top_share(self, percent: int) -> float:
+        """The share of the changes that the most changed ``percent`` % hold; NaN without any."""
+        if not self.total:
+            return math.nan
+        before = np.cumsum(self._many[::-1]) - self._many[::-1]
+        taken = np.clip(top(self.size, percent) - before, 0, self._many[::-1])
+        return int((taken * self._values[::-1]).sum()) / self.total
 
-    0 where all are equal; (n - 1) / n where one of n has everything.
-    """
-    size, total = len(ordered), int(ordered.sum())
-    if not total:
-        return math.nan
-    weights = 2 * np.arange(1, size + 1, dtype=np.float64) - size - 1
-    return float(weights @ ordered) / (size * total)
+    def gini(self) -> float:
+        """The Gini coefficient; NaN without changes.
+
+        0 where all counts are equal; (n - 1) / n where one of n has everything.
+        """
+        if not self.total:
+            return math.nan
+        below = np.cumsum(self._many) - self._many
+        weights = self._many.astype(np.float64) * (2 * below + self._many - self.size)
+        return float(weights @ self._values.astype(np.float64)) / (self.size * self.total)
 
 
 def stripes(one: IntArray, other: IntArray) -> float:

@@ -26,6 +26,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         "overlap",
         "cluster",
         "sparse_step",
+        "structure",
         "publisher",
         "sync",
     ],

@@ -21,7 +21,7 @@ import ckdiff
 from ckdiff.layout import Layout
 from ckdiff.runs import structure as door
 from ckdiff.runs import structure_counting
-from ckdiff.runs.structure_result import gini, stripes, top_share
+from ckdiff.runs.structure_result import Ranked, stripes
 
 SHAPES = {
     "a.weight": ("BF16", (300, 70)),
@@ -110,12 +110,22 @@ def test_pieces_hold_everything_once(shapes: list[tuple[int, int]], size: int) -
 
 
 def test_figures_by_hand() -> None:
-    counts = np.array([0, 0, 0, 12])
-    assert gini(counts) == 0.75
-    assert gini(np.array([3, 3, 3])) == 0
-    assert math.isnan(gini(np.zeros(3, np.int64)))
-    assert top_share(np.arange(1, 101), 10) == sum(range(91, 101)) / 5050
-    assert top_share(np.array([1, 1, 2]), 1) == 0.5  # one of three, rounded up
+    assert Ranked(np.array([0, 0, 12, 0])).gini() == 0.75
+    assert Ranked(np.array([3, 3, 3])).gini() == 0
+    assert math.isnan(Ranked(np.zeros(3, np.int64)).gini())
+    assert Ranked(np.arange(1, 101)).top_share(10) == sum(range(91, 101)) / 5050
+    assert Ranked(np.array([1, 2, 1])).top_share(1) == 0.5  # one of three, rounded up
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_gini_is_the_mean_difference_of_pairs(counts: list[int]) -> None:
+    found = Ranked(np.array(counts)).gini()
+    total = sum(counts)
+    if not total:
+        assert math.isnan(found)
+        return
+    apart = sum(abs(a - b) for a in counts for b in counts)
+    assert found == pytest.approx(apart / (2 * len(counts) * total))
 
 
 def test_stripes_share_what_lots_would() -> None:
