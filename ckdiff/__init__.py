@@ -64,7 +64,11 @@ if TYPE_CHECKING:
     from ckdiff.overlaps.overlap import overlap
     from ckdiff.overlaps.result import Overlap
     from ckdiff.reports.info import info
+    from ckdiff.reports.report import Report, report
     from ckdiff.rules import Rule
+    from ckdiff.runs.timeline import timeline
+    from ckdiff.runs.timelinecheck import check_timeline
+    from ckdiff.runs.timelineresult import Timeline, open_timeline
     from ckdiff.runs.structure import structure
     from ckdiff.runs.structure_result import Structure
     from ckdiff.stores.maskstore import MaskStore, check_store, open_store
@@ -103,6 +107,8 @@ _HOMES = {
     "graft": "ckdiff.grafts.graft",
     "import_masks": "ckdiff.deltas.importing",
     "info": "ckdiff.reports.info",
+    "Report": "ckdiff.reports.report",
+    "report": "ckdiff.reports.report",
     "random_mask": "ckdiff.masks.random",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.stores.maskstore",
@@ -114,6 +120,10 @@ _HOMES = {
     "Structure": "ckdiff.runs.structure_result",
     "structure": "ckdiff.runs.structure",
     "TensorRecord": "ckdiff.stores.table",
+    "Timeline": "ckdiff.runs.timelineresult",
+    "check_timeline": "ckdiff.runs.timelinecheck",
+    "open_timeline": "ckdiff.runs.timelineresult",
+    "timeline": "ckdiff.runs.timeline",
     **dict.fromkeys(_ERRORS, "ckdiff.errors"),
 }
 
@@ -138,6 +148,7 @@ __all__ = [
     "Overlap",
     "PairingError",
     "Progress",
+    "Report",
     "Rule",
     "RuleError",
     "SourceChanged",
@@ -149,6 +160,7 @@ __all__ = [
     "StoreLocked",
     "Structure",
     "TensorRecord",
+    "Timeline",
     "UsageError",
     "VersionReport",
     "WeightPatch",
@@ -157,6 +169,7 @@ __all__ = [
     "apply_in_place",
     "check",
     "check_store",
+    "check_timeline",
     "combine",
     "convert",
     "convert_delta",
@@ -169,10 +182,13 @@ __all__ = [
     "info",
     "open_checkpoint",
     "open_store",
+    "open_timeline",
     "overlap",
     "random_mask",
+    "report",
     "squash",
     "structure",
+    "timeline",
     "weight_patches",
 ]
 

@@ -11,7 +11,7 @@ from ckdiff.cli.output import write_json, write_lines
 
 
 @click.command("check")
-@click.argument("path", metavar="STORE|DELTA|STREAM")
+@click.argument("path", metavar="STORE|TIMELINE|DELTA|STREAM")
 @click.option(
     "--base",
     metavar="CHECKPOINT",
@@ -30,9 +30,10 @@ from ckdiff.cli.output import write_json, write_lines
 @options.memory
 @options.as_json
 def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> None:
-    """Verify every byte of a mask store, a delta or a stream of weight versions.
+    """Verify every byte of a mask store, a timeline, a delta or a stream of weight versions.
 
-    Of a store each file against its digest and each count against its mask; of a delta each frame
+    Of a store each file against its digest and each count against its mask; of a timeline the same
+    of each step, and its first moves against the masks; of a delta each frame
     against its digest; of a stream the chain, indexes, shards and frames, and all digests of
     versions that come after a full one, or with --base of those that begin with it.
 
@@ -47,7 +48,11 @@ def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> Non
     from ckdiff.deltas.signing.manifest import covered
     from ckdiff.deltas.signing.verifying import write_manifest
     from ckdiff.errors import printable
+    from ckdiff.runs.timelinefile import is_timeline
 
+    if is_timeline(path):
+        _check_timeline(path, {"manifest": manifest, **asked}, as_json=as_json)
+        return
     if manifest is not None:
         covered(path)
     with Reporter("checked") as reporter, compilation_noted(reporter):
@@ -61,12 +66,38 @@ def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> Non
         write_lines([printable(f"{path}: ok, {_said(found)}{_signed(found)}")])
 
 
+def _check_timeline(path: str, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Verify a timeline, which is of nothing else and takes no options."""
+    import time
+
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.errors import UsageError, printable
+    from ckdiff.options import Progress
+    from ckdiff.runs.timelinecheck import check_timeline
+
+    given = [name for name, value in asked.items() if value is not None]
+    if given := [name for name in given if name not in ("workers", "memory")]:
+        raise UsageError(f"a timeline is checked without --{given[0].replace('_', '-')}")
+    began = time.perf_counter()
+    with Reporter("checked") as reporter, compilation_noted(reporter):
+        observer = reporter.observer()
+
+        def progress(done: int, total: int) -> None:
+            observer.progress(Progress(done, total, time.perf_counter() - began, 0))
+
+        found = check_timeline(path, progress)
+    if as_json:
+        write_json(found)
+    else:
+        write_lines([printable(f"{path}: ok, {_said(found)}")])
+
+
 def _said(found: dict[str, Any]) -> str:
     from ckdiff.budget import format_size
     from ckdiff.cli.formats import counted
 
     size = format_size(found["bytes"])
-    if "store" in found:
+    if "store" in found or "timeline" in found:
         return f"{found['objects']:,} files, {size} verified"
     frames = counted(found["frames"], "frame")
     if "delta" in found:

@@ -18,7 +18,7 @@ _UNPAIRED = 20  #: unpaired tensors that are named
 @options.as_json
 def command(path: str, key: str | None, as_json: bool) -> None:
     """Say what a file, a directory or hf://org/name is: a delta, a stream of weight versions, a
-    mask store or a checkpoint, and what it holds.
+    mask store, a timeline or a checkpoint, and what it holds.
     """
     from ckdiff.reports.info import info
 
@@ -109,4 +109,29 @@ def _stream(about: dict[str, Any]) -> list[str]:
     return [f"{about['path']}: {count}", "", *table(about["versions"])]
 
 
-_LINES = {"delta": _delta, "stream": _stream, "store": _store, "checkpoint": _checkpoint}
+def _timeline(about: dict[str, Any]) -> list[str]:
+    from ckdiff.cli import formats
+
+    elements = about["elements"]
+    lines = [
+        f"{about['path']}: a timeline of {formats.counted(len(about['steps']), 'step')}, "
+        f"{about['rule']}, {formats.extent(elements, about['tensors'])}",
+        f"from {about['checkpoints'][0]}",
+    ]
+    for step in about["steps"]:
+        first = formats.percent(step["changed_since_first"], elements)
+        lines.append(f"{step['checkpoint']}: {first} changed since the first")
+    never, returned, final = (
+        formats.percent(about[key], elements) for key in ("never", "returned", "final")
+    )
+    lines.append(f"{never} never moved, {returned} moved and returned, {final} changed in the end")
+    return lines
+
+
+_LINES = {
+    "delta": _delta,
+    "stream": _stream,
+    "store": _store,
+    "timeline": _timeline,
+    "checkpoint": _checkpoint,
+}

@@ -23,13 +23,16 @@ from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_observer, checked_path
 from ckdiff.reports.provenance import provenance
+from ckdiff.runs.timelinefile import is_timeline
+from ckdiff.runs.timelineresult import open_timeline
 from ckdiff.stores.maskstore import open_store
 from ckdiff.stores.recognising import is_store
 from ckdiff.stores.summaries import rule_counts
 
 
 def info(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, Any]:
-    """Say what ``path`` is: its ``kind`` is ``delta``, ``store``, ``stream`` or ``checkpoint``.
+    """Say what ``path`` is: its ``kind`` is ``delta``, ``store``, ``timeline``, ``stream`` or
+    ``checkpoint``.
 
     ``key`` is the path of the state dict in torch files that hold more.
 
@@ -42,6 +45,8 @@ def info(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, A
     text = checked_path("the path", path)
     if Path(text).is_dir() and is_store(Path(text)):
         return _store(text)
+    if is_timeline(text):
+        return {"kind": "timeline", "path": text, **open_timeline(text).to_dict()}
     if is_delta(text):
         return _delta(text)
     if _is_stream(text):

@@ -27,8 +27,8 @@ def check_timeline(
     """Verify every byte of a timeline: each file against its digest, the stores of all steps, and
     the counts and first moves against the masks.
 
-    Gives ``timeline``, ``objects`` (files), ``bytes`` and ``ok``; ``progress`` is called with (bytes
-    done, bytes in all). Raises StoreCorrupt and StoreIncomplete.
+    Gives ``timeline``, ``objects`` (files), ``bytes`` and ``ok``; ``progress`` is called with
+    (bytes done, bytes in all). Raises StoreCorrupt and StoreIncomplete.
     """
     timeline = path if isinstance(path, Timeline) else open_timeline(path)
     if progress is not None:

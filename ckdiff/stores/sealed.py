@@ -21,6 +21,7 @@ from ckdiff.stores.schema import FORMAT, FORMAT_VERSION, check_manifest
 _LARGEST = 1 << 26  # bytes of a manifest that will be read; 100,000 unpaired tensors have 20 MB
 _HEAVIEST = 1 << 28  # bytes that its values may take in memory
 _PIECE = 1 << 20
+_TIMELINE = "ckdiff-timeline"  # the format of what has a store for each step of a run
 
 
 def dump_json(data: Any) -> bytes:
@@ -69,6 +70,11 @@ def read_sealed(root: Path) -> dict[str, Any]:
         manifest = json.loads(raw)
     except (ValueError, RecursionError):
         raise _damaged(shown) from None
+    if isinstance(manifest, dict) and manifest.get("format") == _TIMELINE:
+        raise StoreCorrupt(
+            f"{shown} is a timeline, not a mask store",
+            hint="its stores are masks/step-00001.zarr and so on in it",
+        )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreCorrupt(f"{shown}/{MANIFEST} is not the manifest of a mask store")
     version = manifest.get("format_version")

@@ -1,0 +1,160 @@
+"""What ``timeline`` prints for people, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ckdiff.budget import format_size
+from ckdiff.cli import formats
+from ckdiff.cli.tables import Column, table
+from ckdiff.cli.terminal import Terminal
+from ckdiff.errors import printable
+
+if TYPE_CHECKING:
+    from ckdiff.runs.timelineresult import Timeline
+
+_MOST_POINTS = 40  #: steps of a sparkline
+_MOST_ROWS = 400  #: of the table of groups
+_STEP = ("changed_since_first", "changed_since_previous", "kept")
+
+
+def lines(result: Timeline, by: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The steps, the groups with their densities over time, and where it ended."""
+    terminal = Terminal()
+    called = printable(str(result.path))
+    title = f"{called}: {formats.counted(len(result), 'step')}, {result.rule}"
+    extent = formats.extent(result.elements, result.manifest["tensors"])
+    out = [f"{terminal.paint(title, 'bold')}, {extent}", "", *_steps(result, terminal)]
+    if by != "model":
+        out += ["", *_groups(by, rows, terminal)]
+    return [*out, "", *_ends(result)]
+
+
+def _steps(result: Timeline, terminal: Terminal) -> list[str]:
+    columns = [
+        Column("step"),
+        Column("checkpoint", align="left", flexible=True),
+        Column("since first"),
+        Column("since previous"),
+        Column("of the final\nchange", optional=True),
+        Column("that lasts", optional=True),
+    ]
+    cells = [["0", _called(result.checkpoints[0]), *[terminal.glyphs.dash] * 4]]
+    for number, step in enumerate(result.steps, 1):
+        first, previous, kept = (step[key] for key in _STEP)
+        cells.append(
+            [
+                str(number),
+                _called(step["checkpoint"]),
+                formats.percent(first, result.elements),
+                formats.percent(previous, result.elements),
+                formats.percent(kept, result.final) if result.final else terminal.glyphs.dash,
+                formats.percent(kept, first) if first else terminal.glyphs.dash,
+            ]
+        )
+    return table(columns, cells, terminal)
+
+
+def _called(checkpoint: str) -> str:
+    return formats.shorten(printable(checkpoint), formats.LONGEST)
+
+
+def _groups(by: str, rows: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[str]:
+    columns = [
+        Column(by, align="left", flexible=True),
+        Column("elements", optional=True),
+        Column("density by step", align="left"),
+        Column("final"),
+        Column("returned"),
+        Column("never moved", optional=True),
+    ]
+    densities = [[step["density"] for step in row["steps"]] for row in rows]
+    highest = max((d for some in densities for d in some), default=0.0)
+    cells = [
+        [
+            formats.shorten(printable(row["group"]), formats.LONGEST),
+            f"{row['elements']:,}",
+            sparkline(some, highest, terminal),
+            *(formats.percent(row[key], row["elements"]) for key in ("final", "returned", "never")),
+        ]
+        for row, some in zip(rows[:_MOST_ROWS], densities, strict=False)
+    ]
+    out = table(columns, cells, terminal)
+    if len(rows) > _MOST_ROWS:
+        out.append(f"and {len(rows) - _MOST_ROWS:,} more: --csv and --json have all")
+    if highest:
+        out.append(f"the highest bar is {100 * highest:.3g} %")
+    return out
+
+
+def sparkline(shares: Sequence[float], highest: float, terminal: Terminal) -> str:
+    """A character for each step, or for each few where there are many: the last of them.
+
+    Nothing has a character of its own, and anything shows.
+    """
+    levels = terminal.glyphs.levels
+    each = max(1, math.ceil(len(shares) / _MOST_POINTS))
+    points = [shares[min(at + each, len(shares)) - 1] for at in range(0, len(shares), each)]
+    return "".join(
+        levels[min(len(levels) - 1, int(share / highest * len(levels)))]
+        if share > 0
+        else terminal.glyphs.zero
+        for share in points
+    )
+
+
+def _ends(result: Timeline) -> list[str]:
+    parts = ("never", "never moved"), ("returned", "moved and returned"), ("final", "changed")
+    said = [f"{formats.percent(getattr(result, key), result.elements)} {what}"
+            for key, what in parts]  # fmt: skip
+    out = [f"in the end {', '.join(said)}"]
+    found = result.to_dict()
+    if "bytes_read" in found:
+        fresh = found["bytes_read"] - found["bytes_resumed"]
+        took = formats.duration(found["seconds"])
+        speed = formats.rate(fresh, found["seconds"])
+        out.append(f"read {format_size(fresh)} in {took}, {speed}")
+    kept = " and first moves" if found["first_moves"] else ""
+    return [*out, f"masks of each step{kept} in {printable(str(result.path))}"]
+
+
+def csv_lines(result: Timeline, by: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A header, and a line for each group and step. Names are escaped: a row is always one line."""
+    yield _csv([by, "step", "checkpoint", "elements", *_STEP, "density", "coverage"])
+    for row in rows:
+        for number, step in enumerate(row["steps"], 1):
+            checkpoint = result.checkpoints[number]
+            counts = [step[key] for key in _STEP]
+            yield _csv(
+                [row["group"], number, checkpoint, row["elements"], *counts, step["density"],
+                 step["coverage"]]
+            )  # fmt: skip
+
+
+def _csv(values: Sequence[Any]) -> str:
+    out = io.StringIO()
+    escaped = [printable(value) if isinstance(value, str) else value for value in values]
+    csv.writer(out, lineterminator="").writerow(escaped)
+    return out.getvalue()
+
+
+def estimate_lines(estimate: Mapping[str, Any]) -> list[str]:
+    """What ``--dry-run`` prints."""
+    known = estimate["steps_known"]
+    told = f", {known} of them known" if known else ""
+    lines = [
+        f"{formats.counted(estimate['steps'], 'step')}{told}: "
+        f"{formats.extent(estimate['elements'], estimate['tensors'])}, {estimate['rule']}",
+        f"reads {format_size(estimate['bytes_to_read'])}",
+        f"writes at most {format_size(estimate['disk_at_most'])}; mostly far less",
+        f"needs {format_size(estimate['memory_needed'])} of {format_size(estimate['memory'])} of "
+        f"memory, with {formats.counted(estimate['workers'], 'worker')} and windows of "
+        f"{estimate['window']:,} elements",
+    ]
+    if estimate["bytes_to_download"]:
+        lines.insert(1, f"downloads {format_size(estimate['bytes_to_download'])}")
+    return lines
