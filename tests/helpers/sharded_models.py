@@ -23,7 +23,7 @@ ELEMENTS = sum(tensor.numel() for tensor in STATE.values())
 def dcp(folder: Path) -> str:
     """The pieces of rows of a ``torch.distributed.checkpoint``; gives the name of its metadata."""
     cuts = {name: rows(tuple(tensor.shape), 3) for name, tensor in STATE.items()}
-    write_dcp(folder, STATE, cuts, paths={name: ("app", name) for name in STATE})
+    write_dcp(folder, STATE, cuts, paths={name: ("model", name) for name in STATE})
     return ".metadata"
 
 
