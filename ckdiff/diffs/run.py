@@ -16,9 +16,9 @@ from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details, resized, retyped
 from ckdiff.diffs.tables import quantised_hint, rounding_hint, table_of
-from ckdiff.diffs.ties import tied_extras, tied_pairs
+from ckdiff.diffs.ties import tie_notes, tied_extras, tied_pairs
 from ckdiff.dtypes import DTYPES
-from ckdiff.errors import ClusterError, SourceChanged, printable
+from ckdiff.errors import ClusterError, SourceChanged
 from ckdiff.outputs.checks import check_disk
 from ckdiff.rules import RuleSet
 from ckdiff.running.runners import Meter, OnCluster, interruptible, run_chunks
@@ -98,20 +98,13 @@ class _Run:
         plan, comparison = self._plan, self._comparison
         table = table_of(self._collected, comparison, self._rules)
         self._tied = tied_extras(plan.sides, comparison.pairing, comparison.tuned_names)
-        for tie in self._tied:
-            plan.observer.note(
-                f"note: {printable(tie['name'])}, only in {tie['side']}, has the same bits as "
-                f"{printable(tie['same_as'])}: they are tied"
-            )
         if not plan.options.dequantize and (said := quantised_hint(comparison, table)):
             plan.observer.note(f"hint: {said}")
         if (said := rounding_hint(comparison, table, self._rules)) is not None:
             plan.observer.note(f"hint: {said}")
-        for name, other in tied_pairs(table, plan.sides[0], comparison.pairing):
-            plan.observer.note(
-                f"note: {printable(name)} has the same bits as {printable(other)} on both sides: "
-                "they are tied, and counted twice"
-            )
+        pairs = tied_pairs(table, plan.sides[0], comparison.pairing)
+        for note in tie_notes(self._tied, pairs):
+            plan.observer.note(note)
         return table
 
     def _hint(self) -> str | None:

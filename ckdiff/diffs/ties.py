@@ -7,20 +7,17 @@ takes to tell them apart.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-import numpy as np
-
 from ckdiff.checkpoints.pairing import Pairing
-from ckdiff.checkpoints.protocol import Checkpoint, SpanReader
-from ckdiff.kernels.memory import views
+from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.diffs.twins import Twins, constant
+from ckdiff.errors import printable
 from ckdiff.stores.table import MaskTable, is_content_hash
 
-_WINDOW = 1 << 20  # bytes that are compared at a time
-_FIRST = 1 << 12  # bytes that are looked at first: nearly all candidates differ there
+_FEW = 3  # notes that each have a line
 _SIDES = (("base", "removed"), ("tuned", "added"))
 
 
@@ -54,69 +51,52 @@ def _twins(
 ) -> list[tuple[str, str]]:
     """Of the tensors ``at`` these positions those with the bits of another, and its name."""
     table = checkpoint.table
-    alike: dict[Any, list[tuple[int, str]]] = defaultdict(list)
     wanted = {(table.dtypes[i], table.shapes[i]) for i in at.values() if _eligible(table.shapes[i])}
-    for name, i in [*paired, *at.items()]:
-        if (key := (table.dtypes[i], table.shapes[i])) in wanted:
-            alike[key].append((i, name))
     found: list[tuple[str, str]] = []
     taken: set[str] = set()
     if not wanted:
         return []
+    like = [
+        (i, n) for n, i in [*paired, *at.items()] if (table.dtypes[i], table.shapes[i]) in wanted
+    ]
     with closing(checkpoint.reader()) as reader:
+        twins = Twins(checkpoint, reader)
+        twins.add(like)
         for name, i in at.items():
-            others = alike.get((table.dtypes[i], table.shapes[i]), [])
+            if (table.dtypes[i], table.shapes[i]) not in wanted:
+                continue
+            twin = twins.of(i, taken)
             size = int(table.nbytes[i])
-            twin = next(
-                (
-                    other
-                    for j, other in others
-                    if j != i and other not in taken and _same_bits(reader, i, j, size)
-                ),
-                None,
-            )
-            if twin is not None and not _constant(reader, i, size, table.shapes[i]):
+            if twin is not None and not constant(reader, i, size, table.shapes[i]):
                 found.append((name, twin))
                 taken.add(name)
     return found
 
 
+def tie_notes(tied: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A line on the extras of one side, and one on what is tied on both; a few by name."""
+    said = [(t["name"], t["same_as"], f", only in {t['side']},") for t in tied]
+    yield from _notes(said, "they are tied")
+    both = [(name, other, "") for name, other in pairs]
+    yield from _notes(both, "they are tied, and counted twice", " on both sides")
+
+
+def _notes(said: Sequence[tuple[str, str, str]], end: str, where: str = "") -> Iterator[str]:
+    """Each by itself where there are few, else all in one line."""
+    if len(said) <= _FEW:
+        for name, other, aside in said:
+            text = f"{printable(name)}{aside} has the same bits as {printable(other)}{where}: {end}"
+            yield f"note: {text}"
+        return
+    name, other, aside = said[0]
+    yield (
+        f"note: {len(said):,} tensors have the same bits as another{where}: {end}; the first is "
+        f"{printable(name)}{aside} which is {printable(other)}"
+    )
+
+
 def _eligible(shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and 0 not in shape
-
-
-def _same_bits(reader: SpanReader, one: int, other: int, size: int) -> bool:
-    start, step = 0, _FIRST
-    while start < size:
-        count = min(step, size - start)
-        tensors, starts = np.array([one, other], np.int64), np.full(2, start, np.int64)
-        nbytes = np.full(2, count, np.int64)
-        first, second = views(reader.acquire(tensors, starts, nbytes), nbytes)
-        same = np.array_equal(first, second)
-        reader.release()
-        if not same:
-            return False
-        start, step = start + count, _WINDOW
-    return True
-
-
-def _constant(reader: SpanReader, tensor: int, size: int, shape: tuple[int, ...]) -> bool:
-    """Whether all elements of a tensor have the same bits."""
-    width = max(1, size // int(np.prod(shape, dtype=np.int64)))
-    pattern, start = None, 0
-    step = _WINDOW // width * width
-    while start < size:
-        count = min(step, size - start)
-        columns = (np.array([value], np.int64) for value in (tensor, start, count))
-        tensors, starts, nbytes = columns
-        (data,) = views(reader.acquire(tensors, starts, nbytes), nbytes)
-        pattern = data[:width].copy() if pattern is None else pattern
-        same = bool((data.reshape(-1, width) == pattern).all())
-        reader.release()
-        if not same:
-            return False
-        start += count
-    return True
 
 
 def tied_pairs(table: MaskTable, base: Checkpoint, pairing: Pairing) -> list[tuple[str, str]]:
@@ -142,5 +122,5 @@ def tied_pairs(table: MaskTable, base: Checkpoint, pairing: Pairing) -> list[tup
         return [
             (table.names[i], other)
             for i, other in found
-            if not _constant(reader, int(at[i]), int(sizes[at[i]]), base.table.shapes[at[i]])
+            if not constant(reader, int(at[i]), int(sizes[at[i]]), base.table.shapes[at[i]])
         ]

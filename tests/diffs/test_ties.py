@@ -88,3 +88,20 @@ def test_ties_fail_no_gate(tmp_path: Path) -> None:
 
     found, _ = diff(tmp_path, {"embed": E}, {"embed": E, "head": E})
     assert all(v.ok for v in judge(found, Gates(fail_above=0.1, exit_code=True)))
+
+
+def test_many_ties_are_one_note_and_cost_one_read(tmp_path: Path) -> None:
+    """Experts that were copied, and others that only begin alike."""
+    odd = E.copy()
+    odd[-1, -1] ^= 1
+    copies = {f"experts.{i}": odd if i % 10 == 3 else E for i in range(40)}
+    found, notes = diff(tmp_path, {"embed": E}, {"embed": E, **copies})
+    wanted = [n for n in copies if copies[n] is E]
+    assert [t["name"] for t in found.tied if t["same_as"] == "embed"] == wanted
+    others = [(t["name"], t["same_as"]) for t in found.tied if t["same_as"] != "embed"]
+    assert others == [(f"experts.{i}", f"experts.{i + 10}") for i in (3, 13, 23)]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: 39 tensors have the same bits as another: they are tied")
+    found, notes = diff(tmp_path, {"embed": E, **copies}, {"embed": E, **copies}, verify=True)
+    assert len(notes) == 1
+    assert "on both sides: they are tied, and counted twice" in notes[0]
