@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -88,7 +89,7 @@ class HeldArray(Held):
     def __init__(self, words: npt.NDArray[Any], dtype: str, owner: Any) -> None:
         """``words`` is a view of ``owner``'s memory, which it keeps alive."""
         packed = words.flags.c_contiguous and words.dtype.isnative
-        address = int(words.ctypes.data) if packed else 0
+        address = int(words.__array_interface__["data"][0]) if packed else 0
         super().__init__(dtype, words.shape, words.dtype.itemsize, address)
         self._array, self._owner = words, owner
         self._at = self._now()
@@ -145,19 +146,30 @@ def held_array(value: Any, name: str, where: str) -> HeldArray | str:
     if isinstance(array, np.ma.MaskedArray):
         raise _wrong(where, name, "is a masked array", "fill it: array.filled(...)")
     array = np.asarray(array)
-    dtype = array.dtype
-    if dtype.fields is not None or dtype.kind in "OSUTMm" or dtype.type is np.void:
+    known, word, refused = _word_of(array.dtype)
+    if refused:
         raise _wrong(
-            where, name, f"is an array of {printable(str(dtype))[:60]}, not of numbers",
+            where, name, f"is an array of {printable(str(array.dtype))[:60]}, not of numbers",
             "leave it out, or give arrays of numbers",
         )  # fmt: skip
+    if word is None:
+        return f"of dtype {printable(str(array.dtype))[:40]}"
+    return HeldArray(array if word == array.dtype else array.view(word), known, value)
+
+
+@lru_cache(256)  # there may be 100,000 arrays
+def _word_of(dtype: np.dtype[Any]) -> tuple[str, np.dtype[Any] | None, bool]:
+    """The safetensors name of a dtype, the words that arrays of it are seen as, and whether it is
+    none of numbers. There are no words where there is no name.
+    """
+    if dtype.fields is not None or dtype.kind in "OSUTMm" or dtype.type is np.void:
+        return "", None, True
     known = KNOWN_DTYPES.get(dtype.name)
     if known is None or DTYPES[known].bits != 8 * dtype.itemsize:
-        return f"of dtype {printable(str(dtype))[:40]}"
+        return "", None, False
     if dtype.kind == "c":  # words of one half would be in the other order
-        return HeldArray(array, known, value)
-    word = np.dtype(f"u{dtype.itemsize}").newbyteorder(dtype.byteorder)
-    return HeldArray(array.view(word), known, value)
+        return known, dtype, False
+    return known, np.dtype(f"u{dtype.itemsize}").newbyteorder(dtype.byteorder), False
 
 
 def _as_numpy(value: Any, name: str, where: str) -> npt.NDArray[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,13 +38,28 @@ def open_memory(given: object, key: str | None = None) -> MemoryCheckpoint | Non
             return None
     else:
         return None
-    if is_module(given) and key is None:
-        tensors = state_tensors(content)
-        names, notes = plain_names(given, [name for name, _ in tensors], label)
-        values = [value for _, value in tensors]
-        return _opened(label, list(zip(names, values, strict=True)), label, notes)
-    named, text, notes = chosen_tensors(content, label, key)
-    return _opened(label, named, text, notes)
+    with _nothing_collected():
+        if is_module(given) and key is None:
+            tensors = state_tensors(content)
+            names, notes = plain_names(given, [name for name, _ in tensors], label)
+            values = [value for _, value in tensors]
+            return _opened(label, list(zip(names, values, strict=True)), label, notes)
+        named, text, notes = chosen_tensors(content, label, key)
+        return _opened(label, named, text, notes)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No looking for cycles meanwhile: of the objects that are made of 100,000 tensors each is
+    kept, and Python would look at all of them again and again.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _opened(
