@@ -28,6 +28,8 @@ def _in_directory(path: str) -> tuple[str, str] | None:
         names = [entry.name for entry, _ in zip(entries, range(LISTED), strict=False)]
     if {"manifest.json", "zarr.json"} <= set(names):
         return "is a mask store", "`ckdiff show` prints it; graft and delta take it as --mask"
+    if not names:
+        return "is an empty directory", "if it is a stream, nothing was published to it yet"
     return _CHECKPOINT if METADATA in names or has_weights(names) else None
 
 

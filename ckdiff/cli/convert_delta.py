@@ -19,6 +19,7 @@ from ckdiff.deltas.registry import ENCODINGS, VERSIONED
     "--encoding", type=click.Choice([*ENCODINGS, *VERSIONED]), required=True, help="The new one."
 )
 @options.key
+@options.as_version
 @options.versions
 @options.files
 def command(delta: str, out: str, as_json: bool, **asked: Any) -> None:

@@ -30,6 +30,7 @@ _HELP = {name: line.help for name, line in ENCODINGS.lines.items()} | VERSIONED
     show_default=True,
     help="; ".join(f"{name} {text}" for name, text in _HELP.items()) + ".",
 )
+@options.as_version
 @options.key
 @options.versions
 @click.option("--full", is_flag=True, help="Publish all of TUNED as a full version.")

@@ -81,6 +81,13 @@ memory: Decorator = click.option(
 #: of what writes files the size of a model
 files: Decorator = block(overwrite, workers, memory, as_json)
 
+as_version: Decorator = click.option(
+    "--as-version",
+    is_flag=True,
+    help="Write packed, too, as the next version of the stream: the smallest, but no engine reads "
+    "it.",
+)
+
 #: of what writes weight versions
 versions: Decorator = block(
     click.option(

@@ -14,6 +14,7 @@ from ckdiff.checkpoints.opening import Given, open_all
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas import applying, creating
 from ckdiff.deltas.container import Delta
+from ckdiff.deltas.delta import is_version
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.registry import ENCODINGS, VERSIONED
 from ckdiff.deltas.room import Room
@@ -42,6 +43,7 @@ def convert_delta(
     *,
     base: Given,
     encoding: str,
+    as_version: bool = False,
     key: str | None = None,
     checksum: str | None = None,
     version: int | None = None,
@@ -55,8 +57,8 @@ def convert_delta(
     ``base`` is what it was made from, and ``key`` the path of the state dict in one that holds
     more. ``packed`` and ``indices`` are written to a file, ``xor`` and ``overwrite`` as a version
     to the stream in the directory ``out``: version ``version``, or the one that it was, made from
-    the same one; of a file the next. The tuned checkpoint is rebuilt beside ``out`` meanwhile,
-    which takes room on the disk. There whole or not at all.
+    the same one; of a file the next; ``packed`` too with ``as_version``. The tuned checkpoint is
+    rebuilt beside ``out`` meanwhile, which takes room on the disk. There whole or not at all.
 
     Raises DeltaError for damage, another base, lossy deltas, full versions and what a version
     cannot say, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
@@ -67,7 +69,8 @@ def convert_delta(
         )
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     source, path = checked_path("the delta", delta), checked_output(out)
-    _check_options(encoding, checksum=checksum, version=version, overwrite=overwrite)
+    versioned = is_version(encoding, as_version=as_version, checksum=checksum)
+    _check_options(encoding, versioned, checksum=checksum, version=version, overwrite=overwrite)
     said, name = _source(source, options)
     observer = checked_observer(observer)
     with ExitStack() as stack:
@@ -75,7 +78,7 @@ def convert_delta(
         place = Place(path.with_name(f"{path.name}.rebuilt"), directory=True, overwrite=False)
         inside = stack.enter_context(place).path
         rebuilt = _rebuild(given, source, said, inside / (name or "tuned"), options)
-        if encoding in ENCODINGS:
+        if not versioned:
             return creating.delta(
                 given, rebuilt, path, encoding=encoding, overwrite=overwrite, workers=workers,
                 memory=memory, observer=observer,
@@ -89,15 +92,15 @@ def convert_delta(
 
 
 def _check_options(
-    encoding: str, *, checksum: str | None, version: int | None, overwrite: bool
+    encoding: str, versioned: bool, *, checksum: str | None, version: int | None, overwrite: bool
 ) -> None:
     """Raise UsageError for what means nothing with an encoding."""
-    if encoding in ENCODINGS and (checksum is not None or version is not None):
+    if not versioned and (checksum is not None or version is not None):
         raise UsageError(
             f"checksums and numbers are not for the {encoding} encoding",
             hint=f"they go with {' or '.join(VERSIONED)}",
         )
-    if encoding in VERSIONED and overwrite:
+    if versioned and overwrite:
         raise UsageError("a weight version is not replaced", hint="leave out --overwrite")
 
 

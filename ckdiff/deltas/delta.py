@@ -10,7 +10,7 @@ from typing import Literal, TypedDict, Unpack, overload
 from ckdiff.checkpoints.opening import Given, open_all
 from ckdiff.deltas import creating
 from ckdiff.deltas.outcome import DeltaResult
-from ckdiff.deltas.registry import ENCODINGS, VERSIONED
+from ckdiff.deltas.registry import AS_VERSION, ENCODINGS, VERSIONED
 from ckdiff.deltas.versions.writing import VersionReport, write_version
 from ckdiff.errors import UsageError, printable
 from ckdiff.options import Observer, checked_text
@@ -43,6 +43,7 @@ def delta(
     out: str | os.PathLike[str],
     *,
     encoding: Literal["packed", "indices"] = ...,
+    as_version: Literal[False] = ...,
     **options: Unpack[DeltaOptions],
 ) -> DeltaResult: ...
 @overload
@@ -52,6 +53,17 @@ def delta(
     out: str | os.PathLike[str],
     *,
     encoding: Literal["xor", "overwrite"],
+    as_version: bool = ...,
+    **options: Unpack[DeltaOptions],
+) -> VersionReport: ...
+@overload
+def delta(
+    base: Given,
+    tuned: Given,
+    out: str | os.PathLike[str],
+    *,
+    encoding: Literal["packed"] = ...,
+    as_version: Literal[True],
     **options: Unpack[DeltaOptions],
 ) -> VersionReport: ...
 @overload
@@ -61,6 +73,7 @@ def delta(
     out: str | os.PathLike[str],
     *,
     encoding: str,
+    as_version: bool = ...,
     **options: Unpack[DeltaOptions],
 ) -> DeltaResult | VersionReport: ...
 def delta(
@@ -71,6 +84,7 @@ def delta(
     mask: str | os.PathLike[str] | MaskStore | None = None,
     rule: str | Rule | None = None,
     encoding: str = "packed",
+    as_version: bool = False,
     key: str | None = None,
     checksum: str | None = None,
     version: int | None = None,
@@ -98,7 +112,7 @@ def delta(
     directory ``out``, which inference engines read. ``base`` has to be what the newest version
     leads to. ``checksum`` is ``xxh3-128``, ``blake3`` or ``adler32``. ``full`` writes all of
     ``tuned`` with its config files; so does ``full_when_needed`` where a delta cannot say what
-    changed.
+    changed. With ``as_version`` also ``packed``: it is the smallest, and engines cannot read it.
 
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError,
     DeltaError, OutputError and Interrupted.
@@ -107,14 +121,17 @@ def delta(
         with ExitStack() as stack:
             sides = open_all(stack, base, tuned, key=checked_text("key", key))
             return delta(
-                sides[0], sides[1], out, mask=mask, rule=rule, encoding=encoding, checksum=checksum,
-                version=version, full=full, full_when_needed=full_when_needed,
-                overwrite=overwrite, workers=workers, memory=memory, observer=observer,
+                sides[0], sides[1], out, mask=mask, rule=rule, encoding=encoding,
+                as_version=as_version, checksum=checksum, version=version, full=full,
+                full_when_needed=full_when_needed, overwrite=overwrite, workers=workers,
+                memory=memory, observer=observer,
             )  # fmt: skip
     of_files = {"mask": mask, "rule": rule, "overwrite": overwrite}
     flags = {"full": full, "full_when_needed": full_when_needed}
-    _check(encoding, of_files, {"checksum": checksum, "version": version, **flags})
-    if encoding in VERSIONED:
+    of_versions = {"checksum": checksum, "version": version, **flags}
+    versioned = is_version(encoding, as_version=as_version, checksum=checksum)
+    _check(encoding, of_files, of_versions, versioned=versioned)
+    if versioned:
         return write_version(
             base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
             full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
@@ -126,11 +143,27 @@ def delta(
     )  # fmt: skip
 
 
+def is_version(encoding: str, *, as_version: bool, checksum: str | None) -> bool:
+    """Whether a delta is to be a weight version. Raises UsageError for what cannot be one."""
+    if checked_text("encoding", encoding) in VERSIONED or not as_version:
+        return encoding in VERSIONED
+    _check_encoding(encoding)
+    if encoding != AS_VERSION:
+        raise UsageError(
+            f"a weight version cannot have the {encoding} encoding",
+            hint=f"it has {AS_VERSION} or {' or '.join(VERSIONED)}",
+        )
+    if checksum is not None:
+        raise UsageError(f"{AS_VERSION} has digests of its own", hint="leave out the checksum")
+    return True
+
+
 def _check(
-    encoding: str, of_files: Mapping[str, object], of_versions: Mapping[str, object]
-) -> None:
+    encoding: str, of_files: Mapping[str, object], of_versions: Mapping[str, object], *,
+    versioned: bool,
+) -> None:  # fmt: skip
     """Raise UsageError for an encoding that there is not, and options of the other kind."""
-    if checked_text("encoding", encoding) in VERSIONED:
+    if versioned:
         _refuse(of_files, "weight versions", f"with {' or '.join(ENCODINGS)}")
     else:
         _check_encoding(encoding)

@@ -17,6 +17,8 @@ ENCODINGS: Registry[Any] = Registry(
     },
 )
 
+#: the one of them that a weight version may have too, for readers that are ours
+AS_VERSION = "packed"
 #: the encodings of weight versions, which are directories and not files; what help says of them
 VERSIONED = {
     "xor": "is the next version of a stream that engines read",

@@ -14,7 +14,7 @@ from typing import Any
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.encoding import TOOLS_MEMORY, Tools, encoder
 from ckdiff.deltas.versions.following import follow
-from ckdiff.deltas.versions.form import Said, version_name, version_number, version_text
+from ckdiff.deltas.versions.form import PACKED, Said, version_name, version_number, version_text
 from ckdiff.deltas.versions.merging import MERGE_MEMORY, Merger
 from ckdiff.deltas.versions.reading import Version, WeightStream
 from ckdiff.deltas.versions.shards import Shards
@@ -138,6 +138,13 @@ def _said(chain: Sequence[Version]) -> Said:
     for version in chain:
         said = version.said
         assert said is not None
+        if said.encoding == PACKED:
+            raise version.fault(
+                "is packed, and what packed versions do together is not known without what they "
+                "are made from",
+                f"make xor of each with ckdiff convert-delta {version.shown} --base CHECKPOINT "
+                "--encoding xor -o OTHER, and squash these",
+            )
         for what, mine, others in (
             ("encoding", said.encoding, ends[1].encoding),
             ("checksum", said.checksum, ends[1].checksum),
@@ -145,7 +152,9 @@ def _said(chain: Sequence[Version]) -> Said:
             if mine != others:
                 raise DeltaError(
                     f"{version.shown} has the {what} {mine}, and {chain[-1].shown} {others}",
-                    hint="ckdiff convert-delta makes them alike",
+                    hint=f"make them alike first: ckdiff convert-delta {version.shown} --base "
+                    f"CHECKPOINT --encoding {ends[1].encoding} --checksum {ends[1].checksum} "
+                    "-o OTHER",
                 )
     return Said(ends[1].version, ends[0].base_version, ends[1].encoding, ends[1].checksum)
 

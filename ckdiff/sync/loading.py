@@ -17,11 +17,12 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import filler, grouped
 from ckdiff.deltas.versions.checksums import Digester, digester
 from ckdiff.deltas.versions.encoding import WINDOW, window_of
-from ckdiff.deltas.versions.folding import FOLD_MEMORY, Buffers, Folder, Tensor
+from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor, fold_memory
 from ckdiff.deltas.versions.following import Expected, check_whole
 from ckdiff.deltas.versions.following import follow as next_version
 from ckdiff.deltas.versions.form import read_marker
 from ckdiff.deltas.versions.reading import Version, WeightStream
+from ckdiff.dtypes import DTYPES
 from ckdiff.errors import DeltaError, UsageError, printable
 from ckdiff.kernels.memory import Bytes, bytes_at
 from ckdiff.options import Observer, Options
@@ -157,7 +158,7 @@ def _folded(where: Where, room: Room, deltas: Sequence[Version], source: Checkpo
         kept = _kept(source, where)
         snapshot = Snapshot(kept.table, where.kind, where.stream)
         task = _FoldTask(snapshot, kept, deltas, Folder(where.stream, _OTHER))
-        _run(task, where, FOLD_MEMORY + source.reader_memory(WINDOW), room.taken)
+        _run(task, where, fold_memory(deltas) + source.reader_memory(WINDOW), room.taken)
         source.verify()
         for version in deltas:
             version.verify()
@@ -202,7 +203,8 @@ class _CopyTask:
     def _copy(self, at: int, reader: SpanReader, stop: threading.Event) -> bool:
         table, into = self.snapshot.table, self.snapshot.tensor(at)
         expected = self.expected.get(table.names[at])
-        digest = None if expected is None else digester(expected.checksum)
+        bits = DTYPES[table.dtypes[at]].bits
+        digest = None if expected is None else digester(expected.checksum, bits)
         copy_tensor(reader, at, into, window_of(table.dtypes[at]), digest, stop)
         return expected is None or (digest is not None and digest.hexdigest() == expected.digest)
 

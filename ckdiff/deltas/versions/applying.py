@@ -21,7 +21,7 @@ from ckdiff.deltas.filenames import names_fault
 from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.encoding import WINDOW
-from ckdiff.deltas.versions.folding import FOLD_MEMORY, Buffers, Folder, Tensor
+from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor, fold_memory
 from ckdiff.deltas.versions.form import read_marker, version_text
 from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
 from ckdiff.deltas.versions.grouping import grouped as grouped  # also for those who import it here
@@ -154,7 +154,7 @@ class _Work:
         self._steps = self._versions_of()
         self._groups = list(grouped(self.blueprint.nbytes))
         readers = self._source.reader_memory(WINDOW)
-        need = Need(tables=room.taken, worker=FOLD_MEMORY + readers)
+        need = Need(tables=room.taken, worker=fold_memory(chain.deltas) + readers)
         self._workers = fit_workers(options.workers, len(self._groups), need, options.memory)
 
     def files(

@@ -21,8 +21,8 @@ from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import at_version, filler
 from ckdiff.deltas.versions.encoding import WINDOW, window_of
-from ckdiff.deltas.versions.folding import FOLD_MEMORY, Buffers, Folder, Tensor
-from ckdiff.deltas.versions.form import XOR, version_name
+from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor, fold_memory
+from ckdiff.deltas.versions.form import PACKED, XOR, version_name
 from ckdiff.deltas.versions.given import NamedVersions, given_versions
 from ckdiff.deltas.versions.grouping import grouped
 from ckdiff.deltas.versions.places import PLACES_MEMORY, count_places
@@ -186,7 +186,7 @@ class _Checking:
     def _hold_size(self, version: Version, tensor: str) -> None:
         """Raise DeltaError where a frame is of a tensor of another size than one before it."""
         head = version.head(tensor, self._sizes.get(tensor))
-        if version.said is not None and version.said.encoding == XOR:
+        if version.said is not None and version.said.encoding in (XOR, PACKED):
             self._sizes[tensor] = head.content
 
     def _fold(self, source: Checkpoint, deltas: Sequence[Version]) -> None:
@@ -201,7 +201,7 @@ class _Checking:
         nbytes = table.nbytes[order]
         groups = list(grouped(nbytes))
         meter = Meter(self.observer, int(nbytes.sum()))
-        workers = self._fit(len(groups), FOLD_MEMORY + source.reader_memory(WINDOW))
+        workers = self._fit(len(groups), fold_memory(deltas) + source.reader_memory(WINDOW))
         folder, buffers = Folder(Path(tempfile.gettempdir()), _HINT), PerThread(Buffers)
 
         def fold(chunk: int, stop: threading.Event) -> None:

@@ -6,11 +6,13 @@ import re
 import zlib
 from typing import Protocol
 
+import numpy as np
 import xxhash
 
-from ckdiff.deltas.versions.form import CHECKSUMS
+from ckdiff.deltas.versions.form import CHECKSUMS, CONTENT
 from ckdiff.errors import UsageError, printable
-from ckdiff.kernels.memory import Bytes
+from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.memory import Bytes, UInt64
 
 _DIGITS = {"xxh3-128": 32, "blake3": 64, "adler32": 8}
 _HEX = re.compile(r"[0-9a-fA-F]+", re.ASCII)
@@ -77,6 +79,31 @@ class _Blake3:
         return other
 
 
+class _Content:
+    """Content hashes, as packed versions have them; parts are whole units but for the last."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits, self._at = bits, 0
+        self._sums, self._hasher = np.zeros(2, np.uint64), ContentHasher()
+
+    def update(self, data: Bytes) -> None:
+        self._hasher.add(self._sums, data, self._at, self._bits)
+        self._at += len(data)
+
+    def hexdigest(self) -> str:
+        return content_digest(self._sums)
+
+    def copy(self) -> _Content:
+        other = _Content(self._bits)
+        other._sums, other._at = self._sums.copy(), self._at
+        return other
+
+
+def content_digest(sums: UInt64) -> str:
+    """A content hash as text, its low and its high half."""
+    return "".join(f"{int(half):016x}" for half in sums)
+
+
 def check_checksum(name: str) -> None:
     """Raise UsageError for a checksum that the format does not have, or that is not installed."""
     if name not in CHECKSUMS:
@@ -87,8 +114,13 @@ def check_checksum(name: str) -> None:
         digester(name)
 
 
-def digester(name: str) -> Digester:
-    """A new digester, of one of CHECKSUMS. Raises UsageError where blake3 is not installed."""
+def digester(name: str, bits: int = 8) -> Digester:
+    """A new digester, of one of CHECKSUMS, or CONTENT of elements of so many bits.
+
+    Raises UsageError where blake3 is not installed.
+    """
+    if name == CONTENT:
+        return _Content(bits)
     if name == "adler32":
         return _Adler32()
     if name == "xxh3-128":

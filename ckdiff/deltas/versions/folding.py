@@ -21,6 +21,7 @@ from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.versions.checksums import Digester, digester
 from ckdiff.deltas.versions.decoding import COMMON_WINDOW, Patch, memory_of, patch
 from ckdiff.deltas.versions.encoding import WINDOW
+from ckdiff.deltas.versions.packed import PACKED_MEMORY, PackedTools
 from ckdiff.deltas.versions.reading import Version
 from ckdiff.deltas.versions.spool import nameless
 from ckdiff.errors import OutputError
@@ -41,6 +42,18 @@ class Buffers:
 
     def __init__(self) -> None:
         self.window, self.scratch = np.empty((2, WINDOW), np.uint8)
+        self._packed: PackedTools | None = None
+
+    def packed(self) -> PackedTools:
+        """What packed versions need; made when it is first asked for."""
+        if self._packed is None:
+            self._packed = PackedTools()
+        return self._packed
+
+
+def fold_memory(versions: Sequence[Version]) -> int:
+    """Bytes of anonymous memory of one thread that folds these."""
+    return FOLD_MEMORY + (PACKED_MEMORY if any(v.packed is not None for v in versions) else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,8 @@ class Folder:
             return 1
         for i, version in enumerate(steps):
             assert version.said is not None
+            if version.packed is not None:
+                continue  # all of them work with the same buffers
             used += memory_of(version.said.encoding, version.head(tensor.name, tensor.nbytes))
             if used > DECODERS_MEMORY and i:
                 return i
@@ -103,6 +118,9 @@ class Folder:
     def _through(
         self, tensor: Tensor, fill: Fill, steps: Sequence[Version], buffers: Buffers
     ) -> Iterator[tuple[int, Bytes]]:
+        if any(version.packed is not None for version in steps):
+            yield from self._through_packed(tensor, fill, steps, buffers)
+            return
         with ExitStack() as stack:
             at_work = []
             for version in steps:
@@ -121,9 +139,57 @@ class Folder:
             for step in at_work:
                 step.finish()
 
+    def _through_packed(
+        self, tensor: Tensor, fill: Fill, steps: Sequence[Version], buffers: Buffers
+    ) -> Iterator[tuple[int, Bytes]]:
+        """The same where packed versions are among them: these take larger windows at a time."""
+        with ExitStack() as stack:
+            at_work: list[_Step | _PackedStep] = []
+            for version in steps:
+                if version.packed is not None:
+                    step: _Step | _PackedStep = _PackedStep(version, tensor, buffers, self.hint)
+                else:
+                    step = _Step(version, tensor, buffers, self.hint)
+                    stack.callback(step.close)
+                at_work.append(step)
+            size = max(step.window for step in at_work)
+            for start in range(0, tensor.nbytes, size):
+                whole = buffers.packed().window[: min(size, tensor.nbytes - start)]
+                parts = range(0, len(whole), tensor.window)
+                windows = [whole[part : part + tensor.window] for part in parts]
+                for part, window in zip(parts, windows, strict=True):
+                    fill(start + part, window)
+                for step in at_work:
+                    for window in [whole] if step.window else windows:
+                        step.apply(window)
+                for part, window in zip(parts, windows, strict=True):
+                    yield start + part, window
+            for step in at_work:
+                step.finish()
+
+
+class _PackedStep:
+    """A packed version's change of a tensor; what is wrong is said of the version."""
+
+    def __init__(self, version: Version, tensor: Tensor, buffers: Buffers, hint: str) -> None:
+        assert version.packed is not None
+        self._said = _Faults(version, tensor.name, hint)
+        self._step = version.packed.step(tensor.name, buffers.packed())
+        self.window = self._step.window
+
+    def apply(self, window: Bytes) -> None:
+        with self._said:
+            self._step.apply(window)
+
+    def finish(self) -> None:
+        with self._said:
+            self._step.finish()
+
 
 class _Step:
     """One version's change of a tensor, and the digest of what it makes."""
+
+    window = 0  #: it takes windows of any size
 
     def __init__(self, version: Version, tensor: Tensor, buffers: Buffers, hint: str) -> None:
         assert version.said is not None
@@ -158,15 +224,18 @@ class _Step:
 class _Faults:
     """Says of which version and tensor a fault is."""
 
-    def __init__(self, version: Version, name: str) -> None:
-        self._version, self._name = version, name
+    def __init__(self, version: Version, name: str, hint: str | None = None) -> None:
+        self._version, self._name, self._hint = version, name, hint
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Damaged):
-            raise self._version.fault(f"{called(self._name)} {error}") from None
+            what = f"{called(self._name)} {error}"
+            if self._hint is not None:
+                raise self._version.fault(what, self._hint) from None
+            raise self._version.fault(what) from None
         if isinstance(error, OSError):
             raise self._version.fault(f"cannot be read: {error.strerror}") from None
 

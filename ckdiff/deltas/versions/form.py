@@ -27,10 +27,12 @@ from ckdiff.errors import CheckpointError, DeltaError, printable
 
 __all__ = ["INDEX_NAME", "Index", "Said", "parse_index", "version_name", "version_number"]
 
-XOR, OVERWRITE = "xor", "overwrite"
-ENCODINGS = (XOR, OVERWRITE)
+XOR, OVERWRITE, PACKED = "xor", "overwrite", "packed"
+ENCODINGS = (XOR, OVERWRITE)  #: that engines read
 COMPRESSION = "zstd"
 CHECKSUMS = ("xxh3-128", "blake3", "adler32")
+#: of versions for readers that are ours: a delta as one file, which has digests of its own
+OWN_COMPRESSION, CONTENT = "ckdiff-packed", "ckdiff-content"
 #: bytes from which on positions in a tensor do not fit 32 bits
 TOO_LARGE_TO_OVERWRITE = 1 << 32
 #: in a local checkpoint
@@ -82,14 +84,15 @@ class Said:
 
     version: int
     base_version: int
-    encoding: str  #: one of ENCODINGS
-    checksum: str  #: one of CHECKSUMS
+    encoding: str  #: one of ENCODINGS, or PACKED
+    checksum: str  #: one of CHECKSUMS, or of a packed one CONTENT
 
     def to_metadata(self) -> dict[str, str]:
         """As the index has it."""
+        compression = OWN_COMPRESSION if self.encoding == PACKED else COMPRESSION
         values = (
             version_text(self.version), version_text(self.base_version), self.encoding,
-            COMPRESSION, self.checksum,
+            compression, self.checksum,
         )  # fmt: skip
         return dict(zip(_KEYS, values, strict=True))
 
@@ -154,10 +157,11 @@ def _said(metadata: Mapping[str, Any]) -> Said:
     for key in _KEYS:
         if not isinstance(metadata.get(key), str):
             raise ValueError(f"has no {key} in its metadata")
+    packed = metadata["compression_format"] == OWN_COMPRESSION
     allowed = {
-        "delta_encoding": ENCODINGS,
-        "compression_format": (COMPRESSION,),
-        "checksum_format": CHECKSUMS,
+        "compression_format": (COMPRESSION, OWN_COMPRESSION),
+        "delta_encoding": (PACKED,) if packed else ENCODINGS,
+        "checksum_format": (CONTENT,) if packed else CHECKSUMS,
     }
     for key, values in allowed.items():
         if metadata[key] not in values:

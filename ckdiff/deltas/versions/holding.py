@@ -1,23 +1,27 @@
-"""What a full version says of a base: the digests of its tensors, read from its files."""
+"""What is known of a base: what versions say, and what a full version holds in its files."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 
 import numpy as np
 
 from ckdiff.checkpoints.opening import open_in
 from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.deltas.parts import called
 from ckdiff.deltas.versions.applying import filler
 from ckdiff.deltas.versions.checksums import digester
-from ckdiff.deltas.versions.encoding import WINDOW
-from ckdiff.deltas.versions.following import Expected, Following
+from ckdiff.deltas.versions.encoding import WINDOW, window_of
+from ckdiff.deltas.versions.following import Expected, Following, other_base
+from ckdiff.deltas.versions.form import version_name
 from ckdiff.deltas.versions.grouping import grouped
+from ckdiff.dtypes import DTYPES
 from ckdiff.options import Observer
 from ckdiff.running.runners import Meter, run_chunks
 from ckdiff.running.threads import PerThread
+
 
 def hold_full(following: Following, base: Checkpoint, checksum: str, workers: int) -> None:
     """Expect of the base what the full version holds that the stream comes from, of each tensor
@@ -32,10 +36,20 @@ def hold_full(following: Following, base: Checkpoint, checksum: str, workers: in
         if _same_files(full, base):
             return
         names = full.table.names
-        wanted = [at for at, name in enumerate(names) if name not in following.expected]
-        for at, digest in _digests(full, wanted, checksum, workers).items():
+        left = (at for at, name in enumerate(names) if name not in following.expected)
+        for at, digest in _digests(full, dict.fromkeys(left, checksum), workers).items():
             following.expected[names[at]] = Expected(checksum, digest, following.full.number)
         full.verify()
+
+
+def hold_base(base: Checkpoint, expected: Mapping[str, Expected], workers: int) -> None:
+    """Raise DeltaError where a base is not what is expected of it. It is read for that."""
+    names = base.table.names
+    wanted = {at: expected[name].checksum for at, name in enumerate(names) if name in expected}
+    for at, digest in _digests(base, wanted, workers).items():
+        if digest != expected[names[at]].digest:
+            version = version_name(expected[names[at]].version)
+            raise other_base(f"{called(names[at])} is not what {version} says")
 
 
 def _same_files(one: Checkpoint, other: Checkpoint) -> bool:
@@ -46,22 +60,22 @@ def _same_files(one: Checkpoint, other: Checkpoint) -> bool:
     return bool(sides[0]) and sides[0] == sides[1]
 
 
-def _digests(
-    full: Checkpoint, wanted: Sequence[int], checksum: str, workers: int
-) -> dict[int, str]:
-    """The digests of some tensors, by their positions; on threads."""
-    nbytes = full.table.nbytes
-    groups = list(grouped(nbytes[list(wanted)])) if wanted else []
+def _digests(source: Checkpoint, wanted: Mapping[int, str], workers: int) -> dict[int, str]:
+    """The digests of some tensors, by their positions, which have checksums; on threads."""
+    table, order = source.table, list(wanted)
+    groups = list(grouped(table.nbytes[order])) if order else []
     buffers = PerThread(lambda: np.empty(WINDOW, np.uint8))
     found: dict[int, str] = {}
 
     def digest(chunk: int, stop: threading.Event) -> dict[int, str]:
         made = {}
-        with closing(full.reader()) as reader:
-            for at in wanted[slice(*groups[chunk])]:
-                work, fill, size = digester(checksum), filler(reader, at, stop), int(nbytes[at])
-                for start in range(0, size, WINDOW):
-                    window = buffers()[: min(WINDOW, size - start)]
+        with closing(source.reader()) as reader:
+            for at in order[slice(*groups[chunk])]:
+                dtype, size = table.dtypes[at], int(table.nbytes[at])
+                work, fill = digester(wanted[at], DTYPES[dtype].bits), filler(reader, at, stop)
+                step = window_of(dtype)
+                for start in range(0, size, step):
+                    window = buffers()[: min(step, size - start)]
                     fill(start, window)
                     work.update(window)
                 made[at] = work.hexdigest()

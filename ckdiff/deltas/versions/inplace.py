@@ -23,7 +23,7 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import apply_anew
 from ckdiff.deltas.versions.changing import TwoPasses, begin, take_up, tidy, what_is_left
 from ckdiff.deltas.versions.firstpass import Chosen, FirstPass, as_opened, check_local
-from ckdiff.deltas.versions.folding import FOLD_MEMORY, Folder
+from ckdiff.deltas.versions.folding import Folder, fold_memory
 from ckdiff.deltas.versions.form import read_marker, version_text
 from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
 from ckdiff.deltas.versions.journal import RECORD_MEMORY, Header, JournalWriter
@@ -214,7 +214,7 @@ class _Work:
         self.tensors = len(chosen.tensors)
         need = Need(
             tables=room.taken,
-            worker=FOLD_MEMORY + RECORD_MEMORY,
+            worker=fold_memory(self._chain.deltas) + RECORD_MEMORY,
         )
         workers = fit_workers(self._options.workers, len(chosen.groups), need, self._options.memory)
         change = TwoPasses(folder, header, files, workers, self._observer)

@@ -17,6 +17,7 @@ from ckdiff.deltas.versions.encoding import WINDOW, Tools, encoder, window_of
 from ckdiff.deltas.versions.following import Expected, other_base
 from ckdiff.deltas.versions.form import Said, version_name
 from ckdiff.deltas.versions.spool import Spool
+from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.memory import Bytes, views
 from ckdiff.running.threads import InOrder, PerThread, Stopped
 
@@ -135,7 +136,7 @@ class VersionTask:
             self.said.encoding, dtype, int(table.nbytes[at]), spool, self._tools(),
             level=self.level,
         )  # fmt: skip
-        digests = _Digests(self.said.checksum, self.expected.get(name))
+        digests = _Digests(self.said.checksum, self.expected.get(name), DTYPES[dtype].bits)
         found = Found(at, 0, 0)
         for base, tuned in windows:
             elements, changed = work.add(base, tuned)
@@ -151,12 +152,12 @@ class VersionTask:
 class _Digests:
     """Those of both sides of a tensor; of the base only where something is expected of it."""
 
-    def __init__(self, checksum: str, expected: Expected | None) -> None:
+    def __init__(self, checksum: str, expected: Expected | None, bits: int) -> None:
         self.tuned, self._expected = digester(checksum), expected
         self._base: Digester | None = None
         self._shared = expected is not None and expected.checksum == checksum
         if expected is not None and not self._shared:
-            self._base = digester(expected.checksum)
+            self._base = digester(expected.checksum, bits)
 
     def add(self, base: Bytes, tuned: Bytes, *, equal: bool) -> None:
         """Take the next window of both; ``equal`` says that nothing differs."""

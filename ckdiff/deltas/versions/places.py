@@ -42,6 +42,7 @@ def places(version: Version, tensor: str, nbytes: int | None = None) -> Iterator
     damaged, or does not fit.
     """
     assert version.said is not None
+    version.reader(version.frames[tensor])  # a packed one says so here
     head = version.head(tensor, nbytes)
     if head.window > COMMON_WINDOW:
         with _large:
@@ -51,7 +52,14 @@ def places(version: Version, tensor: str, nbytes: int | None = None) -> Iterator
 
 
 def count_places(version: Version, tensor: str, nbytes: int | None = None) -> int:
-    """How many bytes of a tensor a version changes. Raises DeltaError."""
+    """How many bytes of a tensor a version changes; of a packed one those of changed elements.
+
+    Raises DeltaError.
+    """
+    if version.packed is not None:
+        version.head(tensor, nbytes)
+        version.packed.check_frames(tensor)
+        return version.packed.changed_bytes(tensor)
     return sum(len(part) for part in places(version, tensor, nbytes))
 
 
@@ -153,6 +161,7 @@ def elements(version: Version, tensor: str, dtype: str, nbytes: int) -> Iterator
     is not known without the base.
     """
     assert version.said is not None
+    version.reader(version.frames[tensor])  # a packed one says so here
     bits, last = DTYPES[dtype].bits, -1
     if bits < 8:
         if version.said.encoding != XOR:

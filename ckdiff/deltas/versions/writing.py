@@ -6,9 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,11 +23,13 @@ from ckdiff.deltas.versions.following import (
     not_sayable,
     unsayable,
 )
-from ckdiff.deltas.versions.form import ENCODINGS, Said, version_name, version_text
+from ckdiff.deltas.versions.form import ENCODINGS, PACKED, Said, version_name
 from ckdiff.deltas.versions.grouping import GROUP_BYTES, grouped
 from ckdiff.deltas.versions.holding import hold_full
 from ckdiff.deltas.versions.making import Found, VersionTask
+from ckdiff.deltas.versions.outcome import VersionReport as VersionReport
 from ckdiff.deltas.versions.shards import SHARD_BYTES, Shards
+from ckdiff.deltas.versions.writepacked import PackedMaking
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import UsageError, printable
 from ckdiff.options import Observer, Options, checked_int, checked_observer, checked_output
@@ -42,25 +42,6 @@ from ckdiff.running.threads import InOrder
 _AHEAD = 3  # groups for each worker that may be done before the oldest is written
 _TENSOR = 700  # bytes that a tensor takes in our tables, at most
 _LEVELS = range(1, 23)  # of zstd
-
-
-@dataclass(slots=True)
-class VersionReport:
-    """What was published. ``to_dict()`` is JSON-able."""
-
-    path: Path
-    version: int
-    full: bool
-    tensors: int  #: that the version has
-    changed_bytes: int  #: bytes of tensors that differ; of a full version all of them
-    bytes: int  #: of the version's files
-    density: float  #: changed elements / elements
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        found = {name: getattr(self, name) for name in self.__slots__}
-        return found | {"path": str(self.path), "version": version_text(self.version)}
 
 
 def write_version(
@@ -85,9 +66,10 @@ def write_version(
     A delta from ``base``, which has to be what the newest version leads to: where versions say
     digests of its tensors, these are held against it. A full version with ``full``, then no base is
     needed, or with ``full_when_needed`` where a delta cannot say what changed. ``level`` is zstd's.
-    A delta says that it is made from the newest version, or from ``base_version``. A file of the
-    version has at most ``shard_bytes`` of frames. One pass over both sides in bounded
-    memory; the version is there whole or not at all.
+    With ``packed`` it is as small as can be, has digests of its own, and is for readers that are
+    ours. A delta says that it is made from the newest version, or from ``base_version``. A file of
+    the version has at most ``shard_bytes`` of frames. One pass over both sides in bounded memory;
+    the version is there whole or not at all.
 
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, DeltaError for another base, a
     stream that is damaged and what no delta can say, OutputError and Interrupted.
@@ -109,6 +91,12 @@ def write_version(
             if full:
                 return _full(sides[0], path, following, options, observer)
             said = Said(following.number, _before(following, base_version), encoding, checksum)
+            if encoding == PACKED:
+                packed = PackedMaking(sides[1], sides[0], path, said, options)
+                packed.prepare()
+                fetch_all(sides)
+                with interruptible("nothing was published"):
+                    return packed.run(following, room, observer)
             work = _Making(sides[1], sides[0], path, said, options)
             work.prepare(following, room, level)
             fetch_all(sides)
@@ -128,10 +116,10 @@ def _before(following: Following, asked: int | None) -> int:
 
 
 def _check(encoding: str, level: int, checksum: str) -> None:
-    if encoding not in ENCODINGS:
+    if encoding not in (*ENCODINGS, PACKED):
         raise UsageError(
             f"there is no encoding {printable(str(encoding))!r} of weight versions",
-            hint=f"one of {', '.join(ENCODINGS)}",
+            hint=f"one of {', '.join((*ENCODINGS, PACKED))}",
         )
     if checked_int("level", level) not in _LEVELS:
         raise UsageError(f"level must be from 1 to {_LEVELS[-1]}, not {level}")

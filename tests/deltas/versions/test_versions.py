@@ -285,7 +285,7 @@ def test_tensors_of_4_gib_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_arguments_that_make_no_sense(saved: list[Path], tmp_path: Path) -> None:
-    for options in ({"encoding": "packed"}, {"checksum": "md5"}, {"level": 0}, {"level": 23},
+    for options in ({"encoding": "indices"}, {"checksum": "md5"}, {"level": 0}, {"level": 23},
                     {"workers": 0}):  # fmt: skip
         with pytest.raises(UsageError):
             write_version(saved[0], saved[1], tmp_path / "s", **options)  # type: ignore[arg-type]
