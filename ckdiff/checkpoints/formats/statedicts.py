@@ -23,6 +23,7 @@ from ckdiff.checkpoints.formats.pickledvalues import Record, Tensor, children
 from ckdiff.checkpoints.formats.statewords import (
     KNOWN,
     LONGEST_NAME,
+    OPTIMIZER_VALUES,
     is_averaged,
     is_extra,
     is_known,
@@ -31,10 +32,6 @@ from ckdiff.checkpoints.formats.statewords import (
     is_stepping,
 )
 
-_OPTIMIZER_VALUES = {
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta",
-    "exp_inf", "exp_avg_sq_row", "exp_avg_sq_col", "fp32_flat_groups",
-}  # fmt: skip
 _DEPTH = 32  # mappings, lists and modules inside of each other that are looked through
 _MOST_NAMES = 1 << 18  # three times as many as any model has
 _MOST_LETTERS = 1 << 25  # of all names together
@@ -82,7 +79,7 @@ def _looks_like_weights(path: tuple[str, ...], value: Any) -> bool:
     with suppress(ValueError):  # the first names say enough, also of those without an end
         listing.add(value, "", 0)
     names = [name.split(".") for name, _ in listing.names]
-    if any(not _OPTIMIZER_VALUES.isdisjoint(parts) for parts in names):
+    if any(not OPTIMIZER_VALUES.isdisjoint(parts) for parts in names):
         return False
     return sum(len(parts) > 1 for parts in names) > 1
 
@@ -165,7 +162,7 @@ def _is_state(mapping: dict[Any, Any]) -> bool:
         return True
     if "python" in mapping and "numpy" in mapping and "cpu" in mapping:
         return True
-    return any(name in mapping for name in _OPTIMIZER_VALUES)
+    return any(name in mapping for name in OPTIMIZER_VALUES)
 
 
 def _leads(key: Any, inner: Any) -> bool:

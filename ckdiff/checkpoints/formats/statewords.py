@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 #: keys that lead to weights; the first that is there is taken
 KNOWN = (
@@ -22,6 +23,18 @@ _HYPER = {
 }  # fmt: skip
 #: the state of an optimizer or a scheduler, and not an "optimized_model"
 _STEPPING = re.compile(r"(?:^|[^a-z])(?:optim(?:izers?)?|(?:lr_?)?sched(?:ulers?)?)(?:[^a-z]|$)")
+#: what optimizers keep for each parameter
+OPTIMIZER_VALUES = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta",
+    "exp_inf", "exp_avg_sq_row", "exp_avg_sq_col", "fp32_flat_groups",
+}  # fmt: skip
+#: names of an optimizer's state where it was saved flat, perhaps among the weights
+_FLAT = re.compile(
+    r"(?:(?:chained_[0-9]{1,4}\.)?opt(?:im(?:izers?)?)?(?:_states?(?:_dict)?)?\.)?"
+    r"(?:state|param_groups)\.(?P<of>.+)\.(?P<value>[^.]+)",
+    re.ASCII | re.DOTALL,
+)
+_BEGINS = ("state.", "param_groups.", "opt", "chained_")
 _SECOND = {"trainer"}  #: keys that have weights, of which others go first
 LONGEST_NAME = 1 << 12  #: letters of the name of anything
 _LONGEST_WORD = 64  # letters of a key that is known
@@ -48,6 +61,22 @@ def is_averaged(label: str) -> bool:
 def is_second(label: str) -> bool:
     """Whether a key leads to weights, of which others go first."""
     return len(label) <= _LONGEST_WORD and label.lower() in _SECOND
+
+
+def of_optimizer(names: Collection[str]) -> set[str]:
+    """Which of some names of tensors are those of an optimizer's state: ``state.NAME.exp_avg``,
+    where a tensor is called ``NAME``, or where the last part is what only optimizers keep.
+    """
+    flat = {n: match for n in names if n.startswith(_BEGINS) and (match := _FLAT.fullmatch(n))}
+    if not flat:
+        return set()
+    known = set(names)
+    kept = {match["of"] for match in flat.values() if match["value"] in OPTIMIZER_VALUES}
+    return {
+        name
+        for name, match in flat.items()
+        if match["value"] in OPTIMIZER_VALUES or match["of"] in known or match["of"] in kept
+    }
 
 
 def is_extra(name: str) -> bool:

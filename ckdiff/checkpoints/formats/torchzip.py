@@ -20,7 +20,7 @@ from ckdiff.checkpoints.formats.statedicts import (
     named_tensors,
     rank,
 )
-from ckdiff.checkpoints.formats.statewords import may_be_taken
+from ckdiff.checkpoints.formats.statewords import may_be_taken, of_optimizer
 from ckdiff.checkpoints.formats.torcharchive import (
     Placed,
     TorchFile,
@@ -218,7 +218,10 @@ def nothing_named(where: str, path: str, left: list[tuple[str, str]]) -> Checkpo
 def named_weights(
     chosen: Any, path: tuple[str, ...] | None, where: str, text: str
 ) -> list[tuple[str, Any]]:
-    """The tensors of the weights by name, in order; names are unique. Raises CheckpointError."""
+    """The tensors of the weights by name, in order; names are unique. Raises CheckpointError.
+
+    What an optimizer keeps is none of them, also where it was saved flat, among the weights.
+    """
     try:
         named = named_tensors(chosen, path)
     except ValueError as error:
@@ -227,7 +230,9 @@ def named_weights(
             hint="choose a part of the file with --key",
         ) from None
     _check_names(named, where)
-    return named
+    passed = of_optimizer([name for name, _ in named])
+    asked = path is None and len(passed) == len(named)  # a key leads to nothing else
+    return named if not passed or asked else [one for one in named if one[0] not in passed]
 
 
 def _check_names(named: list[tuple[str, Any]], where: str) -> None:
