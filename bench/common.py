@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -22,6 +23,36 @@ import numpy.typing as npt
 
 WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
 Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
+COLUMNS = 4096
+PER_TENSOR = 1 << 25  # elements of a large matrix: 64 MiB of bf16
+
+
+def version_options(*, gib: float, changed: str, rounds: int) -> argparse.ArgumentParser:
+    """What the benchmarks of weight versions can be told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gib", type=float, default=gib)
+    parser.add_argument("--changed", default=changed, help="per cent, with commas between")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--encoding", choices=["xor", "overwrite"], default="xor")
+    parser.add_argument("--dir", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    return parser
+
+
+def tensors_of(options: argparse.Namespace) -> tuple[int, int, list[float]]:
+    """Of such options: how many matrices, elements of each, and shares that change."""
+    if options.quick:
+        options.gib, options.changed, options.rounds = 1 / 64, "1", 1
+    count = max(2, round(options.gib * 2**30 / (2 * PER_TENSOR)))
+    each = int(options.gib * 2**29 / count) // COLUMNS * COLUMNS
+    return count, each, [float(text) / 100 for text in options.changed.split(",")]
+
+
+def percent(share: float) -> str:
+    """As tables have it."""
+    return f"{100 * share:.2f} %"
 
 
 def machine() -> str:
@@ -69,6 +100,20 @@ def bf16_noise(elements: int, seed: int = 0) -> npt.NDArray[np.uint16]:
     """bfloat16 bits of N(0, 0.02): what weights look like."""
     values = np.random.default_rng(seed).standard_normal(elements, dtype=np.float32) * 0.02
     return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def changed(
+    base: npt.NDArray[np.uint16], share: float, kind: str, seed: int
+) -> npt.NDArray[np.uint16]:
+    """A share of the elements changed: ``steps`` of one unit in the last place, or ``any`` bits."""
+    rng = np.random.default_rng(seed)
+    places = np.flatnonzero(rng.random(len(base), dtype=np.float32) < np.float32(share))
+    tuned = base.copy()
+    if kind == "any":
+        tuned[places] ^= rng.integers(1, 1 << 16, len(places), dtype=np.uint16)
+    else:
+        tuned[places] += rng.choice(np.array([1, 0xFFFF], np.uint16), len(places))
+    return tuned
 
 
 def make_pair(root: Path, gib: float, density: float, *, shards: int = 4) -> int:

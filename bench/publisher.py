@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +22,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from common import bf16_noise, median, table
-from sync import COLUMNS, PER_TENSOR, changed
+from common import (
+    COLUMNS,
+    bf16_noise,
+    changed,
+    median,
+    percent,
+    table,
+    tensors_of,
+    version_options,
+)
 
 from ckdiff.deltas.versions.writing import write_version
 from ckdiff.sync import Publisher
@@ -99,23 +106,10 @@ def run(root: Path, base: list[Bits], share: float, options: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--gib", type=float, default=1)
-    parser.add_argument("--changed", default="1,2,5")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--encoding", choices=["xor", "overwrite"], default="xor")
-    parser.add_argument("--dir", type=Path)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    if options.quick:
-        options.gib, options.changed, options.rounds = 1 / 64, "1", 1
-    count = max(2, round(options.gib * 2**30 / (2 * PER_TENSOR)))
-    each = int(options.gib * 2**29 / count) // COLUMNS * COLUMNS
+    options = version_options(gib=1, changed="1,2,5", rounds=5).parse_args()
+    count, each, shares = tensors_of(options)
     base = [bf16_noise(each, seed) for seed in range(count)]
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        shares = [float(text) / 100 for text in options.changed.split(",")]
         rows = [run(Path(folder), base, share, options) for share in shares]
     if options.json:
         print(json.dumps({"rows": rows}))
@@ -125,8 +119,7 @@ def main() -> None:
     for row in rows:
         rates = [row["bytes"] / row["seconds"][name] / 1e9 for name in names]
         used = row["bytes"] / row["seconds"]["publish, processor"] / 1e9
-        size = f"{100 * row['size'] / row['bytes']:.2f} %"
-        cells.append([f"{100 * row['density']:.2f} %", *rates, used, size])
+        cells.append([percent(row["density"]), *rates, used, percent(row["size"] / row["bytes"])])
     title = (
         f"Publishing {options.gib:g} GiB of bf16 from memory, {options.encoding}, "
         f"{options.workers} threads; GB/s of model, medians of {options.rounds}"

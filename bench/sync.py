@@ -1,18 +1,22 @@
 """Weight versions: writing one, applying it anew and in place, against the format's reference way.
 
     python bench/sync.py [--gib 0.25] [--changed 1,2,3,5,10] [--rounds 3] [--workers N] [--dir DIR]
-                         [--encoding xor] [--kind steps|any] [--json] [--quick]
+                         [--encoding xor] [--kind steps|any] [--only STAGE ...] [--json] [--quick]
 
 The reference is what the format's description says, written here with numpy, zstandard at level 1,
 xxhash and a pool of threads over tensors: whole tensors in memory, a safetensors file at the end.
 Both read the same two bf16 checkpoints of --gib GiB a side from the page cache, and both bring what
-they write to the disk; in place is measured without that too. ``steps`` changes elements by one
-unit in the last place, as a small step of an optimizer does; ``any`` puts random bits there.
+they write to the disk; in place is measured without that too. Applying to a new place stands
+beside ``cp`` and ``sync`` of the same files. ``steps`` changes elements by one unit in the last
+place, as a small step of an optimizer does; ``any`` puts random bits there. ``packed`` is a delta
+that only ckdiff reads. The stages are ``create``, which is always done, ``anew`` and ``in_place``.
+On the disk there are three models at a time, and the deltas.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import os
 import shutil
@@ -30,43 +34,48 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 import zstandard
-from common import Tensor, bf16_noise, header, median, table, take_turns, timed, write_index
+from common import (
+    COLUMNS,
+    Tensor,
+    bf16_noise,
+    changed,
+    header,
+    median,
+    percent,
+    shell,
+    table,
+    take_turns,
+    tensors_of,
+    timed,
+    version_options,
+    write_index,
+)
 
-from ckdiff import apply_in_place, delta
+from ckdiff import apply, apply_in_place, delta
 from ckdiff.deltas.versions import journal, patching
 from ckdiff.deltas.versions.applying import apply_anew
 from ckdiff.deltas.versions.writing import write_version
 
-COLUMNS = 4096
-PER_TENSOR = 1 << 25  # elements: 64 MiB
 Bits = npt.NDArray[np.uint16]
 
 
-def make(folder: Path, data: list[Bits], shards: int = 2) -> None:
-    """A bf16 checkpoint of matrices."""
+STAGES = ("create", "anew", "in_place")
+
+
+def make(folder: Path, count: int, each: int, data: Callable[[int], Bits]) -> None:
+    """A bf16 checkpoint of ``count`` matrices of ``each`` elements, made one at a time."""
     folder.mkdir(parents=True)
-    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(len(data))]
+    names, shards = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(count)], 2
     files: dict[str, Sequence[Tensor]] = {}
     for s in range(shards):
-        mine = list(range(s, len(data), shards))
+        mine = list(range(s, count, shards))
         file = f"model-{s + 1:05d}-of-{shards:05d}.safetensors"
-        files[file] = [(names[i], "BF16", (len(data[i]) // COLUMNS, COLUMNS)) for i in mine]
+        files[file] = [(names[i], "BF16", (each // COLUMNS, COLUMNS)) for i in mine]
         with open(folder / file, "wb") as f:
             f.write(header(files[file])[0])
             for i in mine:
-                f.write(data[i].data)
+                f.write(data(i).data)
     write_index(folder, files)
-
-
-def changed(base: Bits, share: float, kind: str, seed: int) -> Bits:
-    rng = np.random.default_rng(seed)
-    places = np.flatnonzero(rng.random(len(base), dtype=np.float32) < np.float32(share))
-    tuned = base.copy()
-    if kind == "any":
-        tuned[places] ^= rng.integers(1, 1 << 16, len(places), dtype=np.uint16)
-    else:
-        tuned[places] += rng.choice(np.array([1, 0xFFFF], np.uint16), len(places))
-    return tuned
 
 
 class Mapped:
@@ -184,66 +193,87 @@ def in_place(
             os.sync()
             with unsynced() if how == "unsynced" else nullcontext():
                 found[how][name].append(timed(partial(works[name], local))())
-            for path in sorted((root / "tuned").glob("*.safetensors")):
-                if path.read_bytes() != (local / path.name).read_bytes():
-                    raise SystemExit(f"{path.name} was not changed as it should be")
+            held_against(root / "tuned", local)
+    shutil.rmtree(local)
     return {how: {name: median(values) for name, values in of.items()} for how, of in found.items()}
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+def held_against(tuned: Path, made: Path) -> None:
+    """Every byte of every shard."""
+    for path in sorted(tuned.glob("*.safetensors")):
+        if not filecmp.cmp(path, made / path.name, shallow=False):
+            raise SystemExit(f"{path.name} was not made as it should be")
 
 
-def run(root: Path, base: list[Bits], share: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Both at one density."""
-    shutil.rmtree(root / "tuned", ignore_errors=True)
-    tuned = [changed(bits, share, options.kind, i) for i, bits in enumerate(base)]
-    make(root / "tuned", tuned)
-    workers = options.workers
-    places = {name: root / name for name in ("reference", "ours", "applied", "patched")}
+def anew(root: Path, works: dict[str, Callable[[Path], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each for a new checkpoint on the disk, which is removed again."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    out = root / "new"
+    for _, (name, work) in product(range(rounds), works.items()):
+        os.sync()  # nobody pays for what others have written
+        found[name].append(timed(partial(work, out))())
+        held_against(root / "tuned", out)
+        shutil.rmtree(out)
+    return {name: median(values) for name, values in found.items()}
+
+
+def copied(tuned: Path, out: Path) -> None:
+    """No delta at all."""
+    shell(f"cp -r '{tuned}' '{out}' && sync '{out}'/*")()
+
+
+def size_of(path: Path) -> int:
+    return sum(one.stat().st_size for one in ([path] if path.is_file() else path.iterdir()))
+
+
+def run(root: Path, count: int, share: float, options: argparse.Namespace) -> dict[str, Any]:
+    """All at one density."""
+    base, tuned, workers = root / "base", root / "tuned", options.workers
+    shutil.rmtree(tuned, ignore_errors=True)
+    held = list(Mapped(base).tensors.values())
+    make(tuned, count, held[0].size // 2,
+         lambda i: changed(held[i].view(np.uint16), share, options.kind, i))  # fmt: skip
+    places = {name: root / name for name in ("reference", "ours", "packed")}
 
     def fresh(name: str) -> Path:
         shutil.rmtree(places[name], ignore_errors=True)
         return places[name]
 
     def ours() -> None:
-        write_version(root / "base", root / "tuned", fresh("ours"), encoding=options.encoding,
-                      workers=workers)  # fmt: skip
+        write_version(base, tuned, fresh("ours"), encoding=options.encoding, workers=workers)
 
-    def reference() -> None:
-        reference_write(root / "base", root / "tuned", fresh("reference"), workers)
-
-    version = places["ours"] / "weight_v000001"
-    seconds = take_turns({"reference": timed(reference), "ours": timed(ours)}, options.rounds)
-
-    def apply_ours() -> None:
-        apply_anew(root / "base", places["ours"], fresh("applied"), workers=workers)
-
-    def apply_reference() -> None:
-        reference_apply(root / "base", places["reference"], fresh("patched"), workers)
-
-    applied = take_turns(
-        {"reference": timed(apply_reference), "ours": timed(apply_ours)}, options.rounds
-    )
-    for path in sorted((root / "tuned").glob("*.safetensors")):
-        if path.read_bytes() != (places["applied"] / path.name).read_bytes():
-            raise SystemExit(f"{path.name} was not rebuilt")
-    delta(root / "base", root / "tuned", root / "packed", overwrite=True, workers=workers)
-    in_place_of: dict[str, Callable[[Path], object]] = {
-        "reference": lambda local: reference_in_place(local, places["reference"], workers),
-        "ours": lambda local: apply_in_place(local, places["ours"], workers=workers),
-        "packed": lambda local: apply_in_place(local, root / "packed", workers=workers),
+    create: dict[str, Callable[[], object]] = {
+        "reference": lambda: reference_write(base, tuned, fresh("reference"), workers),
+        "ours": ours,
+        "packed": lambda: delta(base, tuned, places["packed"], overwrite=True, workers=workers),
     }
-    nbytes = sum(bits.nbytes for bits in base)
-    sizes = {"reference": size_of(places["reference"]), "ours": size_of(version)}
-    return {
+    seconds = take_turns({name: timed(work) for name, work in create.items()}, options.rounds)
+    found = {
         "changed": share,
-        "bytes": nbytes,
-        "sizes": sizes,
+        "bytes": sum(one.nbytes for one in held),
+        "sizes": {
+            "reference": size_of(places["reference"]),
+            "ours": size_of(places["ours"] / "weight_v000001"),
+            "packed": size_of(places["packed"]),
+        },
         "create": {name: median(values) for name, values in seconds.items()},
-        "apply": {name: median(values) for name, values in applied.items()},
-        "in_place": in_place(root, in_place_of, options.rounds),
     }
+    if "anew" in options.only:
+        works: dict[str, Callable[[Path], object]] = {
+            "copy": lambda out: copied(tuned, out),
+            "reference": lambda out: reference_apply(base, places["reference"], out, workers),
+            "ours": lambda out: apply_anew(base, places["ours"], out, workers=workers),
+            "packed": lambda out: apply(base, places["packed"], out, workers=workers),
+        }
+        found["anew"] = anew(root, works, options.rounds)
+    if "in_place" in options.only:
+        works = {
+            "reference": lambda local: reference_in_place(local, places["reference"], workers),
+            "ours": lambda local: apply_in_place(local, places["ours"], workers=workers),
+            "packed": lambda local: apply_in_place(local, places["packed"], workers=workers),
+        }
+        found["in_place"] = in_place(root, works, options.rounds)
+    return found
 
 
 def in_place_cells(nbytes: int, seconds: dict[str, float]) -> list[float]:
@@ -253,54 +283,57 @@ def in_place_cells(nbytes: int, seconds: dict[str, float]) -> list[float]:
 
 
 def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """The table."""
-    cells = []
-    for row in rows:
-        create, apply, sizes = row["create"], row["apply"], row["sizes"]
-        placed, unsynced = row["in_place"]["synced"], row["in_place"]["unsynced"]
-        cells.append([
-            f"{100 * row['changed']:g} %",
-            row["bytes"] / create["reference"] / 1e9, row["bytes"] / create["ours"] / 1e9,
-            create["reference"] / create["ours"],
-            f"{100 * sizes['reference'] / row['bytes']:.2f} %",
-            f"{100 * sizes['ours'] / row['bytes']:.2f} %",
-            row["bytes"] / apply["reference"] / 1e9, row["bytes"] / apply["ours"] / 1e9,
-            apply["reference"] / apply["ours"],
-            *in_place_cells(row["bytes"], placed), *in_place_cells(row["bytes"], unsynced),
-        ])  # fmt: skip
-    title = (
-        f"Weight versions, {options.encoding}, 2 x {options.gib:g} GiB of bf16, changes: "
-        f"{options.kind}, {options.workers} threads; GB/s of model, medians of {options.rounds}"
+    """The tables."""
+    what = (
+        f"{options.encoding}, 2 x {options.gib:g} GiB of bf16, changes: {options.kind}, "
+        f"{options.workers} threads; GB/s of model, medians of {options.rounds}"
     )
-    columns = ["changed", "create: reference", "ours", "times", "size: reference", "ours",
-               "apply anew: reference", "ours", "times",
-               "in place: reference", "ours", "times", "packed",
-               "in place, not synced: reference", "ours", "times", "packed"]  # fmt: skip
-    table(title, columns, cells)
+    made, new, placed = [], [], []
+    for row in rows:
+        size, first = row["bytes"], f"{100 * row['changed']:g} %"
+        rates = {
+            stage: {name: size / value / 1e9 for name, value in row[stage].items()}
+            for stage in ("create", "anew")
+            if stage in row
+        }
+        create, sizes = rates["create"], row["sizes"]
+        made.append([
+            first, create["reference"], create["ours"], create["ours"] / create["reference"],
+            create["packed"], *(percent(sizes[name] / size) for name in sizes),
+        ])  # fmt: skip
+        if "anew" in row:
+            found = rates["anew"]
+            new.append([
+                first, *(found[name] for name in found),
+                found["ours"] / found["reference"], found["ours"] / found["copy"],
+                found["packed"] / found["copy"],
+            ])  # fmt: skip
+        if "in_place" in row:
+            cells = (in_place_cells(size, row["in_place"][how]) for how in ("synced", "unsynced"))
+            placed.append([first, *(cell for some in cells for cell in some)])
+    table(f"Making weight versions, {what}",
+          ["changed", "reference", "ours", "times", "packed", "size: reference", "ours", "packed"],
+          made)  # fmt: skip
+    if new:
+        table(f"Applying to a new place, {what}",
+              ["changed", "cp and sync", "reference", "ours", "packed", "ours / reference",
+               "ours / cp and sync", "packed / cp and sync"], new)  # fmt: skip
+    if placed:
+        table(f"Changing a copy in place, {what}",
+              ["changed", "reference", "ours", "times", "packed",
+               "not synced: reference", "ours", "times", "packed"], placed)  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--gib", type=float, default=0.25)
-    parser.add_argument("--changed", default="1,2,3,5,10")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--encoding", choices=["xor", "overwrite"], default="xor")
+    parser = version_options(gib=0.25, changed="1,2,3,5,10", rounds=3)
     parser.add_argument("--kind", choices=["steps", "any"], default="steps")
-    parser.add_argument("--dir", type=Path)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     options = parser.parse_args()
-    if options.quick:
-        options.gib, options.changed, options.rounds = 1 / 64, "1", 1
-    count = max(2, round(options.gib * 2**30 / (2 * PER_TENSOR)))
-    each = int(options.gib * 2**29 / count) // COLUMNS * COLUMNS
+    count, each, shares = tensors_of(options)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         root = Path(folder)
-        base = [bf16_noise(each, seed) for seed in range(count)]
-        make(root / "base", base)
-        shares = [float(text) / 100 for text in options.changed.split(",")]
-        rows = [run(root, base, share, options) for share in shares]
+        make(root / "base", count, each, lambda i: bf16_noise(each, i))
+        rows = [run(root, count, share, options) for share in shares]
     if options.json:
         print(json.dumps({"rows": rows}))
     else:
