@@ -89,7 +89,10 @@ def _merge(counts: Mapping[str, Any] | None) -> list[str]:
     if counts["lost"]:
         texts.append(f"{counts['lost']:,} are not: the base's value is still there")
     if counts["other"]:
-        texts.append(f"{counts['other']:,} elements have another value than both")
+        texts.append(
+            f"{counts['other']:,} elements have another value than both: trained on since, or "
+            "rounded otherwise, as safe_merge=True and merges in another dtype do"
+        )
     if counts["asked"] > visible:
         texts.append(
             f"{counts['asked'] - visible:,} more changes are too small for the weights' dtype"
