@@ -26,6 +26,7 @@ PROGRAMS = (
     "publisher",
     "sparse_step",
     "structure",
+    "timeline",
     "shape70b",
 )
 

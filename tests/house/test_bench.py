@@ -29,6 +29,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         "structure",
         "publisher",
         "sync",
+        "timeline",
     ],
 )
 def test_benchmark_runs(name: str, tmp_path: Path) -> None:
