@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -84,13 +83,9 @@ def command(
 
 def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any) -> None:
     """Change BASE, and say what became of it."""
-    from contextlib import ExitStack
-
     from ckdiff.checkpoints.pieces import told
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.deltas.apply import apply_in_place
-    from ckdiff.deltas.signing.chosen import signers_of
-    from ckdiff.deltas.signing.inplace import verified_in_place
     from ckdiff.errors import printable
 
     wanted = {name: asked.pop(name) for name in ("target", "base_version", "workers", "memory")}
@@ -99,15 +94,8 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
         if asked.pop(name) != nothing:
             option = "--no-config" if name == "config" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option} is of a new checkpoint, and --in-place makes none")
-    signers = signers_of(asked.pop("verify_signature"), asked.pop("signature"))
-    with Reporter("applied") as reporter, compilation_noted(reporter), ExitStack() as stack:
-        used: Sequence[str] = deltas
-        if signers is not None:
-            verified = verified_in_place(
-                signers, base, deltas, wanted["target"], wanted["base_version"]
-            )
-            used, wanted["target"] = stack.enter_context(verified)
-        result = apply_in_place(base, used, observer=reporter.observer(told), **wanted)
+    with Reporter("applied") as reporter, compilation_noted(reporter):
+        result = apply_in_place(base, deltas, observer=reporter.observer(told), **asked, **wanted)
     if as_json:
         write_json(result.to_dict())
         return

@@ -13,6 +13,7 @@ from ckdiff.deltas import applying
 from ckdiff.deltas.inplace import apply_deltas_in_place
 from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.signing.chosen import signers_of, verified
+from ckdiff.deltas.signing.inplace import verified_in_place
 from ckdiff.deltas.versions import inplace
 from ckdiff.deltas.versions.applying import apply_anew, at_version
 from ckdiff.deltas.versions.given import kind_of
@@ -98,6 +99,8 @@ def apply_in_place(
     *,
     target: int | None = None,
     base_version: int | None = None,
+    verify_signature: str | os.PathLike[str] | None = None,
+    signature: str | os.PathLike[str] | None = None,
     wait: float = WAIT,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -113,7 +116,7 @@ def apply_in_place(
     checkpoint is at ``base_version``, or 0. A full version, and the deltas after it, are made aside
     and take the place of what belongs to the checkpoint. Or they are deltas in files, of which each
     follows the one before: their tensors have to lie where the checkpoint's do, and the checkpoint
-    is at no version afterwards.
+    is at no version afterwards. ``verify_signature`` and ``signature`` are as in ``apply``.
 
     Raises DeltaError for a chain that does not lead there, damaged deltas and another base;
     OutputError for links, files that others share or that may not be written, tensors that lie
@@ -122,6 +125,13 @@ def apply_in_place(
     """
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     paths = [checked_path("a delta", item) for item in listed]
+    signers = signers_of(verify_signature, signature)
+    if signers is not None and paths:
+        with verified_in_place(signers, local, paths, target, base_version) as (used, last):
+            return apply_in_place(
+                local, used, target=last, base_version=base_version, wait=wait, workers=workers,
+                memory=memory, observer=observer,
+            )  # fmt: skip
     if are_versions(paths):
         return inplace.apply_in_place(
             local, paths, target=target, base_version=base_version, wait=wait, workers=workers,

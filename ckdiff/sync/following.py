@@ -21,11 +21,10 @@ def follow(
     from ckdiff.deltas.versions.inplace import apply_in_place
 
     if verify_signature is not None:
-        from ckdiff.deltas.signing.inplace import verified_in_place
-        from ckdiff.deltas.signing.verifying import Signers
-        from ckdiff.deltas.versions.given import as_paths
+        from ckdiff.deltas import apply
 
-        signers, paths = Signers(verify_signature), as_paths(stream)
-        with verified_in_place(signers, local, paths, target, None) as (used, version):
-            return apply_in_place(local, used, target=version).version or 0
+        found = apply.apply_in_place(
+            local, stream, target=target, verify_signature=verify_signature
+        )
+        return found.version or 0
     return apply_in_place(local, stream, target=target).version or 0
