@@ -215,6 +215,9 @@ SLOW: dict[str, str] = {
         test_every_family_pairs_whole
         test_what_is_rotated_is_left
     """,
+    "test_version_memory": """
+        test_memory_of_commands_is_bounded
+    """,
 }
 
 
