@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from ckdiff.runs.timeline import timeline
     from ckdiff.runs.timelinecheck import check_timeline
     from ckdiff.runs.timelineresult import Timeline, open_timeline
+    from ckdiff.runs.principal import principal
+    from ckdiff.runs.spectrum import Spectrum, spectrum
     from ckdiff.runs.structure import structure
     from ckdiff.runs.structure_result import Structure
     from ckdiff.stores.maskstore import MaskStore, check_store, open_store
@@ -109,6 +111,9 @@ _HOMES = {
     "info": "ckdiff.reports.info",
     "Report": "ckdiff.reports.report",
     "report": "ckdiff.reports.report",
+    "principal": "ckdiff.runs.principal",
+    "Spectrum": "ckdiff.runs.spectrum",
+    "spectrum": "ckdiff.runs.spectrum",
     "random_mask": "ckdiff.masks.random",
     "Rule": "ckdiff.rules",
     "MaskStore": "ckdiff.stores.maskstore",
@@ -152,6 +157,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "SourceChanged",
+    "Spectrum",
     "Squashed",
     "StoreCorrupt",
     "StoreError",
@@ -184,8 +190,10 @@ __all__ = [
     "open_store",
     "open_timeline",
     "overlap",
+    "principal",
     "random_mask",
     "report",
+    "spectrum",
     "squash",
     "structure",
     "timeline",

@@ -36,6 +36,10 @@ def title(made_by: Any) -> str:
     if record.get("operation") == "random":
         within = "the model" if record.get("within") == "model" else "each tensor"
         return f"random within {within}, seed {record.get('seed')}"
+    if record.get("operation") in ("low", "principal"):
+        which = "smallest" if record["operation"] == "low" else "principal"
+        files = [str(f.get("label", "?")) for f in record.get("files", ()) if isinstance(f, dict)]
+        return f"the {which} weights of {', '.join(files)}, {record.get('alpha')} of each matrix"
     sources = record.get("stores", record.get("files"))
     labels = [str(s.get("label", "?")) for s in sources or () if isinstance(s, dict)]
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from ckdiff._version import __version__
-from ckdiff.cli import exits, starting
+from ckdiff.cli import blas, exits, starting
 
 #: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
 COMMANDS = {
@@ -21,8 +21,10 @@ COMMANDS = {
     "timeline": "When the weights of a run moved, checkpoint by checkpoint.",
     "structure": "Where in its matrices an update is: rows, columns, blocks.",
     "report": "One HTML file that shows all of it, to pass on.",
+    "spectrum": "Ranks and norms of what an update added to each matrix.",
     "combine": "Set algebra: a mask store from several others.",
     "random": "A random mask with as many changed elements as a store.",
+    "principal": "A mask of a checkpoint's principal weights, or of its smallest.",
     "delta": "Everything needed to rebuild the tuned checkpoint from the base.",
     "apply": "Rebuild a checkpoint from a base and deltas.",
     "convert-delta": "A delta in another encoding.",
@@ -38,7 +40,7 @@ COMMANDS = {
 
 
 # Our threads share the cores already; BLAS, where a null needs it, must not start its own.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+blas.one_thread()
 
 
 class Program(click.Group):

@@ -83,27 +83,9 @@ def _matrices(result: Structure, store: int, top: int, terminal: Terminal) -> li
         Column("Gini\ncolumns"),
         Column("16x16 blocks\ntouched", optional=True),
     ]
-    measured = result.energies is not None
-    if measured:
+    if result.energies is not None:
         heads.append(Column("energy in\ntop 1 %"))
-    rows = []
-    for i in order:
-        row = result.row(store, i)
-        rows.append(
-            [
-                formats.name(row["name"]),
-                formats.shape(row["shape"]),
-                formats.percent(row["changed"], row["elements"]),
-                formats.percent(row["rows_touched"], row["rows"]),
-                formats.percent(row["columns_touched"], row["columns"]),
-                _share(row["top10_rows"]),
-                _share(row["top10_columns"]),
-                _ratio(row["gini_rows"]),
-                _ratio(row["gini_columns"]),
-                formats.percent(row["blocks16_touched"], row["blocks16"]),
-                *([_share(row["energy_top1"])] if measured else []),
-            ]
-        )
+    rows = [_cells(result.row(store, i)) for i in order]
     out = table(heads, rows, terminal)
     if len(order) < len(result.names):
         out.append(
@@ -111,6 +93,22 @@ def _matrices(result: Structure, store: int, top: int, terminal: Terminal) -> li
             "--csv and --json"
         )
     return out
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    found = [
+        formats.name(row["name"]),
+        formats.shape(row["shape"]),
+        formats.percent(row["changed"], row["elements"]),
+        formats.percent(row["rows_touched"], row["rows"]),
+        formats.percent(row["columns_touched"], row["columns"]),
+        _share(row["top10_rows"]),
+        _share(row["top10_columns"]),
+        _ratio(row["gini_rows"]),
+        _ratio(row["gini_columns"]),
+        formats.percent(row["blocks16_touched"], row["blocks16"]),
+    ]
+    return [*found, _share(row["energy_top1"])] if "energy_top1" in row else found
 
 
 def _fours(result: Structure, store: int) -> str:

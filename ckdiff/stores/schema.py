@@ -34,6 +34,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 _CONTENT = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}|git:[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,63}")
 _COMMIT = re.compile(r"[0-9A-Za-z._-]{1,128}")
+_SHARE = re.compile(r"[0-9][0-9.e-]{0,31}")
 _WORD = re.compile(r"[a-z][a-z0-9=-]{0,63}")
 
 Check = Callable[[str, Any], object]
@@ -263,6 +264,8 @@ def _check_made_by(made: Any) -> None:
         "seed": lambda what, value: natural(what, value, 2**64 - 1),
         "within": _one_of("tensor", "model"),
         "like": _matching(_DIGEST),
+        "alpha": _matching(_SHARE),
+        "rank": natural,
     }
     object_of("made_by", made, ("operation",), checks)
     for key, value in made.items():
@@ -271,6 +274,15 @@ def _check_made_by(made: Any) -> None:
     wanted: tuple[str, ...]
     if operation == "random":
         wanted = ("operation", "rule", "seed", "within", "like")
+    elif operation in ("low", "principal"):
+        wanted = (
+            "operation",
+            "rule",
+            "alpha",
+            "like",
+            "files",
+            *(["rank"] if "rank" in made else []),
+        )
     elif operation == "import":
         wanted = ("operation", "rule", "format", "polarity", "files")
     elif "stores" in made or "left_out" in made:

@@ -1,0 +1,56 @@
+"""``ckdiff principal``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ckdiff.cli import options
+
+
+@click.command("principal")
+@click.argument("checkpoint")
+@click.option(
+    "--like", required=True, metavar="STORE", help="The store whose layout the mask is to have."
+)
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(["principal", "low"]),
+    help="The entries of the largest low-rank reconstruction, or those of the smallest magnitude.",
+)
+@click.option(
+    "--alpha",
+    required=True,
+    type=float,
+    callback=options.fraction,
+    metavar="SHARE",
+    help="Which share of each matrix to mark.",
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Singular values to keep; by default the fewest with 90 % of the energy.",
+)
+@options.key
+@options.memory
+@options.from_stores
+def command(checkpoint: str, out: str, as_json: bool, **asked: Any) -> None:
+    """Make a mask of the principal weights of CHECKPOINT, or of its smallest ones.
+
+    Its overlap with an update, beside that of a random mask of the same size, says where the
+    update lands. Tensors that are no matrices are left empty.
+    """
+    from ckdiff.cli.blas import all_cores
+
+    if asked["kind"] == "principal":
+        all_cores()
+    from ckdiff.cli.made import report
+    from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.runs.principal import principal
+
+    with Reporter("made") as reporter, compilation_noted(reporter):
+        store = principal(checkpoint, out, observer=reporter.observer(), **asked)
+    report(store, as_json=as_json)
