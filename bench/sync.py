@@ -62,10 +62,14 @@ Bits = npt.NDArray[np.uint16]
 STAGES = ("create", "anew", "in_place")
 
 
+def names_of(count: int) -> list[str]:
+    return [f"model.layers.{i}.mlp.up_proj.weight" for i in range(count)]
+
+
 def make(folder: Path, count: int, each: int, data: Callable[[int], Bits]) -> None:
     """A bf16 checkpoint of ``count`` matrices of ``each`` elements, made one at a time."""
     folder.mkdir(parents=True)
-    names, shards = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(count)], 2
+    names, shards = names_of(count), 2
     files: dict[str, Sequence[Tensor]] = {}
     for s in range(shards):
         mine = list(range(s, count, shards))
@@ -230,7 +234,8 @@ def run(root: Path, count: int, share: float, options: argparse.Namespace) -> di
     """All at one density."""
     base, tuned, workers = root / "base", root / "tuned", options.workers
     shutil.rmtree(tuned, ignore_errors=True)
-    held = list(Mapped(base).tensors.values())
+    known = Mapped(base).tensors
+    held = [known[name] for name in names_of(count)]
     make(tuned, count, held[0].size // 2,
          lambda i: changed(held[i].view(np.uint16), share, options.kind, i))  # fmt: skip
     places = {name: root / name for name in ("reference", "ours", "packed")}
