@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckdiff.figures.figure import Figure, of_rows, tooltip
+from ckdiff.figures.style import NOTHING, marks, span
+from ckdiff.figures.style import step as step_width
 
 _SHARE = ".3~%"
 _CURVES = {
@@ -79,6 +81,60 @@ def coverage(steps: Sequence[dict[str, Any]]) -> Figure:
     )  # fmt: skip
     says = "Of the elements that differ at the end, the share that differed at each step."
     return Figure("coverage", "How early the final mask was there", says, rows, spec)
+
+
+def layers(rows: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> Figure:
+    """Density of each layer at each step: rows of a timeline's summary by layer.
+
+    ``checkpoints`` are those of the steps.
+    """
+    largest = sorted(range(len(rows)), key=lambda i: -rows[i]["elements"])[:_MOST_LAYERS]
+    drawn = [
+        {
+            "layer": rows[i]["group"],
+            "step": k,
+            "checkpoint": checkpoints[k - 1],
+            "density": step["density"],
+            "changed": step["changed_since_first"],
+        }
+        for i in sorted(largest)
+        for k, step in enumerate(rows[i]["steps"], 1)
+    ]
+    low, high, kind = span([row["density"] for row in drawn])
+    spec = of_rows(
+        {
+            "width": {"step": step_width(len(checkpoints), 760, 6, 40)},
+            "height": {"step": 14},
+            "mark": {"type": "rect", "stroke": None},
+            "encoding": {
+                "x": {
+                    "field": "step", "type": "ordinal",
+                    "axis": {"title": "checkpoint", "labelAngle": 0, "labelOverlap": "greedy"},
+                },
+                "y": {
+                    "field": "layer", "type": "ordinal", "sort": None,
+                    "axis": {"title": None, "labelLimit": 260, "domain": False, "ticks": False},
+                },
+                "color": {
+                    "condition": {"test": "datum.changed === 0", "value": NOTHING},
+                    "field": "density", "type": "quantitative",
+                    "scale": {"type": kind, "domain": [low, high], "scheme": "viridis"},
+                    "legend": {
+                        "title": "density", "format": _SHARE, "values": marks(low, high, kind)
+                    },
+                },
+                "tooltip": tooltip(
+                    ("layer", "layer", ""), ("checkpoint", "checkpoint", ""),
+                    ("density", "density", _SHARE), ("changed", "elements", ","),
+                ),
+            },
+        }
+    )  # fmt: skip
+    says = "How much of each layer differs from the first checkpoint; grey has not changed."
+    return Figure("layers-over-time", "Density by layer over the run", says, drawn, spec)
+
+
+_MOST_LAYERS = 160
 
 
 def fates(counts: dict[str, int]) -> Figure:

@@ -52,7 +52,9 @@ def heat_map(stack: dict[str, Any], *, run: str, rule: str, name: str = "heatmap
                     "condition": {"test": "datum.changed === 0", "value": NOTHING},
                     "field": "density", "type": "quantitative",
                     "scale": {"type": kind, "domain": [low, high], "scheme": "viridis"},
-                    "legend": {"title": "density", "format": _SHARE, "values": marks(low, high, kind)},
+                    "legend": {
+                        "title": "density", "format": _SHARE, "values": marks(low, high, kind)
+                    },
                 },
                 "tooltip": tooltip(
                     ("module", "module", ""), ("layer", "layer", ""),

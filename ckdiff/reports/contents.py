@@ -13,15 +13,17 @@ import numpy as np
 
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given
-from ckdiff.errors import UsageError
+from ckdiff.errors import PairingError, UsageError
 from ckdiff.options import Observer
 from ckdiff.overlaps.magnitudes import Magnitudes
 from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.overlaps.overlap import measured
 from ckdiff.reports.provenance import provenance
+from ckdiff.runs.structure import with_stripes
+from ckdiff.runs.structure_modules import by_module
+from ckdiff.runs.timelineresult import Timeline
 from ckdiff.stores.maskstore import MaskStore
-from ckdiff.stores.matching import match
-from ckdiff.stores.shortnames import short_names
+from ckdiff.stores.matching import Matched, match
 from ckdiff.stores.summaries import Stack, rule_counts, stacks, summarise
 
 Data = dict[str, Any]
@@ -29,9 +31,8 @@ Data = dict[str, Any]
 _LISTED = 1000  #: names of tensors that were not compared
 
 
-def runs(stores: Sequence[MaskStore], rule: str) -> list[Data]:
+def runs(stores: Sequence[MaskStore], labels: Sequence[str], rule: str) -> list[Data]:
     """One entry for each store: what it is of, its tables, and what was not compared."""
-    labels = short_names([str(store.path) for store in stores])
     return [_run(label, store, rule) for label, store in zip(labels, stores, strict=True)]
 
 
@@ -111,9 +112,13 @@ def agreement(
 
     Each is None where there is nothing to say: one store, no base.
     """
+    nothing: Data = {"overlap": None, "magnitudes": None}
     if len(stores) < 2 and base is None:
-        return {"overlap": None, "magnitudes": None}
-    matched = match(stores, rule, least=1)
+        return nothing
+    (_, matched), *others = _alike(stores, rule)
+    if others:
+        observer.note("note: the stores have no tensor in common: agreement is not shown")
+        return nothing
     for note in matched.notes():
         observer.note(note)
     names = ("model", "tensor") if base is None else ("magnitude", "model", "tensor")
@@ -126,6 +131,45 @@ def agreement(
         overlap = found.head() | {"rows": found.rows()}
         overlap["words"] = {name: _words(name) for name in names}
     return {"overlap": overlap, "magnitudes": None if heard is None else heard.rows()}
+
+
+def shapes(
+    stores: Sequence[MaskStore], rule: str, *, memory: str | int | None, observer: Observer
+) -> Data | None:
+    """Where inside its matrices an update is, by kind of module, and the stripes of some."""
+    out: Data = {"modules": [], "stripes": [], "shared": None}
+    for first, together in _alike(stores, rule):
+        found, stripes = with_stripes(together, memory=memory, observer=observer)
+        for key, rows in (("modules", by_module(found)), ("stripes", stripes.rows())):
+            out[key] += [row | {"store": first + row["store"]} for row in rows]
+        if len(stores) == len(found.stores) > 1:
+            out["shared"] = _shared(found.shared_rows())
+    return out if out["modules"] else None
+
+
+def _alike(stores: Sequence[MaskStore], rule: str) -> list[tuple[int, Matched]]:
+    """All stores side by side, or each by itself where they have no tensor in common."""
+    try:
+        return [(0, match(stores, rule, least=1))]
+    except PairingError:
+        return [(i, match([store], rule, least=1)) for i, store in enumerate(stores)]
+
+
+def _shared(rows: list[Data]) -> Data | None:
+    """Means over all pairs and matrices that have changes; None without any."""
+    out = {}
+    for side in ("rows", "columns"):
+        some = [row for row in rows if row[side] is not None and row[f"{side}_chance"] is not None]
+        if not some:
+            return None
+        for key in (side, f"{side}_chance"):
+            out[key] = sum(row[key] for row in some) / len(some)
+    return out
+
+
+def timelines(opened: Sequence[Timeline]) -> list[Data]:
+    """What each timeline says, and its layers."""
+    return [found.to_dict() | {"layers": found.summary("layer")} for found in opened]
 
 
 def _words(name: str) -> Data:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckdiff.checkpoints.opening import Given
 from ckdiff.errors import UsageError, printable
@@ -20,9 +20,13 @@ from ckdiff.reports.page.document import BEGINS, document
 from ckdiff.reports.pictures import pictures_place, write_pictures
 from ckdiff.reports.sections import sections
 from ckdiff.rules import Rule
+from ckdiff.runs.timelinefile import is_timeline
+from ckdiff.runs.timelineresult import Timeline, open_timeline
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import common_rule
 from ckdiff.stores.shortnames import short_names
+
+Source = str | os.PathLike[str] | MaskStore | Timeline
 
 _LARGEST_SPECTRUM = 64 << 20  #: bytes of a file that --spectrum reads
 
@@ -45,7 +49,7 @@ class Report:
 
 
 def report(
-    sources: Sequence[str | os.PathLike[str] | MaskStore],
+    sources: Sequence[Source],
     out: str | os.PathLike[str],
     *,
     rule: str | Rule | None = None,
@@ -57,7 +61,7 @@ def report(
     memory: str | int | None = None,
     observer: Observer | None = None,
 ) -> Report:
-    """Write a report of ``sources`` (mask stores) to ``out``, an HTML file.
+    """Write a report of ``sources`` (mask stores, timelines) to ``out``, an HTML file.
 
     ``base`` is the checkpoint that the runs started from: with it the page has density by size of
     the weight, and chance knows magnitudes. ``spectrum`` is what ``ckdiff spectrum --json``
@@ -65,19 +69,20 @@ def report(
     there is replaced. Raises a CkdiffError: UsageError, StoreError, OutputError, BudgetError.
     """
     observer = checked_observer(observer)
-    stores = [open_store(source) for source in sources]
-    if not stores:
-        raise UsageError("a report needs at least one store")
+    given = _Given.of(sources)
     place = our_file(checked_output(out), BEGINS)
     pictures = None if figures is None else pictures_place(figures)
     for output in (place, pictures):
         if output is not None:
             output.check()
-            output.keep_away_from((), [store.path for store in stores])
+            output.keep_away_from((), given.paths)
+    stores, labels = given.stores, given.labels
     text = common_rule(stores, rule)
-    data = contents.head(title or _title(stores)) | {
+    data = contents.head(title or _title(given)) | {
         "rule": text,
-        "runs": contents.runs(stores, text),
+        "runs": contents.runs(stores, labels, text),
+        "timelines": given.said(),
+        "structure": contents.shapes(stores, text, memory=memory, observer=observer),
         **contents.agreement(stores, text, base=base, key=key, memory=memory, observer=observer),
         "spectrum": None if spectrum is None else _spectrum(spectrum),
         "tensors": contents.tensors(stores, text),
@@ -90,8 +95,44 @@ def report(
     return Report(place.out, written, data)
 
 
-def _title(stores: Sequence[MaskStore]) -> str:
-    names = short_names([str(store.path) for store in stores])
+class _Given(NamedTuple):
+    """What a report is of: of a timeline also the masks of its last step."""
+
+    stores: list[MaskStore]
+    labels: list[str]
+    timelines: list[tuple[str, Timeline]]
+    paths: list[Path]
+
+    @classmethod
+    def of(cls, sources: Sequence[Source]) -> _Given:
+        """Open them. Raises UsageError for none, StoreError."""
+        opened = [_opened(source) for source in sources]
+        if not opened:
+            raise UsageError("a report needs at least one store")
+        names = short_names([str(found.path) for found in opened])
+        pairs = list(zip(names, opened, strict=True))
+        return cls(
+            [f if isinstance(f, MaskStore) else f.store(len(f)) for f in opened],
+            [n if isinstance(f, MaskStore) else f"{n}, at the end" for n, f in pairs],
+            [(n, f) for n, f in pairs if isinstance(f, Timeline)],
+            [found.path for found in opened],
+        )
+
+    def said(self) -> list[dict[str, Any]]:
+        """The data of the timelines."""
+        found = contents.timelines([timeline for _, timeline in self.timelines])
+        return [{"label": n, **data} for (n, _), data in zip(self.timelines, found, strict=True)]
+
+
+def _opened(source: Source) -> MaskStore | Timeline:
+    if isinstance(source, (MaskStore, Timeline)):
+        return source
+    text = checked_path("the store", source)
+    return open_timeline(text) if is_timeline(text) else open_store(text)
+
+
+def _title(given: _Given) -> str:
+    names = short_names([str(path) for path in given.paths])
     if len(names) == 1:
         return f"What changed in {names[0]}"
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

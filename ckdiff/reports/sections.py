@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ckdiff.figures import agreement, density, histograms, spectra
+from ckdiff.figures import agreement, course, density, histograms, shape, spectra
 from ckdiff.figures.figure import Figure
 from ckdiff.reports.numbers import counted, percent
 
@@ -46,7 +46,7 @@ class Section:
 
 def sections(data: Data) -> list[Section]:
     """What there is to show, in the order of the page; a part without data is not there."""
-    parts = (_where, _how_far, _agreement, _spectra, _origins, _left_out)
+    parts = (_over_time, _where, _inside, _how_far, _agreement, _spectra, _origins, _left_out)
     return [section for part in parts for section in part(data)]
 
 
@@ -75,6 +75,45 @@ def _where(data: Data) -> Iterator[Section]:
     if not any(figures for _, figures in tabs):
         tabs = []
     yield Section("where", "Where it changed", words, figures, tabs)
+
+
+def _over_time(data: Data) -> Iterator[Section]:
+    tabs = []
+    for i, found in enumerate(data["timelines"], 1):
+        steps, ends = found["steps"], {k: found[k] for k in ("never", "returned", "final")}
+        figures = [
+            course.densities(steps, found["elements"]),
+            course.coverage(steps),
+            course.fates(ends),
+            course.layers(found["layers"], found["checkpoints"][1:]),
+        ]
+        named = [replace(figure, name=f"{figure.name}-{i}") for figure in figures if figure.rows]
+        tabs.append((found["label"], named))
+    if tabs:
+        words = ["Each checkpoint of the run is held against the first one and the one before it."]
+        yield Section("time", "Over time", words, tabs=tabs)
+
+
+def _inside(data: Data) -> Iterator[Section]:
+    found = data["structure"]
+    if found is None:
+        return
+    labels = [run["label"] for run in data["runs"]]
+    spread = shape.concentration(found["modules"], labels)
+    tabs = []
+    for store, label in enumerate(labels):
+        rows = [row for row in found["stripes"] if row["store"] == store]
+        if rows:
+            tabs.append((label, [shape.stripes(rows, run=label, name=f"stripes-{store + 1}")]))
+    words = []
+    if (shared := found["shared"]) is not None:
+        words.append(
+            f"Of the busiest tenth of a matrix's rows, two runs share {shared['rows']:.1%} on "
+            f"average ({shared['rows_chance']:.1%} by chance); of its columns "
+            f"{shared['columns']:.1%} ({shared['columns_chance']:.1%})."
+        )
+    if spread.rows:
+        yield Section("inside", "Where inside the matrices", words, [spread], tabs)
 
 
 def _how_far(data: Data) -> Iterator[Section]:

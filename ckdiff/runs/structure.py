@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 
 import numpy as np
@@ -23,6 +23,7 @@ from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.runs.structure_counting import Counts, Part, ProfileTask, pieces, worker_memory
 from ckdiff.runs.structure_energy import Energies
 from ckdiff.runs.structure_file import ProfileFile
+from ckdiff.runs.structure_modules import Stripes
 from ckdiff.runs.structure_result import Structure, as_matrix
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.matching import Matched, StorePath, match
@@ -62,15 +63,7 @@ def structure(
     for note in matched.notes():
         observer.note(note)
     chosen = _chosen(matched, several_texts("include", include), several_texts("exclude", exclude))
-    result = Structure(
-        [str(store.path) for store in matched.stores],
-        matched.rule,
-        [matched.names[i] for i in chosen],
-        [matched.dtypes[i] for i in chosen],
-        [matched.shapes[i] for i in chosen],
-        matched.left_out,
-        sum(len(shape) < 2 for shape in matched.shapes),
-    )
+    result = _empty(matched, chosen)
     with ExitStack() as stack:
         energies = None
         if base is not None and tuned is not None:
@@ -87,6 +80,34 @@ def structure(
                 result.profiles = str(file.out)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def with_stripes(
+    matched: Matched, *, memory: str | int | None, observer: Observer
+) -> tuple[Structure, Stripes]:
+    """Of stores that are open the structure of every matrix, and its stripes, in one pass."""
+    chosen = [i for i, shape in enumerate(matched.shapes) if len(shape) > 1]
+    result = _empty(matched, np.array(chosen, np.int64))
+    stripes = Stripes(result)
+    if chosen:
+        counting = _Counting(result, matched, np.array(chosen, np.int64), None)
+        counting.heard = stripes
+        many = _fit(None, counting, None, memory)
+        with interruptible():
+            counting.run(many, observer)
+    return result, stripes
+
+
+def _empty(matched: Matched, chosen: IntArray) -> Structure:
+    return Structure(
+        [str(store.path) for store in matched.stores],
+        matched.rule,
+        [matched.names[i] for i in chosen],
+        [matched.dtypes[i] for i in chosen],
+        [matched.shapes[i] for i in chosen],
+        matched.left_out,
+        sum(len(shape) < 2 for shape in matched.shapes),
+    )
 
 
 def _check_sides(base: Given | None, tuned: Given | None, stores: int) -> None:
@@ -125,6 +146,7 @@ class _Counting:
         self, result: Structure, matched: Matched, chosen: IntArray, file: ProfileFile | None
     ) -> None:
         self._result, self._file = result, file
+        self.heard: Callable[[Counts], None] = lambda counts: None  #: told of each whole matrix
         said = matched.said().only(chosen)
         shapes = [as_matrix(shape) for shape in result.shapes]
         self.task = ProfileTask(
@@ -153,6 +175,7 @@ class _Counting:
 
     def _take(self, counts: Counts) -> None:
         self._result.take(counts)
+        self.heard(counts)
         if self._file is not None:
             self._file.put(counts)
 

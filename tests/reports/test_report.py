@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_support import error, ok
+from mask_stores import make_store, random_base
 from report_data import HOSTILE, Runs, make_runs, page_json, page_table
 
 import ckdiff
@@ -51,13 +52,17 @@ def test_the_numbers_are_those_of_the_stores(made: tuple[str, dict[str, Any]], r
     assert shown["nulls"]["magnitude"] == pair["nulls"]["magnitude"]
 
 
+#: where a mark stands, not what it says
+_PLACES = ("layer", "bin", "step", "position", "order", "runs")
+
+
 def test_every_number_drawn_is_in_the_data(made: tuple[str, dict[str, Any]]) -> None:
     page, data = made
     known = set(map(str, numbers(data)))
     for figure in page_json(page)["figures"]:
         for row in figure["rows"]:
             for key, value in row.items():
-                if isinstance(value, int) and not isinstance(value, bool) and key != "layer":
+                if isinstance(value, int) and not isinstance(value, bool) and key not in _PLACES:
                     assert str(value) in known, (key, value)
 
 
@@ -204,3 +209,51 @@ def test_without_the_library(runs: Runs, tmp_path: Path, monkeypatch: pytest.Mon
 def test_scripts_end_where_they_end() -> None:
     assert "</script" not in document._script("a = '</script>'; b = '<!-- x';")
     assert "<!--" not in document._script("a = '</script>'; b = '<!-- x';")
+
+
+def test_a_timeline_is_shown_with_its_last_step(runs: Runs, tmp_path: Path) -> None:
+    tuned = [Path(store).with_suffix(".checkpoints") / "tuned" for store in runs.stores]
+    made = ckdiff.timeline([runs.base.parent, *tuned], tmp_path / "run")
+    data = report([tmp_path / "run"], tmp_path / "r.html").to_dict()
+    (shown,) = data["timelines"]
+    counted = [{k: v for k, v in step.items() if k != "checkpoint"} for step in made.steps]
+    assert [{k: step[k] for k in counted[0]} for step in shown["steps"]] == counted
+    assert shown["layers"] == made.summary("layer")
+    (run,) = data["runs"]
+    assert run["rules"]["exact"]["changed"] == made.final
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert 'id="timeline-1"' in page
+    again = report([made], tmp_path / "again.html").to_dict()
+    assert again["timelines"][0]["layers"] == shown["layers"]
+
+
+def test_the_shape_is_that_of_structure(made: tuple[str, dict[str, Any]], runs: Runs) -> None:
+    _, data = made
+    found = ckdiff.structure(runs.stores)
+    rows = [row for row in found.each_row() if row["store"] == 0 and "attn.q" in row["name"]]
+    changed = sum(row["changed"] for row in rows)
+    (shown,) = (
+        row
+        for row in data["structure"]["modules"]
+        if row["store"] == 0 and row["module"] == "attn.q"
+    )
+    assert (shown["matrices"], shown["changed"]) == (len(rows), changed)
+    mean = sum(row["top10_rows"] * row["changed"] for row in rows) / changed
+    assert shown["top10_rows"] == pytest.approx(mean)
+    for stripe in data["structure"]["stripes"]:
+        mask = ckdiff.open_store(runs.stores[stripe["store"]]).mask(stripe["name"])
+        assert stripe["rows"] == pytest.approx(mask.mean(1)[: len(stripe["rows"])].tolist())
+        assert len(stripe["columns"]) == mask.shape[1]
+
+
+def test_stores_of_two_models(runs: Runs, tmp_path: Path) -> None:
+    """Nothing in common: each is shown, and their agreement is not."""
+    rng = np.random.default_rng(1)
+    base = random_base(rng, {"other.weight": ("BF16", (64, 64))})
+    made = make_store(tmp_path / "o.zarr", base, {"other.weight": rng.random((64, 64)) < 0.5})
+    notes: list[str] = []
+    observer = ckdiff.Observer(note=notes.append)
+    data = report([*runs.stores, made], tmp_path / "r.html", observer=observer).to_dict()
+    assert data["overlap"] is None
+    assert {row["store"] for row in data["structure"]["modules"]} == {0, 1, 2}
+    assert any("no tensor in common" in note for note in notes)
