@@ -1,0 +1,153 @@
+"""Figures: what they draw is what they were given, and any numbers can be drawn."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckdiff.figures import agreement, course, density, histograms, shape, spectra
+from ckdiff.figures.figure import Figure
+from ckdiff.figures.style import marks, span, step
+
+COUNTS = st.integers(0, 10**9)
+
+
+def stack(elements: list[list[int]], changed: list[list[int]]) -> dict[str, Any]:
+    return {
+        "name": "model.layers",
+        "layers": [str(i) for i in range(len(elements[0]))],
+        "modules": [f"m{i}" for i in range(len(elements))],
+        "elements": elements,
+        "changed": changed,
+    }
+
+
+def groups(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": f"model.layers.{i}",
+            "elements": 100,
+            "rules": {"exact": {"changed": i % 100, "density": i % 100 / 100}},
+        }
+        for i in range(count)
+    ]
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    nulls = {"tensor": {"lift": 1.5, "expected_jaccard": 0.1}}
+    return [
+        {"a": a, "b": b, "jaccard": 0.2, "intersection": 7, "nulls": nulls}
+        for a in range(count)
+        for b in range(a + 1, count)
+    ]
+
+
+STEPS = [
+    {
+        "checkpoint": f"c{i}",
+        "changed_since_first": i,
+        "changed_since_previous": 1,
+        "coverage": i / 4,
+    }
+    for i in range(1, 5)
+]
+LAYERS = [
+    {"group": f"l{i}", "elements": 9, "steps": [{"density": i / 9, "changed_since_first": i}] * 4}
+    for i in range(3)
+]
+MATRICES = [
+    {"name": "a", "shape": [4, 2, 3], "rank": 3, "rank99": 2, "stable_rank": 1.5, "norm2": 0.1},
+    {
+        "name": "b",
+        "shape": [0, 4],
+        "rank": None,
+        "rank99": None,
+        "stable_rank": None,
+        "norm2": None,
+    },
+]
+KINDS = [
+    {"store": 0, "module": "q", "changed": 5, "top10_rows": 0.5, "top10_columns": None},
+    {"store": 1, "module": "k", "changed": 0, "top10_rows": None, "top10_columns": None},
+]
+STRIPES = [{"name": "a", "rows": [0.0, 0.5], "columns": [0.1, 0.2, 0.3]}]
+SIZES = [
+    {"run": "r", "exponent": k, "elements": 10, "changed": k + 9, "density": (k + 9) / 10}
+    for k in range(-9, 1)
+]
+EVERY = [
+    density.heat_map(stack([[10, 0], [5, 5]], [[1, 0], [0, 5]]), run="r", rule="exact"),
+    density.heat_map(stack([[1] * 900] * 90, [[0] * 900] * 90), run="r", rule="exact"),
+    density.by_depth([("a", groups(3)), ("b", groups(4))], rule="exact"),
+    density.by_kind([("a", groups(3))], rule="exact"),
+    histograms.distances([("a", [0, 5, 2]), ("b", [1, 2, 3, 4])]),
+    histograms.magnitudes(SIZES),
+    agreement.matrix(["a", "b", "c"], pairs(3), null="tensor"),
+    agreement.matrix([f"r{i}" for i in range(64)], pairs(64), null="tensor"),
+    agreement.votes([5, 3, 0]),
+    spectra.ranks(MATRICES),
+    spectra.norms(MATRICES),
+    course.densities(STEPS, 10),
+    course.coverage(STEPS),
+    course.fates({"never": 5, "returned": 1, "final": 4}),
+    course.layers(LAYERS, ["a", "b", "c", "d"]),
+    shape.concentration(KINDS, ["a", "b"]),
+    shape.stripes(STRIPES, run="r"),
+]
+
+
+@pytest.mark.parametrize("figure", EVERY, ids=lambda figure: figure.name)
+def test_it_is_drawn(figure: Figure) -> None:
+    for dark in (False, True):
+        root = ElementTree.fromstring(figure.svg(dark=dark))
+        assert root.tag.endswith("svg")
+        assert float(root.attrib["width"].removesuffix("px")) < 1600
+    json.dumps(figure.vega_lite(), allow_nan=False)
+    bundle = figure._repr_mimebundle_()
+    assert bundle["image/svg+xml"].startswith("<svg")
+    assert len(figure.rows) < 20_000
+
+
+def test_a_figure_keeps_its_description() -> None:
+    figure = EVERY[0]
+    before = json.dumps(figure.spec)
+    figure.vega_lite()["encoding"]["x"] = None
+    assert json.dumps(figure.spec) == before
+
+
+@given(st.integers(1, 5), st.integers(1, 300), st.data())
+def test_a_map_adds_counts(modules: int, layers: int, data: st.DataObject) -> None:
+    """However many layers share a column, no element is lost."""
+    changed = [[data.draw(COUNTS)] * layers for _ in range(modules)]
+    elements = [[count + 1 for count in line] for line in changed]
+    figure = density.heat_map(stack(elements, changed), run="r", rule="exact")
+    assert sum(row["changed"] for row in figure.rows) == sum(map(sum, changed))
+    assert sum(row["elements"] for row in figure.rows) == sum(map(sum, elements))
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_scales_hold_their_values(values: list[float]) -> None:
+    low, high, kind = span(values)
+    assert low < high
+    some = [value for value in values if value > 0]
+    assert all(low <= value <= high for value in some)
+    assert (kind == "log") == (bool(some) and max(some) > 12 * min(some))
+    if kind == "log":
+        assert all(low <= mark <= high for mark in marks(low, high, kind) or ())
+
+
+def test_a_third_and_a_trace_are_told_apart() -> None:
+    """0.3 % and 36 % are far apart on the scale."""
+    low, high, kind = span([0.003, 0.36])
+    assert (low, high, kind) == (0.003, 0.36, "log")
+    assert marks(low, high, kind) == pytest.approx([0.005, 0.01, 0.02, 0.05, 0.1, 0.2])
+
+
+@given(st.integers(0, 10**6))
+def test_cells_are_as_wide_as_allowed(count: int) -> None:
+    assert 5 <= step(count, 760, 5, 30) <= 30
