@@ -11,8 +11,9 @@ from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas import creating
 from ckdiff.deltas.room import Room
+from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.versions.encoding import WINDOW
-from ckdiff.deltas.versions.following import Following
+from ckdiff.deltas.versions.following import Following, not_sayable
 from ckdiff.deltas.versions.form import (
     CONTENT,
     INDEX_NAME,
@@ -60,7 +61,7 @@ class PackedMaking:
                 self._base, self._tuned, place.path / _FILE, encoding=PACKED, workers=workers,
                 memory=memory, observer=observer,
             )  # fmt: skip
-            file = PackedFile(str(place.path / _FILE), Room(memory))
+            file = _opened(place.path / _FILE, Room(memory))
             with file.delta:
                 changed = sum(map(file.changed_bytes, file.where))
             weight_map = dict.fromkeys(_names(place.path / _FILE), _FILE)
@@ -77,6 +78,16 @@ class PackedMaking:
             density=made.changed / made.elements if made.elements else 0.0,
             seconds=made.seconds,
         )
+
+
+def _opened(path: Path, room: Room) -> PackedFile:
+    """What was written. Raises DeltaError where it is more than a version may be: an index that
+    does not name all tensors of its files makes more of a delta than values.
+    """
+    try:
+        return PackedFile(str(path), room)
+    except Damaged as error:
+        raise not_sayable(f"it {error}") from None
 
 
 def _names(path: Path) -> list[str]:
