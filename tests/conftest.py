@@ -52,6 +52,12 @@ SLOW: dict[str, str] = {
     "test_delta_fuzz": """
         test_sealed_mutations
     """,
+    "test_delta_inplace": """
+        test_any_change_is_what_is_made_elsewhere
+        test_killed_and_run_again
+        test_killed_and_undone
+        test_memory_is_bounded
+    """,
     "test_delta_strangers": """
         test_what_is_declared_takes_no_memory
     """,

@@ -25,7 +25,7 @@ from ckdiff.deltas.held import holds
 from ckdiff.deltas.links import Links
 from ckdiff.deltas.outcome import allowed_workers
 from ckdiff.deltas.parts import called
-from ckdiff.deltas.room import Room
+from ckdiff.deltas.room import TENSOR, Room, header_cost
 from ckdiff.deltas.versions.changing import TwoPasses, begin, what_is_left
 from ckdiff.deltas.versions.firstpass import Noting, as_opened, check_local
 from ckdiff.deltas.versions.form import read_marker
@@ -91,6 +91,9 @@ class _Work:
         folder, last = self._folder, self._chain[-1].blueprint
         (base,) = open_all(stack, str(folder.local))
         check_local(base, folder.local)
+        for i, source in enumerate(base.files):
+            head = base.head(i)
+            room.take(len(head) + header_cost(head, TENSOR), printable(source.name))
         layout = _Layout.of(base, last)
         groups, readers = len(self._chain[-1].windows.groups), base.reader_memory(FRAME_BYTES)
         workers = allowed_workers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import random
@@ -10,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import error, ok
+from cli_support import MOST_MEMORY, error, ok, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inplace_runs import bf16_model, calls_of, full_disk, killed, marker_of, stepped, write_local
-from support import Tensor, write_safetensors
+from support import Tensor, write_safetensors, write_sparse
 from weight_streams import read_model, tree_digest, write_version
 
 import ckdiff
@@ -303,6 +304,35 @@ def test_any_change_is_what_is_made_elsewhere(
     shutil.copytree(folder / "0", folder / "local")
     apply_in_place(folder / "local", deltas)
     assert contents(folder / "local") == contents(folder / f"{len(deltas)}")
+
+
+IN_PLACE = """
+import sys
+import ckdiff
+done = ckdiff.apply_in_place(sys.argv[1], sys.argv[2], workers=2)
+print(done.tensors, most() >> 20)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["packed", "xor"])
+def test_memory_is_bounded(tmp_path: Path, encoding: str) -> None:
+    """Of a model of 384 MiB, of which a part changes densely."""
+    size = 3 << 27
+    tensors = {"weight": ("BF16", (size // 2048, 1024), size), "more": ("U8", (1,), 1)}
+    edits = {"weight": dict.fromkeys(range(0, size, 1 << 26), b"\1" * (1 << 20))}
+    for name in ("local", "tuned"):
+        (tmp_path / name).mkdir()
+        write_sparse(
+            tmp_path / name / "model.safetensors", tensors, edits if name[0] == "t" else {}
+        )
+    ckdiff.delta(tmp_path / "local", tmp_path / "tuned", tmp_path / "d", encoding=encoding)
+    done = python(MOST_MEMORY + IN_PLACE, str(tmp_path / "local"), str(tmp_path / "d"))
+    assert done.returncode == 0, done.stderr
+    count, mebibytes = map(int, done.stdout.split())
+    assert count == 1
+    assert mebibytes < 200
+    local, tuned = (tmp_path / name / "model.safetensors" for name in ("local", "tuned"))
+    assert filecmp.cmp(local, tuned, shallow=False)
 
 
 # killed
