@@ -107,7 +107,9 @@ def pair(
             reason = None
         else:
             reason = _pair(found, base, i, tuned, j, matching)
-        if reason is None and i is not None and j is not None:
+        if reason is None:
+            assert i is not None
+            assert j is not None
             found.names.append(name)
             indexes.append((i, j))
             continue
@@ -128,6 +130,8 @@ def pair(
 _ADAPTER = re.compile(
     r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)|\.(vera|ia3|oft)_"
 )
+_WRAPPED = "base_model."  # what PEFT puts before all names
+_KEPT = ".base_layer."  # the base's own tensors, where a wrapped model was saved whole
 _NONE: IntArray = np.zeros(0, np.int64)
 
 
@@ -339,8 +343,14 @@ def names_hint(base: Collection[str], tuned: Collection[str]) -> str | None:
 
 
 def is_adapter(names: Collection[str]) -> bool:
-    """Whether tensors of these names are an adapter, and no model."""
-    return bool(names) and all(map(_ADAPTER.search, names))
+    """Whether tensors of these names are an adapter, and no model.
+
+    An adapter may also bring modules whole; PEFT gives these the prefix of its wrapper.
+    """
+    others = [name for name in names if not _ADAPTER.search(name)]
+    return len(others) < len(names) and all(
+        name.startswith(_WRAPPED) and _KEPT not in name for name in others
+    )
 
 
 def _rows_differ(detail: dict[str, Any]) -> bool:

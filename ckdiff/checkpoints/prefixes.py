@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 
+#: of a name, with what ends it: components of a pipeline end with a slash
+_PART = re.compile(r"[^./]*[./]|[^./]+")
 _SAMPLE = 200  # names of the tuned side whose partners are looked for
 _PARTNERS = 400  # names of the base that one of them is held against
 _TRIED = 6  # renamings that are counted on all names
@@ -82,19 +84,19 @@ def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
 
 def _tails(name: str) -> list[str]:
     """The last parts of a name, most of them first."""
-    parts = name.split(".")
-    return [".".join(parts[-count:]) for count in range(min(_TAIL, len(parts)), 0, -1)]
+    parts = _PART.findall(name)
+    return ["".join(parts[-count:]) for count in range(min(_TAIL, len(parts)), 0, -1)]
 
 
 def _heads(name: str, other: str) -> Iterator[Renaming]:
     """What both names begin with before the longest end that they share, in whole parts."""
-    mine, theirs = name.split("."), other.split(".")
+    mine, theirs = _PART.findall(name), _PART.findall(other)
     same = 0
     while same < min(len(mine), len(theirs)) and mine[-1 - same] == theirs[-1 - same]:
         same += 1
     old, new = mine[: len(mine) - same], theirs[: len(theirs) - same]
     if same and old != new and not any(c in part for part in new for c in "=\\"):
-        yield ".".join([*old, ""]) if old else "", ".".join([*new, ""]) if new else ""
+        yield "".join(old), "".join(new)
 
 
 def _pairs(renaming: Renaming, base: Collection[str], tuned: Collection[str]) -> int | None:

@@ -15,7 +15,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def fraction(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """A callback that takes numbers from 0 to 1; ``nan`` is none."""
     if value is not None and not 0 <= value <= 1:
-        raise click.BadParameter(f"{value} is not a number from 0 to 1", ctx, param)
+        percent = f"; {value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
+        raise click.BadParameter(f"{value:g} is not a number from 0 to 1{percent}", ctx, param)
     return value
 
 

@@ -174,3 +174,38 @@ def test_what_is_stored_whole_because_it_is_fused_is_said(tmp_path: Path) -> Non
     assert ckdiff.diff(tmp_path / "back", tmp_path / "fused").rules["exact"]["changed"] == 0
     said = ok("delta", str(base), str(base), "-o", str(tmp_path / "same")).stderr
     assert "whole" not in said
+
+
+def test_an_adapter_that_brings_modules_whole_is_one(tmp_path: Path) -> None:
+    base = folder(tmp_path / "base", ["a.weight", "head.weight"])
+    prefix = "base_model.model"
+    names = [f"{prefix}.a.lora_A.weight", f"{prefix}.a.lora_B.weight", f"{prefix}.head.weight"]
+    lora = folder(tmp_path / "lora", names)
+    said = error("diff", str(base), str(lora))
+    assert "adapter" in said
+    assert json.loads(ok("info", str(lora), "--json").stdout)["adapter"] is True
+    kept = [f"{prefix}.a.base_layer.weight", *names]  # a wrapped model, saved whole
+    wrapped = folder(tmp_path / "wrapped", kept)
+    assert "adapter" not in json.loads(ok("info", str(wrapped), "--json").stdout)
+
+
+def test_a_component_is_found_in_a_pipeline(tmp_path: Path) -> None:
+    names = ["conv_in.weight", "down.0.weight", "down.1.weight", "up.0.weight"]
+    alone = folder(tmp_path / "unet", names)
+    piped = folder(tmp_path / "pipe", [*(f"unet/{name}" for name in names), "vae/dec.weight"])
+    assert "--rename '^unet/=' would pair 4 of 4" in error("diff", str(alone), str(piped))
+    assert "--rename '^=unet/' would pair 4 of 4" in error("diff", str(piped), str(alone))
+
+
+def test_a_key_that_is_mistyped(tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    torch.save({"student": state(ONE), "teacher": state(OTHER)}, path)
+    assert "did you mean --key teacher?" in error("info", str(path), "--key", "techer")
+    torch.save({"epoch": 3, **state(ONE)}, path)
+    assert "leave --key out" in error("info", str(path), "--key", "epoc")
+
+
+def test_a_percentage_where_a_fraction_is_wanted(tmp_path: Path) -> None:
+    base = str(folder(tmp_path / "base", ["a.weight"]))
+    assert "30 % is 0.3" in error("diff", base, base, "--fail-above", "30")
+    assert "%" not in error("diff", base, base, "--fail-above", "-1")

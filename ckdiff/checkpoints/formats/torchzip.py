@@ -6,12 +6,13 @@ archives as well. Nothing in a file is ever called, and nothing of torch is impo
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckdiff.checkpoints.formats.pickledvalues import shown
+from ckdiff.checkpoints.formats.pickledvalues import Record, children, shown
 from ckdiff.checkpoints.formats.statedicts import (
     Found,
     at_key,
@@ -40,6 +41,7 @@ __all__ = ["TorchTable", "is_torch_zip", "table_of", "torch_table"]
 #: a few bytes could declare more than anybody has
 _MOST_REPEATED = 1 << 32
 _SHOWN = 6  # keys that a message suggests
+_LOOKED_AT, _LONGEST_KEY = 1000, 256  # keys that are looked at for one that is alike; letters
 
 
 @dataclass(slots=True)
@@ -158,9 +160,23 @@ def _asked_for(where: str, content: Any, key: str) -> Any:
     if values and type(values[0]) not in (str, int, float, bool, bytes, type(None)):
         return values[0]
     what = "is no mapping of names to tensors" if values else "is not in it"
+    alike = None if values else _alike(content, key)
     raise CheckpointError(
-        f"{where}: --key {shown(key)} {what}", hint=_instead(content, find(content))
+        f"{where}: --key {shown(key)} {what}", hint=alike or _instead(content, find(content))
     )
+
+
+def _alike(content: Any, key: str) -> str | None:
+    """A key that is like one that leads to nothing, where what lies there has names; or None."""
+    import difflib
+
+    labels = [
+        label
+        for label, inner in itertools.islice(children(content), _LOOKED_AT)
+        if type(inner) in (dict, Record) and len(label) <= _LONGEST_KEY
+    ]
+    close = difflib.get_close_matches(key[:_LONGEST_KEY], labels, 1, 0.7)
+    return f"did you mean --key {shown(close[0], 80)}?" if close else None
 
 
 def _instead(content: Any, found: Found) -> str:
