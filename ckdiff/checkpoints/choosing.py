@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import posixpath
 
-from ckdiff.checkpoints.contents import file_format
+from ckdiff.checkpoints.contents import file_format, has_pieces
 from ckdiff.checkpoints.explaining import not_weights
 from ckdiff.checkpoints.folders import Choice, Folder, inside, some, where
 from ckdiff.checkpoints.nested import PIPELINE, no_checkpoint, pipeline_in, snapshot_in
-from ckdiff.checkpoints.weightnames import index_name, rank_of
+from ckdiff.checkpoints.pieces import WARNING
+from ckdiff.checkpoints.weightnames import SAFETENSORS, index_name, rank_of, weight_name
 from ckdiff.checkpoints.weights import METADATA, indexed_choice, weights_in
 from ckdiff.errors import CheckpointError
 from ckdiff.naming import natural_key
@@ -53,7 +54,20 @@ def _of_file(folder: Folder, parent: str, name: str) -> Choice:
     refused = not_weights(folder, path)
     if refused is not None:
         raise refused
-    return Choice(file_format(folder, path), parent, (name,))
+    notes = _one_of_pieces(folder, parent, name)
+    return Choice(file_format(folder, path), parent, (name,), notes=notes)
+
+
+def _one_of_pieces(folder: Folder, parent: str, name: str) -> tuple[str, ...]:
+    """What to say of a file that has pieces of tensors, the first of which look like whole ones."""
+    if weight_name(name, (SAFETENSORS,)) is None:
+        return ()
+    others = [n for n in folder.names(parent) if n != name and weight_name(n, (SAFETENSORS,))]
+    first = min(others, key=natural_key, default=None)
+    if first is None or not all(has_pieces(folder, inside(parent, n)) for n in (name, first)):
+        return ()
+    path = where(folder, inside(parent, name))
+    return (f"{WARNING}{path}: has pieces of tensors only; for all of them give the directory",)
 
 
 def _of_directory(folder: Folder, sub: str) -> Choice:

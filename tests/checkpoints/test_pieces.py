@@ -13,6 +13,7 @@ import pytest
 from given_files import all_bytes, contents_of, opened
 from hypothesis import given
 from hypothesis import strategies as st
+from support import write_safetensors
 
 import ckdiff
 from ckdiff.checkpoints.contents import SHARDING
@@ -135,6 +136,19 @@ def test_metadata_that_cannot_be_read(tmp_path: Path, info: str) -> None:
     with pytest.raises(CheckpointError, match=SHARDING) as caught:
         contents_of(dcppieces, tmp_path)
     assert len(str(caught.value)) < 2000
+
+
+def test_one_of_several_files_is_said_to_be_one(tmp_path: Path) -> None:
+    """The first pieces look like whole tensors: nothing says that more follows."""
+    said = "has pieces of tensors only; for all of them give the directory"
+    first, other = (tmp_path / "run" / f"{part}.safetensors" for part in "ab")
+    for path, at in ((first, 0), (other, 4)):
+        info = {SHARDING: json.dumps({"w": {"saved_offsets": [at]}})}
+        write_safetensors(path, {"w": ("F32", (4,), bytes(16))}, metadata=info)
+    assert any(said in note for note in ckdiff.info(first)["notes"])
+    assert not ckdiff.info(tmp_path / "run").get("notes")
+    other.unlink()
+    assert not ckdiff.info(first).get("notes")
 
 
 def test_mutations_are_refused_or_read(tmp_path: Path) -> None:
