@@ -26,9 +26,11 @@ def step(name, work):
     seen[0] = 0
     work()
     found[name] = most()
-    shutil.rmtree("out", True)
-    if os.path.exists("out.delta"):
-        os.remove("out.delta")
+    for path in ("out", "out.delta"):
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif os.path.exists(path):
+            os.remove(path)
 
 for encoding in ("xor", "overwrite"):
     for before, after in ((base, one), (one, two)):
