@@ -24,9 +24,11 @@ from ckdiff.stores.objects import file_digest, object_keys, objects_folder
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def tensors_of(root: Path) -> tuple[list[str], list[str], list[tuple[int, ...]]]:
+def tensors_of(
+    root: Path, manifest: dict[str, Any]
+) -> tuple[list[str], list[str], list[tuple[int, ...]]]:
     """Names, dtypes (of the first checkpoint) and shapes of what a timeline compares."""
-    table = MaskStore(root / step_folder(1)).table
+    table = open_step(root, manifest, 1).table
     return table.names, table.dtypes, table.shapes
 
 
@@ -52,6 +54,21 @@ def verify(root: Path, key: str, known: Sequence[Any]) -> None:
     )
 
 
+def open_step(root: Path, manifest: dict[str, Any], step: int) -> MaskStore:
+    """The store of a step, held against what the timeline says of it. Raises StoreCorrupt."""
+    key = f"{step_folder(step)}/{MANIFEST}"
+    verify(root, key, manifest["objects"][key])
+    store = MaskStore(root / step_folder(step))
+    said = manifest["tensors"], manifest["elements"], manifest["addresses"], (manifest["rule"],)
+    found = store.manifest["layout"]["addresses"]
+    if said != (len(store.table), store.table.total_elements, found, store.masks):
+        raise StoreCorrupt(
+            f"{printable(str(store.path))} is not a step of the timeline that it is in",
+            hint="make the timeline again",
+        )
+    return store
+
+
 class Former:
     """The steps of a timeline that are taken over into the next one: the first ``count``."""
 
@@ -59,12 +76,8 @@ class Former:
         self.root, self.manifest, self.count = root, manifest, count
         self.counts = read_counts(root, manifest)
         #: all of its steps: the last one is compared again
-        self.stores = [self._store(step) for step in range(1, len(manifest["steps"]) + 1)]
-
-    def _store(self, step: int) -> MaskStore:
-        key = f"{step_folder(step)}/{MANIFEST}"
-        verify(self.root, key, self.manifest["objects"][key])
-        return MaskStore(self.root / step_folder(step))
+        steps = range(1, len(manifest["steps"]) + 1)
+        self.stores = [open_step(root, manifest, step) for step in steps]
 
     def sources(self, rule: str) -> list[MaskSource]:
         """The masks of the steps that are taken over."""

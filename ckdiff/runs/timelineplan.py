@@ -298,7 +298,7 @@ def _unlike(
     from ckdiff.runs.timelineformer import tensors_of
 
     try:
-        same = tensors_of(out) == (pairs.names, pairs.comparisons[0].dtypes, pairs.shapes)
+        same = tensors_of(out, former) == (pairs.names, pairs.comparisons[0].dtypes, pairs.shapes)
     except CkdiffError:
         same = False
     return None if same else "of other tensors"

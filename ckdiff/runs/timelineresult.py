@@ -13,15 +13,13 @@ import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.options import checked_int, checked_path
-from ckdiff.outputs.placing import MANIFEST
 from ckdiff.runs.timelinefile import (
     first_object_key,
     first_width,
     read_timeline,
-    step_folder,
 )
-from ckdiff.runs.timelineformer import read_counts, verify
-from ckdiff.stores.maskstore import MaskStore, open_store
+from ckdiff.runs.timelineformer import open_step, read_counts
+from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.objects import INNER, OBJECT, read_inners
 from ckdiff.stores.summaries import checked_by, group_index, group_order
 
@@ -87,9 +85,7 @@ class Timeline:
         if not 1 <= step <= len(self):
             raise UsageError(f"there is no step {step}", hint=f"steps are 1 to {len(self)}")
         if step not in self._stores:
-            key = f"{step_folder(step)}/{MANIFEST}"
-            verify(self.path, key, self.manifest["objects"][key])
-            self._stores[step] = open_store(self.path / step_folder(step))
+            self._stores[step] = open_step(self.path, self.manifest, step)
         return self._stores[step]
 
     @property
