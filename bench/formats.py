@@ -2,9 +2,11 @@
 
     python bench/formats.py [--gib 2] [--density 0.1] [--rounds 5] [--dir DIR] [--quick]
 
-A ratio is the throughput of a pair in that format by that of the pair in safetensors, by `seconds`
-of the JSON. Both sides are in the format, or the base has the experts one by one, and the tuned
-side all of them in one tensor. Whatever is written is checked: every count is the same.
+A rate is bytes of both sides, as they are stored, by `seconds` of the JSON; a ratio is the rate of
+a pair in that format by that of the pair that it is said to be beside. Both sides are in the
+format, or the base has the experts one by one, and the tuned side all of them in one tensor, or the
+tuned side has another dtype. Quantised weights have the low bits of the others' elements. Whatever
+is written is checked: every count is what it has to be.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +169,107 @@ def interleaved(tensors: dict[str, Any], folder: Path) -> None:
     _saved(found, folder)
 
 
-#: what the same weights can be written as, both sides or each; one more is one more line
-MAKERS: dict[str, tuple[Maker, Maker]] = {
-    PLAIN: (_saved, _saved),
-    "torch zip": (torch_zip, torch_zip),
-    "dcp, 4 ranks by rows": (dcp, dcp),
-    "dcp, 4 ranks by columns": (dcp_columns, dcp_columns),
-    "rank shards": (rank_files, rank_files),
-    "safetensors pieces": (pieces, pieces),
-    "unfused": (apart, fused),
-    "transposed": (apart, transposed),
-    "interleaved": (with_biases, interleaved),
+def as_float32(tensors: dict[str, Any], folder: Path) -> None:
+    """The same numbers, twice as wide."""
+    _saved({name: tensor.float() for name, tensor in tensors.items()}, folder)
+
+
+def _low_bits(tensor: Any, bits: int) -> Any:
+    import torch
+
+    return (tensor.view(torch.int16) & ((1 << bits) - 1)).to(torch.uint8)
+
+
+def blocks_of_fp8(tensors: dict[str, Any], folder: Path) -> None:
+    """8-bit floats, a scale for each 128 x 128 of them."""
+    import torch
+
+    found = {}
+    for name, tensor in tensors.items():
+        down, across = (-(-size // 128) for size in tensor.shape)
+        found[name] = _low_bits(tensor, 8).view(torch.float8_e4m3fn)
+        found[f"{name}_scale_inv"] = torch.linspace(0.5, 2, down * across).view(down, across)
+    _saved(found, folder)
+
+
+def _groups(tensor: Any) -> tuple[Any, Any]:
+    """FP4 in groups of 32, two to a byte, and the powers of two of each group."""
+    import torch
+
+    pairs = _low_bits(tensor, 4).unflatten(-1, (-1, 16, 2))
+    powers = torch.arange(pairs[..., 0, 0].numel()).remainder(20).add(110).to(torch.uint8)
+    return pairs[..., 0] | pairs[..., 1] << 4, powers.reshape(pairs.shape[:-2])
+
+
+def groups_of_fp4(tensors: dict[str, Any], folder: Path) -> None:
+    """MX: rows of groups."""
+    found = {}
+    for name, tensor in tensors.items():
+        found[f"{name}_blocks"], found[f"{name}_scales"] = _groups(tensor)
+    _saved(found, folder)
+
+
+def turned_groups(tensors: dict[str, Any], folder: Path) -> None:
+    """MX as gpt-oss has it: the values are those of experts, turned."""
+    groups_of_fp4(
+        {f"{name}.gate_up_proj": experts.flatten(1, 2) for name, experts in _experts(tensors)},
+        folder,
+    )
+
+
+@dataclass(frozen=True)
+class Format:
+    """What weights can be written as, both sides or each, and how they are compared then."""
+
+    base: Maker
+    tuned: Maker
+    beside: str = PLAIN  #: whose rate it is measured by
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Held:
+    """A pair of safetensors directories that is loaded, and compared in memory."""
+
+    beside: str = PLAIN
+
+
+FLOATS, TINY = "float32", "tiny tensors"
+BY_VALUE = ("--dequantize",)
+#: one more is one more line
+FORMATS: dict[str, Format | Held] = {
+    PLAIN: Format(_saved, _saved),
+    "torch zip": Format(torch_zip, torch_zip),
+    "dcp, 4 ranks by rows": Format(dcp, dcp),
+    "dcp, 4 ranks by columns": Format(dcp_columns, dcp_columns),
+    "rank shards": Format(rank_files, rank_files),
+    "safetensors pieces": Format(pieces, pieces),
+    "unfused": Format(apart, fused),
+    "transposed": Format(apart, transposed),
+    "interleaved": Format(with_biases, interleaved),
+    "in memory": Held(),
+    FLOATS: Format(as_float32, as_float32),
+    "bfloat16 against float32": Format(_saved, as_float32),
+    "fp8 in blocks, by value": Format(blocks_of_fp8, blocks_of_fp8, options=BY_VALUE),
+    "MX, by value": Format(groups_of_fp4, groups_of_fp4, options=BY_VALUE),
+    "MX turned, by value": Format(turned_groups, turned_groups, options=BY_VALUE),
+    TINY: Format(_saved, _saved, beside=TINY),
+    f"{TINY} in memory": Held(TINY),
 }
+
+#: a diff in memory: loads a pair and prints what the command would
+IN_MEMORY = """
+import json, sys
+from pathlib import Path
+from safetensors.torch import load_file
+import ckdiff
+sides = []
+for folder in sys.argv[1:]:
+    sides.append({})
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        sides[-1] |= load_file(file)
+print(json.dumps(ckdiff.diff(*sides).to_dict()))
+"""
 
 
 def write_all(root: Path, names: list[str]) -> None:
@@ -186,16 +279,67 @@ def write_all(root: Path, names: list[str]) -> None:
     """
     from safetensors.torch import load_file
 
-    for at, side in enumerate(("base", "tuned")):
+    for side in ("base", "tuned"):
         tensors: dict[str, Any] = {}
         for file in sorted((root / side).glob("*.safetensors")):
             tensors |= load_file(file)
         for i, (name, tensor) in enumerate(tensors.items(), 1):
             tensors[name] = tensor.roll(i * 977)
         for name in names:
-            folder = root / name / side
-            folder.mkdir(parents=True)
-            MAKERS[name][at](tensors, folder)
+            how = FORMATS[name]
+            if isinstance(how, Format) and name != TINY:
+                folder = root / name / side
+                folder.mkdir(parents=True)
+                (how.base if side == "base" else how.tuned)(tensors, folder)
+
+
+def cut(root: Path) -> int:
+    """Leave a few rows of each tensor of a pair; gives how many elements are changed."""
+    from safetensors.torch import load_file, save_file
+
+    sides = []
+    for side in ("base", "tuned"):
+        (file,) = (root / side).glob("*.safetensors")
+        sides.append({name: x[: 4 * WIDE].clone() for name, x in load_file(file).items()})
+        save_file(sides[-1], file)
+    return sum(int((x != sides[1][name]).sum()) for name, x in sides[0].items())
+
+
+def write_tiny(root: Path, count: int) -> int:
+    """Tensors of 64 numbers each; gives how many elements are changed."""
+    import torch
+
+    tensors = {f"layers.{i}.weight": torch.full((64,), float(i)) for i in range(count)}
+    for side in ("base", "tuned"):
+        folder = root / TINY / side
+        folder.mkdir(parents=True)
+        _saved(tensors, folder)
+        for tensor in [*tensors.values()][::7]:
+            tensor[1:3] = -1
+    return 2 * len(range(0, count, 7))
+
+
+def contestant(
+    root: Path, name: str, changed: int, memory: dict[str, int]
+) -> tuple[Callable[[], float], int]:
+    """What compares a pair once and gives its seconds, and the bytes of both sides."""
+    how = FORMATS[name]
+    where = root / (name if isinstance(how, Format) else how.beside)
+    sides = [where / "base", where / "tuned"]
+    command = [sys.executable, "-c", IN_MEMORY, *map(str, sides)]
+    if isinstance(how, Format):
+        command = ckdiff("diff", *sides, "--json", *how.options)
+
+    def run() -> float:
+        done = watch(command)
+        said = json.loads(done.stdout)
+        found = said["rules"]["exact"]["changed"]
+        if found != changed:
+            raise SystemExit(f"{name}: {found:,} of {changed:,}")
+        memory[name] = max(memory.get(name, 0), done.rss_anon)
+        return float(said["seconds"])
+
+    return run, sum(file.stat().st_size for side in sides for file in side.iterdir())
 
 
 def main() -> None:
@@ -204,36 +348,35 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", help="where the pairs go (default: a temporary directory)")
-    parser.add_argument("--only", nargs="*", choices=MAKERS, help="some of the formats")
+    parser.add_argument("--only", nargs="*", choices=FORMATS, help="some of the formats")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
-    gib, rounds = (0.02, 1) if a.quick else (a.gib, a.rounds)
-    names = [PLAIN, *(name for name in a.only or MAKERS if name != PLAIN)]
+    gib, rounds, tiny = (0.02, 1, 600) if a.quick else (a.gib, a.rounds, 60_000)
+    wanted = {*(a.only or FORMATS)}
+    wanted |= {FORMATS[name].beside for name in wanted}
+    names = [name for name in FORMATS if name in wanted or name == PLAIN]
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         root = Path(folder)
         changed = make_pair(root, gib, a.density)
+        changed = cut(root) if a.quick else changed
         write_all(root, names)
+        few = write_tiny(root, tiny) if TINY in names else 0
         memory: dict[str, int] = {}
-
-        def contestant(name: str, where: Path) -> Callable[[], float]:
-            def run() -> float:
-                done = watch(ckdiff("diff", where / "base", where / "tuned", "--json"))
-                said = json.loads(done.stdout)
-                if said["rules"]["exact"]["changed"] != changed:
-                    raise SystemExit(f"{name}: {said['rules']['exact']['changed']} of {changed:,}")
-                memory[name] = max(memory.get(name, 0), done.rss_anon)
-                return float(said["seconds"])
-
-            return run
-
-        contestants = {name: contestant(name, root / name) for name in names}
-        seconds = take_turns(contestants, rounds)
-    best = median(seconds[PLAIN])
+        runs, sizes = {}, {}
+        for name in names:
+            count = few if name.startswith(TINY) else changed
+            runs[name], sizes[name] = contestant(root, name, count, memory)
+        seconds = take_turns(runs, rounds)
+    taken = {name: median(times) for name, times in seconds.items()}
+    rates = {name: sizes[name] / 2**30 / taken[name] for name in names}
     rows = [
-        (name, median(taken), 2 * gib / median(taken), best / median(taken), memory[name])
-        for name, taken in seconds.items()
-    ]
-    columns = ["format", "seconds", "GiB/s of both sides", "by safetensors", "RssAnon MiB"]
+        (
+            name, taken[name], rates[name], rates[name] / rates[FORMATS[name].beside],
+            FORMATS[name].beside, memory[name],
+        )
+        for name in names
+    ]  # fmt: skip
+    columns = ["format", "seconds", "GiB/s of both sides", "ratio", "beside", "RssAnon MiB"]
     table(f"{gib:g} GiB a side, warm, {rounds} rounds, medians", columns, rows)
 
 
