@@ -27,7 +27,15 @@ _MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.item
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="The checkpoint, or hf://org/name, that all runs started from; --null magnitude reads it.",
+    help="The checkpoint, or hf://org/name, that all runs started from; --null magnitude reads it, "
+    "and directions do.",
+)
+@click.option(
+    "--tuned",
+    multiple=True,
+    metavar="CHECKPOINT",
+    help="The tuned checkpoint of each store, in their order: with --base, which way the runs "
+    "moved what they share.",
 )
 @options.key
 @click.option(
@@ -64,10 +72,6 @@ def command(
     from ckdiff.overlaps.overlap import overlap
 
     with Reporter("compared") as reporter, compilation_noted(reporter):
-        readers = [name for name in NULLS if NULLS[name].reads_base]
-        if base is not None and not set(readers) & set(nulls):
-            named = " or ".join(readers)
-            reporter.note(f"hint: --base is not read; only --null {named} needs it")
         result = overlap(stores, nulls=nulls, base=base, observer=reporter.observer(), **asked)
     if as_json:
         write_json_rows(result.head(), result.each_row())

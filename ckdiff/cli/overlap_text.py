@@ -45,7 +45,7 @@ def lines(result: Overlap, top: int) -> list[str]:
     extent = formats.counted(int(result.elements[0]), "element")
     title = f"{len(labels)} runs, {result.rule} masks of {extent}"
     out = [terminal.paint(title, "bold"), *page.wrapped(_headline(page))]
-    for part in (_runs, _agreement, _votes, _chance, _sentences, _groups, _notes):
+    for part in (_runs, _agreement, _ways, _votes, _chance, _sentences, _groups, _notes):
         if text := part(page):
             out += ["", *text]
     return out
@@ -166,6 +166,25 @@ def _natural_width(heads: Sequence[Column], rows: Sequence[Sequence[str]]) -> in
         for i, head in enumerate(heads)
     ]
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+# directions
+
+
+def _ways(page: Page) -> list[str]:
+    """Which way runs moved what they share, in a sentence."""
+    counts = page.result.directions
+    if counts is None:
+        return []
+    moved = counts[0, :, :2].sum(axis=1)
+    shares = [same / all_ for same, all_ in zip(counts[0, :, 0], moved, strict=True) if all_]
+    if not shares:
+        return ["No shared element moved one way or the other."]
+    least, most = (f"{100 * share:.1f} %" for share in (min(shares), max(shares)))
+    share = least if len(shares) == 1 else f"{least} to {most}"
+    return page.wrapped(
+        f"Of the shared elements that moved, {share} moved the same way; by chance it is one half."
+    )
 
 
 # votes

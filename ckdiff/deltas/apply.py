@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from ckdiff.checkpoints.opening import open_all
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.deltas import applying
+from ckdiff.deltas import applying, finding
 from ckdiff.deltas.inplace import apply_deltas_in_place
 from ckdiff.deltas.outcome import ApplyResult
 from ckdiff.deltas.signing.chosen import signers_of, verified
@@ -20,7 +20,7 @@ from ckdiff.deltas.versions.given import kind_of
 from ckdiff.deltas.versions.inplace import AppliedInPlace
 from ckdiff.deltas.versions.lock import WAIT
 from ckdiff.errors import UsageError, printable
-from ckdiff.options import Observer, checked_output, checked_path, checked_text
+from ckdiff.options import Observer, checked_observer, checked_output, checked_path, checked_text
 
 DeltaPath = str | os.PathLike[str]
 
@@ -38,6 +38,7 @@ def apply(
     memory: str | int | None = None,
     config_from: str | os.PathLike[str] | None = None,
     config: bool = True,
+    find_base: bool = False,
     verify_signature: str | os.PathLike[str] | None = None,
     signature: str | os.PathLike[str] | None = None,
     observer: Observer | None = None,
@@ -56,6 +57,9 @@ def apply(
     of its versions; the result is then an AppliedVersions. ``base_version`` is the version that
     the base is at, where it has no marker that says so and is not what the stream begins with.
 
+    With ``find_base`` the directory ``base`` is looked through for the checkpoint that the first
+    delta was made from, which its hashes tell.
+
     With ``verify_signature``, a file of public keys, one of them has to have signed each delta or
     version that is used, in ``signature`` or the file beside it. What is used then is a copy of
     what was verified, which lies beside ``out`` meanwhile.
@@ -65,6 +69,8 @@ def apply(
     """
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     paths = [checked_path("a delta", item) for item in listed]
+    if find_base:
+        base = finding.find_base(base, paths, checked_observer(observer), workers, memory)
     signers = signers_of(verify_signature, signature)
     if key is not None or signers is not None:
         with ExitStack() as stack:

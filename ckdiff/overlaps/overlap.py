@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from ckdiff.checkpoints.opening import Given, fetch_all, open_all, recipe_for_wo
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import (
     BudgetError,
+    CheckpointError,
     CkdiffError,
+    PairingError,
     StoreCorrupt,
     UsageError,
     printable,
@@ -30,10 +33,11 @@ from ckdiff.errors import (
 from ckdiff.layout import bits_of
 from ckdiff.options import Observer, checked_int, checked_observer, checked_text, several_texts
 from ckdiff.overlaps.counting import OverlapTask, Part
+from ckdiff.overlaps.directions import directions, found_near
 from ckdiff.overlaps.nulls.moments import Moments
 from ckdiff.overlaps.nulls.null import Counts, Evidence
 from ckdiff.overlaps.nulls.registry import NULLS, USUAL
-from ckdiff.overlaps.result import Overlap, diagonal
+from ckdiff.overlaps.result import Overlap, diagonal, with_directions
 from ckdiff.overlaps.task import OverlapRecipe, check_one_base, plan
 from ckdiff.rules import Rule
 from ckdiff.running.dask import client_for
@@ -57,6 +61,7 @@ def overlap(
     by: By = "layer",
     nulls: Sequence[str] = USUAL,
     base: Given | None = None,
+    tuned: Sequence[Given] = (),
     key: str | None = None,
     require_same_base: bool = False,
     scheduler: Scheduler = None,
@@ -67,7 +72,9 @@ def overlap(
     """Compare the masks of 2 to 64 stores in one pass.
 
     ``nulls`` say what chance means; docs/cli.md has a line for each. Some read ``base``, of
-    which ``key`` is the path of the state dict in a torch file that holds more.
+    which ``key`` is the path of the state dict in a torch file that holds more. With ``tuned``, the
+    tuned checkpoint of each store, also which way both runs moved what they share; where ``base``
+    is for nothing else, the tuned ones are looked for by the names that the stores record.
     Runs on the cluster of ``scheduler`` (an address or a Dask client), else of a Dask client that
     is active here, else on threads, as it does with ``scheduler="threads"``. Raises a
     CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
@@ -78,7 +85,7 @@ def overlap(
     matched = match(stores, rule, require_same_base=require_same_base)
     for note in matched.notes():
         observer.note(note)
-    return measured(
+    result = measured(
         matched,
         names,
         by,
@@ -89,6 +96,18 @@ def overlap(
         memory=memory,
         observer=observer,
     )
+    if base is None:
+        if tuned:
+            raise UsageError("directions are from a base", hint="give it with --base")
+        return result
+    measure = partial(
+        directions, matched, by, base, key=key, workers=workers, memory=memory, observer=observer
+    )
+    if tuned:
+        return with_directions(result, measure(tuned))
+    if any(NULLS[name].reads_base for name in names):
+        return result
+    return _with_found(result, matched, base, measure, observer)
 
 
 def measured(
@@ -127,6 +146,28 @@ def measured(
     _check_counts(matched, part, index)
     rows = _rows(matched, by, groups, index, part)
     return _result(matched, names, rows, _moments(names, matched, part, index, rows), began)
+
+
+def _with_found(
+    result: Overlap,
+    matched: Matched,
+    base: Given,
+    measure: Callable[[Sequence[Given]], IntArray],
+    observer: Observer,
+) -> Overlap:
+    """With directions, where the tuned checkpoints are found and are what the stores are of."""
+    found, why = found_near(matched, base), ""
+    if found is not None:
+        try:
+            return with_directions(result, measure(found))
+        except (CheckpointError, PairingError) as error:
+            why = f": {error.message}"
+    named = " or ".join(name for name in NULLS if NULLS[name].reads_base)
+    observer.note(
+        f"hint: --base is read by --null {named}, and for directions, for which --tuned names the "
+        f"tuned checkpoint of each store{why}"
+    )
+    return result
 
 
 def _result(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.errors import CkdiffError
 from ckdiff.overlaps.nulls.moments import Moments, figures
 from ckdiff.stores.summaries import By
 
@@ -45,6 +46,9 @@ class Overlap:
     seconds: float = 0.0
     #: tensors of which that is not known, because not every run read them
     unknown_base: list[str] = field(default_factory=list, repr=False)
+    #: (rows, pairs, 3), where the checkpoints were read: of the shared elements those that moved
+    #: the same way, opposite ways, and neither way
+    directions: IntArray | None = field(default=None, repr=False)
 
     @property
     def counts(self) -> IntArray:
@@ -139,9 +143,35 @@ class Overlap:
                     "z": first["z"],
                     "expected_jaccard": first["expected_jaccard"],
                     "nulls": nulls,
+                    **({} if self.directions is None else ways(self.directions[row, i])),
                 }
             )
         return out
+
+
+def with_directions(result: Overlap, directions: IntArray) -> Overlap:
+    """The same with which way runs moved what they share; CkdiffError unless that adds up."""
+    shared = np.delete(result.pairs, diagonal(len(result.stores)), axis=1)
+    if not np.array_equal(directions.sum(2), shared):
+        raise CkdiffError(
+            "the directions and the shared elements contradict each other",
+            hint="run it again; if it stays, please report it",
+        )
+    return replace(result, directions=directions)
+
+
+def ways(counts: IntArray) -> dict[str, Any]:
+    """The share of shared elements that moved the same way, of those that moved one way or another;
+    without any None. By chance it is one half.
+    """
+    same, opposite, neither = counts.tolist()
+    moved = same + opposite
+    return {
+        "same_direction": same / moved if moved else None,
+        "moved_same": same,
+        "moved_opposite": opposite,
+        "moved_neither": neither,
+    }
 
 
 def diagonal(stores: int) -> list[int]:

@@ -497,7 +497,7 @@ def test_bases_that_are_not_the_stores(runs: Runs, rebased: str, tmp_path: Path)
 
 def test_a_base_that_nothing_reads_is_mentioned(runs: Runs) -> None:
     result = ok("overlap", *runs.stores, "--base", runs.base)
-    assert result.stderr == "ckdiff: hint: --base is not read; only --null magnitude needs it\n"
+    assert "hint: --base is read by --null magnitude, and for directions" in result.stderr
 
 
 def test_rules(runs: Runs, tmp_path: Path) -> None:
@@ -522,6 +522,8 @@ def test_options_that_make_no_sense(runs: Runs) -> None:
 
 def test_a_scheduler_that_does_not_answer(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daskrun, "_PATIENCE", 0.5)
+    assert daskrun._CONNECTING <= 30  # as documented
+    monkeypatch.setattr(daskrun, "_CONNECTING", 1.5)
     with socket.socket() as taken:  # bound and not listening: nobody answers
         taken.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
