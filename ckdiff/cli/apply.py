@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Change the files of BASE where they lie: what changed of them.",
 )
+@click.option(
+    "--find-base",
+    is_flag=True,
+    help="Look through the directory BASE, such as the hub's cache, for what the delta was made "
+    "from.",
+)
 @options.to
 @options.base_version
 @options.key
@@ -89,7 +95,13 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
     from ckdiff.errors import printable
 
     wanted = {name: asked.pop(name) for name in ("target", "base_version", "workers", "memory")}
-    unused = {"key": None, "overwrite": False, "config_from": None, "config": True}
+    unused = {
+        "key": None,
+        "overwrite": False,
+        "config_from": None,
+        "config": True,
+        "find_base": False,
+    }
     for name, nothing in unused.items():
         if asked.pop(name) != nothing:
             option = "--no-config" if name == "config" else f"--{name.replace('_', '-')}"

@@ -37,7 +37,7 @@ def hold_full(following: Following, base: Checkpoint, checksum: str, workers: in
             return
         names = full.table.names
         left = (at for at, name in enumerate(names) if name not in following.expected)
-        for at, digest in _digests(full, dict.fromkeys(left, checksum), workers).items():
+        for at, digest in digests(full, dict.fromkeys(left, checksum), workers).items():
             following.expected[names[at]] = Expected(checksum, digest, following.full.number)
         full.verify()
 
@@ -46,7 +46,7 @@ def hold_base(base: Checkpoint, expected: Mapping[str, Expected], workers: int) 
     """Raise DeltaError where a base is not what is expected of it. It is read for that."""
     names = base.table.names
     wanted = {at: expected[name].checksum for at, name in enumerate(names) if name in expected}
-    for at, digest in _digests(base, wanted, workers).items():
+    for at, digest in digests(base, wanted, workers).items():
         if digest != expected[names[at]].digest:
             version = version_name(expected[names[at]].version)
             raise other_base(f"{called(names[at])} is not what {version} says")
@@ -60,7 +60,7 @@ def _same_files(one: Checkpoint, other: Checkpoint) -> bool:
     return bool(sides[0]) and sides[0] == sides[1]
 
 
-def _digests(source: Checkpoint, wanted: Mapping[int, str], workers: int) -> dict[int, str]:
+def digests(source: Checkpoint, wanted: Mapping[int, str], workers: int) -> dict[int, str]:
     """The digests of some tensors, by their positions, which have checksums; on threads."""
     table, order = source.table, list(wanted)
     groups = list(grouped(table.nbytes[order])) if order else []
