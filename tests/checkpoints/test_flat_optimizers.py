@@ -64,7 +64,15 @@ def test_only_weights_count(tmp_path: Path, save: Save, prefix: str) -> None:
 @pytest.mark.parametrize("save", [dcp, file, ranks])
 def test_nothing_but_an_optimizer_is_no_model(tmp_path: Path, save: Save) -> None:
     said = error("info", str(save(tmp_path / "a", flat())))
-    assert "\n" not in said.strip()
+    assert "no tensors that are weights" in said
+    assert "--key" not in said
+
+
+def test_a_module_without_tensors_is_no_model() -> None:
+    for given_ in (torch.nn.ReLU(), torch.nn.Sequential()):
+        with pytest.raises(ckdiff.CheckpointError, match="no tensors that are weights") as caught:
+            ckdiff.diff(WEIGHTS, given_)
+        assert "--key" not in str(caught.value)
 
 
 def test_names_of_models_stay() -> None:

@@ -217,10 +217,11 @@ def _no_candidate(where: str, found: Found) -> CheckpointError:
 def nothing_named(where: str, path: str, left: list[tuple[str, str]]) -> CheckpointError:
     """The error where no tensor is left to compare; ``left`` were left out, with the reason."""
     if not left:
-        under = f" under --key {shown(path)}" if path else ""
-        return CheckpointError(
-            f"{where}: has no tensors{under}", hint="see what else is in it, without --key"
-        )
+        if path:
+            under, hint = f" under --key {shown(path)}", "see what else is in it, without --key"
+        else:
+            under, hint = " that are weights", "give what has the weights of a model"
+        return CheckpointError(f"{where}: has no tensors{under}", hint=hint)
     name, reason = left[0]
     sharded = "DTensor" in reason
     return CheckpointError(

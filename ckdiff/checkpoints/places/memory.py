@@ -43,7 +43,7 @@ def open_memory(given: object, key: str | None = None) -> MemoryCheckpoint | Non
             tensors = state_tensors(content)
             names, notes = plain_names(given, [name for name, _ in tensors], label)
             values = [value for _, value in tensors]
-            return _opened(label, list(zip(names, values, strict=True)), label, notes)
+            return _opened(label, list(zip(names, values, strict=True)), "", notes)
         named, text, notes = chosen_tensors(content, label, key)
         return _opened(label, named, text, notes)
 
