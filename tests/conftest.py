@@ -6,12 +6,32 @@ tested in tests/house.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import IO
+
 import pytest
 from hypothesis import settings
 
 # how long an example takes says more of the machine than of the code: kernels are compiled in some
 settings.register_profile("ckdiff", deadline=None)
 settings.load_profile("ckdiff")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def the_disk_is_not_waited_for() -> Iterator[None]:
+    """No test can see whether bytes got to the disk, and waiting for it was a sixth of the time.
+    That it is asked, when and what for, is tested by those that put something in place of this or
+    start processes, which do wait.
+    """
+
+    def asked(file: int | IO[bytes]) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())  # it must be open all the same
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", asked)
+        yield
+
 
 SLOW: dict[str, str] = {
     "test_faults_readers": """
