@@ -72,29 +72,39 @@ def directions(
         fetch_all(opened)
         sides = [seen_by(matched, side).checkpoint for side in opened]
         task = DirectionTask(matched, sides, _places(matched, sides))
-        reading = sum(side.reader_memory(8 * _PIECE) for side in sides)
-        stores = len(matched.stores)
-        need = Need(
-            tables=len(matched.names) * (24 * (stores + 1) + 24 * len(task.pairs)),
-            worker=working_memory(stores) + (24 + 10 * len(sides)) * _PIECE + reading,
-        )
-        chunks = matched.layout.chunks
-        many = fit_workers(workers, max(1, chunks), need, memory)
-        meter = Meter(observer, len(sides) * matched.layout.total)
-        task.meter = meter
-        found = np.zeros((len(groups), len(task.pairs), 3), np.int64)
-        sums = np.zeros((len(sides), len(matched.names), 2), np.uint64)
-
-        def done(chunk: int, part: Part) -> None:
-            np.add.at(found, index[part.tensors], part.counts)
-            sums[:, part.tensors] += part.sums
-
-        with interruptible():
-            run_chunks(range(chunks), task, workers=many, done=done, meter=meter)
-        _verify(matched, sides, task.index, sums)
+        many = fit_workers(workers, max(1, matched.layout.chunks), _need(task), memory)
+        found = _counted(task, index, len(groups), many, observer)
     if by == "model":
         return found
     return np.concatenate([found.sum(0, keepdims=True), found[group_order(groups, by)]])
+
+
+def _need(task: DirectionTask) -> Need:
+    matched, sides = task.matched, len(task.sides)
+    reading = sum(side.reader_memory(8 * _PIECE) for side in task.sides)
+    return Need(
+        tables=len(matched.names) * 24 * (sides + len(task.pairs)),
+        worker=working_memory(sides - 1) + (24 + 10 * sides) * _PIECE + reading,
+    )
+
+
+def _counted(
+    task: DirectionTask, index: IntArray, groups: int, workers: int, observer: Observer
+) -> IntArray:
+    """(groups, pairs, 3), verified; ``index`` has the group of each tensor."""
+    matched, sides = task.matched, task.sides
+    task.meter = meter = Meter(observer, len(sides) * matched.layout.total)
+    found = np.zeros((groups, len(task.pairs), 3), np.int64)
+    sums = np.zeros((len(sides), len(matched.names), 2), np.uint64)
+
+    def done(chunk: int, part: Part) -> None:
+        np.add.at(found, index[part.tensors], part.counts)
+        sums[:, part.tensors] += part.sums
+
+    with interruptible():
+        run_chunks(range(matched.layout.chunks), task, workers=workers, done=done, meter=meter)
+    _verify(matched, sides, task.index, sums)
+    return found
 
 
 @dataclass(slots=True, eq=False)

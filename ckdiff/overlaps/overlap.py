@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,15 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int64]
 
 
+class _Shared(TypedDict):
+    """What counting and measuring are told alike."""
+
+    key: str | None
+    workers: int | None
+    memory: str | int | None
+    observer: Observer
+
+
 def overlap(
     stores: Sequence[StorePath],
     *,
@@ -82,32 +91,19 @@ def overlap(
     observer = checked_observer(observer)
     names = _null_names(nulls)
     checked_by(by)
+    _check_tuned(base, tuned)
     matched = match(stores, rule, require_same_base=require_same_base)
     for note in matched.notes():
         observer.note(note)
-    result = measured(
-        matched,
-        names,
-        by,
-        base=base,
-        key=key,
-        scheduler=scheduler,
-        workers=workers,
-        memory=memory,
-        observer=observer,
-    )
+    shared: _Shared = {"key": key, "workers": workers, "memory": memory, "observer": observer}
+    result = measured(matched, names, by, base=base, scheduler=scheduler, **shared)
     if base is None:
-        if tuned:
-            raise UsageError("directions are from a base", hint="give it with --base")
         return result
-    measure = partial(
-        directions, matched, by, base, key=key, workers=workers, memory=memory, observer=observer
-    )
+    measure = partial(directions, matched, by, base, **shared)
     if tuned:
         return with_directions(result, measure(tuned))
-    if any(NULLS[name].reads_base for name in names):
-        return result
-    return _with_found(result, matched, base, measure, observer)
+    read = any(NULLS[name].reads_base for name in names)
+    return result if read else _with_found(result, matched, base, measure, observer)
 
 
 def measured(
@@ -146,6 +142,11 @@ def measured(
     _check_counts(matched, part, index)
     rows = _rows(matched, by, groups, index, part)
     return _result(matched, names, rows, _moments(names, matched, part, index, rows), began)
+
+
+def _check_tuned(base: Given | None, tuned: Sequence[Given]) -> None:
+    if base is None and tuned:
+        raise UsageError("directions are from a base", hint="give it with --base")
 
 
 def _with_found(

@@ -74,20 +74,15 @@ def principal(
         index, without = _index(matched, seen)
         if without:
             target.observer.note(
-                f"warning: {len(without):,} of the matrices have no numbers, and their masks are "
-                f"empty: {several(without)}"
+                f"warning: matrices without numbers, whose masks are empty: {several(without)}"
             )
         chosen = Chosen(seen, index, matched.layout, _wanted(matched, without, share))
-        maker: Maker = LowMask(chosen)
-        if kind == "principal":
-            shapes = [as_matrix_of(shape) for shape in matched.shapes]
-            maker = PrincipalMask(chosen, shapes, rank, memory)
+        shapes = [as_matrix_of(shape) for shape in matched.shapes]
+        low = kind == "low"
+        maker: Maker = LowMask(chosen) if low else PrincipalMask(chosen, shapes, rank, memory)
         hashes = content_hashes(seen, index, matched, workers=workers)
         made_by = _made_by(kind, share, rank, matched, hashes, opened)
-        columns = matched.names, matched.dtypes, matched.shapes, matched.layout
-        recorded = _recorded(store, matched, hashes)
-        derived = Derived(*columns, recorded, matched.rule, made_by, matched.resized)
-        return target.write(derived, maker)
+        return target.write(_derived(matched, hashes, made_by), maker)
 
 
 def as_matrix_of(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -159,13 +154,14 @@ def _made_by(
     return found | ({} if rank is None else {"rank": rank})
 
 
-def _recorded(store: MaskStore, matched: Matched, hashes: list[str]) -> list[str]:
+def _derived(matched: Matched, hashes: list[str], made_by: dict[str, Any]) -> Derived:
     """The base of the mask is the checkpoint; what is of first rows says so as the store does."""
-    recorded = []
+    recorded, store = [], matched.stores[0]
     for i, found in enumerate(hashes):
         said = store.table.base_hashes[int(matched.positions[0][i])]
         if i in matched.resized:
             recorded.append(said if content_of(said) == found else UNKNOWN)
         else:
             recorded.append(found)
-    return recorded
+    columns = matched.names, matched.dtypes, matched.shapes, matched.layout
+    return Derived(*columns, recorded, matched.rule, made_by, matched.resized)

@@ -55,10 +55,8 @@ def structure(
     Raises a CkdiffError: UsageError, PairingError, CheckpointError, StoreCorrupt, BudgetError.
     """
     observer, began = checked_observer(observer), time.perf_counter()
-    if workers is not None and checked_int("workers", workers) < 1:
-        raise UsageError(f"workers must be at least 1, not {workers}")
     listed = [stores] if isinstance(stores, (str, os.PathLike, MaskStore)) else list(stores)
-    _check_sides(base, tuned, len(listed))
+    _check_asked(base, tuned, len(listed), workers)
     matched = match(listed, rule, least=1)
     for note in matched.notes():
         observer.note(note)
@@ -110,7 +108,9 @@ def _empty(matched: Matched, chosen: IntArray) -> Structure:
     )
 
 
-def _check_sides(base: Given | None, tuned: Given | None, stores: int) -> None:
+def _check_asked(base: Given | None, tuned: Given | None, stores: int, workers: int | None) -> None:
+    if workers is not None and checked_int("workers", workers) < 1:
+        raise UsageError(f"workers must be at least 1, not {workers}")
     if (base is None) != (tuned is None):
         raise UsageError(
             "what the energy of an update is takes both checkpoints",
