@@ -10,7 +10,7 @@ from typing import Any
 from ckdiff.checkpoints.explaining import nothing_here
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
 from ckdiff.checkpoints.megatron import of_ranks
-from ckdiff.checkpoints.weightnames import SAFETENSORS, choices, weight_name
+from ckdiff.checkpoints.weightnames import SAFETENSORS, choices, is_training_state, weight_name
 from ckdiff.checkpoints.weights import has_weights, weights_in
 from ckdiff.errors import CheckpointError
 from ckdiff.naming import natural_key
@@ -132,6 +132,8 @@ def no_checkpoint(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointE
     found = list(_below(folder, sub, names))
     if not found:
         return nothing_here(folder, sub, names)
+    # trainers put the optimizer's shards into a folder beside those of the model
+    found = [name for name in found if not is_training_state(name.rpartition("/")[2])] or found
     parts = of_ranks(label, found)
     if parts is not None:
         return parts

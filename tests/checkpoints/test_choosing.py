@@ -558,6 +558,11 @@ def test_components_are_folders_right_here(tmp_path: Path, place: Place, key: st
         (["a/b/c/x.safetensors"], ["a/b/c?"]),
         (["global_step_5/actor/model_world_size_1_rank_0.pt"], ["global_step_5/actor?"]),
         (["pytorch_model_fsdp_0/.metadata", "optimizer.bin"], ["pytorch_model_fsdp_0?"]),
+        (
+            ["c-5/pytorch_model_fsdp_0/.metadata", "c-5/optimizer_0/.metadata", "c-5/state.json"],
+            ["its folder does: c-5/pytorch_model_fsdp_0 (did"],
+        ),
+        (["optimizer_0/.metadata"], ["optimizer_0?"]),
         (["unet/x.safetensors", "vae/x.bin", ".git/x.safetensors"], ["unet, vae"]),
     ],
 )  # fmt: skip
