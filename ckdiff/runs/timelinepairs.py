@@ -11,11 +11,13 @@ import numpy as np
 
 from ckdiff.checkpoints.pairing import Pairing
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
+from ckdiff.deltas.versions.version import Version
 from ckdiff.diffs.comparison import Comparison, Selection
 from ckdiff.diffs.sides import Side
 from ckdiff.dtypes import common
 from ckdiff.errors import PairingError, printable
 from ckdiff.layout import Layout
+from ckdiff.runs.versionsides import VersionSide
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +50,9 @@ class Pairs:
         firsts = [dict(self.comparisons[step - 1].pairing.retyped) for step in steps]
         pairs = [(0, at) for at in range(1, len(read))] + list(pairwise(range(1, len(read))))
         wide = firsts + [_wide(read[a], read[b]) for a, b in pairs[len(steps) :]]
-        return MarchingPairs(read, pairs, wide)
+        folds = [[v for side in sides[a + 1 : b + 1] for v in _made_by(side)]
+                 for a, b in pairwise([0, *steps])]  # fmt: skip
+        return MarchingPairs(read, pairs, wide, [[], *folds])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +63,8 @@ class MarchingPairs:
     pairs: list[tuple[int, int]]  #: of the first side, then of neighbours
     #: for each pair the dtype by whose values a tensor of two dtypes is compared, by position
     wide: list[dict[int, str]]
+    #: for each side the weight versions that make it of the side before; none where it is read
+    folds: list[list[Version]]
 
     def kinds(self, pair: int) -> list[str]:
         """The dtype by whose values each tensor is compared."""
@@ -127,6 +133,11 @@ def _only(pairing: Pairing, names: set[str]) -> Pairing:
         excluded=pairing.excluded + len(pairing.names) - len(keep),
         retyped={at[i]: kind for i, kind in pairing.retyped.items() if i in at},
     )
+
+
+def _made_by(side: Side) -> list[Version]:
+    checkpoint = side.checkpoint
+    return [checkpoint.version] if isinstance(checkpoint, VersionSide) else []
 
 
 def _wide(one: Side, other: Side) -> dict[int, str]:

@@ -18,7 +18,6 @@ import numpy as np
 
 from ckdiff import budget
 from ckdiff._version import __version__
-from ckdiff.budget import format_size
 from ckdiff.checkpoints.labels import labels
 from ckdiff.checkpoints.opening import (
     Given,
@@ -31,14 +30,12 @@ from ckdiff.checkpoints.pieces import told
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.diffs.comparison import Selection
 from ckdiff.diffs.result import asked_for, details
-from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
-from ckdiff.errors import BudgetError, CkdiffError, StoreCorrupt, StoreExists, UsageError, printable
+from ckdiff.errors import CkdiffError, StoreCorrupt, StoreExists, UsageError, printable
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.naming import natural_sorted
 from ckdiff.options import Observer, Options, checked_output
 from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import RuleSet
-from ckdiff.running.memory import Need
 from ckdiff.runs.timelinefile import (
     MOST_STEPS,
     count_rows,
@@ -47,8 +44,9 @@ from ckdiff.runs.timelinefile import (
     is_timeline,
     read_timeline,
 )
+from ckdiff.runs.timelinememory import allot
 from ckdiff.runs.timelinepairs import MarchingPairs, Pairs, left_out_note, pair_all
-from ckdiff.runs.timelinetask import working_memory
+from ckdiff.runs.versionsides import versions_of
 from ckdiff.stores.workdir import check_early, store_errors
 from ckdiff.stores.writer import require_text
 
@@ -102,13 +100,18 @@ class TimelinePlan:
     @property
     def bytes_to_read(self) -> int:
         """Of all checkpoints."""
-        return sum(int(side.nbytes.sum()) for side in self.marching.sides)
+        return sum(
+            int(side.nbytes.sum())
+            for side, versions in zip(self.marching.sides, self.marching.folds, strict=True)
+            if not versions
+        )
 
     def nbytes_of(self, chunk: int) -> int:
         """Bytes of all sides that are read for a chunk."""
         layout = self.pairs.layout
         spans = layout.spans(*layout.chunk_range(chunk))
-        return sum(int(spans.byte_ranges(side.bits)[1].sum()) for side in self.marching.sides)
+        sides = zip(self.marching.sides, self.marching.folds, strict=True)
+        return sum(int(spans.byte_ranges(s.bits)[1].sum()) for s, made in sides if not made)
 
     @property
     def disk_at_most(self) -> int:
@@ -198,7 +201,8 @@ def plan(
     place = checked_output(out)
     with ExitStack() as stack:
         opening = partial(open_for_planning, key=options.key)
-        opened = [open_in(stack, given, opening) for given in checkpoints]
+        run = versions_of(stack, checkpoints, options.key, options.memory)
+        opened = [open_in(stack, given, opening) for given in run]
         began = time.perf_counter()
         pairs, described = _paired(opened, place, options)
         loaded, former = _known(place, pairs, described, rules, options)
@@ -206,10 +210,10 @@ def plan(
         marching = pairs.of(range(loaded + 1, len(opened)))
         width = first_width(len(opened) - 1) if first_moves else 0
         held = max(0, budget.resident_anonymous() - resident)
-        means = _allot(pairs, marching, loaded, len(rules), width, held=held, options=options)
+        means = allot(pairs, marching, loaded, len(rules), width, held=held, options=options)
         found = TimelinePlan(
             options, observer, place, rules, pairs, marching, loaded, former, first_moves,
-            described, [asked_for(g, s) for g, s in zip(checkpoints, opened, strict=True)],
+            described, [asked_for(g, s) for g, s in zip(run, opened, strict=True)],
             *means, began,
             stack.pop_all(),
         )  # fmt: skip
@@ -311,56 +315,6 @@ def _tell(opened: Sequence[Checkpoint], pairs: Pairs, observer: Observer) -> Non
         observer.note(f"warning: {warning}")
     if (said := left_out_note(pairs)) is not None:
         observer.note(said)
-
-
-def _allot(
-    pairs: Pairs,
-    marching: MarchingPairs,
-    loaded: int,
-    rules: int,
-    width: int,
-    *,
-    held: int,
-    options: Options,
-) -> tuple[int, int, int, int]:
-    """Workers, window in elements, memory allowed and needed. Raises BudgetError."""
-    layout, steps = pairs.layout, len(pairs.comparisons)
-    workers = max(1, min(options.workers or budget.usable_cores(), layout.chunks))
-    allowed = (
-        budget.default_memory(workers) if options.memory is None
-        else budget.parse_size(options.memory)
-    )  # fmt: skip
-    tensors = len(pairs.names)
-    rows = 8 * (count_rows(steps) * 2 + 6 * len(marching.sides))
-    tables = held + tensors * (600 + rows) + 400 * layout.chunks * (steps + 8)
-    sides = [(side.checkpoint, int(side.bits.max(initial=8))) for side in marching.sides]
-    window = min(LARGEST_WINDOW, max(SMALLEST_WINDOW, _together(len(sides))))
-    while True:
-        each = working_memory(marching, layout, loaded, rules, width, window)
-        readers = sum(side.reader_memory(window * bits // 8) for side, bits in sides)
-        needed = Need(tables, each + readers).total(workers)
-        if needed <= allowed:
-            return workers, window, allowed, needed
-        if window > SMALLEST_WINDOW:
-            window //= 2
-        elif workers > 1 and options.workers is None:
-            workers -= 1
-        else:
-            raise BudgetError(
-                f"{format_size(allowed)} of memory is too little: {len(sides)} checkpoints side by "
-                f"side need {format_size(needed)} with {workers} "
-                f"worker{'s' if workers > 1 else ''} and the smallest window",
-                hint="raise --memory, or take fewer checkpoints at a time: what is appended costs "
-                "three",
-            )
-
-
-def _together(sides: int) -> int:
-    """Elements of a window in which all sides are a few ten MiB."""
-    window = LARGEST_WINDOW
-    while window > SMALLEST_WINDOW and window * sides > LARGEST_WINDOW * 4:
-        window //= 2
-    return window
 
 
 def _disk_at_most(pairs: Pairs, width: int) -> int:

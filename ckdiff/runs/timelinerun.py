@@ -33,6 +33,7 @@ from ckdiff.runs.timelinefile import (
 from ckdiff.runs.timelineformer import Former
 from ckdiff.runs.timelineplan import TimelinePlan
 from ckdiff.runs.timelinetask import TimelineTask
+from ckdiff.runs.versionsides import Straddling
 from ckdiff.stores.collecting import Collected, resuming
 from ckdiff.stores.manifest import dump_json, seal
 from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors
@@ -80,6 +81,7 @@ class _Run:
                     if plan.former is not None:
                         self._former = Former(plan.out, plan.former, plan.loaded)
                     self._march(work)
+                    self._check_versions()
                     self._check_former()
                     with store_errors(plan.out):
                         self._manifest = self._write(work.store)
@@ -128,6 +130,16 @@ class _Run:
             out=plan.out,
             on_bytes=meter.add,
         )
+
+    def _check_versions(self) -> None:
+        """Hold the digests of what weight versions make of tensors that no chunk holds whole."""
+        plan, layout = self._plan, self._layout
+        versions = [version for some in plan.marching.folds for version in some]
+        if versions:
+            last = layout.starts + layout.elements - 1
+            over = layout.starts // layout.chunk != np.maximum(last, layout.starts) // layout.chunk
+            base = plan.marching.sides[0]
+            Straddling(base.checkpoint, versions, plan.out.parent).check(base.index[over])
 
     def _check_former(self) -> None:
         """Raise StoreExists where the timeline that is there is of other weights."""

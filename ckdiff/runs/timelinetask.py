@@ -26,6 +26,7 @@ from ckdiff.running.threads import PerThread, Stopped
 from ckdiff.runs.timelinechunk import TimelineChunk
 from ckdiff.runs.timelinefile import first_object_key, step_folder
 from ckdiff.runs.timelinepairs import MarchingPairs
+from ckdiff.runs.versionsides import FoldReader
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstream import MaskSource, MaskWindows
 from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key
@@ -44,10 +45,10 @@ class Window:
     rows: IntArray
     wanted: list[Wanted]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are read, of all sides."""
-        return sum(int(nbytes.sum()) for _, _, nbytes in self.wanted)
+    def nbytes(self, folds: Sequence[Sequence[object]]) -> int:
+        """Bytes that are read, of all sides but those that are made of the one before."""
+        sides = zip(self.wanted, folds, strict=True)
+        return sum(int(nbytes.sum()) for (_, _, nbytes), made in sides if not made)
 
 
 @dataclass(slots=True)
@@ -95,7 +96,9 @@ class TimelineTask:
         into = Sums(len(spans), len(sides), self.rules, self.steps)
         with ExitStack() as stack:
             writers = _Writers(self, chunk, stack)
-            readers = [stack.enter_context(closing(s.checkpoint.reader())) for s in sides]
+            readers = [
+                stack.enter_context(closing(self._reader(side))) for side in range(len(sides))
+            ]
             room = self.window // (8 * INNER)
             known = stack.enter_context(MaskWindows(self.loaded, room)) if self.loaded else None
             windows = self.windows(first, end, spans)
@@ -114,6 +117,13 @@ class TimelineTask:
             objects = writers.finish()
         return TimelineChunk.of(spans.tensors, into, objects)
 
+    def _reader(self, side: int) -> SpanReader | FoldReader:
+        found, versions = self.pairs.sides[side], self.pairs.folds[side]
+        if not versions:
+            return found.checkpoint.reader()
+        nbytes = self.window * int(found.bits.max(initial=8)) // 8
+        return FoldReader(versions, found.checkpoint, nbytes)
+
     def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
         """The windows of the addresses [first, end), whose spans are ``spans``."""
         for start in range(first, end, self.window):
@@ -126,14 +136,15 @@ class TimelineTask:
             ]
             yield Window(start, stop, inside, rows, wanted)
 
-    def _prefetch(self, readers: Sequence[SpanReader], window: Window) -> None:
+    def _prefetch(self, readers: Sequence[SpanReader | FoldReader], window: Window) -> None:
         for reader, wanted in zip(readers, window.wanted, strict=True):
-            reader.prefetch(*wanted)
+            if not isinstance(reader, FoldReader):
+                reader.prefetch(*wanted)
 
     def _march(
         self,
         window: Window,
-        readers: list[SpanReader],
+        readers: Sequence[SpanReader | FoldReader],
         known: MaskWindows | None,
         into: Sums,
         writers: _Writers,
@@ -144,7 +155,8 @@ class TimelineTask:
             mask.fill(0)  # the gaps between tensors are padding
         self.kernels.run(segments, tools.masks, into)
         for reader in readers:
-            reader.release()
+            if not isinstance(reader, FoldReader):
+                reader.release()
         masks = tools.masks[self.rules - 1 :: self.rules]
         size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
         earlier = [] if known is None else self._earlier(known, window, size)
@@ -157,7 +169,7 @@ class TimelineTask:
             )
         if tools.first is not None:
             writers.add_first(window, tools.first, tools.encoder)
-        self.on_bytes(window.nbytes)
+        self.on_bytes(window.nbytes(self.pairs.folds))
 
     def _earlier(self, known: MaskWindows, window: Window, size: int) -> list[Bytes]:
         """The masks of the steps that are known, over a window; room as wide as the others have."""
@@ -167,7 +179,9 @@ class TimelineTask:
         every = known.memory.reshape(len(self.loaded), -1)
         return [every[source, : self.window // 8] for source in range(len(self.loaded))]
 
-    def _segments(self, window: Window, readers: list[SpanReader], tools: _Tools) -> IntArray:
+    def _segments(
+        self, window: Window, readers: Sequence[SpanReader | FoldReader], tools: _Tools
+    ) -> IntArray:
         """Make a window's bytes addressable: what kernels take, until the readers release it."""
         spans, sides, tensors = window.spans, self.pairs.sides, window.spans.tensors
         segments = np.empty((len(spans), columns(len(sides))), np.int64)
@@ -175,7 +189,12 @@ class TimelineTask:
         segments[:, abi.MARCH_POSITION] = spans.addresses - window.first
         segments[:, abi.MARCH_UNIT] = spans.starts // UNIT
         segments[:, abi.MARCH_ROW] = window.rows
-        addresses = [r.acquire(*w) for r, w in zip(readers, window.wanted, strict=True)]
+        addresses: list[IntArray] = []
+        for reader, wanted in zip(readers, window.wanted, strict=True):
+            if isinstance(reader, FoldReader):
+                addresses.append(reader.acquire(addresses[-1], *wanted))
+            else:
+                addresses.append(reader.acquire(*wanted))
         at = abi.MARCH_HEAD
         for side, address in zip(sides, addresses, strict=True):
             segments[:, at], segments[:, at + 1] = address, side.bits[tensors]

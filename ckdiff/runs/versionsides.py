@@ -1,0 +1,263 @@
+"""Weight versions as the checkpoints of a run: each is what a delta makes of the one before it.
+
+All are read side by side in address order, so a version is folded as it comes: the bytes of the
+side before it, which are in memory anyway, and the next part of the version's own frame. A frame is
+decoded once for each chunk that its tensor lies in. Digests are held at the end of each tensor;
+those of tensors that go over the border of a chunk are held by folding these once more.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckdiff.budget import format_size
+from ckdiff.checkpoints.opening import Given, open_in
+from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SourceFile, SpanReader
+from ckdiff.deltas.parts import called
+from ckdiff.deltas.room import Room
+from ckdiff.deltas.varints import Damaged
+from ckdiff.deltas.versions.applying import at_version, filler
+from ckdiff.deltas.versions.checksums import Digester, digester
+from ckdiff.deltas.versions.decoding import COMMON_WINDOW, Patch, memory_of, patch
+from ckdiff.deltas.versions.encoding import WINDOW
+from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor
+from ckdiff.deltas.versions.form import version_name
+from ckdiff.deltas.versions.given import STREAM, given_versions, kind_of
+from ckdiff.deltas.versions.reading import Chain, opened
+from ckdiff.deltas.versions.version import Version
+from ckdiff.errors import DeltaError, UsageError
+from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
+
+_OTHER = "give the checkpoint that the stream begins with, or fetch the version again"
+
+
+class VersionSide(Checkpoint):
+    """A weight version, with the tensors of what it is made from. Its bytes come by folding."""
+
+    def __init__(self, before: Checkpoint, version: Version) -> None:
+        self.before, self.version = before, version
+        self.table, self.label = before.table, version_name(version.number)
+        self.open_files: Sequence[OpenFile] = tuple(version.shards)
+        self.files = [SourceFile(os.path.basename(f.path), f.size) for f in version.shards]
+        self.directory = os.path.dirname(os.path.abspath(version.path))  # no output goes there
+
+    def reader(self) -> SpanReader:
+        """See Checkpoint: there is none that knows nothing of the side before."""
+        raise UsageError(f"{self.label} is only read together with what it is made from")
+
+    def fingerprint(self) -> list[Any]:
+        """See Checkpoint."""
+        own = [list(file.identity) for file in self.version.shards]
+        return [self.before.fingerprint(), self.label, own]
+
+    def seen(self) -> list[Any]:
+        """See Checkpoint."""
+        own = [[file.size, file.identity[3]] for file in self.version.shards]
+        return [self.before.seen(), self.label, own]
+
+    def verify(self) -> None:
+        """See Checkpoint."""
+        self.version.verify()
+
+
+def versions_of(
+    stack: ExitStack, checkpoints: Sequence[Given], key: str | None, memory: str | int | None
+) -> list[Given]:
+    """The checkpoints of a run: for a base and a stream, the base and each of its versions.
+
+    ``stack`` closes what is opened. Raises what opening a stream raises.
+    """
+    given = list(checkpoints)
+    last = given[-1]
+    if not isinstance(last, (str, os.PathLike)) or kind_of(os.fspath(last)) != STREAM:
+        return given
+    if len(given) != 2:
+        raise UsageError(
+            "a stream of weight versions goes with the checkpoint that it begins with",
+            hint="ckdiff timeline BASE STREAM -o DIR",
+        )
+    from functools import partial
+
+    from ckdiff.checkpoints.opening import open_for_planning
+
+    base = open_in(stack, given[0], partial(open_for_planning, key=key))
+    room = Room(memory)
+    stream = given_versions([os.fspath(last)], room)
+    stack.callback(stream.close)
+    chain = stream.chain(None, base_version=at_version(base, None))
+    if chain.seed is not None:
+        raise DeltaError(
+            f"{chain.seed.shown}: is a full version, a checkpoint by itself",
+            hint="give the checkpoints of the run one by one, and full versions among them",
+        )
+    if not chain.deltas:
+        raise UsageError("the base is the newest version of the stream: there is no step")
+    opened(stack, room, Chain(None, chain.deltas, chain.target), base.table)
+    found: list[Given] = [base]
+    for version in chain.deltas:
+        for tensor in version.frames:
+            if version.head(tensor).window > COMMON_WINDOW:
+                raise version.fault(
+                    f"{called(tensor)} needs {format_size(version.head(tensor).window)} to be "
+                    "decoded beside others",
+                    "ckdiff apply makes checkpoints of it",
+                )
+        if version.packed is not None and version.frames:
+            version.reader(next(iter(version.frames.values())))  # says that it cannot be had
+        before = found[-1]
+        assert isinstance(before, Checkpoint)
+        found.append(VersionSide(before, version))
+    return found
+
+
+def decoders_memory(versions: Sequence[Version]) -> int:
+    """Bytes of anonymous memory that the decoders of a reader take: one for each version."""
+    largest = 0
+    for version in versions:
+        assert version.said is not None
+        needed = (memory_of(version.said.encoding, version.head(t)) for t in version.frames)
+        largest += max(needed, default=0)
+    return largest
+
+
+@dataclass(slots=True)
+class _At:
+    """Where a reader is in a tensor that some versions change."""
+
+    tensor: int
+    position: int  #: bytes that were folded
+    patches: list[Patch]
+    digests: list[Digester] | None  #: None where it was not begun at its first byte
+    versions: list[Version]
+
+
+class FoldReader:
+    """Spans of what versions make of the side before them, for one chunk of one thread."""
+
+    def __init__(self, versions: Sequence[Version], side: Checkpoint, window: int) -> None:
+        """``window`` is the most bytes that are acquired at a time."""
+        self._versions, self._table = versions, side.table
+        self._bytes, self._scratch = np.empty(window, np.uint8), np.empty(window, np.uint8)
+        self._at: _At | None = None
+
+    def acquire(
+        self, before: IntArray, tensors: IntArray, starts: IntArray, nbytes: IntArray
+    ) -> IntArray:
+        """Addresses of spans; ``before`` are those of the side before, which stay as they are.
+
+        Raises DeltaError where a frame is damaged or a digest is another.
+        """
+        found, at = before.copy(), 0
+        for i, (tensor, start, size) in enumerate(
+            zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
+        ):
+            name = self._table.names[tensor]
+            changing = [version for version in self._versions if name in version.frames]
+            if not changing or not size:
+                continue
+            out = self._bytes[at : at + size]
+            self._fold(tensor, start, changing, bytes_at(int(before[i]), size), out)
+            found[i] = place(self._bytes, U8) + at
+            at += size
+        return found
+
+    def _fold(
+        self, tensor: int, start: int, versions: list[Version], before: Bytes, out: Bytes
+    ) -> None:
+        here = self._at
+        if here is None or here.tensor != tensor or here.position != start:
+            self.close()
+            here = self._at = self._begin(tensor, start, versions, out)
+        out[:] = before
+        name, end = self._table.names[tensor], int(self._table.nbytes[tensor])
+        here.position = start + len(out)
+        for i, (version, step) in enumerate(zip(here.versions, here.patches, strict=True)):
+            with _Said(version, name):
+                step.apply(out)
+                if here.position == end:
+                    step.finish()
+            if here.digests is None:
+                continue
+            here.digests[i].update(out)
+            if here.position == end and (
+                here.digests[i].hexdigest() != version.frames[name].digest
+            ):
+                what = f"what it makes of {called(name)} has another digest than it says"
+                raise version.fault(what, _OTHER)
+        if here.position == end:
+            self.close()
+
+    def _begin(self, tensor: int, start: int, versions: list[Version], room: Bytes) -> _At:
+        name, nbytes = self._table.names[tensor], int(self._table.nbytes[tensor])
+        here = _At(tensor, start, [], None if start else [], versions)
+        self._at = here  # so that it is closed whatever happens
+        for version in versions:
+            assert version.said is not None
+            with _Said(version, name):
+                read = version.reader(version.frames[name])
+                step = patch(version.said.encoding, read, nbytes, self._scratch)
+                here.patches.append(step)
+                for skipped in range(0, start, len(room)):  # what lies before is another chunk's
+                    step.apply(room[: min(len(room), start - skipped)])
+            if here.digests is not None:
+                here.digests.append(digester(version.said.checksum))
+        return here
+
+    def close(self) -> None:
+        """Give the decoders back; may be called more than once."""
+        here, self._at = self._at, None
+        for step in here.patches if here is not None else ():
+            step.close()
+
+
+@dataclass(slots=True)
+class _Said:
+    """Says of which version and tensor a fault is."""
+
+    version: Version
+    name: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Damaged):
+            raise self.version.fault(f"{called(self.name)} {error}") from None
+        if isinstance(error, OSError):
+            raise self.version.fault(f"cannot be read: {error.strerror}") from None
+
+
+@dataclass(slots=True)
+class Straddling:
+    """Tensors that no chunk holds whole: their digests are held here, once all is read."""
+
+    base: Checkpoint
+    versions: Sequence[Version]
+    folder: Path  #: where a tensor waits that more versions change than can be decoded at a time
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def check(self, tensors: IntArray) -> None:
+        """Fold tensors, by their positions in the base's table. Raises DeltaError."""
+        buffers, table = Buffers(), self.base.table
+        reader = self.base.reader()
+        try:
+            for i in tensors.tolist():
+                name, nbytes = table.names[i], int(table.nbytes[i])
+                steps = [version for version in self.versions if name in version.frames]
+                if not steps:
+                    continue
+                fill = filler(reader, i, self.stop)
+                whole = Tensor(name, nbytes, WINDOW, fill, steps)
+                for _ in Folder(self.folder, _OTHER).fold(whole, buffers):
+                    pass
+        finally:
+            reader.close()

@@ -1,0 +1,127 @@
+"""A timeline of a stream of weight versions: as if each version had been made a checkpoint."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from checkpoint_pairs import files_of, write_sparse
+from cli_support import run
+from version_models import write_steps
+
+import ckdiff
+from ckdiff.layout import CHUNK
+from ckdiff.runs.timeline import timeline
+from ckdiff.runs.timelinecheck import check_timeline
+from ckdiff.runs.timelineresult import Timeline
+
+
+def published(tmp_path: Path, encoding: str, count: int = 4) -> tuple[list[Path], Path]:
+    """Checkpoints, and the stream that leads from the first through all others."""
+    models, stream = write_steps(tmp_path, count), tmp_path / "stream"
+    for one, other in pairwise(models):
+        ckdiff.delta(one, other, stream, encoding=encoding)
+    return models, stream
+
+
+def same(found: Timeline, wanted: Timeline) -> None:
+    """Hold two timelines of the same weights against each other."""
+    keys = "changed_since_first", "changed_since_previous", "kept"
+    for one, other in zip(found.steps, wanted.steps, strict=True):
+        assert [one[key] for key in keys] == [other[key] for key in keys]
+    assert (found.counts == wanted.counts).all()
+    for step in range(1, len(wanted) + 1):
+        table, other_table = found.store(step).table, wanted.store(step).table
+        assert table.tuned_hashes == other_table.tuned_hashes
+        assert table.base_hashes == other_table.base_hashes
+        for name in table.names:
+            mask, other_mask = found.store(step).mask(name), wanted.store(step).mask(name)
+            assert (mask == other_mask).all()
+    for name in wanted.store(1).table.names:
+        assert (found.first_moves(name) == wanted.first_moves(name)).all()
+
+
+@pytest.mark.parametrize("encoding", ["xor", "overwrite"])
+def test_versions_are_what_apply_makes(encoding: str, tmp_path: Path) -> None:
+    models, stream = published(tmp_path, encoding)
+    wanted = timeline(models, tmp_path / "wanted")
+    found = timeline([models[0], stream], tmp_path / "found")
+    same(found, wanted)
+    assert check_timeline(found)["ok"]
+    base = (models[0] / "model.safetensors").stat().st_size
+    assert found.to_dict()["bytes_read"] <= base
+
+
+def test_a_version_is_appended(tmp_path: Path) -> None:
+    models, stream = published(tmp_path, "xor", 3)
+    timeline([models[0], stream], tmp_path / "out")
+    ckdiff.delta(models[3], models[2], stream, encoding="xor")
+    found = timeline([models[0], stream], tmp_path / "out")
+    same(found, timeline([*models, models[2]], tmp_path / "wanted"))
+    timeline([models[0], stream], tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    models, stream = published(tmp_path, "xor", 2)
+    done = run("timeline", str(models[0]), str(stream), "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "weight_v000002" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["xor", "overwrite"])
+def test_damage_and_another_base_are_noticed(encoding: str, tmp_path: Path) -> None:
+    models, stream = published(tmp_path, encoding, 3)
+    for base in models[2:]:
+        with pytest.raises(ckdiff.CkdiffError):
+            timeline([base, stream], tmp_path / "out")
+    (shard,) = (stream / "weight_v000002").glob("*.safetensors")
+    sound = shard.read_bytes()
+    for at in range(len(sound) // 2, len(sound), max(1, len(sound) // 15)):
+        damaged = bytearray(sound)
+        damaged[at] ^= 0x40
+        shard.write_bytes(damaged)
+        with pytest.raises(ckdiff.CkdiffError):
+            timeline([models[0], stream], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_a_stream_cannot_be(tmp_path: Path) -> None:
+    models, stream = published(tmp_path, "xor", 2)
+    with pytest.raises(ckdiff.UsageError, match="begins with"):
+        timeline([models[0], models[1], stream], tmp_path / "out")
+    ckdiff.delta(models[2], models[1], stream, encoding="xor", full=True)
+    with pytest.raises(ckdiff.DeltaError, match="is a full version"):
+        timeline([models[0], stream], tmp_path / "out")
+
+
+def test_tensors_that_no_chunk_holds_whole(tmp_path: Path) -> None:
+    """They are folded from their beginning in each chunk, and their digests are held too."""
+    size, models, stream = CHUNK + (1 << 20), [], tmp_path / "stream"
+    edits: list[list[tuple[int, bytes]]] = [
+        [],
+        [(5, b"\1"), (CHUNK - 1, b"\1\1")],
+        [(5, b"\1"), (CHUNK, b"\2"), (size - 1, b"\3")],
+    ]
+    for i, pieces in enumerate([*edits, [(CHUNK - 9, b"\7")]]):
+        file = tmp_path / f"m{i}" / "model.safetensors"
+        write_sparse(file, {"a": ("I8", (700,)), "w": ("I8", (size,))}, {"w": pieces})
+        models.append(file.parent)
+    for one, other in pairwise(models[:3]):
+        ckdiff.delta(one, other, stream, encoding="xor")
+    found = timeline([models[0], stream], tmp_path / "found", workers=1)
+    moves = found.first_moves("w")
+    assert {int(at): int(moves[at]) for at in moves.nonzero()[0]} == {
+        5: 1, CHUNK - 1: 1, CHUNK: 1, size - 1: 2,
+    }  # fmt: skip
+    assert [step["changed_since_first"] for step in found.steps] == [3, 3]
+    assert [step["changed_since_previous"] for step in found.steps] == [3, 3]
+    for step, model in enumerate(models[1:3], 1):
+        there = ckdiff.diff(models[0], model, tmp_path / f"{step}.zarr").store
+        assert there is not None
+        assert found.store(step).table.tuned_hashes == there.table.tuned_hashes
+    # another base: nothing that the stream changes tells it, only the digest of the tensor
+    with pytest.raises(ckdiff.DeltaError, match="another digest"):
+        timeline([models[3], stream], tmp_path / "other", workers=1)
+    assert not (tmp_path / "other").exists()
