@@ -16,6 +16,7 @@ _EPILOG = """\b
 Examples:
   ckdiff timeline base/ run/step-100/ run/step-200/ -o run.timeline
   ckdiff timeline base/ --glob 'run/checkpoint-*' -o run.timeline --by module
+  ckdiff timeline base/ stream/ -o run.timeline
 
 What each number means: docs/timeline.md."""
 
@@ -72,7 +73,8 @@ def command(
     Every checkpoint is read once. At each step: how much differs from the first checkpoint and from
     the one before, and how much of what differs in the end did so already. DIR has a mask store
     for each step. With more checkpoints than DIR has, it is continued: three are read, not all. A
-    run that was stopped is resumed by the same command.
+    run that was stopped is resumed by the same command. BASE and a stream of weight versions are
+    the base and each version.
     """
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import UsageError
