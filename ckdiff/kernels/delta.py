@@ -28,9 +28,9 @@ from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room
 _ALL = 0xFFFFFFFFFFFFFFFF
 _WORD, _LANES = 8, 64  # bytes that kernels read or write at a time, also past the end
 
-#: bytes of a window that are made at a time: with as many of the base they stay in the cache of one
-#: core. Whole units of content hashes for elements of any width, and whole words of any lane.
-PIECE = 3 << 17
+#: bytes of a window that are made at a time: whoever takes them finds them in the cache of a core.
+#: Whole units of content hashes for elements of any width, and whole words of any lane.
+PIECE = 3 << 18
 
 Ready = Callable[[int, Bytes], None]  #: told of a piece that was made, and where in the window
 
