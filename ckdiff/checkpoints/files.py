@@ -46,6 +46,7 @@ class FileCheckpoint(Checkpoint):
         self.label, self.origin, self.streams = place.label, place.origin, place.streams
         self.files, self.open_files = place.files, place.open_files
         self.directory, self.index_name = place.directory, place.index_name
+        self.components = tuple(prefix for prefix, _ in place.choice.parts)
 
     @property
     def in_files(self) -> bool:

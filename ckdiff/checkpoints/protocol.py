@@ -96,6 +96,8 @@ class Checkpoint(ABC):
     #: is one file, or none. No output may lie inside.
     directory: str | None = None
     index_name: str | None = None  #: of the index that was followed
+    #: of a pipeline what the names of its tensors begin with and those in its files do not
+    components: Sequence[str] = ()
     origin: Mapping[str, str] = MappingProxyType({})  #: provenance, as stores record it
     #: for people, one line each: what of its files is passed over, and the like
     notes: Sequence[str] = ()

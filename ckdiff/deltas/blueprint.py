@@ -62,8 +62,9 @@ class Blueprint:
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, *, directory: bool | None = None) -> Blueprint:
         """The files of an open checkpoint, with the tensors in the order of its table; without
-        ``directory`` they are in one if the checkpoint is.
+        ``directory`` they are in one if the checkpoint is. Raises CheckpointError.
         """
+        refuse_components(checkpoint)
         if not checkpoint.in_files:
             raise CheckpointError(f"{printable(checkpoint.label)} does not say what its files are")
         plans = [
@@ -84,6 +85,18 @@ class Blueprint:
     def windows(self) -> Windows:
         """The windows of all tensors."""
         return Windows(self.dtypes, self.nbytes)
+
+
+def refuse_components(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for the files of a pipeline: in two of them tensors may have one name,
+    and a delta knows tensors by these names alone.
+    """
+    if checkpoint.components and checkpoint.in_files:
+        first = f"{checkpoint.label}/{checkpoint.components[0].rstrip('/')}"
+        raise CheckpointError(
+            f"{printable(checkpoint.label)} is a pipeline, and deltas are of one model",
+            hint=f"make one of each component, such as {printable(first)}",
+        )
 
 
 class Windows:

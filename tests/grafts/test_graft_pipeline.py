@@ -93,3 +93,19 @@ def test_an_index_that_changed_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes() + b" ")
         with pytest.raises(ckdiff.SourceChanged):
             opened.part_indexes()
+
+
+@pytest.mark.parametrize("encoding", ["packed", "indices", "xor", "overwrite"])
+def test_deltas_are_of_its_components(tmp_path: Path, encoding: str) -> None:
+    """In two components tensors may have one name: what knows them by that alone is refused."""
+    base, tuned = (written(tmp_path / side, pipeline()) for side in ("base", "tuned"))
+    out = tmp_path / "d"
+    with pytest.raises(ckdiff.CheckpointError, match="is a pipeline") as caught:
+        ckdiff.delta(base, tuned, out, encoding=encoding)
+    assert caught.value.hint == "make one of each component, such as tuned/enc"
+    assert not out.exists()
+    ckdiff.delta(base / "unet", tuned / "unet", out, encoding=encoding)
+    ckdiff.apply(base / "unet", out, tmp_path / "made")
+    assert ckdiff.diff(tuned / "unet", tmp_path / "made").rules["exact"]["changed"] == 0
+    with pytest.raises(ckdiff.CkdiffError):
+        ckdiff.apply(base, out, tmp_path / "again")

@@ -13,6 +13,7 @@ import numpy as np
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.conversions.convert import convert
+from ckdiff.deltas.blueprint import refuse_components
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.checksums import check_checksum
 from ckdiff.deltas.versions.encoding import TOOLS_MEMORY
@@ -83,6 +84,7 @@ def write_version(
     with ExitStack() as stack:
         sides = open_all(stack, tuned) if base is None else open_all(stack, tuned, base)
         for side in sides:
+            refuse_components(side)
             check_whole(side.table, side.label)
         full = full or _must_be_full(sides, encoding, full_when_needed, observer)
         room = Room(options.memory)
