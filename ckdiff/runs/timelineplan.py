@@ -248,10 +248,17 @@ def _described(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:
             "label": label,
             **side.origin,
             "files": [file.to_dict() for file in side.files],
-            "seen": hashlib.sha256(json.dumps(side.seen()).encode()).hexdigest(),
+            "seen": hashlib.sha256(json.dumps(_seen(side)).encode()).hexdigest(),
         }
         for label, side in zip(called, opened, strict=True)
     ]
+
+
+def _seen(side: Checkpoint) -> list[Any]:
+    """What a checkpoint is known by: on the hub its commit, wherever its files are by now."""
+    if "commit" in side.origin:
+        return [dict(side.origin), [file.to_dict() for file in side.files]]
+    return side.seen()
 
 
 def _known(
