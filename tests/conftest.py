@@ -204,6 +204,17 @@ SLOW: dict[str, str] = {
     "test_sync_sharded": """
         test_two_processes_publish_together
     """,
+    "test_timeline_hostile": """
+        test_many_checkpoints_take_smaller_windows
+    """,
+    "test_timeline_resuming": """
+        test_killed_and_resumed
+        test_several_chunks
+        test_what_is_left_is_cleaned
+    """,
+    "test_timeline_versions": """
+        test_tensors_that_no_chunk_holds_whole
+    """,
     "test_training_compact": """
         test_sharded_by_fsdp2
     """,
