@@ -33,9 +33,9 @@ def timeline(
     ``checkpoints`` are two or more of what ``open_checkpoint`` takes, in the order of the run;
     those that ``glob`` matches come after them, in natural order. A base and a stream of weight
     versions, which begins with it, are the base and each of the versions. Tensors are compared that
-    pair in all of them, and each checkpoint is read once. At ``out`` a directory is made with a mask store
-    for each step and, unless ``first_moves`` is false, an array of when each element first moved. A
-    timeline that is there and has the first of these checkpoints, in the same order, is continued:
+    pair in all of them, and each checkpoint is read once. At ``out`` a directory is made with a
+    mask store for each step and, unless ``first_moves`` is false, an array of when each element
+    first moved. A timeline that is there and has the first of these checkpoints, in the same order, is continued:
     only the first, its last and the new ones are read. A run that was stopped is resumed by the
     same call. ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and ``overwrite`` are as
     in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError, BudgetError,
