@@ -15,8 +15,9 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.pieces import Contents, Piece, is_run, packed_strides
+from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.checkpoints.scattered import Rows, in_units, steps
 from ckdiff.kernels import strided
 from ckdiff.kernels.memory import bytes_at
 
@@ -74,6 +75,12 @@ class _Copy:
     into: _Index  #: elements in the buffer
     width: int  #: bytes of an element
 
+    def asked(self, requests: list[_Request], request: _Request) -> _Copy:
+        """Itself, once ``request`` is one more of those."""
+        self.request = len(requests)
+        requests.append(request)
+        return self
+
 
 @dataclass(slots=True)
 class _Wanted:
@@ -85,6 +92,7 @@ class _Wanted:
     copies: list[_Copy]
     far: list[tuple[_Copy, _Request]]  #: copied before, a stretch at a time
     buffer: int  #: bytes
+    rows: list[tuple[int, _Copy]]  #: (span, part of it) of those that are given row by row
 
 
 class PieceReader:
@@ -96,6 +104,14 @@ class PieceReader:
         self._buffer = np.empty(0, np.uint8)
         self._coming: dict[bytes, _Wanted] = {}  # windows that were asked for ahead
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
+        self._in_rows = False
+        self.rows: Rows | None = None  #: of the spans of a window that have no address
+
+    def give_rows(self) -> None:
+        """From now on do not gather what has long rows: its spans get the address 0, and ``rows``
+        say where they are. Each begins with a hashed unit of the tensor.
+        """
+        self._in_rows = True
 
     @staticmethod
     def memory(window: int) -> int:
@@ -123,6 +139,7 @@ class PieceReader:
         found = self._inner.acquire(*wanted.columns).tolist()
         for copy in wanted.copies:
             _copy(copy, found[copy.request], base + copy.begin)
+        self.rows = Rows.joined([_rows(*part, found) for part in wanted.rows])
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
             addresses[span] = found[request]
@@ -160,7 +177,7 @@ class PieceReader:
 
     def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> _Wanted:
         requests: list[_Request] = []
-        straight, gathered, copies, far, at, between = [], [], [], [], 0, 0
+        straight, gathered, copies, far, rows, at, between = [], [], [], [], [], 0, 0
         contents = self._contents
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         for span, (tensor, start, size) in enumerate(columns):
@@ -181,19 +198,22 @@ class PieceReader:
                 requests.append((*run, size))
                 continue
             first, stop = start // width, -(-(start + size) // width)
+            parts = list(_copies(shape, pieces, first, stop, width))
+            in_rows = self._in_rows and start == first * width
+            if in_rows and _are_rows(parts, first, _BETWEEN - between):
+                between += sum(map(_idle, parts))
+                rows += [(span, copy.asked(requests, request)) for copy, request in parts]
+                continue
             gathered.append((span, at + start - first * width))
-            for copy, request in _copies(shape, pieces, first, stop, width):
+            for copy, request in parts:
                 copy.begin += at
-                idle = max(0, request[2] - prod(copy.shape) * width)
-                if between + idle > _BETWEEN:
+                if between + _idle((copy, request)) > _BETWEEN:
                     far.append((copy, request))
                     continue
-                between += idle
-                copy.request = len(requests)
-                requests.append(request)
-                copies.append(copy)
+                between += _idle((copy, request))
+                copies.append(copy.asked(requests, request))
             at += -(-(stop - first) * width // 64) * 64
-        return _Wanted(_columns(requests), straight, gathered, copies, far, at)
+        return _Wanted(_columns(requests), straight, gathered, copies, far, at, rows)
 
 
 def _key(*columns: IntArray) -> bytes:
@@ -331,27 +351,25 @@ def _copies(
             yield _Copy(0, into * width, part, piece.strides, steps, width), request
 
 
-def boxes(shape: _Index, first: int, stop: int) -> Iterator[tuple[_Index, _Index]]:
-    """The elements [first, stop) of a tensor as boxes: (index of the first element, sizes)."""
-    if not shape:
-        yield (), ()
-        return
-    inner = prod(shape[1:])
-    row, column = divmod(first, inner)
-    last, rest = divmod(stop, inner)
-    if row == last:
-        for at, extent in boxes(shape[1:], column, rest):
-            yield (row, *at), (1, *extent)
-        return
-    if column:
-        for at, extent in boxes(shape[1:], column, inner):
-            yield (row, *at), (1, *extent)
-        row += 1
-    if last > row:
-        yield (row, *(0,) * len(shape[1:])), (last - row, *shape[1:])
-    if rest:
-        for at, extent in boxes(shape[1:], 0, rest):
-            yield (last, *at), (1, *extent)
+def _idle(part: tuple[_Copy, _Request]) -> int:
+    """Bytes that are asked for, and not copied."""
+    return max(0, part[1][2] - prod(part[0].shape) * part[0].width)
+
+
+def _are_rows(parts: list[tuple[_Copy, _Request]], first: int, most: int) -> bool:
+    """Whether what there is from element ``first`` on can be given row by row, with so many idle
+    bytes.
+    """
+    return sum(map(_idle, parts)) <= most and all(
+        in_units(first + copy.begin // copy.width, copy.shape, copy.strides, copy.into)
+        for copy, _ in parts
+    )
+
+
+def _rows(span: int, copy: _Copy, found: list[int]) -> Rows:
+    source, to = steps(copy.shape, copy.strides, copy.into)
+    spans = np.full(len(to), span, np.int64)
+    return Rows(spans, copy.begin + to * copy.width, found[copy.request] + source * copy.width)
 
 
 def _copy(copy: _Copy, source: int, into: int) -> None:

@@ -6,7 +6,7 @@ ranks), or not in the order of its elements (a transposed view), is a list of pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -148,3 +148,28 @@ def borders(shape: tuple[int, ...], pieces: tuple[Piece, ...]) -> IntArray:
             return np.zeros(0, np.int64)
         starts.append(sum(a * s for a, s in zip(piece.at, steps, strict=True)))
     return np.array(sorted(starts)[1:], np.int64)
+
+
+def boxes(
+    shape: tuple[int, ...], first: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The elements [first, stop) of a tensor as boxes: (index of the first element, sizes)."""
+    if not shape:
+        yield (), ()
+        return
+    inner = prod(shape[1:])
+    row, column = divmod(first, inner)
+    last, rest = divmod(stop, inner)
+    if row == last:
+        for at, extent in boxes(shape[1:], column, rest):
+            yield (row, *at), (1, *extent)
+        return
+    if column:
+        for at, extent in boxes(shape[1:], column, inner):
+            yield (row, *at), (1, *extent)
+        row += 1
+    if last > row:
+        yield (row, *(0,) * len(shape[1:])), (last - row, *shape[1:])
+    if rest:
+        for at, extent in boxes(shape[1:], 0, rest):
+            yield (last, *at), (1, *extent)

@@ -16,9 +16,11 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
+from ckdiff.diffs.rows import cut_in_rows
 from ckdiff.diffs.sides import Side, Window
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
@@ -68,6 +70,7 @@ class DiffTask:
         with ExitStack() as stack:
             writers = {} if self.sink is None else self.sink.begin(chunk, list(self.masks), stack)
             readers = [stack.enter_context(closing(s.checkpoint.reader())) for s in self.sides]
+            self._prefer_rows(readers)
             windows = self.windows(first, end, spans)
             ahead = deque(islice(windows, AHEAD))
             for window in ahead:
@@ -142,7 +145,20 @@ class DiffTask:
         segments[:, abi.SEG_SLOT] = self.slots[spans.tensors]
         segments[:, abi.SEG_UNIT] = spans.starts // UNIT
         segments[:, abi.SEG_ROW] = window.rows
-        return segments
+        rows = [reader.rows if isinstance(reader, PieceReader) else None for reader in readers]
+        bits = [side.bits[spans.tensors] for side in self.sides]
+        return cut_in_rows(segments, rows, bits)
+
+    def _prefer_rows(self, readers: Sequence[SpanReader]) -> None:
+        """Let readers not gather what can be compared row by row. Sums of floats would come in
+        another order, and a device, a cast and an adapter take spans as they are.
+        """
+        narrow = any(self.casting.narrow)
+        if self.with_statistics or narrow or self.merging is not None:
+            return
+        for reader in readers:
+            if isinstance(reader, PieceReader) and isinstance(self.comparing, Kernels):
+                reader.give_rows()
 
     def _buffers(self) -> list[npt.NDArray[np.uint8]]:
         if not hasattr(self._local, "masks"):

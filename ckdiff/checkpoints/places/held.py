@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.formats.torcharchive import TORCH_DTYPES
-from ckdiff.checkpoints.gathering import boxes
+from ckdiff.checkpoints.pieces import boxes
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CheckpointError, printable
 

@@ -291,11 +291,13 @@ def _band(width: int, every: int) -> Callable[..., None]:
 
     @register_jitable(inline="always")  # type: ignore[untyped-decorator]
     def band(
-        source: int, out: int, steps: tuple[int, int], tiles: tuple[int, int], rows: int, lead: int,
-        ahead: int, aside: int,
+        places: tuple[int, int, int], steps: tuple[int, int], tiles: tuple[int, int],
+        size: tuple[int, int], aside: int,
     ) -> None:  # fmt: skip
+        source, out, ahead = places
         step, out_step = steps
         first, stop = tiles
+        rows, lead = size
         asked = (side + stop - first - 1) // (stop - first)  # rows, for each tile
         for tile in range(first, stop):
             row = _place(tile, side, lead, rows)
@@ -331,10 +333,8 @@ def _tiles(width: int, every: int) -> Callable[[int, int, int, int], None]:
                 for across in range((columns + out_lead + side - 1) >> shift):
                     column = _place(across, side, out_lead, columns)
                     after = _place(across + 1, side, out_lead, columns)
-                    band(
-                        here + column * step, to + column * width, (step, out_step), (first, stop),
-                        rows, lead, here + after * step + begin, scratch,
-                    )  # fmt: skip
+                    places = here + column * step, to + column * width, here + after * step + begin
+                    band(places, (step, out_step), (first, stop), (rows, lead), scratch)
             more = _advance(box)
 
     return tiles
