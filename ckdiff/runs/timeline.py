@@ -35,11 +35,11 @@ def timeline(
     versions, which begins with it, are the base and each of the versions. Tensors are compared that
     pair in all of them, and each checkpoint is read once. At ``out`` a directory is made with a
     mask store for each step and, unless ``first_moves`` is false, an array of when each element
-    first moved. A timeline that is there and has the first of these checkpoints, in the same order, is continued:
-    only the first, its last and the new ones are read. A run that was stopped is resumed by the
-    same call. ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and ``overwrite`` are as
-    in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged, PairingError, BudgetError,
-    StoreExists and others of :mod:`ckdiff.errors`.
+    first moved. A timeline that is there and has the first of these checkpoints, in the same order,
+    is continued: only the first, its last and the new ones are read. A run that was stopped is
+    resumed by the same call. ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and
+    ``overwrite`` are as in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged,
+    PairingError, BudgetError, StoreExists and others of :mod:`ckdiff.errors`.
     """
     options = Options(
         rules=[rule],

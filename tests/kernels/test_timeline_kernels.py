@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import naive
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +16,14 @@ from naive_timeline import tell
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi, hashing
+from ckdiff.kernels.memory import Bytes
 from ckdiff.kernels.timeline import Marching, Sums, columns, moves
 from ckdiff.rules import Rule
 
 
-def run(dtype: str, rule: str, sides: list[bytes], cuts: tuple[int, ...] = (), width: int = 1):
+def run(
+    dtype: str, rule: str, sides: list[bytes], cuts: tuple[int, ...] = (), width: int = 1
+) -> tuple[Sums, list[Bytes], npt.NDArray[Any], npt.NDArray[Any]]:
     """March over one tensor, handed over in segments that begin at ``cuts``."""
     bits, count = DTYPES[dtype].bits, len(sides[0]) * 8 // DTYPES[dtype].bits
     rules = list(dict.fromkeys([Rule.parse("exact"), Rule.parse(rule)]))
@@ -83,8 +88,8 @@ def test_twin(dtype: str, rule: str, count: int, steps: int, seed: int, share: f
     assert first.tolist() == told.moves
     assert not rest.any()
     for side, data in enumerate(sides):
-        sums = map(int, into.hashes[0, side])
-        assert hashing.finish(*sums, len(data)) == naive.content_hash(dtype, data)
+        low, high = map(int, into.hashes[0, side])
+        assert hashing.finish(low, high, len(data)) == naive.content_hash(dtype, data)
 
 
 def test_more_than_a_step_of_the_kernel() -> None:
@@ -106,8 +111,8 @@ def test_more_than_a_step_of_the_kernel() -> None:
     expected = np.where(marks.any(0), marks.argmax(0) + 1, 0)
     assert (moved == expected).all()
     for side, data in enumerate(raw):
-        sums = map(int, into.hashes[0, side])
-        assert hashing.finish(*sums, len(data)) == naive.content_hash("BF16", data)
+        low, high = map(int, into.hashes[0, side])
+        assert hashing.finish(low, high, len(data)) == naive.content_hash("BF16", data)
 
 
 def test_many_steps_have_wider_numbers() -> None:
