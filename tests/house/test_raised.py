@@ -25,6 +25,7 @@ RAISED = {
     ("ckdiff.kernels.image", "OSError"): "caught by compiled: numba's own linker is used",
     ("ckdiff.kernels", "ValueError"): "a mistake of ours: a table that leads out of its arrays",
     ("ckdiff.kernels.casting", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.changes", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.counting", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.delta", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.lowrank", "ValueError"): "a mistake of ours: see kernels.memory",
