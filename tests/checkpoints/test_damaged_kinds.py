@@ -14,6 +14,7 @@ import random
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ def damaged_json(raw: bytes, noise: random.Random) -> bytes:
                 case 0:
                     del at[key]
                 case 1 if isinstance(at, dict):
-                    at[noise.choice(["r", "quant_method", "x", *keys])] = at[key]
+                    at[noise.choice(["r", "quant_method", "x", *keys])] = deepcopy(at[key])
                 case _:
-                    at[key] = noise.choice(HOSTILE)
+                    at[key] = deepcopy(noise.choice(HOSTILE))
             break
     return json.dumps(said).encode()
 
