@@ -24,16 +24,19 @@ class _Rule(NamedTuple):
 
 
 class Spelling:
-    """The rules of one family."""
+    """The rules of one family; compiled when they are first applied, which is rare."""
 
-    __slots__ = ("_rules", "name")
+    __slots__ = ("_rules", "_text", "name")
 
     def __init__(self, name: str, rules: str) -> None:
         self.name = name
-        self._rules = tuple(_rule(text) for text in rules.split())
+        self._text = rules
+        self._rules: tuple[_Rule, ...] = ()
 
     def apply(self, name: str) -> tuple[str, bool]:
         """The name after the rules, and whether one changed it that proves something."""
+        if not self._rules:
+            self._rules = tuple(map(_rule, self._text.split()))
         proof = False
         for pattern, to, proves in self._rules:
             before = name
