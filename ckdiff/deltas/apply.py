@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TypedDict
 
 from ckdiff.checkpoints.opening import open_all
 from ckdiff.checkpoints.protocol import Checkpoint
@@ -23,6 +24,17 @@ from ckdiff.errors import UsageError, printable
 from ckdiff.options import Observer, checked_observer, checked_output, checked_path, checked_text
 
 DeltaPath = str | os.PathLike[str]
+
+
+class _Rest(TypedDict):
+    """What all ways to a new checkpoint take."""
+
+    overwrite: bool
+    workers: int | None
+    memory: str | int | None
+    config_from: str | os.PathLike[str] | None
+    config: bool
+    observer: Observer | None
 
 
 def apply(
@@ -67,36 +79,27 @@ def apply(
     Raises DeltaError for a damaged delta and for another base, UsageError, CheckpointError,
     SourceChanged, BudgetError, OutputError and Interrupted.
     """
-    listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
-    paths = [checked_path("a delta", item) for item in listed]
+    paths = _paths(deltas)
+    rest: _Rest = {
+        "overwrite": overwrite, "workers": workers, "memory": memory, "config_from": config_from,
+        "config": config, "observer": observer,
+    }  # fmt: skip
     if find_base:
         base = finding.find_base(base, paths, checked_observer(observer), workers, memory)
     signers = signers_of(verify_signature, signature)
     if key is not None or signers is not None:
         with ExitStack() as stack:
-            key = None if key is None else checked_text("key", key)
-            (opened,) = open_all(stack, base, key=key)
+            (opened,) = open_all(stack, base, key=key and checked_text("key", key))
             if signers is not None and paths:
                 if are_versions(paths):
                     base_version = at_version(opened, base_version)
                 copies = verified(signers, paths, checked_output(out), target, base_version or 0)
                 paths, target = stack.enter_context(copies)
-            return apply(
-                opened, paths, out, target=target, base_version=base_version, overwrite=overwrite,
-                workers=workers, memory=memory, config_from=config_from, config=config,
-                observer=observer,
-            )  # fmt: skip
+            return apply(opened, paths, out, target=target, base_version=base_version, **rest)
     if are_versions(paths):
-        return apply_anew(
-            base, paths, out, target=target, base_version=base_version, overwrite=overwrite,
-            workers=workers, memory=memory, config_from=config_from, config=config,
-            observer=observer,
-        )  # fmt: skip
+        return apply_anew(base, paths, out, target=target, base_version=base_version, **rest)
     _check_unasked(target, base_version)
-    return applying.apply(
-        base, paths, out, overwrite=overwrite, workers=workers, memory=memory,
-        config_from=config_from, config=config, observer=observer,
-    )  # fmt: skip
+    return applying.apply(base, paths, out, **rest)
 
 
 def apply_in_place(
@@ -129,8 +132,7 @@ def apply_in_place(
     elsewhere, a lock that is held, and a full disk; UsageError, CheckpointError, SourceChanged,
     BudgetError, Interrupted.
     """
-    listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
-    paths = [checked_path("a delta", item) for item in listed]
+    paths = _paths(deltas)
     signers = signers_of(verify_signature, signature)
     if signers is not None and paths:
         with verified_in_place(signers, local, paths, target, base_version) as (used, last):
@@ -147,6 +149,11 @@ def apply_in_place(
     return apply_deltas_in_place(
         local, paths, wait=wait, workers=workers, memory=memory, observer=observer
     )
+
+
+def _paths(deltas: DeltaPath | Sequence[DeltaPath]) -> list[str]:
+    listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
+    return [checked_path("a delta", item) for item in listed]
 
 
 def _check_unasked(target: int | None, base_version: int | None) -> None:

@@ -16,7 +16,7 @@ from ckdiff.deltas import applying, creating
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.delta import is_version
 from ckdiff.deltas.outcome import DeltaResult
-from ckdiff.deltas.registry import ENCODINGS, VERSIONED
+from ckdiff.deltas.registry import VERSIONED
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.applying import apply_anew
 from ckdiff.deltas.versions.form import Said, version_number
@@ -63,10 +63,6 @@ def convert_delta(
     Raises DeltaError for damage, another base, lossy deltas, full versions and what a version
     cannot say, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
     """
-    if checked_text("encoding", encoding) not in (known := [*ENCODINGS, *VERSIONED]):
-        raise UsageError(
-            f"there is no encoding {printable(encoding)!r}", hint=f"one of {', '.join(known)}"
-        )
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     source, path = checked_path("the delta", delta), checked_output(out)
     versioned = is_version(encoding, as_version=as_version, checksum=checksum)

@@ -117,37 +117,33 @@ def delta(
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError,
     DeltaError, OutputError and Interrupted.
     """
-    if key is not None:
-        with ExitStack() as stack:
-            sides = open_all(stack, base, tuned, key=checked_text("key", key))
-            return delta(
-                sides[0], sides[1], out, mask=mask, rule=rule, encoding=encoding,
-                as_version=as_version, checksum=checksum, version=version, full=full,
-                full_when_needed=full_when_needed, overwrite=overwrite, workers=workers,
-                memory=memory, observer=observer,
-            )  # fmt: skip
     of_files = {"mask": mask, "rule": rule, "overwrite": overwrite}
     flags = {"full": full, "full_when_needed": full_when_needed}
     of_versions = {"checksum": checksum, "version": version, **flags}
     versioned = is_version(encoding, as_version=as_version, checksum=checksum)
     _check(encoding, of_files, of_versions, versioned=versioned)
-    if versioned:
-        return write_version(
-            base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
-            full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
-            observer=observer,
+    with ExitStack() as stack:
+        if key is not None:
+            base, tuned = open_all(stack, base, tuned, key=checked_text("key", key))
+        if versioned:
+            return write_version(
+                base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
+                full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
+                observer=observer,
+            )  # fmt: skip
+        return creating.delta(
+            base, tuned, out, mask=mask, rule=rule, encoding=encoding, overwrite=overwrite,
+            workers=workers, memory=memory, observer=observer,
         )  # fmt: skip
-    return creating.delta(
-        base, tuned, out, mask=mask, rule=rule, encoding=encoding, overwrite=overwrite,
-        workers=workers, memory=memory, observer=observer,
-    )  # fmt: skip
 
 
 def is_version(encoding: str, *, as_version: bool, checksum: str | None) -> bool:
     """Whether a delta is to be a weight version. Raises UsageError for what cannot be one."""
-    if checked_text("encoding", encoding) in VERSIONED or not as_version:
-        return encoding in VERSIONED
+    if checked_text("encoding", encoding) in VERSIONED:
+        return True
     _check_encoding(encoding)
+    if not as_version:
+        return False
     if encoding != AS_VERSION:
         raise UsageError(
             f"a weight version cannot have the {encoding} encoding",
@@ -162,11 +158,10 @@ def _check(
     encoding: str, of_files: Mapping[str, object], of_versions: Mapping[str, object], *,
     versioned: bool,
 ) -> None:  # fmt: skip
-    """Raise UsageError for an encoding that there is not, and options of the other kind."""
+    """Raise UsageError for options of the other kind."""
     if versioned:
         _refuse(of_files, "weight versions", f"with {' or '.join(ENCODINGS)}")
     else:
-        _check_encoding(encoding)
         _refuse(of_versions, f"the {encoding} encoding", f"with {' or '.join(VERSIONED)}")
 
 

@@ -93,17 +93,28 @@ def write_version(
             if full:
                 return _full(sides[0], path, following, options, observer)
             said = Said(following.number, _before(following, base_version), encoding, checksum)
-            if encoding == PACKED:
-                packed = PackedMaking(sides[1], sides[0], path, said, options)
-                packed.prepare()
-                fetch_all(sides)
-                with interruptible("nothing was published"):
-                    return packed.run(following, room, observer)
-            work = _Making(sides[1], sides[0], path, said, options)
-            work.prepare(following, room, level)
-            fetch_all(sides)
-            with interruptible("nothing was published"):
-                return work.run(Shards, shard_bytes, observer)
+            return _delta(
+                sides, path, said, following, room, options=options, level=level,
+                shard_bytes=shard_bytes, observer=observer,
+            )  # fmt: skip
+
+
+def _delta(
+    sides: Sequence[Checkpoint], path: Path, said: Said, following: Following, room: Room, *,
+    options: Options, level: int, shard_bytes: int, observer: Observer,
+) -> VersionReport:  # fmt: skip
+    """Publish a delta of the tuned side, which is the first, from the base."""
+    if said.encoding == PACKED:
+        packed = PackedMaking(sides[1], sides[0], path, said, options)
+        packed.prepare()
+        fetch_all(sides)
+        with interruptible("nothing was published"):
+            return packed.run(following, room, observer)
+    work = _Making(sides[1], sides[0], path, said, options)
+    work.prepare(following, room, level)
+    fetch_all(sides)
+    with interruptible("nothing was published"):
+        return work.run(Shards, shard_bytes, observer)
 
 
 def _before(following: Following, asked: int | None) -> int:
