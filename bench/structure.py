@@ -1,22 +1,26 @@
-"""The shape of an update against decoding its masks, in one run.
+"""The shape of an update against decoding its masks, and its spectrum against the decompositions.
 
-    python bench/structure.py [--elements 1e9] [--rounds 5] [--density 0.1] [--dir DIR] [--quick]
+    python bench/structure.py [--elements 1e9] [--rounds 5] [--density 0.1] [--side 1024]
+                              [--dir DIR] [--quick]
 
 Decoding is what any reader of the store has to do: the same stored objects, decoded and added up,
 on as many threads. Matrices are of three shapes: of a common model, of a width that is no whole
-number of words, and one that is much wider than a window.
+number of words, and one that is much wider than a window. The decompositions are numpy's, of the
+same differences, which are in memory already.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line has it
+
 import numpy as np
-from common import median, table, take_turns, timed
+from common import bf16_noise, header, median, table, take_turns, timed
 from overlap import Floor
 
 import ckdiff
@@ -69,17 +73,50 @@ def make_store(out: Path, shape: tuple[int, int], elements: int, density: float)
     return out
 
 
+def spectra(folder: Path, side: int, rounds: int) -> None:
+    """Spectrum of four bf16 matrices against their singular values."""
+    names = [f"layers.{i}.weight" for i in range(4)]
+    bits = [bf16_noise(side * side, seed) for seed in range(8)]
+    paths = []
+    for k in range(2):
+        path = folder / f"{k}.safetensors"
+        head = header([(name, "BF16", (side, side)) for name in names])[0]
+        path.write_bytes(head + b"".join(b.tobytes() for b in bits[4 * k : 4 * k + 4]))
+        paths.append(path)
+    values = [(b.astype(np.uint32) << 16).view(np.float32).reshape(side, side) for b in bits]
+    deltas = [values[i + 4] - values[i] for i in range(4)]
+
+    def decompose() -> None:
+        for delta in deltas:
+            np.linalg.svd(delta, compute_uv=False)
+
+    found = take_turns(
+        {
+            "svd": timed(decompose),
+            "spectrum": timed(lambda: ckdiff.spectrum(*paths, all=True)),
+        },
+        rounds,
+    )
+    svd, ours = median(found["svd"]), median(found["spectrum"])
+    table(
+        f"Spectrum of four {side} x {side} matrices",
+        ["singular values alone, s", "spectrum, s", "ratio"],
+        [[f"{svd:.2f}", f"{ours:.2f}", f"{ours / svd:.2f}"]],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--elements", type=float, default=1e9)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     if asked.quick:
-        asked.elements, asked.rounds = 2e7, 1
-    rows = []
+        asked.elements, asked.rounds, asked.side = 2e7, 1, 256
+    rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
         for name, shape in SHAPES.items():
             if asked.quick and shape[1] > 1 << 20:
@@ -96,13 +133,13 @@ def main() -> None:
             )
             decode, structure = (median(times[key]) for key in ("decode", "structure"))
             rows.append([name, f"{decode:.3f}", f"{structure:.3f}", f"{structure / decode:.2f}"])
-    threads = threading.active_count()
-    assert threads == 1, "nothing is left behind"
     table(
         f"Structure of {asked.elements:.0e} elements, {100 * asked.density:.0f} % changed",
         ["matrices", "decode, s", "structure, s", "ratio"],
         rows,
     )
+    with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
+        spectra(Path(folder), asked.side, asked.rounds)
 
 
 if __name__ == "__main__":

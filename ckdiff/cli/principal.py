@@ -43,10 +43,6 @@ def command(checkpoint: str, out: str, as_json: bool, **asked: Any) -> None:
     Its overlap with an update, beside that of a random mask of the same size, says where the
     update lands. Tensors that are no matrices are left empty.
     """
-    from ckdiff.cli.blas import all_cores
-
-    if asked["kind"] == "principal":
-        all_cores()
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.runs.principal import principal

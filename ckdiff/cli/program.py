@@ -11,7 +11,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from ckdiff._version import __version__
-from ckdiff.cli import blas, exits, starting
+from ckdiff.cli import exits, starting
 
 #: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
 COMMANDS = {
@@ -39,8 +39,9 @@ COMMANDS = {
 }
 
 
-# Our threads share the cores already; BLAS, where a null needs it, must not start its own.
-blas.one_thread()
+# Our threads share the cores already; BLAS, where it is needed, must not start its own: on a busy
+# machine its threads wait for each other, and a decomposition takes several times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 class Program(click.Group):

@@ -65,9 +65,6 @@ def command(base: str, tuned: str, dry_run: bool, as_json: bool, **asked: Any) -
     The singular values of TUNED - BASE in float32, one matrix in memory at a time.
     docs/structure.md says what each number means.
     """
-    from ckdiff.cli.blas import all_cores
-
-    all_cores()
     from ckdiff.cli import spectrum_text
     from ckdiff.cli.output import write_json, write_json_rows, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
