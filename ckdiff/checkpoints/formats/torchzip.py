@@ -160,9 +160,8 @@ def _asked_for(where: str, content: Any, key: str) -> Any:
     if values and type(values[0]) not in (str, int, float, bool, bytes, type(None)):
         return values[0]
     what = "is no mapping of names to tensors" if values else "is not in it"
-    alike = None if values else _alike(content, key)
     raise CheckpointError(
-        f"{where}: --key {shown(key)} {what}", hint=alike or _instead(content, find(content))
+        f"{where}: --key {shown(key)} {what}", hint=_instead(content, key, find(content))
     )
 
 
@@ -179,12 +178,12 @@ def _alike(content: Any, key: str) -> str | None:
     return f"did you mean --key {shown(close[0], 80)}?" if close else None
 
 
-def _instead(content: Any, found: Found) -> str:
+def _instead(content: Any, key: str, found: Found) -> str:
     """What to do where a key leads to nothing."""
     if paths := [path for path, _ in (*found.candidates, *found.aside) if path]:
         return f"try {_keys(sorted(paths, key=rank), ' or ')}"
     if found.candidates or is_tensor(content) or _is_list(content):
-        return "its tensors lie under no key: leave --key out"
+        return _alike(content, key) or "its tensors lie under no key: leave --key out"
     return "it holds no tensors by name under any key"
 
 
