@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from ckdiff.checkpoints.opening import Given, open_all
 from ckdiff.deltas import creating
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.registry import AS_VERSION, ENCODINGS, VERSIONED
-from ckdiff.deltas.versions.writing import VersionReport, write_version
 from ckdiff.errors import UsageError, printable
 from ckdiff.options import Observer, checked_text
 from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore
+
+if TYPE_CHECKING:
+    from ckdiff.deltas.versions.outcome import VersionReport
 
 _CHECKSUM = "xxh3-128"  # what a version has where nothing is asked for
 
@@ -117,15 +119,17 @@ def delta(
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError,
     DeltaError, OutputError and Interrupted.
     """
-    of_files = {"mask": mask, "rule": rule, "overwrite": overwrite}
     flags = {"full": full, "full_when_needed": full_when_needed}
     of_versions = {"checksum": checksum, "version": version, **flags}
     versioned = is_version(encoding, as_version=as_version, checksum=checksum)
-    _check(encoding, of_files, of_versions, versioned=versioned)
+    _check(encoding, versioned, of_versions, mask=mask, rule=rule, overwrite=overwrite)
     with ExitStack() as stack:
         if key is not None:
             base, tuned = open_all(stack, base, tuned, key=checked_text("key", key))
         if versioned:
+            # which imports more than all the rest
+            from ckdiff.deltas.versions.writing import write_version
+
             return write_version(
                 base, tuned, out, encoding=encoding, checksum=checksum or _CHECKSUM, number=version,
                 full=full, full_when_needed=full_when_needed, workers=workers, memory=memory,
@@ -155,8 +159,7 @@ def is_version(encoding: str, *, as_version: bool, checksum: str | None) -> bool
 
 
 def _check(
-    encoding: str, of_files: Mapping[str, object], of_versions: Mapping[str, object], *,
-    versioned: bool,
+    encoding: str, versioned: bool, of_versions: Mapping[str, object], **of_files: object
 ) -> None:  # fmt: skip
     """Raise UsageError for options of the other kind."""
     if versioned:
