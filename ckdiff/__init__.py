@@ -66,13 +66,13 @@ if TYPE_CHECKING:
     from ckdiff.reports.info import info
     from ckdiff.reports.report import Report, report
     from ckdiff.rules import Rule
-    from ckdiff.runs.timeline import timeline
-    from ckdiff.runs.timelinecheck import check_timeline
-    from ckdiff.runs.timelineresult import Timeline, open_timeline
     from ckdiff.runs.principal import principal
     from ckdiff.runs.spectrum import Spectrum, spectrum
     from ckdiff.runs.structure import structure
     from ckdiff.runs.structure_result import Structure
+    from ckdiff.runs.timeline import timeline
+    from ckdiff.runs.timelines.check import check_timeline
+    from ckdiff.runs.timelines.result import Timeline, open_timeline
     from ckdiff.stores.maskstore import MaskStore, check_store, open_store
     from ckdiff.stores.table import TensorRecord
 
@@ -125,9 +125,9 @@ _HOMES = {
     "Structure": "ckdiff.runs.structure_result",
     "structure": "ckdiff.runs.structure",
     "TensorRecord": "ckdiff.stores.table",
-    "Timeline": "ckdiff.runs.timelineresult",
-    "check_timeline": "ckdiff.runs.timelinecheck",
-    "open_timeline": "ckdiff.runs.timelineresult",
+    "Timeline": "ckdiff.runs.timelines.result",
+    "check_timeline": "ckdiff.runs.timelines.check",
+    "open_timeline": "ckdiff.runs.timelines.result",
     "timeline": "ckdiff.runs.timeline",
     **dict.fromkeys(_ERRORS, "ckdiff.errors"),
 }

@@ -48,7 +48,7 @@ def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> Non
     from ckdiff.deltas.signing.manifest import covered
     from ckdiff.deltas.signing.verifying import write_manifest
     from ckdiff.errors import printable
-    from ckdiff.runs.timelinefile import is_timeline
+    from ckdiff.runs.timelines.file import is_timeline
 
     if is_timeline(path):
         _check_timeline(path, {"manifest": manifest, **asked}, as_json=as_json)
@@ -73,7 +73,7 @@ def _check_timeline(path: str, asked: dict[str, Any], *, as_json: bool) -> None:
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import UsageError, printable
     from ckdiff.options import Progress
-    from ckdiff.runs.timelinecheck import check_timeline
+    from ckdiff.runs.timelines.check import check_timeline
 
     given = [name for name, value in asked.items() if value is not None]
     if given := [name for name in given if name not in ("workers", "memory")]:

@@ -10,7 +10,7 @@ from ckdiff.cli import options
 
 if TYPE_CHECKING:
     from ckdiff.naming import By
-    from ckdiff.runs.timelineresult import Timeline
+    from ckdiff.runs.timelines.result import Timeline
 
 _EPILOG = """\b
 Examples:
@@ -79,9 +79,9 @@ def command(
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.errors import UsageError
     from ckdiff.options import Options
-    from ckdiff.runs.timelineplan import in_order, plan
-    from ckdiff.runs.timelineresult import Timeline
-    from ckdiff.runs.timelinerun import run
+    from ckdiff.runs.timelines.plan import in_order, plan
+    from ckdiff.runs.timelines.result import Timeline
+    from ckdiff.runs.timelines.run import run
 
     if as_json and as_csv:
         raise UsageError("--json and --csv cannot both be asked for")

@@ -15,7 +15,7 @@ from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
 
 if TYPE_CHECKING:
-    from ckdiff.runs.timelineresult import Timeline
+    from ckdiff.runs.timelines.result import Timeline
 
 _MOST_POINTS = 40  #: steps of a sparkline
 _MOST_ROWS = 400  #: of the table of groups

@@ -21,7 +21,7 @@ from ckdiff.overlaps.overlap import measured
 from ckdiff.reports.provenance import provenance
 from ckdiff.runs.structure import with_stripes
 from ckdiff.runs.structure_modules import by_module
-from ckdiff.runs.timelineresult import Timeline
+from ckdiff.runs.timelines.result import Timeline
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.matching import Matched, match
 from ckdiff.stores.summaries import Stack, rule_counts, stacks, summarise

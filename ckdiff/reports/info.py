@@ -23,8 +23,8 @@ from ckdiff.diffs.result import unpaired_names
 from ckdiff.layout import bits_of
 from ckdiff.options import checked_observer, checked_path
 from ckdiff.reports.provenance import provenance
-from ckdiff.runs.timelinefile import is_timeline
-from ckdiff.runs.timelineresult import open_timeline
+from ckdiff.runs.timelines.file import is_timeline
+from ckdiff.runs.timelines.result import open_timeline
 from ckdiff.stores.maskstore import open_store
 from ckdiff.stores.recognising import is_store
 from ckdiff.stores.summaries import rule_counts

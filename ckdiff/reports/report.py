@@ -20,8 +20,8 @@ from ckdiff.reports.page.document import BEGINS, document
 from ckdiff.reports.pictures import pictures_place, write_pictures
 from ckdiff.reports.sections import sections
 from ckdiff.rules import Rule
-from ckdiff.runs.timelinefile import is_timeline
-from ckdiff.runs.timelineresult import Timeline, open_timeline
+from ckdiff.runs.timelines.file import is_timeline
+from ckdiff.runs.timelines.result import Timeline, open_timeline
 from ckdiff.stores.maskstore import MaskStore, open_store
 from ckdiff.stores.matching import common_rule
 from ckdiff.stores.shortnames import short_names

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from ckdiff.checkpoints.opening import Given
 from ckdiff.options import Observer, Options, checked_observer, checked_text
 from ckdiff.rules import Rule
-from ckdiff.runs.timelineplan import in_order, plan
-from ckdiff.runs.timelineresult import Timeline
-from ckdiff.runs.timelinerun import run
+from ckdiff.runs.timelines.plan import in_order, plan
+from ckdiff.runs.timelines.result import Timeline
+from ckdiff.runs.timelines.run import run
 
 
 def timeline(

@@ -14,8 +14,8 @@ from timelines import SHAPES, Run, some_run, told, total, write_run
 
 import ckdiff
 from ckdiff.runs.timeline import timeline
-from ckdiff.runs.timelinecheck import check_timeline
-from ckdiff.runs.timelineresult import Timeline, open_timeline
+from ckdiff.runs.timelines.check import check_timeline
+from ckdiff.runs.timelines.result import Timeline, open_timeline
 
 
 def agrees(found: Timeline, run: Run, rule: str) -> None:

@@ -14,8 +14,8 @@ from timelines import some_run, write_run
 
 import ckdiff
 from ckdiff.runs.timeline import timeline
-from ckdiff.runs.timelinecheck import check_timeline
-from ckdiff.runs.timelineresult import Timeline
+from ckdiff.runs.timelines.check import check_timeline
+from ckdiff.runs.timelines.result import Timeline
 from ckdiff.stores.sealed import seal
 
 ODD: list[Any] = [None, True, -1, 3, 2**70, 1.5, "x", [], {}, [[]], {"x": 1}, ["\udc80"]]

@@ -18,7 +18,7 @@ from ckdiff.runs.timeline import timeline
 
 KILLED = """
 import os, signal, sys
-from ckdiff.runs import timelinechunk, timelinerun
+from ckdiff.runs.timelines import run
 from ckdiff.stores.workdir import WorkDir
 from ckdiff.runs.timeline import timeline
 
@@ -30,7 +30,7 @@ if where == "chunk":
         os.kill(os.getpid(), signal.SIGKILL)
     WorkDir.record = recorded
 elif where == "tables":
-    timelinerun.write_tables = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+    run.write_tables = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 else:
     WorkDir.commit = lambda self, manifest: os.kill(os.getpid(), signal.SIGKILL)
 timeline(paths[:-1], paths[-1], workers=1)

@@ -13,8 +13,8 @@ from version_models import write_steps
 import ckdiff
 from ckdiff.layout import CHUNK
 from ckdiff.runs.timeline import timeline
-from ckdiff.runs.timelinecheck import check_timeline
-from ckdiff.runs.timelineresult import Timeline
+from ckdiff.runs.timelines.check import check_timeline
+from ckdiff.runs.timelines.result import Timeline
 
 
 def published(tmp_path: Path, encoding: str, count: int = 4) -> tuple[list[Path], Path]:

@@ -17,7 +17,7 @@ from ckdiff.diffs.sides import Side
 from ckdiff.dtypes import common
 from ckdiff.errors import PairingError, printable
 from ckdiff.layout import Layout
-from ckdiff.runs.versionsides import VersionSide
+from ckdiff.runs.timelines.versions import VersionSide
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,9 +11,9 @@ import numpy as np
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.options import checked_function
 from ckdiff.outputs.placing import MANIFEST
-from ckdiff.runs.timelinefile import documents, first_width, step_folder
-from ckdiff.runs.timelineformer import verify
-from ckdiff.runs.timelineresult import Timeline, open_timeline
+from ckdiff.runs.timelines.file import documents, first_width, step_folder
+from ckdiff.runs.timelines.former import verify
+from ckdiff.runs.timelines.result import Timeline, open_timeline
 from ckdiff.stores.metadata import same_document
 from ckdiff.stores.objects import INNER, OBJECT, check_absent
 

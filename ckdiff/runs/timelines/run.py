@@ -20,8 +20,8 @@ from ckdiff.layout import IntArray
 from ckdiff.outputs.checks import check_disk
 from ckdiff.outputs.placing import MANIFEST, write_file
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.runs.timelinechunk import TimelineSums, recorder, resume
-from ckdiff.runs.timelinefile import (
+from ckdiff.runs.timelines.chunk import TimelineSums, recorder, resume
+from ckdiff.runs.timelines.file import (
     COUNTS,
     FIRST_MOVES,
     FORMAT,
@@ -30,10 +30,10 @@ from ckdiff.runs.timelinefile import (
     foreign,
     step_folder,
 )
-from ckdiff.runs.timelineformer import Former
-from ckdiff.runs.timelineplan import TimelinePlan
-from ckdiff.runs.timelinetask import TimelineTask
-from ckdiff.runs.versionsides import Straddling
+from ckdiff.runs.timelines.former import Former
+from ckdiff.runs.timelines.plan import TimelinePlan
+from ckdiff.runs.timelines.task import TimelineTask
+from ckdiff.runs.timelines.versions import Straddling
 from ckdiff.stores.collecting import Collected, resuming
 from ckdiff.stores.manifest import dump_json, seal
 from ckdiff.stores.workdir import WorkDir, stopped_hint, store_errors

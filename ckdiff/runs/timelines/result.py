@@ -13,19 +13,19 @@ import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.options import checked_int, checked_path
-from ckdiff.runs.timelinefile import (
+from ckdiff.runs.timelines.file import (
     first_object_key,
     first_width,
     read_timeline,
 )
-from ckdiff.runs.timelineformer import open_step, read_counts
+from ckdiff.runs.timelines.former import open_step, read_counts
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.objects import INNER, OBJECT, read_inners
 from ckdiff.stores.summaries import checked_by, group_index, group_order
 
 if TYPE_CHECKING:
     from ckdiff.naming import By
-    from ckdiff.runs.timelinerun import Outcome
+    from ckdiff.runs.timelines.run import Outcome
 
 
 class Timeline:

@@ -16,7 +16,7 @@ from ckdiff.errors import StoreCorrupt, StoreExists, printable
 from ckdiff.kernels import hashing
 from ckdiff.layout import IntArray
 from ckdiff.outputs.placing import MANIFEST
-from ckdiff.runs.timelinefile import COUNTS, count_rows, step_folder
+from ckdiff.runs.timelines.file import COUNTS, count_rows, step_folder
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.objects import file_digest, object_keys, objects_folder

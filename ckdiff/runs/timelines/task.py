@@ -23,10 +23,10 @@ from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
 from ckdiff.kernels.timeline import Marching, Sums, columns, moves
 from ckdiff.layout import Layout, Spans
 from ckdiff.running.threads import PerThread, Stopped
-from ckdiff.runs.timelinechunk import TimelineChunk
-from ckdiff.runs.timelinefile import first_object_key, step_folder
-from ckdiff.runs.timelinepairs import MarchingPairs
-from ckdiff.runs.versionsides import FoldReader
+from ckdiff.runs.timelines.chunk import TimelineChunk
+from ckdiff.runs.timelines.file import first_object_key, step_folder
+from ckdiff.runs.timelines.pairs import MarchingPairs
+from ckdiff.runs.timelines.versions import FoldReader
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstream import MaskSource, MaskWindows
 from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key

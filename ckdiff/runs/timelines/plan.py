@@ -36,7 +36,7 @@ from ckdiff.naming import natural_sorted
 from ckdiff.options import Observer, Options, checked_output
 from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import RuleSet
-from ckdiff.runs.timelinefile import (
+from ckdiff.runs.timelines.file import (
     MOST_STEPS,
     count_rows,
     first_width,
@@ -44,9 +44,9 @@ from ckdiff.runs.timelinefile import (
     is_timeline,
     read_timeline,
 )
-from ckdiff.runs.timelinememory import allot
-from ckdiff.runs.timelinepairs import MarchingPairs, Pairs, left_out_note, pair_all
-from ckdiff.runs.versionsides import versions_of
+from ckdiff.runs.timelines.memory import allot
+from ckdiff.runs.timelines.pairs import MarchingPairs, Pairs, left_out_note, pair_all
+from ckdiff.runs.timelines.versions import versions_of
 from ckdiff.stores.workdir import check_early, store_errors
 from ckdiff.stores.writer import require_text
 
@@ -306,7 +306,7 @@ def _unlike(
         return "of just these checkpoints"
     if former["ckdiff_version"] != __version__:
         return f"by ckdiff {former['ckdiff_version']}"
-    from ckdiff.runs.timelineformer import tensors_of
+    from ckdiff.runs.timelines.former import tensors_of
 
     try:
         same = tensors_of(out, former) == (pairs.names, pairs.comparisons[0].dtypes, pairs.shapes)

@@ -12,10 +12,10 @@ from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.errors import BudgetError
 from ckdiff.options import Options
 from ckdiff.running.memory import Need
-from ckdiff.runs.timelinefile import count_rows
-from ckdiff.runs.timelinepairs import MarchingPairs, Pairs
-from ckdiff.runs.timelinetask import working_memory
-from ckdiff.runs.versionsides import decoders_memory
+from ckdiff.runs.timelines.file import count_rows
+from ckdiff.runs.timelines.pairs import MarchingPairs, Pairs
+from ckdiff.runs.timelines.task import working_memory
+from ckdiff.runs.timelines.versions import decoders_memory
 
 
 def allot(
