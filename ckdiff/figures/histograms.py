@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckdiff.figures.channels import COUNTS, SHARE, across, amount, kinds
+from ckdiff.figures.channels import runs as by_run
 from ckdiff.figures.figure import Figure, of_rows, tooltip
-from ckdiff.figures.style import runs_colour
-
-_SHARE = ".3~%"
 
 
 def distances(runs: Sequence[tuple[str, list[int]]]) -> Figure:
@@ -23,29 +22,18 @@ def distances(runs: Sequence[tuple[str, list[int]]]) -> Figure:
         for k, count in enumerate(histogram):
             text = _between(k)
             rows.append({"run": label, "moved": text, "count": count, "share": count / total})
-    spec = of_rows(
-        {
-            "width": {"step": min(16 + 8 * len(runs), 46), "for": "position"},
-            "height": 200,
-            "mark": "bar",
-            "encoding": {
-                "x": {
-                    "field": "moved", "type": "ordinal", "sort": None,
-                    "axis": {"title": "steps between representable values", "labelAngle": -45},
-                },
-                "xOffset": {"field": "run", "type": "nominal", "sort": None},
-                "y": {
-                    "field": "share", "type": "quantitative",
-                    "axis": {"title": "share of the changed elements", "format": _SHARE},
-                },
-                "color": runs_colour([label for label, _ in runs]),
-                "tooltip": tooltip(
-                    ("run", "run", ""), ("moved", "steps", ""), ("share", "share", _SHARE),
-                    ("count", "elements", ","),
-                ),
-            },
-        }
-    )  # fmt: skip
+    encoding = {
+        "x": across("moved", "steps between representable values", angle=-45),
+        "xOffset": kinds("run"),
+        "y": amount("share", "share of the changed elements", form=SHARE),
+        "color": by_run([label for label, _ in runs]),
+        "tooltip": tooltip(
+            ("run", "run", ""), ("moved", "steps", ""), ("share", "share", SHARE),
+            ("count", "elements", ","),
+        ),
+    }  # fmt: skip
+    width = {"step": min(16 + 8 * len(runs), 46), "for": "position"}
+    spec = of_rows({"width": width, "height": 200, "mark": "bar", "encoding": encoding})
     says = (
         "One step (ULP) is the distance from one number of the dtype to the next. "
         "Small updates in bfloat16 are mostly one step."
@@ -66,53 +54,40 @@ def magnitudes(rows: list[dict[str, Any]]) -> Figure:
     Each row has ``run``, ``exponent`` (k where 2**k <= |w| < 2**(k+1)), ``elements``, ``changed``
     and ``density``.
     """
-    x = {
-        "field": "exponent", "type": "quantitative",
-        "axis": {"title": None, "tickMinStep": 1, "labelExpr": "'2^' + datum.label"},
-    }  # fmt: skip
-    color = runs_colour([row["run"] for row in rows])
-    tips = tooltip(
-        ("run", "run", ""), ("exponent", "|w| from 2^", "d"), ("density", "density", _SHARE),
-        ("changed", "changed", ","), ("elements", "elements", ","),
-    )  # fmt: skip
-    spec = of_rows(
-        {
-            "vconcat": [
-                {
-                    "width": 760,
-                    "height": 200,
-                    "mark": {"type": "line", "point": True},
-                    "encoding": {
-                        "x": x,
-                        "y": {
-                            "field": "density", "type": "quantitative",
-                            "axis": {"format": _SHARE},
-                        },
-                        "color": color,
-                        "tooltip": tips,
-                    },
-                },
-                {
-                    "width": 760,
-                    "height": 70,
-                    "transform": [{"filter": {"field": "first", "equal": True}}],
-                    "mark": {"type": "bar", "color": "#8888", "binSpacing": 1},
-                    "encoding": {
-                        "x": {**x, "axis": {**x["axis"], "title": "|weight| of the base"}},  # type: ignore[dict-item]
-                        "y": {
-                            "field": "elements", "type": "quantitative",
-                            "axis": {"format": "~s", "tickCount": 3},
-                        },
-                        "tooltip": tips,
-                    },
-                },
-            ]
-        }
-    )  # fmt: skip
+    said = ("run", "run", ""), ("exponent", "|w| from 2^", "d"), ("density", "density", SHARE)
+    tips = tooltip(*said, *COUNTS)
+    upper = {
+        "width": 760,
+        "height": 200,
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": _power(None),
+            "y": amount("density", form=SHARE),
+            "color": by_run([row["run"] for row in rows]),
+            "tooltip": tips,
+        },
+    }
+    lower = {
+        "width": 760,
+        "height": 70,
+        "transform": [{"filter": {"field": "first", "equal": True}}],
+        "mark": {"type": "bar", "color": "#8888"},
+        "encoding": {
+            "x": _power("|weight| of the base"),
+            "y": amount("elements", form="~s"),
+            "tooltip": tips,
+        },
+    }
     says = (
         "Above: the share of the weights of each size that changed. Below: how many there are. "
         "In floats of few bits small weights change more easily, whatever the training."
     )
     first = rows[0]["run"] if rows else ""
     drawn = [row | {"first": row["run"] == first} for row in rows]
+    spec = of_rows({"vconcat": [upper, lower]})
     return Figure("magnitudes", "Density by size of the weight", says, drawn, spec)
+
+
+def _power(title: str | None) -> dict[str, Any]:
+    axis = {"title": title, "tickMinStep": 1, "labelExpr": "'2^' + datum.label"}
+    return {"field": "exponent", "type": "quantitative", "axis": axis}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckdiff.figures.channels import SHARE, amount, densities, kinds, listed
 from ckdiff.figures.figure import Figure, of_rows, tooltip
-from ckdiff.figures.style import NOTHING, span
 
-_SHARE = ".3~%"
 _SIDES = {"top10_rows": "rows", "top10_columns": "columns"}
 _MOST_KINDS = 40
 
@@ -29,23 +28,15 @@ def concentration(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figu
         for key, side in _SIDES.items()
         if row[key] is not None and row["module"] in largest
     ]
+    said = ("side", "busiest tenth of", ""), ("share", "share", SHARE)
     encoding: dict[str, Any] = {
-        "y": {
-            "field": "module", "type": "nominal", "sort": None,
-            "axis": {"title": None, "labelLimit": 260, "domain": False, "grid": True},
-        },
-        "x": {
-            "field": "share", "type": "quantitative", "scale": {"domain": [0, 1]},
-            "axis": {"title": "share of the changes", "format": ".0%"},
-        },
-        "color": {"field": "side", "type": "nominal", "sort": None, "title": "busiest tenth of"},
-        "tooltip": tooltip(
-            ("run", "run", ""), ("module", "module", ""), ("side", "busiest tenth of", ""),
-            ("share", "share", _SHARE),
-        ),
-    }  # fmt: skip
+        "y": listed("module"),
+        "x": amount("share", "share of the changes", form=".0%", domain=[0, 1]),
+        "color": kinds("side", "busiest tenth of", [*_SIDES.values()]),
+        "tooltip": tooltip(("run", "run", ""), ("module", "module", ""), *said),
+    }
     if len(labels) > 1:
-        encoding["shape"] = {"field": "run", "type": "nominal", "sort": None, "title": None}
+        encoding["shape"] = kinds("run", order=labels)
     chance = {"mark": {"type": "rule", "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 0.1}}}
     points = {"mark": {"type": "point", "size": 60}, "encoding": encoding}
     spec = of_rows({"width": 560, "height": {"step": 20}, "layer": [points, chance]})
@@ -53,50 +44,27 @@ def concentration(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figu
         "The dashed line is a tenth: where changes spread evenly, the busiest tenth of the rows "
         "holds little more than that."
     )
-    return Figure(
-        "concentration", "Changes in the busiest tenth of rows and columns", says, drawn, spec
-    )
+    title = "Changes in the busiest tenth of rows and columns"
+    return Figure("concentration", title, says, drawn, spec)
 
 
 def stripes(rows: Sequence[dict[str, Any]], *, run: str, name: str = "stripes") -> Figure:
     """Density along the rows and columns of single matrices: ``name``, ``rows``, ``columns``."""
     drawn = [
-        {
-            "line": f"{row['name']}: {side}",
-            "bin": i,
-            "from": i / len(row[side]),
-            "to": (i + 1) / len(row[side]),
-            "density": value,
-        }
+        {"line": f"{row['name']}: {side}", "bin": i, "density": value}
+        | {"from": i / len(row[side]), "to": (i + 1) / len(row[side])}
         for row in rows
         for side in ("rows", "columns")
         for i, value in enumerate(row[side])
     ]
-    low, high, kind = span([row["density"] for row in drawn])
-    spec = of_rows(
-        {
-            "width": 480,
-            "height": {"step": 20},
-            "mark": {"type": "rect", "stroke": None},
-            "encoding": {
-                "x": {
-                    "field": "from", "type": "quantitative", "scale": {"domain": [0, 1]},
-                    "axis": {"title": "from the first to the last", "format": ".0%", "grid": False},
-                },
-                "x2": {"field": "to"},
-                "y": {
-                    "field": "line", "type": "ordinal", "sort": None,
-                    "axis": {"title": None, "labelLimit": 340, "domain": False, "ticks": False},
-                },
-                "color": {
-                    "condition": {"test": "datum.density === 0", "value": NOTHING},
-                    "field": "density", "type": "quantitative",
-                    "scale": {"type": kind, "domain": [low, high], "scheme": "viridis"},
-                    "legend": {"format": _SHARE},
-                },
-                "tooltip": tooltip(("line", "", ""), ("density", "density", _SHARE)),
-            },
-        }
-    )  # fmt: skip
+    encoding = {
+        "x": amount("from", "from the first to the last", form=".0%", domain=[0, 1]),
+        "x2": {"field": "to"},
+        "y": listed("line", room=340),
+        "color": densities([row["density"] for row in drawn], "datum.density === 0"),
+        "tooltip": tooltip(("line", "", ""), ("density", "density", SHARE)),
+    }
+    mark = {"type": "rect", "stroke": None}
+    spec = of_rows({"width": 480, "height": {"step": 20}, "mark": mark, "encoding": encoding})
     says = "The matrices whose changes gather most in few rows or columns; neighbours share a bin."
     return Figure(name, f"{run}: stripes", says, drawn, spec)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
+from ckdiff.figures.channels import SHARE, amount, counted, kinds, listed
 from ckdiff.figures.figure import Figure, of_rows, tooltip
+
+_NAMES = {"rank": "rank", "rank99": "rank of 99 % of the energy", "stable_rank": "stable rank"}
 
 
 def ranks(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -16,55 +20,27 @@ def ranks(rows: Sequence[dict[str, Any]]) -> Figure:
     """
     drawn = []
     for row in rows:
-        full = min(_matrix(row["shape"]))
-        for kind in ("rank", "rank99", "stable_rank"):
+        full = min(row["shape"][0], prod(row["shape"][1:])) if row["shape"] else 0
+        for kind, text in _NAMES.items():
             if full and row[kind] is not None:
-                share = row[kind] / full
-                drawn.append(
-                    {
-                        "name": row["name"],
-                        "measure": _NAMES[kind],
-                        "value": row[kind],
-                        "share": share,
-                    }
-                )
-    spec = of_rows(
-        {
-            "width": 560,
-            "height": {"step": 44},
-            "mark": {"type": "tick", "thickness": 1.5, "opacity": 0.7},
-            "encoding": {
-                "y": {
-                    "field": "measure", "type": "nominal", "sort": None,
-                    "axis": {"title": None, "domain": False, "ticks": False},
-                },
-                "x": {
-                    "field": "share", "type": "quantitative", "scale": {"domain": [0, 1]},
-                    "axis": {"title": "share of the full rank", "format": ".0%"},
-                },
-                "color": {"field": "measure", "type": "nominal", "legend": None, "sort": None},
-                "tooltip": tooltip(
-                    ("name", "tensor", ""), ("measure", "measure", ""), ("value", "rank", ".4~f"),
-                    ("share", "of full rank", ".3~%"),
-                ),
-            },
-        }
-    )  # fmt: skip
+                value = {"value": row[kind], "share": row[kind] / full}
+                drawn.append({"name": row["name"], "measure": text, **value})
+    encoding = {
+        "y": listed("measure"),
+        "x": amount("share", "share of the full rank", form=".0%", domain=[0, 1]),
+        "color": kinds("measure") | {"legend": None},
+        "tooltip": tooltip(
+            ("name", "tensor", ""), ("measure", "measure", ""), ("value", "rank", ".4~f"),
+            ("share", "of full rank", SHARE),
+        ),
+    }  # fmt: skip
+    mark = {"type": "tick", "thickness": 1.5, "opacity": 0.7}
+    spec = of_rows({"width": 560, "height": {"step": 44}, "mark": mark, "encoding": encoding})
     says = (
         "A mark for each matrix. The rank counts directions that are more than rounding; the "
         "others say how few of them hold most of the update."
     )
     return Figure("ranks", "Rank of the updates", says, drawn, spec)
-
-
-_NAMES = {"rank": "rank", "rank99": "rank of 99 % of the energy", "stable_rank": "stable rank"}
-
-
-def _matrix(shape: Sequence[int]) -> tuple[int, int]:
-    rest = 1
-    for size in shape[1:]:
-        rest *= size
-    return (shape[0], rest) if shape else (0, 0)
 
 
 def norms(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -74,20 +50,11 @@ def norms(rows: Sequence[dict[str, Any]]) -> Figure:
         for i, row in enumerate(rows)
         if row["norm2"] is not None
     ]
-    spec = of_rows(
-        {
-            "width": 760,
-            "height": 180,
-            "mark": "point",
-            "encoding": {
-                "x": {
-                    "field": "position", "type": "quantitative",
-                    "axis": {"title": "matrix, in the order of the model", "tickMinStep": 1},
-                },
-                "y": {"field": "norm2", "type": "quantitative", "axis": {"title": "norm"}},
-                "tooltip": tooltip(("name", "tensor", ""), ("norm2", "norm", ".4~g")),
-            },
-        }
-    )  # fmt: skip
+    encoding = {
+        "x": counted("position", "matrix, in the order of the model"),
+        "y": amount("norm2", "norm"),
+        "tooltip": tooltip(("name", "tensor", ""), ("norm2", "norm", ".4~g")),
+    }
+    spec = of_rows({"width": 760, "height": 180, "mark": "point", "encoding": encoding})
     says = "The largest singular value of each update."
     return Figure("norms", "Spectral norm of the updates", says, drawn, spec)

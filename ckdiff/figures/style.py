@@ -7,7 +7,6 @@ blindness. Amounts take scales whose lightness only rises.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 CATEGORIES = (
@@ -87,13 +86,6 @@ def marks(low: float, high: float, kind: str) -> list[float] | None:
         for step in steps
         if low <= step * 10.0**k <= high
     ]
-
-
-def runs_colour(labels: Sequence[str]) -> dict[str, Any]:
-    """Colour by run, in the order in which the runs were given; one alone needs no legend."""
-    known = list(dict.fromkeys(labels))
-    legend = {"legend": None} if len(known) < 2 else {}
-    return {"field": "run", "type": "nominal", "sort": known, "title": None, **legend}
 
 
 def step(count: int, room: int, least: float, most: float) -> float:
