@@ -74,6 +74,9 @@ SIGNATURES = {
     # symbols (64 bytes after them are cleared), their number, out: pairs, out: rest (64 more may be
     # written) -> size of the rest
     "pair": "int64(int64, int64, int64, int64)",
+    # jobs (PATHS_COLUMNS each), their number, scratch (PATHS_SCRATCH, zeroed): adds up how
+    # far elements went, and how many went onward or back
+    "paths": "void(int64, int64, int64)",
     # mask, walk (PROFILE_FIELDS int64), row counts (int64), column counts (uint16, room for whole
     # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
     # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
@@ -130,6 +133,16 @@ MARCH_ELEMENTS, MARCH_POSITION, MARCH_UNIT, MARCH_ROW = range(4)
 MARCH_HEAD = 4
 MARCH_SIDE = 2  #: of a side: its address as it is stored, bits of an element
 MARCH_PAIR = 3  #: of a pair: an address of each, the slot of the dtype that they are in
+
+#: columns of a job of paths, int64: addresses of the first side, of the one before and of a step's
+#: own, all of one dtype; elements, position of the first one, the row of PATHS_STEP slots to add to
+PATHS_SIDES, PATHS_ELEMENTS, PATHS_POSITION, PATHS_OUT = 0, 3, 4, 5
+PATHS_COLUMNS = 6
+#: slots of a row: sums of |now - before| and |now - first| (float64), then how many elements went
+#: onward, how many back, and how many were left out as they are not finite (int64)
+PATHS_STEP = 5
+PATHS_BLOCK = 1 << 14  #: elements that are summed together; blocks lie at multiples of it
+PATHS_SCRATCH = 3 * LANES * 8 + 2 * 3 * 8
 
 # the SIGBUS guard
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import naive
@@ -42,3 +43,33 @@ def tell(rule: str, dtype: str, sides: Sequence[bytes]) -> Told:
         [sum(a and b for a, b in zip(mask, masks[-1], strict=True)) for mask in masks],
         moves,
     )
+
+
+@dataclass
+class Way:
+    """How one tensor went at one step; sums are exact."""
+
+    step_length: Fraction = Fraction(0)  #: sum of |now - before|
+    distance: Fraction = Fraction(0)  #: sum of |now - first|
+    onward: int = 0  #: moved further from the first, on the side where it was
+    back: int = 0  #: moved the other way
+    nonfinite: int = 0
+
+
+def ways(dtype: str, sides: Sequence[bytes]) -> list[Way]:
+    """Of each step; sides as for ``tell``, whose elements are numbers."""
+    values = [[naive.value(dtype, bits) for bits in naive.elements(dtype, side)] for side in sides]
+    found = []
+    for before, now in pairwise(values):
+        way = Way()
+        for f, p, n in zip(values[0], before, now, strict=True):
+            if not all(isinstance(x, Fraction) for x in (f, p, n)):
+                way.nonfinite += 1
+                continue
+            moved, was = Fraction(n) - Fraction(p), Fraction(p) - Fraction(f)
+            way.step_length += abs(moved)
+            way.distance += abs(Fraction(n) - Fraction(f))
+            way.onward += moved * was > 0
+            way.back += moved * was < 0
+        found.append(way)
+    return found

@@ -48,6 +48,8 @@ LONG_FUNCTIONS = {
     ("ckdiff.kernels.codegen.gaps", "gaps"): _MACHINE,
     ("ckdiff.kernels.codegen.gaps", "ungaps_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.gaps", "ungaps"): _MACHINE,
+    ("ckdiff.kernels.codegen.paths", "paths_kernel"): _MACHINE,
+    ("ckdiff.kernels.codegen.paths", "paths"): _MACHINE,
     ("ckdiff.kernels.codegen.runs", "runs_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.runs", "runs"): _MACHINE,
     ("ckdiff.kernels.codegen.scaling", "scale_kernel"): _MACHINE,

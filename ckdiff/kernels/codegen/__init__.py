@@ -32,6 +32,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.margins import margins_kernel
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
+    from ckdiff.kernels.codegen.paths import paths_kernel
     from ckdiff.kernels.codegen.profile import profile_kernel
     from ckdiff.kernels.codegen.runs import runs_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
@@ -68,6 +69,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "narrow": narrow_kernel,
     "near": near_kernel,
     "pair": pair_kernel,
+    "paths": paths_kernel,
     "profile": profile_kernel,
     "runs": runs_kernel,
     "scale": scale_kernel,
