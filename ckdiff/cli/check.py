@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.output import write_json, write_lines
+from ckdiff.cli.output import write_json, write_lines, write_rows
 
 
 @click.command("check")
@@ -59,7 +59,7 @@ def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> Non
         to_file = None if manifest == "-" else manifest
         found = check(path, manifest=to_file, observer=reporter.observer(), **asked)
     if manifest == "-":
-        write_lines(write_manifest(path, None).decode().splitlines())
+        write_rows(write_manifest(path, None).decode().splitlines())
     elif as_json:
         write_json(found)
     else:

@@ -78,7 +78,7 @@ def _version(result: VersionReport) -> list[str]:
     from ckdiff.cli import formats
 
     what = "a full version" if result.full else f"{result.changed_bytes:,} bytes changed"
-    density = "" if result.full else f", {result.density:.3%} of the elements"
+    density = "" if result.full else f", {formats.share(result.density)} of the elements"
     took = f"in {formats.duration(result.seconds)}"
     return [
         f"version {result.version}: {formats.counted(result.tensors, 'tensor')}, {what}{density}",

@@ -241,7 +241,7 @@ def _statistics(source: MaskTable, terminal: Terminal) -> list[str]:
 def _moved(name: str, row: Row) -> list[str]:
     measured = row.get("statistics") or {}
     return [
-        formats.name(name),
+        printable(name),
         formats.number(relative_delta(row)),
         formats.number(measured.get("max_abs_delta")),
         formats.cosine(measured.get("cosine")),

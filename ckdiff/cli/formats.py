@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ckdiff.cli.shortening import shorten
 from ckdiff.errors import printable
 from ckdiff.reports.numbers import counted, extent, percent
 
 __all__ = [
-    "LONGEST", "at_commit", "cosine", "counted", "duration", "extent", "name", "number", "percent",
-    "rate", "shape", "shorten", "side",
+    "LONGEST", "at_commit", "brief_share", "cosine", "counted", "duration", "extent", "name",
+    "number", "percent", "rate", "shape", "share", "shorten", "side",
 ]  # fmt: skip
 
 #: longest name in a table that is not on a terminal: one huge name must not widen 90,000 rows
@@ -57,23 +58,27 @@ def cosine(value: float | None) -> str:
     return f"1-{1 - value:.1e}" if 1 - value < 1e-3 else f"{value:.4f}"
 
 
+def share(value: float) -> str:
+    """A share that is known as a number, as :func:`percent` writes it: ``36.04 %``."""
+    return percent(*value.as_integer_ratio())
+
+
+def brief_share(value: float) -> str:
+    """A share in three digits, for a legend: ``36 %``; nothing else than 1 is ``100 %``."""
+    text = f"{100 * value:.3g}"
+    return share(value) if float(text) == 100 or "e+" in text else f"{text} %"
+
+
 def shape(dims: Any) -> str:
     """``[4096, 4096]``."""
     return f"[{', '.join(map(str, dims))}]"
 
 
-def shorten(text: str, width: int, mark: str = "…") -> str:
-    """``text`` in at most ``width`` characters: its middle goes, for names differ at both ends."""
-    if len(text) <= width:
-        return text
-    keep = max(width - len(mark), 2)
-    head = keep // 2
-    return text[:head] + mark + text[head - keep :]
-
-
 def name(text: str) -> str:
     """A tensor's name for a terminal: nothing in it can act on the terminal."""
-    return shorten(printable(text[: 4 * LONGEST]), LONGEST)
+    if len(text) > 4 * LONGEST:  # of a huge one only the ends are looked at
+        text = text[: 2 * LONGEST] + text[-2 * LONGEST :]
+    return shorten(printable(text), LONGEST)
 
 
 def side(detail: Mapping[str, Any], which: str) -> str | None:

@@ -111,6 +111,9 @@ def _stream(about: dict[str, Any]) -> list[str]:
 
 def _timeline(about: dict[str, Any]) -> list[str]:
     from ckdiff.cli import formats
+    from ckdiff.cli.tables import Column, table
+    from ckdiff.cli.terminal import Terminal
+    from ckdiff.errors import printable
 
     elements = about["elements"]
     lines = [
@@ -118,9 +121,16 @@ def _timeline(about: dict[str, Any]) -> list[str]:
         f"{about['rule']}, {formats.extent(elements, about['tensors'])}",
         f"from {about['checkpoints'][0]}",
     ]
-    for step in about["steps"]:
-        first = formats.percent(step["changed_since_first"], elements)
-        lines.append(f"{step['checkpoint']}: {first} changed since the first")
+    rows = [
+        [
+            str(number),
+            printable(step["checkpoint"]),
+            formats.percent(step["changed_since_first"], elements),
+        ]
+        for number, step in enumerate(about["steps"], 1)
+    ]
+    heads = [Column("step"), Column("checkpoint", "left", flexible=True), Column("since first")]
+    lines += ["", *table(heads, rows, Terminal(colours=False)), ""]
     never, returned, final = (
         formats.percent(about[key], elements) for key in ("never", "returned", "final")
     )

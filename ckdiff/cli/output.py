@@ -21,7 +21,16 @@ def write(text: str) -> None:
 
 
 def write_lines(lines: Iterable[str]) -> None:
-    """Lines of text, to stdout."""
+    """Lines of text, to stdout; on a terminal none breaks inside a word or a number."""
+    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
+        from ckdiff.cli.terminal import Terminal
+
+        lines = Terminal().wrapped(lines)
+    write_rows(lines)
+
+
+def write_rows(lines: Iterable[str]) -> None:
+    """Lines that programs read, such as CSV, to stdout: as they are."""
     write("".join(f"{line}\n" for line in lines))
 
 

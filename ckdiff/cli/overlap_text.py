@@ -18,8 +18,9 @@ from ckdiff.cli.overlap_page import (
     spread,
     z,
 )
-from ckdiff.cli.tables import Column, table, text_width
+from ckdiff.cli.tables import Column, natural_width, table
 from ckdiff.cli.terminal import Terminal
+from ckdiff.errors import printable
 from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.overlaps.result import Overlap
 from ckdiff.stores.shortnames import short_names
@@ -72,14 +73,14 @@ def _runs(page: Page) -> list[str]:
     """Which run has which number, and how much it changed."""
     elements = int(page.result.elements[0])
     heads = [
-        Column("run", "left", "cyan"),
+        Column("run", "left", "cyan", flexible=True),
         Column("changed"),
         Column("density", style="bold"),
         Column("store", "left", "dim", flexible=True),
     ]
     sizes = np.diag(page.counts).tolist()
     rows = [
-        [label, f"{size:,}", formats.percent(size, elements), formats.name(path)]
+        [label, f"{size:,}", formats.percent(size, elements), printable(path)]
         for label, size, path in zip(page.labels, sizes, page.result.stores, strict=True)
     ]
     return table(heads, rows, page.terminal)
@@ -96,7 +97,7 @@ def _agreement(page: Page) -> list[str]:
     numbers = [str(i) for i in range(1, runs + 1)]
     matrices = _beside(page, page.labels), _beside(page, numbers), _triangles(page, numbers)
     for title, heads, rows in matrices:
-        if _natural_width(heads, rows) <= page.width:
+        if natural_width(heads, rows) <= page.width:
             return [f"{title} against the null {page.headline}", *table(heads, rows, page.terminal)]
     ranked = [(a, b) for a in range(runs) for b in range(a + 1, runs)]
     ranked = [pair for pair in ranked if not np.isnan(page.lift[pair])] or ranked
@@ -156,16 +157,12 @@ def _pairs(page: Page, pairs: Sequence[tuple[int, int]]) -> list[str]:
             lift(page.lift[pair]),
         ]
 
-    return table(heads, ends(page, pairs, cells, len(heads)), page.terminal)
-
-
-def _natural_width(heads: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
-    """Columns that a table takes where nothing is shortened."""
-    widths = [
-        max(text_width(text) for text in (*head.title.split("\n"), *(row[i] for row in rows)))
-        for i, head in enumerate(heads)
-    ]
-    return sum(widths) + 2 * (len(widths) - 1)
+    rows = ends(page, pairs, cells, len(heads))
+    if natural_width(heads, rows) > page.width:  # the numbers say which runs they are
+        calls = {page.labels[i]: str(i + 1) for i in range(len(page.labels))}
+        names = {f"{a}, {b}": f"{calls[a]}, {calls[b]}" for a in calls for b in calls}
+        rows = [[names.get(row[0], row[0]), *row[1:]] for row in rows]
+    return table(heads, rows, page.terminal)
 
 
 # directions
@@ -177,10 +174,10 @@ def _ways(page: Page) -> list[str]:
     if counts is None:
         return []
     moved = counts[0, :, :2].sum(axis=1)
-    shares = [same / all_ for same, all_ in zip(counts[0, :, 0], moved, strict=True) if all_]
+    shares = [float(same / all_) for same, all_ in zip(counts[0, :, 0], moved, strict=True) if all_]
     if not shares:
         return ["No shared element moved one way or the other."]
-    least, most = (f"{100 * share:.1f} %" for share in (min(shares), max(shares)))
+    least, most = map(formats.share, (min(shares), max(shares)))
     share = least if len(shares) == 1 else f"{least} to {most}"
     return page.wrapped(
         f"Of the shared elements that moved, {share} moved the same way; by chance it is one half."
@@ -281,7 +278,7 @@ def _groups(page: Page) -> list[str]:
     def cells(row: int) -> list[str]:
         elements = int(result.elements[row])
         return [
-            formats.name(result.groups[row]),
+            printable(result.groups[row]),
             f"{elements:,}",
             formats.percent(int(changed[row]), runs * elements),
             ratio(quotient(shared[row], united[row])),
@@ -342,7 +339,7 @@ def _notes(page: Page) -> list[str]:
             else:
                 shapes = dict.fromkeys(map(formats.shape, entry["shapes"]))
                 why = f"shapes {', '.join(shapes)}"
-            rows.append([formats.name(entry["name"]), why])
+            rows.append([printable(entry["name"]), why])
         heads = [
             Column("left out", "left", "cyan", flexible=True),
             Column("why", "left", flexible=True),

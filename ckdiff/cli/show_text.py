@@ -82,7 +82,7 @@ def row_table(
     heads.append(Column("elements"))
     for rule in rules:
         over = f"{rule}\n" if len(rules) > 1 else ""
-        heads += [Column(f"{over}changed"), Column("density", style="bold")]
+        heads += [Column(f"{over}changed"), Column("density", style="bold", joined=True)]
     if moved:
         glyphs = terminal.glyphs
         heads += [
@@ -94,7 +94,7 @@ def row_table(
     highest = max((row["rules"][rules[0]]["density"] for row in rows), default=0.0) or 1.0
 
     def cells(row: Row, *, bar: bool = True) -> list[str]:
-        texts = [formats.name(row["name"] if by == "tensor" else row["group"])]
+        texts = [printable(row["name"] if by == "tensor" else row["group"])]
         if by == "tensor":
             texts += [row["dtype"], formats.shape(row["shape"])] if "dtype" in row else ["", ""]
         texts.append(f"{row['elements']:,}")

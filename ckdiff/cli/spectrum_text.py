@@ -38,7 +38,7 @@ def _groups(groups: list[dict[str, Any]]) -> list[str]:
     ]
     rows = [
         [
-            formats.name(group["group"]),
+            printable(group["group"]),
             formats.shape(group["shape"]),
             f"{group['matrices']:,}",
             f"{group['taken']:,}",
@@ -79,10 +79,10 @@ def _cells(row: dict[str, Any], *, turned: bool) -> list[str]:
         return "-" if value is None else f"{value:,}"
 
     found = [
-        formats.name(row["name"]),
+        printable(row["name"]),
         formats.shape(row["shape"]),
         whole(row["rank"]) if row["finite"] else "not finite",
-        "-" if row["rank_share"] is None else f"{100 * row['rank_share']:.1f} %",
+        "-" if row["rank_share"] is None else formats.share(row["rank_share"]),
         formats.number(row["stable_rank"]),
         whole(row["rank99"]),
         formats.number(row["norm2"]),

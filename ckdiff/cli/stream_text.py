@@ -1,4 +1,4 @@
-"""The table of a stream's weight versions, plain text."""
+"""The table of a stream's weight versions."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckdiff.budget import format_size
+from ckdiff.cli import formats, tables
+from ckdiff.cli.tables import Column
+from ckdiff.cli.terminal import Terminal
+from ckdiff.errors import printable
 
-_HEADS = ("version", "base", "kind", "encoding", "tensors", "changed bytes", "size", "of the model")
+_COLUMNS = (
+    Column("version"),
+    Column("base"),
+    Column("kind"),
+    Column("encoding"),
+    Column("tensors", optional=True),
+    Column("changed bytes"),
+    Column("size"),
+    Column("of the model"),
+)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each version, below the columns' names."""
-    cells = [_HEADS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    """One line for each version, below the columns' names. Nothing in it acts on a terminal."""
+    return tables.table(_COLUMNS, map(_cells, rows), Terminal(colours=False))
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any]) -> list[str]:
     share = row["share"]
-    return (
-        row["version"],
-        row["base_version"] or "-",
+    return [
+        printable(row["version"]),
+        printable(row["base_version"] or "-"),
         "full" if row["full"] else "delta",
-        row["encoding"] or "-",
+        printable(row["encoding"] or "-"),
         f"{row['tensors']:,}",
         f"{row['changed_bytes']:,}",
         format_size(row["bytes"]),
-        "-" if share is None else f"{share:.2%}",
-    )
+        "-" if share is None else formats.share(share),
+    ]

@@ -65,7 +65,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else formats.share(value)
 
 
 def _matrices(result: Structure, store: int, top: int, terminal: Terminal) -> list[str]:
@@ -97,7 +97,7 @@ def _matrices(result: Structure, store: int, top: int, terminal: Terminal) -> li
 
 def _cells(row: dict[str, Any]) -> list[str]:
     found = [
-        formats.name(row["name"]),
+        printable(row["name"]),
         formats.shape(row["shape"]),
         formats.percent(row["changed"], row["elements"]),
         formats.percent(row["rows_touched"], row["rows"]),
@@ -136,7 +136,7 @@ def _shared(result: Structure, labels: Sequence[str], top: int, terminal: Termin
     every = result.shared_rows()
     for pair, (a, b) in enumerate(result.pairs[:top]):
         mine = every[pair * len(result.names) : (pair + 1) * len(result.names)]
-        cells = [f"{formats.name(labels[a])}, {formats.name(labels[b])}"]
+        cells = [f"{printable(labels[a])}, {printable(labels[b])}"]
         for key in ("rows", "rows_chance", "columns", "columns_chance"):
             values = [row[key] for row in mine if row[key] is not None]
             cells.append(_share(float(np.median(values))) if values else "-")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TextIO
+
+from ckdiff.cli.shortening import text_width
+
+_WORDS = re.compile(r" *[^ ]+(?: %)?")  # a number and its % are one word
+_ESCAPES = re.compile("\x1b\\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ ASCII = Glyphs(".:-=+*#@", "-#", "0", "->", "-", "...", "-", "|", "|d|/|base|", 
 class Terminal:
     """A stream's abilities, after NO_COLOR, FORCE_COLOR, COLUMNS and TERM have had their say."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, colours: bool = True) -> None:
         from rich.console import Console
 
         stream = sys.stdout if stream is None else stream
@@ -41,10 +48,10 @@ class Terminal:
         self.width = console.width if self.interactive else None
         encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
         self.glyphs = UNICODE if encoding.startswith("utf") else ASCII
-        colours = console.color_system if self.interactive and not console.no_color else None
-        self._colours = colours
+        coloured = colours and self.interactive and not console.no_color
+        self._colours = console.color_system if coloured else None
         #: whether shades of a colour can be told apart
-        self.shades = colours in ("256", "truecolor")
+        self.shades = self._colours in ("256", "truecolor")
 
     def paint(self, text: str, style: str) -> str:
         """``text`` in a rich style such as ``bold`` or ``#3b528b``, where there are colours."""
@@ -54,6 +61,26 @@ class Terminal:
         from rich.style import Style
 
         return Style.parse(style).render(text, color_system=COLOR_SYSTEMS[self._colours])
+
+    def wrapped(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines, those that are too wide in several: broken at blanks, but not before a %.
+
+        What is longer than a line by itself, such as a path, is left to the terminal.
+        """
+        for line in lines:
+            if self.width is None or text_width(_ESCAPES.sub("", line)) <= self.width:
+                yield line
+                continue
+            row, filled = "", 0
+            for word in _WORDS.findall(line):
+                blank = len(word) - len(word.lstrip(" "))
+                wide = text_width(_ESCAPES.sub("", word))
+                if row and filled + wide > self.width:
+                    yield row.rstrip(" ")
+                    row, filled = word[blank:], wide - blank
+                else:
+                    row, filled = row + word, filled + wide
+            yield row
 
     def bar(self, share: float, width: int) -> str:
         """A bar filling ``share`` of ``width`` columns; anything above 0 shows."""

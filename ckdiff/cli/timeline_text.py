@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _MOST_POINTS = 40  #: steps of a sparkline
 _MOST_ROWS = 400  #: of the table of groups
 _STEP = ("changed_since_first", "changed_since_previous", "kept")
+_WAYS = (
+    "step_length", "distance", "path_length", "path_ratio", "onward", "back", "sign_agreement",
+    "nonfinite",
+)  # fmt: skip
 
 
 def lines(result: Timeline, by: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -43,24 +47,31 @@ def _steps(result: Timeline, terminal: Terminal) -> list[str]:
         Column("of the final\nchange", optional=True),
         Column("that lasts", optional=True),
     ]
-    cells = [["0", _called(result.checkpoints[0]), *[terminal.glyphs.dash] * 4]]
+    if result.statistics:
+        columns += [Column("onward", optional=True), Column("path of\ndistance", optional=True)]
+    dash = terminal.glyphs.dash
+    cells = [["0", printable(result.checkpoints[0]), *[dash] * (len(columns) - 2)]]
     for number, step in enumerate(result.steps, 1):
         first, previous, kept = (step[key] for key in _STEP)
         cells.append(
             [
                 str(number),
-                _called(step["checkpoint"]),
+                printable(step["checkpoint"]),
                 formats.percent(first, result.elements),
                 formats.percent(previous, result.elements),
-                formats.percent(kept, result.final) if result.final else terminal.glyphs.dash,
-                formats.percent(kept, first) if first else terminal.glyphs.dash,
+                formats.percent(kept, result.final) if result.final else dash,
+                formats.percent(kept, first) if first else dash,
+                *(_way(step, dash) if result.statistics else ()),
             ]
         )
     return table(columns, cells, terminal)
 
 
-def _called(checkpoint: str) -> str:
-    return formats.shorten(printable(checkpoint), formats.LONGEST)
+def _way(step: Mapping[str, Any], dash: str) -> tuple[str, str]:
+    """Of a step which share of what moved on went onward, and the path by the distance."""
+    moved, ratio = step["onward"] + step["back"], step["path_ratio"]
+    onward = formats.percent(step["onward"], moved) if moved else dash
+    return onward, dash if ratio is None else f"{ratio:.2f}"
 
 
 def _groups(by: str, rows: Sequence[Mapping[str, Any]], terminal: Terminal) -> list[str]:
@@ -76,7 +87,7 @@ def _groups(by: str, rows: Sequence[Mapping[str, Any]], terminal: Terminal) -> l
     highest = max((d for some in densities for d in some), default=0.0)
     cells = [
         [
-            formats.shorten(printable(row["group"]), formats.LONGEST),
+            printable(row["group"]),
             f"{row['elements']:,}",
             sparkline(some, highest, terminal),
             *(formats.percent(row[key], row["elements"]) for key in ("final", "returned", "never")),
@@ -87,7 +98,7 @@ def _groups(by: str, rows: Sequence[Mapping[str, Any]], terminal: Terminal) -> l
     if len(rows) > _MOST_ROWS:
         out.append(f"and {len(rows) - _MOST_ROWS:,} more: --csv and --json have all")
     if highest:
-        out.append(f"the highest bar is {100 * highest:.3g} %")
+        out.append(f"the highest bar is {formats.brief_share(highest)}")
     return out
 
 
@@ -113,6 +124,8 @@ def _ends(result: Timeline) -> list[str]:
             for key, what in parts]  # fmt: skip
     out = [f"in the end {', '.join(said)}"]
     found = result.to_dict()
+    if result.statistics:
+        out += _went(found)
     if "bytes_read" in found:
         fresh = found["bytes_read"] - found["bytes_resumed"]
         took = formats.duration(found["seconds"])
@@ -122,16 +135,29 @@ def _ends(result: Timeline) -> list[str]:
     return [*out, f"masks of each step{kept} in {printable(str(result.path))}"]
 
 
+def _went(found: Mapping[str, Any]) -> list[str]:
+    """What statistics say of the whole run."""
+    out = []
+    if found["path_ratio"] is not None:
+        out.append(f"the way was {found['path_ratio']:.3g} times as long as the distance it led to")
+    moved = found["onward"] + found["back"]
+    if moved:
+        share = formats.percent(found["onward"], moved)
+        out.append(f"of what had moved and moved again, {share} went onward, the rest back")
+    return out
+
+
 def csv_lines(result: Timeline, by: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A header, and a line for each group and step. Names are escaped: a row is always one line."""
-    yield _csv([by, "step", "checkpoint", "elements", *_STEP, "density", "coverage"])
+    more = _WAYS if result.statistics else ()
+    yield _csv([by, "step", "checkpoint", "elements", *_STEP, "density", "coverage", *more])
     for row in rows:
         for number, step in enumerate(row["steps"], 1):
             checkpoint = result.checkpoints[number]
             counts = [step[key] for key in _STEP]
             yield _csv(
                 [row["group"], number, checkpoint, row["elements"], *counts, step["density"],
-                 step["coverage"]]
+                 step["coverage"], *(step[key] for key in more)]
             )  # fmt: skip
 
 

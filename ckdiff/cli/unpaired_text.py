@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckdiff.cli import formats
-from ckdiff.cli.tables import Column, table
+from ckdiff.cli.tables import Column, narrowest_width, table
 from ckdiff.cli.terminal import Terminal
+from ckdiff.errors import printable
 
 _UNPAIRED = 20  #: unpaired tensors that are named
 _UNLIKE = 5
@@ -17,19 +18,21 @@ def unpaired_lines(details: Sequence[Mapping[str, Any]], terminal: Terminal) -> 
     """A table of tensors that were not compared, with the reasons; nothing where all were."""
     if not details:
         return []
+    arrow = f" {terminal.glyphs.arrow} "
     rows = []
     for detail in details[:_UNPAIRED]:
-        sides = [formats.side(detail, which) for which in ("base", "tuned")]
-        arrow = f" {terminal.glyphs.arrow} "
-        rows.append(
-            [detail["reason"], formats.name(detail["name"]), arrow.join(filter(None, sides))]
-        )
-    heads = [
+        sides = [formats.side(detail, which) or "" for which in ("base", "tuned")]
+        rows.append([detail["reason"], printable(detail["name"]), *sides])
+    called = [
         Column("not compared", "left", "yellow"),
         Column("tensor", "left", "cyan", flexible=True),
-        Column("base" + f" {terminal.glyphs.arrow} tuned", "left"),
     ]
-    out = table(heads, rows, terminal)
+    together = [[*row[:2], arrow.join(filter(None, row[2:]))] for row in rows]
+    heads = [*called, Column(f"base{arrow}tuned", "left")]
+    if terminal.width is None or narrowest_width(heads, together) <= terminal.width:
+        out = table(heads, together, terminal)
+    else:  # a column for each side may go below the other
+        out = table([*called, Column("base", "left"), Column("tuned", "left")], rows, terminal)
     if len(details) > _UNPAIRED:
         out.append(f"and {len(details) - _UNPAIRED:,} more ({len(details):,} in all)")
     return out
