@@ -48,6 +48,11 @@ What each number means: docs/timeline.md."""
     default=True,
     help="Do not keep when each element first moved: a byte of it before compression.",
 )
+@click.option(
+    "--stats",
+    is_flag=True,
+    help="Also sum how far the weights went, and count those that went onward or back.",
+)
 @options.by("layer")
 @options.workers
 @options.memory

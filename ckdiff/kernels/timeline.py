@@ -16,18 +16,23 @@ from ckdiff.kernels import abi, hashing
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.memory import I64, U8, U64, Bytes, Int64, UInt64, bytes_at, place, room, within
+from ckdiff.kernels.paths import COLUMNS, Float64
 from ckdiff.rules import Rule
 
 
 class Sums:
     """What a chunk's tensors add up to, one row a tensor; windows of the chunk add to it."""
 
-    def __init__(self, rows: int, sides: int, rules: int, steps: int) -> None:
+    def __init__(
+        self, rows: int, sides: int, rules: int, steps: int, *, stats: bool = False
+    ) -> None:
         self.firsts: Int64 = np.zeros((rows, sides - 1, rules), np.int64)  #: against the first
         self.nexts: Int64 = np.zeros((rows, sides - 2), np.int64)  #: of sides 2, 3, ...
         self.hashes: UInt64 = np.zeros((rows, sides, 2), np.uint64)
         #: for each step what is marked in it and in the last, then what is marked in any
         self.moves: Int64 = np.zeros((rows, steps + 1), np.int64)
+        #: see :mod:`ckdiff.kernels.paths`; of no steps where no statistics are asked for
+        self.paths: Float64 = np.zeros((rows, sides - 1 if stats else 0, COLUMNS))
 
 
 def columns(sides: int) -> int:

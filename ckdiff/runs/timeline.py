@@ -23,6 +23,7 @@ def timeline(
     exclude: Sequence[str] = (),
     key: str | None = None,
     first_moves: bool = True,
+    stats: bool = False,
     workers: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -35,9 +36,10 @@ def timeline(
     versions, which begins with it, are the base and each of the versions. Tensors are compared that
     pair in all of them, and each checkpoint is read once. At ``out`` a directory is made with a
     mask store for each step and, unless ``first_moves`` is false, an array of when each element
-    first moved. A timeline that is there and has the first of these checkpoints, in the same order,
-    is continued: only the first, its last and the new ones are read. A run that was stopped is
-    resumed by the same call. ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and
+    first moved; with ``stats`` also how far they went, and whether onward or back. A timeline that
+    is there and has the first of these checkpoints, in the same order, is continued: only the
+    first, its last and the new ones are read. A run that was stopped is resumed by the same call.
+    ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and
     ``overwrite`` are as in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged,
     PairingError, BudgetError, StoreExists and others of :mod:`ckdiff.errors`.
     """
@@ -49,6 +51,7 @@ def timeline(
         workers=workers,
         memory=memory,
         overwrite=overwrite,
+        stats=stats,
     )
     pattern = None if glob is None else checked_text("glob", glob)
     given = in_order(checkpoints, pattern)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import naive
-from naive_timeline import Told, tell
+from naive_timeline import Told, Way, tell, ways
 from support import write_safetensors
 
 #: name -> dtype, shape, the bytes of each checkpoint
@@ -63,3 +63,8 @@ def total(every: Mapping[str, Told], counts: str) -> list[int]:
     """The sum over tensors of a list of counts."""
     columns: Sequence[Sequence[int]] = [getattr(one, counts) for one in every.values()]
     return [sum(column) for column in zip(*columns, strict=True)]
+
+
+def went(run: Run) -> dict[str, list[Way]]:
+    """How each tensor went, step by step."""
+    return {name: ways(dtype, sides) for name, (dtype, _, sides) in run.items()}

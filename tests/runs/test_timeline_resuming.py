@@ -22,7 +22,7 @@ from ckdiff.runs.timelines import run
 from ckdiff.stores.workdir import WorkDir
 from ckdiff.runs.timeline import timeline
 
-where, *paths = sys.argv[1:]
+where, stats, *paths = sys.argv[1:]
 if where == "chunk":
     record = WorkDir.record
     def recorded(self, chunk, payload):
@@ -33,14 +33,13 @@ elif where == "tables":
     run.write_tables = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 else:
     WorkDir.commit = lambda self, manifest: os.kill(os.getpid(), signal.SIGKILL)
-timeline(paths[:-1], paths[-1], workers=1)
+timeline(paths[:-1], paths[-1], workers=1, stats=stats == "True")
 """
 
 
-def killed(where: str, paths: list[Path], out: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, where, *map(str, paths), str(out)], capture_output=True
-    )
+def killed(where: str, paths: list[Path], out: Path, *, stats: bool = False) -> None:
+    arguments = [where, str(stats), *map(str, paths), str(out)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 

@@ -53,6 +53,8 @@ def check_timeline(
         store.check()
         advance(size)
     _check_counts(timeline)
+    if timeline.statistics:
+        _check_paths(timeline)
     if timeline.manifest["first_moves"]:
         _check_first_moves(timeline)
     files = len(timeline.manifest["objects"]) + sum(len(store.objects) for store in stores) + 1
@@ -81,7 +83,10 @@ def _check_metadata(timeline: Timeline) -> None:
     """Raise StoreCorrupt where a Zarr reader would be told of another array than ours."""
     manifest = timeline.manifest
     width = first_width(len(timeline)) if manifest["first_moves"] else 0
-    wanted = documents(len(timeline), manifest["tensors"], manifest["addresses"], width)
+    wanted = documents(
+        len(timeline), manifest["tensors"], manifest["addresses"], width,
+        statistics=timeline.statistics,
+    )  # fmt: skip
     for key, document in wanted.items():
         if manifest["objects"][key][0] > 1 << 16 or not same_document(
             (timeline.path / key).read_bytes(), document
@@ -108,6 +113,26 @@ def _check_counts(timeline: Timeline) -> None:
     keys = "changed_since_first", "changed_since_previous", "kept"
     if sums[:-1] != [step[key] for key in keys for step in said] or sums[-1] != timeline.moved:
         raise _senseless(timeline, "the counts of tensors do not add up to those of the steps")
+
+
+def _check_paths(timeline: Timeline) -> None:
+    """Raise StoreCorrupt where lengths and ways cannot be those of any run."""
+    (lengths, ways), steps = timeline.paths, len(timeline)
+    elements = timeline.store(1).table.elements
+    onward, back, nonfinite = ways.reshape(3, steps, -1)
+    if (ways < 0).any() or (onward + back + nonfinite > elements).any():
+        raise _senseless(timeline, "ways are out of range")
+    if not (lengths >= 0).all():  # a NaN is not
+        raise _senseless(timeline, "lengths are out of range")
+    moved, distances = lengths.reshape(2, steps, -1)
+    first = (onward[0] + back[0] == 0) & (moved[0] == distances[0])
+    if not first.all():
+        raise _senseless(timeline, "the first step goes from where the run begins")
+    if timeline.rule == "exact":
+        counts = timeline.counts
+        still = counts[:steps] == 0, counts[steps : 2 * steps] == 0
+        if (distances[still[0]] > 0).any() or (moved[still[1]] > 0).any():
+            raise _senseless(timeline, "lengths are of what did not change")
 
 
 def _check_first_moves(timeline: Timeline) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.kernels.paths import COUNTS, Float64
 from ckdiff.kernels.timeline import Sums
 from ckdiff.layout import IntArray
 from ckdiff.stores.objects import file_digest
@@ -34,8 +35,10 @@ class TimelineChunk:
         """For the journal."""
         sums = self.sums
         rows, steps, rules = sums.firsts.shape
-        head = {"shape": [rows, steps + 1, rules, sums.moves.shape[1] - 1], "objects": self.objects}
-        parts = self.tensors, sums.firsts, sums.nexts, sums.hashes, sums.moves
+        shape = [rows, steps + 1, rules, sums.moves.shape[1] - 1]
+        stats = sums.paths.shape[1] > 0
+        head = {"shape": shape, "stats": stats, "objects": self.objects}
+        parts = self.tensors, sums.firsts, sums.nexts, sums.hashes, sums.moves, sums.paths
         return json.dumps(head).encode() + b"\n" + b"".join(part.tobytes() for part in parts)
 
     @classmethod
@@ -44,9 +47,12 @@ class TimelineChunk:
         line, _, body = data.partition(b"\n")
         head = json.loads(line)
         rows, sides, rules, steps = map(int, head["shape"])
-        sums = Sums(rows, sides, rules, steps)
+        sums = Sums(rows, sides, rules, steps, stats=bool(head["stats"]))
         words = np.frombuffer(body, np.int64)
-        arrays = sums.firsts, sums.nexts, sums.hashes.view(np.int64), sums.moves
+        arrays = (
+            sums.firsts, sums.nexts, sums.hashes.view(np.int64), sums.moves,
+            sums.paths.view(np.int64),
+        )  # fmt: skip
         if len(words) != rows + sum(array.size for array in arrays):
             raise ValueError("sizes do not add up")
         tensors, at = words[:rows].copy(), rows
@@ -58,17 +64,35 @@ class TimelineChunk:
 
 
 class TimelineSums:
-    """Sums over chunks, per tensor; integers, that can be added in any order."""
+    """Sums over chunks, per tensor.
 
-    def __init__(self, tensors: int, sides: int, rules: int, steps: int) -> None:
-        self.sums = Sums(tensors, sides, rules, steps)
+    Integers can be added in any order; lengths are added in address order, so that they do not
+    depend on which worker was faster: those of a chunk wait until the chunks before have come.
+    """
+
+    def __init__(
+        self, tensors: int, sides: int, rules: int, steps: int, *, stats: bool = False
+    ) -> None:
+        self.sums = Sums(tensors, sides, rules, steps, stats=stats)
         self.objects: dict[str, tuple[int, str]] = {}
+        self._next = 0
+        self._waiting: dict[int, tuple[IntArray, Float64]] = {}
 
     def add(self, chunk: int, result: TimelineChunk) -> None:
         """Take in one chunk's result."""
         for name in ("firsts", "nexts", "hashes", "moves"):
             getattr(self.sums, name)[result.tensors] += getattr(result.sums, name)
         self.objects.update(result.objects)
+        if not self.sums.paths.shape[1]:
+            return
+        self._waiting[chunk] = result.tensors, result.sums.paths
+        while self._next in self._waiting:
+            tensors, found = self._waiting.pop(self._next)
+            sums = self.sums.paths[tensors]
+            sums[..., :COUNTS] += found[..., :COUNTS]
+            sums.view(np.int64)[..., COUNTS:] += found.view(np.int64)[..., COUNTS:]
+            self.sums.paths[tensors] = sums
+            self._next += 1
 
     def hashes(self, side: int) -> npt.NDArray[np.uint64]:
         """(low, high) of each tensor of a side."""
@@ -94,11 +118,16 @@ def resume(work: WorkDir, collected: TimelineSums, chunks: int) -> list[int]:
     todo = []
     for chunk in range(chunks):
         found = _finished(work, chunk)
-        if found is None or found.sums.moves.shape[1] != collected.sums.moves.shape[1]:
+        if found is None or not _fits(found.sums, collected.sums):
             todo.append(chunk)
         else:
             collected.add(chunk, found)
     return todo
+
+
+def _fits(found: Sums, wanted: Sums) -> bool:
+    pairs = (found.moves, wanted.moves), (found.paths, wanted.paths)
+    return all(one.shape[1] == other.shape[1] for one, other in pairs)
 
 
 def _finished(work: WorkDir, chunk: int) -> TimelineChunk | None:

@@ -3,6 +3,7 @@
     manifest.json              what it is of and what it adds up to; written last
     zarr.json                  a Zarr group
     counts/                    int64, (rows of counts, tensors)
+    lengths/, ways/            float64 and int64, (rows, tensors): only where there are statistics
     first_moves/               for each element the first step at which it differed, or 0
     masks/step-00001.zarr/     a mask store for each step, against the first checkpoint
 
@@ -27,12 +28,12 @@ from ckdiff.stores.schema import MOST_ELEMENTS
 from ckdiff.stores.sealed import fits, own_files, seal
 
 FORMAT, FORMAT_VERSION = "ckdiff-timeline", 1
-FIRST_MOVES, COUNTS = "first_moves", "counts"
+FIRST_MOVES, COUNTS, LENGTHS, WAYS = "first_moves", "counts", "lengths", "ways"
 MOST_STEPS = (1 << 16) - 1  #: numbers of steps are at most two bytes
 _LARGEST = 1 << 26  # bytes of a manifest that are read
 _KEYS = (
     "format", "format_version", "ckdiff_version", "rule", "elements", "tensors", "addresses",
-    "checkpoints", "steps", "moved", "first_moves", "objects",
+    "checkpoints", "steps", "moved", "first_moves", "statistics", "objects",
 )  # fmt: skip
 _STEP = ("changed_since_first", "changed_since_previous", "kept")
 
@@ -59,29 +60,44 @@ def count_rows(steps: int) -> int:
     return 3 * steps + 1
 
 
-def documents(steps: int, tensors: int, addresses: int, width: int) -> dict[str, dict[str, Any]]:
+def table_key(name: str) -> str:
+    """Where the numbers of one of the tables are: COUNTS, LENGTHS, WAYS."""
+    return f"{name}/c/0/0"
+
+
+def tables(steps: int, *, statistics: bool) -> dict[str, tuple[int, str]]:
+    """The tables of a timeline: rows and dtype of each; columns are the tensors."""
+    found = {COUNTS: (count_rows(steps), "int64")}
+    if statistics:
+        found |= {LENGTHS: (2 * steps, "float64"), WAYS: (3 * steps, "int64")}
+    return found
+
+
+def documents(
+    steps: int, tensors: int, addresses: int, width: int, *, statistics: bool
+) -> dict[str, dict[str, Any]]:
     """Every ``zarr.json`` of a timeline but those of its stores, by its path."""
     attributes = {"ckdiff": {"format": FORMAT, "format_version": FORMAT_VERSION}}
-    top = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    found = {"zarr.json": top, f"{COUNTS}/zarr.json": _counts_metadata(steps, tensors)}
+    found = {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": attributes}}
+    for name, (rows, dtype) in tables(steps, statistics=statistics).items():
+        found[f"{name}/zarr.json"] = _table_metadata([rows, tensors], dtype)
     if width:
         found[f"{FIRST_MOVES}/zarr.json"] = _first_metadata(addresses, width)
     return found
 
 
-def _counts_metadata(steps: int, tensors: int) -> dict[str, Any]:
-    shape = [count_rows(steps), tensors]
+def _table_metadata(shape: list[int], dtype: str) -> dict[str, Any]:
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": shape,
-        "data_type": "int64",
+        "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0,
+        "fill_value": 0 if dtype == "int64" else 0.0,
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "attributes": {},
-        "dimension_names": ["count", "tensor"],
+        "dimension_names": ["count" if dtype == "int64" else "length", "tensor"],
     }
 
 
@@ -198,13 +214,16 @@ def _check(manifest: dict[str, Any]) -> None:
             raise ValueError("a checkpoint has no label")
     if manifest["first_moves"] not in (None, f"uint{8 * first_width(len(steps))}"):
         raise ValueError("first_moves is of another dtype")
+    if type(manifest["statistics"]) is not bool:
+        raise ValueError("statistics is neither true nor false")
     _check_objects(manifest, len(steps))
 
 
 def _check_objects(manifest: Mapping[str, Any], steps: int) -> None:
     width = first_width(steps) if manifest["first_moves"] else 0
     wanted = {f"{step_folder(step)}/{MANIFEST}" for step in range(1, steps + 1)}
-    wanted |= {"zarr.json", f"{COUNTS}/zarr.json", f"{COUNTS}/c/0/0"}
+    numbers = tables(steps, statistics=manifest["statistics"])
+    wanted |= {"zarr.json", *(f"{name}/zarr.json" for name in numbers), *map(table_key, numbers)}
     objects = manifest["objects"]
     if width:
         many = -(-manifest["addresses"] * width // OBJECT)
@@ -218,8 +237,9 @@ def _check_objects(manifest: Mapping[str, Any], steps: int) -> None:
         _natural(f"the size of {key}", size, most)
         if not isinstance(digest, str) or len(digest) != 32:
             raise ValueError(f"{key} has no digest")
-    if objects[f"{COUNTS}/c/0/0"][0] != 8 * count_rows(steps) * manifest["tensors"]:
-        raise ValueError("counts are of another size")
+    for name, (rows, _) in numbers.items():
+        if objects[table_key(name)][0] != 8 * rows * manifest["tensors"]:
+            raise ValueError(f"{name} are of another size")
 
 
 def _natural(what: str, value: Any, most: int) -> None:

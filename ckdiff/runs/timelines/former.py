@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, StoreExists, printable
 from ckdiff.kernels import hashing
 from ckdiff.layout import IntArray
 from ckdiff.outputs.placing import MANIFEST
-from ckdiff.runs.timelines.file import COUNTS, count_rows, step_folder
+from ckdiff.runs.timelines.file import (
+    COUNTS,
+    LENGTHS,
+    WAYS,
+    step_folder,
+    table_key,
+    tables,
+)
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.objects import file_digest, object_keys, objects_folder
@@ -34,10 +42,17 @@ def tensors_of(
 
 def read_counts(root: Path, manifest: dict[str, Any]) -> IntArray:
     """The counts of a timeline, (rows, tensors), verified. Raises StoreCorrupt."""
-    key = f"{COUNTS}/c/0/0"
+    return read_table(root, manifest, COUNTS)
+
+
+def read_table(root: Path, manifest: dict[str, Any], name: str) -> npt.NDArray[Any]:
+    """One of the tables of a timeline, (rows, tensors), verified. Raises StoreCorrupt."""
+    key = table_key(name)
     verify(root, key, manifest["objects"][key])
-    shape = count_rows(len(manifest["steps"])), manifest["tensors"]
-    return np.fromfile(root / key, "<i8").reshape(shape)
+    known = tables(len(manifest["steps"]), statistics=manifest["statistics"])
+    rows, dtype = known[name]
+    kind: Any = np.dtype(dtype).newbyteorder("<")
+    return np.fromfile(root / key, kind).reshape(rows, manifest["tensors"])
 
 
 def verify(root: Path, key: str, known: Sequence[Any]) -> None:
@@ -75,6 +90,11 @@ class Former:
     def __init__(self, root: Path, manifest: dict[str, Any], count: int) -> None:
         self.root, self.manifest, self.count = root, manifest, count
         self.counts = read_counts(root, manifest)
+        #: of all of its steps, the last one included: nothing of these is summed again
+        self.paths: tuple[npt.NDArray[np.float64], IntArray] | None = None
+        if manifest["statistics"]:
+            lengths, ways = (read_table(root, manifest, name) for name in (LENGTHS, WAYS))
+            self.paths = lengths, ways
         #: all of its steps: the last one is compared again
         steps = range(1, len(manifest["steps"]) + 1)
         self.stores = [open_step(root, manifest, step) for step in steps]

@@ -10,6 +10,7 @@ from ckdiff.budget import format_size
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.errors import BudgetError
+from ckdiff.kernels.paths import COLUMNS
 from ckdiff.options import Options
 from ckdiff.running.memory import Need
 from ckdiff.runs.timelines.file import count_rows
@@ -37,11 +38,13 @@ def allot(
     )  # fmt: skip
     tensors = len(pairs.names)
     rows = 8 * (count_rows(steps) * 2 + 6 * len(marching.sides))
+    if options.stats:
+        rows += 8 * COLUMNS * (2 * steps + 3 * len(marching.sides))
     tables = held + tensors * (600 + rows) + 400 * layout.chunks * (steps + 8)
     window = min(LARGEST_WINDOW, max(SMALLEST_WINDOW, _together(len(marching.sides))))
     asked = _readers(marching)
     while True:
-        each = working_memory(marching, layout, loaded, rules, width, window)
+        each = working_memory(marching, layout, loaded, rules, width, window, stats=options.stats)
         readers = sum(reader(window) for reader in asked)
         needed = Need(tables, each + readers).total(workers)
         if needed <= allowed:

@@ -38,11 +38,11 @@ from ckdiff.outputs.checks import check_disk, check_place
 from ckdiff.rules import RuleSet
 from ckdiff.runs.timelines.file import (
     MOST_STEPS,
-    count_rows,
     first_width,
     foreign,
     is_timeline,
     read_timeline,
+    tables,
 )
 from ckdiff.runs.timelines.memory import allot
 from ckdiff.runs.timelines.pairs import MarchingPairs, Pairs, left_out_note, pair_all
@@ -116,7 +116,7 @@ class TimelinePlan:
     @property
     def disk_at_most(self) -> int:
         """Bytes that the timeline takes if nothing of it compresses."""
-        return _disk_at_most(self.pairs, self.width)
+        return _disk_at_most(self.pairs, self.width, statistics=self.options.stats)
 
     def cuts(self) -> IntArray:
         """Addresses at which spans are cut so that what lies in one place is not copied."""
@@ -131,6 +131,7 @@ class TimelinePlan:
             "kind": "timeline",
             "rules": [str(rule) for rule in self.rules.reported],
             "first_moves": self.first_moves,
+            "statistics": self.options.stats,
             "tensors": [each.tensors_digest() for each in self.pairs.comparisons],
             "checkpoints": [side.checkpoint.fingerprint() for side in self.pairs.sides],
             "former": None if self.former is None else _digest(self.former),
@@ -279,7 +280,10 @@ def _known(
         former = read_timeline(out)
     except StoreCorrupt:
         return 0, None  # said where the output is checked
-    problem = _unlike(former, pairs, described, rules, out)
+    if options.stats and not former["statistics"]:
+        problem: str | None = "without statistics"
+    else:
+        problem = _unlike(former, pairs, described, rules, out)
     if problem is not None:
         raise StoreExists(
             f"{printable(str(out))} is a timeline {problem}",
@@ -324,11 +328,12 @@ def _tell(opened: Sequence[Checkpoint], pairs: Pairs, observer: Observer) -> Non
         observer.note(said)
 
 
-def _disk_at_most(pairs: Pairs, width: int) -> int:
+def _disk_at_most(pairs: Pairs, width: int, *, statistics: bool) -> int:
     layout, steps = pairs.layout, len(pairs.comparisons)
     tensors = len(pairs.names)
     masks = steps * (layout.total // 8 + layout.chunks * 4096 + tensors * 350)
-    return masks + layout.total * width + 8 * count_rows(steps) * tensors
+    rows = sum(rows for rows, _ in tables(steps, statistics=statistics).values())
+    return masks + layout.total * width + 8 * rows * tensors
 
 
 def _check_output(found: TimelinePlan) -> None:

@@ -14,11 +14,15 @@ import numpy.typing as npt
 from ckdiff.errors import StoreCorrupt, UsageError, printable
 from ckdiff.options import checked_int, checked_path
 from ckdiff.runs.timelines.file import (
+    LENGTHS,
+    WAYS,
     first_object_key,
     first_width,
     read_timeline,
 )
-from ckdiff.runs.timelines.former import open_step, read_counts
+from ckdiff.runs.timelines.former import open_step, read_counts, read_table
+from ckdiff.runs.timelines.paths import in_all, said
+from ckdiff.runs.timelines.shown import TimelineShown
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.objects import INNER, OBJECT, read_inners
 from ckdiff.stores.summaries import checked_by, group_index, group_order
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from ckdiff.runs.timelines.run import Outcome
 
 
-class Timeline:
+class Timeline(TimelineShown):
     """A finished timeline. ``to_dict()`` is what ``ckdiff timeline --json`` prints."""
 
     def __init__(
@@ -42,7 +46,9 @@ class Timeline:
         self.rule: str = self.manifest["rule"]
         self.elements: int = self.manifest["elements"]
         self.moved: int = self.manifest["moved"]  #: elements that differed at some step
+        self.statistics: bool = self.manifest["statistics"]  #: whether it was made with them
         self._counts: npt.NDArray[np.int64] | None = None
+        self._paths: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] | None = None
         self._stores: dict[int, MaskStore] = {}
 
     def __repr__(self) -> str:
@@ -72,12 +78,24 @@ class Timeline:
         """A dict for each checkpoint but the first: ``checkpoint``, ``changed_since_first``,
         ``changed_since_previous``, ``kept`` (that differ at this step and at the last),
         ``coverage`` (kept / final) and ``lasting`` (kept / changed_since_first), ``density`` and
-        ``density_since_previous``. Shares of nothing are None.
+        ``density_since_previous``. Shares of nothing are None. With statistics also
+        ``step_length``, ``distance``, ``path_length``, ``path_ratio``, ``onward``, ``back``,
+        ``sign_agreement`` and ``nonfinite``.
         """
-        return [
+        found = [
             {"checkpoint": checkpoint, **_shares(step, self.final, self.elements)}
             for checkpoint, step in zip(self.checkpoints[1:], self.manifest["steps"], strict=True)
         ]
+        for step, more in zip(found, self._ways_of_all(), strict=False):
+            step |= more
+        return found
+
+    def _ways_of_all(self) -> list[dict[str, Any]]:
+        """What statistics say of each step; nothing without them."""
+        if not self.statistics:
+            return []
+        lengths, ways = self.paths
+        return said(lengths.cumsum(1)[:, -1], ways.sum(1))
 
     def store(self, step: int) -> MaskStore:
         """The masks of a step, from 1 on, against the first checkpoint."""
@@ -97,6 +115,21 @@ class Timeline:
         if self._counts is None:
             self._counts = read_counts(self.path, self.manifest)
         return self._counts
+
+    @property
+    def paths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Of each tensor (2 * steps, tensors) lengths: the sum of |step| at each step, then that of
+        its distance from the first; and (3 * steps, tensors) counts: onward, then back, then left
+        out. Verified when first asked for. Raises UsageError where there are no statistics.
+        """
+        if not self.statistics:
+            raise UsageError(
+                f"{printable(str(self.path))} has no statistics", hint="make it with --stats"
+            )
+        if self._paths is None:
+            lengths, ways = (read_table(self.path, self.manifest, name) for name in (LENGTHS, WAYS))
+            self._paths = lengths, ways
+        return self._paths
 
     def first_moves(self, name: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         """For each element of a tensor the first step at which it differed, or 0, in the tensor's
@@ -157,9 +190,20 @@ class Timeline:
         np.add.at(elements, index, table.elements)
         sums = np.zeros((len(names), len(self.counts)), np.int64)
         np.add.at(sums, index, self.counts.T)
-        return [
+        rows = [
             self._row(names[i], int(elements[i]), sums[i].tolist()) for i in group_order(names, by)
         ]
+        if self.statistics:
+            found = []
+            for table_of in self.paths:
+                groups = np.zeros((len(names), len(table_of)), table_of.dtype)
+                np.add.at(groups, index, table_of.T)
+                found.append(groups)
+            for row, i in zip(rows, group_order(names, by), strict=True):
+                ways = said(found[0][i], found[1][i])
+                row["steps"] = [step | way for step, way in zip(row["steps"], ways, strict=True)]
+                row |= in_all(ways)
+        return rows
 
     def _row(self, group: str, elements: int, sums: list[int]) -> dict[str, Any]:
         steps = len(self)
@@ -191,6 +235,8 @@ class Timeline:
             "final": self.final,
             "first_moves": self.manifest["first_moves"],
         }
+        if self.statistics:
+            found |= in_all(self._ways_of_all())
         if self._outcome is not None:
             found["bytes_read"] = self._outcome.bytes_read
             found["bytes_resumed"] = self._outcome.bytes_resumed

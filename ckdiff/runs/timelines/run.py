@@ -26,11 +26,15 @@ from ckdiff.runs.timelines.file import (
     FIRST_MOVES,
     FORMAT,
     FORMAT_VERSION,
+    LENGTHS,
+    WAYS,
     documents,
     foreign,
     step_folder,
+    table_key,
 )
 from ckdiff.runs.timelines.former import Former
+from ckdiff.runs.timelines.paths import Float64, Paths, arrays, joined
 from ckdiff.runs.timelines.plan import TimelinePlan
 from ckdiff.runs.timelines.task import TimelineTask
 from ckdiff.runs.timelines.versions import Straddling
@@ -61,7 +65,9 @@ class _Run:
         self._plan, self._layout = plan, plan.pairs.layout
         self._rule = str(plan.rules.masks[0])
         sides = len(plan.marching.sides)
-        self._collected = TimelineSums(len(plan.pairs.names), sides, len(plan.rules), plan.steps)
+        self._collected = TimelineSums(
+            len(plan.pairs.names), sides, len(plan.rules), plan.steps, stats=plan.options.stats
+        )
         self._former: Former | None = None
         self._resumed = 0
         self._manifest = b""
@@ -126,6 +132,7 @@ class _Run:
             width=plan.width,
             window=plan.window,
             cuts=plan.cuts(),
+            paths=Paths(pairs, 2 if plan.former else 1) if plan.options.stats else None,
             folder=folder,
             out=plan.out,
             on_bytes=meter.add,
@@ -160,13 +167,16 @@ class _Run:
         for side in range(1, len(plan.marching.sides)):
             self._write_store(root, side)
         counts = self._counts()
-        written = {
-            key: dump_json(content)
-            for key, content in documents(
-                plan.steps, len(plan.pairs.names), self._layout.total, plan.width
-            ).items()
-        }
-        written[f"{COUNTS}/c/0/0"] = counts.astype("<i8").tobytes()
+        described = documents(
+            plan.steps, len(plan.pairs.names), self._layout.total, plan.width,
+            statistics=plan.options.stats,
+        )  # fmt: skip
+        written = {key: dump_json(content) for key, content in described.items()}
+        written[table_key(COUNTS)] = counts.astype("<i8").tobytes()
+        if plan.options.stats:
+            lengths, ways = self._paths()
+            written[table_key(LENGTHS)] = lengths.astype("<f8").tobytes()
+            written[table_key(WAYS)] = ways.astype("<i8").tobytes()
         for key, data in written.items():
             (root / key).parent.mkdir(parents=True, exist_ok=True)
             write_file(root / key, data, sync=False)
@@ -199,6 +209,7 @@ class _Run:
             ],
             "moved": sums[-1],
             "first_moves": f"uint{8 * plan.width}" if plan.width else None,
+            "statistics": plan.options.stats,
             "objects": {key: list(objects[key]) for key in sorted(objects)},
         }
 
@@ -213,6 +224,13 @@ class _Run:
             firsts = np.concatenate([known[:loaded], firsts])
             previous = known[steps : 2 * steps]
         return np.concatenate([firsts, previous, nexts, sums.moves.T])
+
+    def _paths(self) -> tuple[Float64, IntArray]:
+        """The lengths and ways of all steps: those that are known, then those that were read."""
+        found = arrays(self._collected.sums.paths, 0 if self._former is None else 1)
+        if self._former is None or self._former.paths is None:
+            return found
+        return joined(self._former.paths, found)
 
     def _write_store(self, root: Path, side: int) -> None:
         """Write what the store of a step holds besides its mask, as a diff writes it."""

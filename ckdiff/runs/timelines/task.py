@@ -13,42 +13,25 @@ from pathlib import Path
 import numpy as np
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.diffs.sides import Wanted
 from ckdiff.diffs.task import AHEAD
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi
-from ckdiff.kernels.casting import widen
 from ckdiff.kernels.hashing import UNIT
-from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
+from ckdiff.kernels.memory import Bytes
+from ckdiff.kernels.paths import COLUMNS, JOB_COLUMNS
 from ckdiff.kernels.timeline import Marching, Sums, columns, moves
 from ckdiff.layout import Layout, Spans
 from ckdiff.running.threads import PerThread, Stopped
 from ckdiff.runs.timelines.chunk import TimelineChunk
 from ckdiff.runs.timelines.file import first_object_key, step_folder
 from ckdiff.runs.timelines.pairs import MarchingPairs
+from ckdiff.runs.timelines.paths import Paths, path_kinds, wider
 from ckdiff.runs.timelines.versions import FoldReader
+from ckdiff.runs.timelines.widening import Widening, Window
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstream import MaskSource, MaskWindows
 from ckdiff.stores.objects import INNER, OBJECT, ObjectWriter, object_key
 from ckdiff.stores.sink import ObjectSink
-
-_APART = 64  #: bytes that widened spans are aligned to
-
-
-@dataclass(slots=True)
-class Window:
-    """Some addresses of a chunk, and what has to be read of each side for them."""
-
-    first: int
-    stop: int
-    spans: Spans
-    rows: IntArray
-    wanted: list[Wanted]
-
-    def nbytes(self, folds: Sequence[Sequence[object]]) -> int:
-        """Bytes that are read, of all sides but those that are made of the one before."""
-        sides = zip(self.wanted, folds, strict=True)
-        return sum(int(nbytes.sum()) for (_, _, nbytes), made in sides if not made)
 
 
 @dataclass(slots=True)
@@ -75,6 +58,7 @@ class TimelineTask:
     width: int  #: bytes of the number of a step; 0 where no first moves are kept
     window: int  #: elements
     cuts: IntArray
+    paths: Paths | None  #: what is summed where statistics are asked for
     folder: Path  #: the timeline in the making
     out: Path  #: how errors of writing name it
     on_bytes: Callable[[int], None] = lambda size: None
@@ -93,7 +77,8 @@ class TimelineTask:
         first, end = self.layout.chunk_range(chunk)
         spans = self.layout.spans(first, end)
         sides = self.pairs.sides
-        into = Sums(len(spans), len(sides), self.rules, self.steps)
+        stats = self.paths is not None
+        into = Sums(len(spans), len(sides), self.rules, self.steps, stats=stats)
         with ExitStack() as stack:
             writers = _Writers(self, chunk, stack)
             readers = [
@@ -150,10 +135,12 @@ class TimelineTask:
         writers: _Writers,
     ) -> None:
         tools = self._tools()
-        segments = self._segments(window, readers, tools)
+        segments, widening = self._segments(window, readers)
         for mask in tools.masks:
             mask.fill(0)  # the gaps between tensors are padding
         self.kernels.run(segments, tools.masks, into)
+        if self.paths is not None:
+            self.paths.add(widening, into.paths)
         for reader in readers:
             if not isinstance(reader, FoldReader):
                 reader.release()
@@ -180,8 +167,8 @@ class TimelineTask:
         return [every[source, : self.window // 8] for source in range(len(self.loaded))]
 
     def _segments(
-        self, window: Window, readers: Sequence[SpanReader | FoldReader], tools: _Tools
-    ) -> IntArray:
+        self, window: Window, readers: Sequence[SpanReader | FoldReader]
+    ) -> tuple[IntArray, Widening]:
         """Make a window's bytes addressable: what kernels take, until the readers release it."""
         spans, sides, tensors = window.spans, self.pairs.sides, window.spans.tensors
         segments = np.empty((len(spans), columns(len(sides))), np.int64)
@@ -199,44 +186,13 @@ class TimelineTask:
         for side, address in zip(sides, addresses, strict=True):
             segments[:, at], segments[:, at + 1] = address, side.bits[tensors]
             at += abi.MARCH_SIDE
-        widened: dict[tuple[int, str], IntArray] = {}
+        widening = Widening(sides, window, addresses, self._room)
         for p, two in enumerate(self.pairs.pairs):
             for column, which in enumerate(two):
-                segments[:, at + column] = addresses[which]
-                if self.pairs.wide[p]:
-                    self._widen(window, p, which, addresses, segments[:, at + column], widened)
+                segments[:, at + column] = widening.column(which, self.pairs.wide[p])
             segments[:, at + 2] = self.slots[p, tensors]
             at += abi.MARCH_PAIR
-        return segments
-
-    def _widen(
-        self,
-        window: Window,
-        pair: int,
-        side: int,
-        addresses: list[IntArray],
-        column: IntArray,
-        widened: dict[tuple[int, str], IntArray],
-    ) -> None:
-        """Lead a column to wider copies of what a pair's side has in a narrower dtype.
-
-        A copy of a side in a dtype is made once for a window.
-        """
-        wide, dtypes = self.pairs.wide[pair], self.pairs.sides[side].dtypes
-        for at, tensor in enumerate(window.spans.tensors.tolist()):
-            kind = wide.get(tensor)
-            if kind is None or kind == dtypes[tensor]:
-                continue
-            if (side, kind) not in widened:
-                widened[side, kind] = np.zeros(len(window.spans), np.int64)
-            if not widened[side, kind][at]:
-                to = self._room(side, kind)
-                begin = int(window.spans.addresses[at] - window.first) * DTYPES[kind].bits // 8
-                size = int(window.spans.elements[at]) * DTYPES[kind].bits // 8
-                data = bytes_at(int(addresses[side][at]), int(window.wanted[side][2][at]))
-                widen(data, dtypes[tensor], kind, to[begin : begin + size])
-                widened[side, kind][at] = place(to, U8) + begin
-            column[at] = widened[side, kind][at]
+        return segments, widening
 
     def _room(self, side: int, kind: str) -> Bytes:
         """Where a thread keeps a window of a side in a wider dtype."""
@@ -284,7 +240,14 @@ class _Writers:
 
 
 def working_memory(
-    pairs: MarchingPairs, layout: Layout, loaded: int, rules: int, width: int, window: int
+    pairs: MarchingPairs,
+    layout: Layout,
+    loaded: int,
+    rules: int,
+    width: int,
+    window: int,
+    *,
+    stats: bool,
 ) -> int:
     """Bytes of anonymous memory that one worker needs for the largest chunk."""
     rows = 1
@@ -292,9 +255,19 @@ def working_memory(
         rows = max(rows, len(layout.spans(*layout.chunk_range(chunk))))
     sides, steps = len(pairs.sides), loaded + len(pairs.sides) - 1
     row = 8 * ((sides - 1) * (rules + 1) + 2 * sides + steps + 1)
+    row += 8 * COLUMNS * (sides - 1) if stats else 0
     masks = ((sides - 1) * rules + 3 + 4 * loaded) * (window // 8)
-    spans = min(rows, window // UNIT) * (16 * columns(sides) + 400 * sides)
-    copies = {(s, k) for two, wide in zip(pairs.pairs, pairs.wide, strict=True)
-              for s in two for k in set(wide.values())}  # fmt: skip
-    wider = sum(window * DTYPES[kind].bits // 8 for _, kind in copies)
-    return masks + 3 * window * width + 3 * rows * row + spans + wider + (2 << 20)
+    job = 8 * JOB_COLUMNS * 5 * (sides - 1) if stats else 0
+    spans = min(rows, window // UNIT) * (16 * columns(sides) + 400 * sides + job)
+    copies = sum(window * DTYPES[kind].bits // 8 for _, kind in _copies(pairs, stats=stats))
+    return masks + 3 * window * width + 3 * rows * row + spans + copies + (2 << 20)
+
+
+def _copies(pairs: MarchingPairs, *, stats: bool) -> set[tuple[int, str]]:
+    """Which sides are copied to which wider dtypes."""
+    found = {(s, k) for two, wide in zip(pairs.pairs, pairs.wide, strict=True)
+             for s in two for k in set(wide.values())}  # fmt: skip
+    for side in range(1, len(pairs.sides)) if stats else ():
+        kinds = set(wider(pairs, side, path_kinds(pairs, side)).values())
+        found |= {(which, kind) for which in (0, side - 1, side) for kind in kinds}
+    return found
