@@ -20,7 +20,8 @@ class Glyphs:
 
     levels: str  #: from little to much
     eighths: str  #: the ends of a bar, from an eighth to a whole
-    zero: str
+    zero: str  #: nothing
+    trace: str  #: next to nothing
     arrow: str
     dash: str  #: between the ends of a range
     ellipsis: str
@@ -28,11 +29,17 @@ class Glyphs:
     edge: str  #: a vertical line
     norm: str  #: the head of the column of relative movement
     max_delta: str
-    at_most: str
 
 
-UNICODE = Glyphs("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "·", "→", "–", "…", "─", "│", "‖Δ‖/‖base‖", "max|Δ|", "≤")
-ASCII = Glyphs(".:-=+*#@", "-#", "0", "->", "-", "...", "-", "|", "|d|/|base|", "max|d|", "<=")
+UNICODE = Glyphs(
+    "▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "·", "◦", "→", "–", "…", "─", "│", "‖Δ‖/‖base‖", "max|Δ|", "≤"
+)
+ASCII = Glyphs(".:-=+*#@", "-#", "0", "'", "->", "-", "...", "-", "|", "|d|/|base|", "max|d|")
+
+
+def visible_width(text: str) -> int:
+    """Columns that a text takes, which may be painted."""
+    return text_width(_ESCAPES.sub("", text))
 
 
 class Terminal:
@@ -68,13 +75,13 @@ class Terminal:
         What is longer than a line by itself, such as a path, is left to the terminal.
         """
         for line in lines:
-            if self.width is None or text_width(_ESCAPES.sub("", line)) <= self.width:
+            if self.width is None or visible_width(line) <= self.width:
                 yield line
                 continue
             row, filled = "", 0
             for word in _WORDS.findall(line):
                 blank = len(word) - len(word.lstrip(" "))
-                wide = text_width(_ESCAPES.sub("", word))
+                wide = visible_width(word)
                 if row and filled + wide > self.width:
                     yield row.rstrip(" ")
                     row, filled = word[blank:], wide - blank
