@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckdiff import notebook
 from ckdiff.errors import UsageError, printable
 from ckdiff.naming import DEVICES
 from ckdiff.rules import Rule
@@ -168,12 +169,24 @@ def checked_function(name: str, value: Any) -> None:
 
 
 def checked_observer(value: Any) -> Observer:
-    """``value`` if it is an Observer, for None one that ignores everything; raises UsageError."""
+    """``value`` if it is an Observer; raises UsageError.
+
+    For None one that ignores everything, or in a notebook one that shows a bar.
+    """
     if value is None:
-        return Observer()
+        return _nobody_asked()
     if not isinstance(value, Observer):
         raise UsageError(f"observer must be a ckdiff.Observer, not {_shown(value)}")
     return value
+
+
+def _nobody_asked() -> Observer:
+    shown = notebook.line()
+    if shown is None:
+        return Observer()
+    return Observer(
+        progress=lambda p: shown.progress(p.done, p.total, p.seconds, p.resumed), note=shown.note
+    )
 
 
 def checked_path(name: str, value: Any) -> str:

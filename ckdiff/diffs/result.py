@@ -13,6 +13,8 @@ from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given
 from ckdiff.checkpoints.pairing import REASONS, Unpaired
 from ckdiff.checkpoints.protocol import Checkpoint
+from ckdiff.figures.numbers import counted
+from ckdiff.stores.shown import TableShown, not_compared, table_html
 from ckdiff.stores.table import MaskTable
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Verdict:
 
 
 @dataclass(slots=True, repr=False)
-class DiffResult:
+class DiffResult(TableShown):
     """What a diff found. ``to_dict()`` is what ``ckdiff diff --json`` prints."""
 
     table: MaskTable  #: the compared tensors
@@ -85,6 +87,24 @@ class DiffResult:
     def __repr__(self) -> str:
         found = ", ".join(f"{rule} {counts['density']:.4g}" for rule, counts in self.rules.items())
         return f"<DiffResult: {len(self.table):,} tensors, densities: {found}>"
+
+    def _repr_html_(self) -> str:
+        words = not_compared(len(self.unpaired_details))
+        for listed, problem in ((self.retyped, "dtypes"), (self.resized, "numbers of rows")):
+            if listed:
+                words.append(
+                    f"{counted(len(listed), 'tensor')} of two {problem}: compared as far "
+                    "as both sides go."
+                )
+        words += [f"Matches no tensor: {glob}." for glob in self.unmatched]
+        words += [f"Failed: {verdict.reason}." for verdict in self.gates if not verdict.ok]
+        if self.store_path is not None:
+            words.append(f"Masks are in {self.store_path}.")
+        return table_html(self.table, f"{self.tuned} against {self.base}", words)
+
+    def _to_show(self) -> tuple[MaskTable, str]:
+        where = self.store_path if self.store_path is not None else Path(self.tuned)
+        return self.table, where.name.removesuffix(".zarr") or self.tuned
 
     @property
     def elements(self) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ckdiff.errors import printable
 from ckdiff.figures.style import themed
 
 Row = dict[str, Any]
@@ -15,7 +18,7 @@ Spec = dict[str, Any]
 DATA = "rows"  #: what descriptions call their data
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Figure:
     """A picture; shown by notebooks as it is. ``svg`` and ``pdf`` need ``ckdiff[report]``."""
 
@@ -24,6 +27,9 @@ class Figure:
     says: str  #: how it is to be read, in a sentence or two
     rows: list[Row]  #: the numbers drawn, one dict for each mark
     spec: Spec  #: Vega-Lite, without its data
+
+    def __repr__(self) -> str:
+        return f"<Figure {printable(self.name)}: {printable(self.title)}>"
 
     def vega_lite(self, *, dark: bool = False) -> Spec:
         """The whole description, with data: what any tool that knows Vega-Lite draws."""
@@ -48,16 +54,29 @@ class Figure:
 
         return pdf(self.vega_lite())
 
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the picture to a file, whole or not at all, and give its path.
+
+        The name ends with ``.svg``, ``.pdf``, or ``.json`` for the Vega-Lite description with its
+        numbers. With ``overwrite`` a picture that was written before is replaced. Raises UsageError
+        and OutputError.
+        """
+        from ckdiff.figures.saving import save
+
+        return save(self, path, overwrite=overwrite)
+
     def _repr_mimebundle_(self, **asked: Any) -> dict[str, Any]:
         """What notebooks show: a live picture where they can, else a still one."""
         from ckdiff.figures import drawing
 
+        spec = self.vega_lite()
+        spec["config"]["background"] = "white"  # a still picture cannot know how dark its page is
         bundle: dict[str, Any] = {
-            "text/plain": f"{self.title}\n{self.says}",
-            "application/vnd.vegalite.v6+json": self.vega_lite(),
+            "text/plain": f"{printable(self.title)}\n{self.says}",
+            "application/vnd.vegalite.v6+json": spec,
         }
         if drawing.installed():
-            bundle["image/svg+xml"] = self.svg()
+            bundle["image/svg+xml"] = drawing.svg(spec)
         return bundle
 
 

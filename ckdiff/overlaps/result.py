@@ -7,7 +7,7 @@ Definitions (o1, o2, expected Jaccard) follow arXiv:2505.11711.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import CkdiffError
+from ckdiff.figures.frames import Framed, Record
 from ckdiff.overlaps.nulls.moments import Moments, figures
+from ckdiff.overlaps.shown import COLUMNS, OverlapPlots, overlap_html, pair_records
 from ckdiff.stores.summaries import By
 
 IntArray = npt.NDArray[np.int64]
@@ -23,7 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Overlap:
+class Overlap(Framed):
     """What some runs changed in common. Row 0 of every table is the whole model.
 
     Pairs of runs (a, b), a < b, are in row-major order in ``moments``; ``pairs`` holds the upper
@@ -112,6 +114,24 @@ class Overlap:
             "unknown_base": self.unknown_base,
             "seconds": self.seconds,
         }
+
+    def records(self) -> list[Record]:
+        """A dict for each row and each pair of runs: ``group``, ``a`` and ``b`` (positions),
+        ``run_a`` and ``run_b`` (stores), ``elements``, ``size_a``, ``size_b``, then what a pair of
+        the JSON contract has; what each null says is in keys like ``lift:tensor``.
+        """
+        return list(pair_records(self.each_row(), self.stores))
+
+    @property
+    def plot(self) -> OverlapPlots:
+        """Pictures: ``plot.overlap()``, ``plot.votes()``."""
+        return OverlapPlots(self.stores, self.null_names, next(self.each_row()))
+
+    def _columns(self) -> Sequence[str]:
+        return COLUMNS
+
+    def _repr_html_(self) -> str:
+        return overlap_html(self.head(), next(self.each_row()))
 
     def _square(self, upper: IntArray) -> IntArray:
         size = len(self.stores)

@@ -20,7 +20,6 @@ from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.overlaps.overlap import measured
 from ckdiff.reports.provenance import provenance
 from ckdiff.runs.structure import with_stripes
-from ckdiff.runs.structure_modules import by_module
 from ckdiff.runs.timelines.result import Timeline
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.matching import Matched, match
@@ -140,7 +139,7 @@ def shapes(
     out: Data = {"modules": [], "stripes": [], "shared": None}
     for first, together in _alike(stores, rule):
         found, stripes = with_stripes(together, memory=memory, observer=observer)
-        for key, rows in (("modules", by_module(found)), ("stripes", stripes.rows())):
+        for key, rows in (("modules", found.by_module()), ("stripes", stripes.rows())):
             out[key] += [row | {"store": first + row["store"]} for row in rows]
         if len(stores) == len(found.stores) > 1:
             out["shared"] = _shared(found.shared_rows())

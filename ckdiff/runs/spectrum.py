@@ -8,7 +8,7 @@ memory at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all
 from ckdiff.errors import UsageError
+from ckdiff.figures.frames import Framed, Record
 from ckdiff.options import Observer, checked_observer
 from ckdiff.running.runners import Meter, interruptible
 from ckdiff.runs.spectrum_matrix import (
@@ -27,14 +28,16 @@ from ckdiff.runs.spectrum_matrix import (
     singular_values,
 )
 from ckdiff.runs.spectrum_plan import Matrix, Options, SpectrumPlan, plan
+from ckdiff.runs.spectrum_shown import SpectrumPlots, spectrum_html
 from ckdiff.runs.values import FloatReader, Floats
 
+MEASURES = ("rank", "rank_share", "stable_rank", "rank99", "norm2", "norm")
 #: the singular values of a matrix, the largest first
 Values = Callable[[Floats], FloatArray]
 
 
 @dataclass(slots=True, eq=False)
-class Spectrum:
+class Spectrum(Framed):
     """The spectra of an update's matrices, and where they are from."""
 
     base: str
@@ -50,6 +53,21 @@ class Spectrum:
         """What ``ckdiff spectrum --json`` prints."""
         names = ("base", "tuned", "device", "matrices", "groups", "without", "seconds", "rows")
         return {name: getattr(self, name) for name in names}
+
+    def records(self) -> list[Record]:
+        """A dict for each matrix that was looked at: the rows of the JSON contract."""
+        return [dict(row) for row in self.rows]
+
+    @property
+    def plot(self) -> SpectrumPlots:
+        """Pictures: ``plot.ranks()``, ``plot.norms()``."""
+        return SpectrumPlots(self.rows)
+
+    def _columns(self) -> Sequence[str]:
+        return ("name", "dtype", "shape", "group", "sampled", "finite", *MEASURES)
+
+    def _repr_html_(self) -> str:
+        return spectrum_html(self.to_dict())
 
 
 def spectrum(
@@ -141,8 +159,7 @@ def figures(values: FloatArray | None, shape: tuple[int, int]) -> dict[str, Any]
     ``norm`` the root of the sum of squares.
     """
     if values is None:
-        names = ("rank", "rank_share", "stable_rank", "rank99", "norm2", "norm")
-        return dict.fromkeys(names)
+        return dict.fromkeys(MEASURES)
     squares, largest = float((values**2).sum()), float(values[0])
     counted = rank(values, shape)
     return {

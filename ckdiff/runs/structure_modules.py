@@ -1,4 +1,4 @@
-"""The shape of an update by kind of module, and the stripes of the most striped matrices."""
+"""The stripes of the most striped matrices."""
 
 from __future__ import annotations
 
@@ -9,37 +9,11 @@ from typing import Any
 import numpy as np
 
 from ckdiff.runs.structure_counting import Counts
-from ckdiff.runs.structure_result import RATIOS, IntArray, Ranked, Structure
-from ckdiff.stores.summaries import module_of
+from ckdiff.runs.structure_result import IntArray, Ranked, Structure
 
-_TOPS = ("top10_rows", "top10_columns")
 BINS = 96  #: of a stripe: so many neighbours are drawn as one
 _KEPT = 6  #: matrices of each store
 _ENOUGH = 256  #: changes below which a stripe is noise
-
-
-def by_module(found: Structure) -> list[dict[str, Any]]:
-    """For each store and kind of module: ``store``, ``module``, ``matrices``, ``changed``, and
-    ``top10_rows`` and ``top10_columns``, the means over its changes (None without any).
-    """
-    modules = list(dict.fromkeys(map(module_of, found.names)))
-    place = {module: k for k, module in enumerate(modules)}
-    index = np.array([place[module_of(name)] for name in found.names], np.int64)
-    matrices = np.bincount(index, minlength=len(modules)).tolist()
-    rows = []
-    for store in range(len(found.stores)):
-        changed = found.counted[store, :, 0]
-        totals = np.bincount(index, changed, minlength=len(modules))
-        means = {}
-        for key in _TOPS:
-            shares = np.nan_to_num(found.ratios[store, :, RATIOS.index(key)])
-            means[key] = np.bincount(index, shares * changed, minlength=len(modules))
-        rows += [
-            {"store": store, "module": module, "matrices": matrices[k], "changed": int(totals[k])}
-            | {key: float(means[key][k] / totals[k]) if totals[k] else None for key in _TOPS}
-            for k, module in enumerate(modules)
-        ]
-    return rows
 
 
 class Stripes:

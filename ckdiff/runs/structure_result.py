@@ -14,20 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.figures.frames import Framed, Record
 from ckdiff.runs.structure_counting import Counts, Shape
+from ckdiff.runs.structure_shown import StructurePlots, structure_html
+from ckdiff.stores.summaries import module_of
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 COUNTED = ("changed", "rows_touched", "columns_touched", "blocks16_touched", "blocks128_touched")
 RATIOS = ("top1_rows", "top10_rows", "top1_columns", "top10_columns", "gini_rows", "gini_columns")
+_TOPS = ("top10_rows", "top10_columns")
 SHARED = ("rows", "columns")
 #: what is measured where the checkpoints are given
 ENERGIES = ("energy_top1", "above_rms_1e-4", "above_rms_1e-3", "above_rms_1e-2")
 
 
 @dataclass(eq=False)
-class Structure:
+class Structure(Framed):
     """Where in its matrices an update is, for each store.
 
     A tensor of more than two dimensions is a matrix of its first one and all others together;
@@ -127,6 +131,52 @@ class Structure:
                     | dict(zip(("rows_chance", "columns_chance"), chances, strict=True))
                 )
         return found
+
+    def by_module(self) -> list[dict[str, Any]]:
+        """For each store and kind of module: ``store``, ``module``, ``matrices``, ``changed``, and
+        ``top10_rows`` and ``top10_columns``, the means over its changes (None without any).
+        """
+        modules = list(dict.fromkeys(map(module_of, self.names)))
+        place = {module: k for k, module in enumerate(modules)}
+        index = np.array([place[module_of(name)] for name in self.names], np.int64)
+        matrices = np.bincount(index, minlength=len(modules)).tolist()
+        rows = []
+        for store in range(len(self.stores)):
+            changed = self.counted[store, :, 0]
+            totals = np.bincount(index, changed, minlength=len(modules))
+            means = {}
+            for key in _TOPS:
+                shares = np.nan_to_num(self.ratios[store, :, RATIOS.index(key)])
+                means[key] = np.bincount(index, shares * changed, minlength=len(modules))
+            rows += [
+                {"store": store, "module": module, "matrices": matrices[k]}
+                | {"changed": int(totals[k])}
+                | {key: float(means[key][k] / totals[k]) if totals[k] else None for key in _TOPS}
+                for k, module in enumerate(modules)
+            ]
+        return rows
+
+    def records(self) -> list[Record]:
+        """A dict for each store and matrix: ``run``, the store as it was given, and a row of the
+        JSON contract, whose ``fours`` are in ``fours_0`` to ``fours_4``.
+        """
+        found = []
+        for row in self.each_row():
+            fours = {f"fours_{k}": count for k, count in enumerate(row.pop("fours"))}
+            found.append({"run": self.stores[row["store"]], **row, **fours})
+        return found
+
+    @property
+    def plot(self) -> StructurePlots:
+        """Pictures: ``plot.concentration()``."""
+        return StructurePlots(self.stores, self.by_module())
+
+    def _columns(self) -> Sequence[str]:
+        return ("run", "store", "name", "dtype", "shape", "rows", "columns", "elements", *COUNTED)
+
+    def _repr_html_(self) -> str:
+        elements = sum(math.prod(shape) for shape in self.shapes)
+        return structure_html(self.head(), self.by_module(), elements)
 
     def head(self) -> dict[str, Any]:
         """What ``to_dict`` gives, without the rows."""

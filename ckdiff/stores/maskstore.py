@@ -25,6 +25,7 @@ from ckdiff.stores.manifest import TABLE
 from ckdiff.stores.maskbits import MaskBits
 from ckdiff.stores.metadata import documents
 from ckdiff.stores.objects import OBJECT, array_path, object_key, object_keys
+from ckdiff.stores.shown import TableShown, not_compared, table_html
 from ckdiff.stores.table import MaskTable, TensorRecord
 from ckdiff.stores.tablefile import read_table
 from ckdiff.stores.verified import VerifiedObjects
@@ -47,7 +48,7 @@ def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
     return MaskStore(Path(checked_path("the store", path)))
 
 
-class MaskStore:
+class MaskStore(TableShown):
     """A finished store: which elements of each tensor changed, under each stored rule."""
 
     def __init__(self, path: Path) -> None:
@@ -214,7 +215,20 @@ class MaskStore:
     def __repr__(self) -> str:
         return f"<MaskStore {self._shown}: {len(self.tensors)} tensors, {', '.join(self.masks)}>"
 
+    def _repr_html_(self) -> str:
+        made = self.manifest.get("made_by")
+        if made is not None:
+            words = [f"Derived: {made.get('operation', '?')}."]
+        else:
+            base, tuned = (self.manifest[side]["label"] for side in ("base", "tuned"))
+            words = [f"{tuned} against {base}.", *not_compared(len(self.manifest["unpaired"]))]
+        words.append(f"Masks of {', '.join(self.masks) or 'no rule'} are stored.")
+        return table_html(self.table, self.path.name, words)
+
     # inside
+
+    def _to_show(self) -> tuple[MaskTable, str]:
+        return self.table, self.path.name.removesuffix(".zarr")
 
     def _check_files(self) -> None:
         present = {

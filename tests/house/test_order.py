@@ -15,11 +15,13 @@ import ckdiff
 FLOORS = [
     {"_version", "errors", "dtypes"},
     {"naming", "rules", "layout", "budget"},
+    {"notebook"},
     {"options"},
-    {"figures", "running"},
+    {"running"},
     {"kernels"},
     {"checkpoints"},
     {"outputs"},
+    {"figures"},
     {"stores"},
     {"conversions", "diffs", "overlaps", "training"},
     {"masks"},
@@ -63,7 +65,9 @@ def test_every_package_has_its_place() -> None:
     assert sorted(FLOOR) == sorted({room(module) for module in FILES})
     words = {"_version", "__main__", "errors", "dtypes", "rules", "naming", "layout", "options"}
     top = {path.stem for path in PACKAGE.glob("*.py")}
-    assert top == words | {"__init__", "budget"}, "only the words stand at the top as modules"
+    assert top == words | {"__init__", "budget", "notebook"}, (
+        "only the words stand at the top as modules"
+    )
 
 
 def test_imports_point_one_way() -> None:
