@@ -1,4 +1,4 @@
-"""How two checkpoints are called: by enough of their paths to tell them apart, and no more.
+"""How checkpoints are called: by enough of their paths to tell them apart, and no more.
 
 A store records it, so it depends on nothing but the last parts of the paths: not on the machine,
 the current directory or how the path was spelled.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from ckdiff.checkpoints.protocol import Checkpoint
 
@@ -37,6 +38,26 @@ def labels(base: Checkpoint, tuned: Checkpoint) -> tuple[str, str]:
         if tried[-1][0] != tried[-1][1]:
             return tried[-1][0], tried[-1][1]
     return tried[0][0], tried[0][1]  # one and the same, or nothing near tells them apart
+
+
+def labels_of(sides: Sequence[Checkpoint]) -> list[str]:
+    """What to call the checkpoints of a run: as two are called, by more where others are so too."""
+    parts = [tuple(_parts(side)) for side in sides]
+    counts = [_telling(list(names)) for names in parts]
+    while True:
+        called = ["/".join(names[-n:]) for names, n in zip(parts, counts, strict=True)]
+        meant: dict[str, set[tuple[str, ...]]] = {}
+        for name, names in zip(called, parts, strict=True):
+            meant.setdefault(name, set()).add(names)
+        longer = [
+            i
+            for i, name in enumerate(called)
+            if len(meant[name]) > 1 and counts[i] < min(len(parts[i]), _MOST)
+        ]
+        if not longer:
+            return called
+        for i in longer:
+            counts[i] += 1
 
 
 def _telling(parts: list[str]) -> int:

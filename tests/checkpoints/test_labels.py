@@ -9,7 +9,7 @@ import pytest
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.checkpoints.labels import labels
+from ckdiff.checkpoints.labels import labels, labels_of
 
 TENSORS = {"x": ("U8", (1,), b"1")}
 
@@ -42,6 +42,32 @@ def called(root: Path, base: str, tuned: str) -> tuple[str, str]:
 )  # fmt: skip
 def test_enough_of_the_paths(tmp_path: Path, base: str, tuned: str, names: tuple[str, str]) -> None:
     assert called(tmp_path / "home", base, tuned) == names
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["base", "tuned"], ["base", "tuned"]),
+        (["base", "run1/tuned", "run2/tuned", "other"],
+         ["base", "run1/tuned", "run2/tuned", "other"]),
+        (["base", "run/checkpoint-1", "run/checkpoint-2"],
+         ["base", "run/checkpoint-1", "run/checkpoint-2"]),
+        (["a/x/tuned", "b/x/tuned", "x/tuned", "y/tuned"],
+         ["a/x/tuned", "b/x/tuned", "home/x/tuned", "y/tuned"]),
+        (["base", "tuned", "tuned", "base"], ["base", "tuned", "tuned", "base"]),
+        (["a/1/2/3/4/5/6/7", "b/1/2/3/4/5/6/7"], 2 * ["2/3/4/5/6/7"]),
+    ],
+)  # fmt: skip
+def test_those_of_a_run_are_told_apart(tmp_path: Path, paths: list[str], names: list[str]) -> None:
+    opened = []
+    for path in paths:
+        file = tmp_path / "home" / path / "model.safetensors"
+        if not file.exists():
+            write_safetensors(file, TENSORS)
+        opened.append(ckdiff.open_checkpoint(file.parent))
+    assert labels_of(opened) == names
+    for side in opened:
+        side.close()
 
 
 def test_how_a_path_is_spelled_does_not_matter(

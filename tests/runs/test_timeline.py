@@ -228,3 +228,18 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
             with pytest.raises(ckdiff.CkdiffError):
                 timeline(paths, copy)
         shutil.rmtree(copy)
+
+
+def test_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Also where the second comes later: the first is called by more of its path from then on."""
+    written = write_run(tmp_path, some_run(13, 3))
+    paths = [tmp_path / name for name in ("base", "run1/tuned", "run2/tuned")]
+    for one, other in zip(written, paths, strict=True):
+        other.parent.mkdir(exist_ok=True)
+        one.rename(other)
+    timeline(paths[:2], tmp_path / "out")
+    assert open_timeline(tmp_path / "out").checkpoints == ["base", "tuned"]
+    timeline(paths, tmp_path / "out")
+    assert open_timeline(tmp_path / "out").checkpoints == ["base", "run1/tuned", "run2/tuned"]
+    timeline(paths, tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ckdiff import budget
 from ckdiff._version import __version__
-from ckdiff.checkpoints.labels import labels
+from ckdiff.checkpoints.labels import labels_of
 from ckdiff.checkpoints.opening import (
     Given,
     bytes_to_download,
@@ -242,8 +242,6 @@ def _paired(
 
 def _described(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:
     """The checkpoints as the manifest has them: ``seen`` tells whether one is still the same."""
-    first = opened[0]
-    called = [labels(first, opened[1])[0], *(labels(first, other)[1] for other in opened[1:])]
     return [
         {
             "label": label,
@@ -251,7 +249,7 @@ def _described(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:
             "files": [file.to_dict() for file in side.files],
             "seen": hashlib.sha256(json.dumps(_seen(side)).encode()).hexdigest(),
         }
-        for label, side in zip(called, opened, strict=True)
+        for label, side in zip(labels_of(opened), opened, strict=True)
     ]
 
 
@@ -304,7 +302,8 @@ def _unlike(
     if former["rule"] != str(rules.masks[0]):
         return f"under the rule {former['rule']}"
     for at, checkpoint in enumerate(known):
-        if at >= len(described) or described[at] != checkpoint:
+        # it may be called otherwise now: by more of its path, where another is called so too
+        if at >= len(described) or described[at] | {"label": checkpoint["label"]} != checkpoint:
             return f"of other checkpoints: {printable(checkpoint['label'])} is not what is given"
     if len(known) == len(described):
         return "of just these checkpoints"
