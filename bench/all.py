@@ -26,6 +26,7 @@ PROGRAMS = (
     "publisher",
     "sparse_step",
     "structure",
+    "report",
     "timeline",
     "shape70b",
 )

@@ -43,6 +43,11 @@ def pdf(spec: dict[str, Any]) -> bytes:
     return data
 
 
+def identity() -> str:
+    """What the script is made from: another one has another name. Raises as ``svg`` does."""
+    return f"vega-lite-{VERSION}-{_library().__version__}"
+
+
 @cache
 def script() -> str:
     """JavaScript that defines ``vegaEmbed`` in a page, about 0.9 MB. Raises as ``svg`` does."""

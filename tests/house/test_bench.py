@@ -28,6 +28,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         "sparse_step",
         "structure",
         "publisher",
+        "report",
         "sync",
         "timeline",
     ],

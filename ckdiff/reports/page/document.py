@@ -12,10 +12,10 @@ from importlib.resources import files
 from typing import Any
 
 from ckdiff.errors import printable
-from ckdiff.figures.drawing import script
 from ckdiff.figures.figure import Figure
 from ckdiff.figures.style import themed
 from ckdiff.reports.numbers import counted, percent
+from ckdiff.reports.page.library import library
 from ckdiff.reports.sections import Section, Table
 
 Data = dict[str, Any]
@@ -43,7 +43,7 @@ def document(data: Data, parts: list[Section], tensors: Data | None) -> bytes:
         "This file needs no network and no other file.</footer>",
         _json("page", _page(data, figures)),
         *([] if tensors is None else [_packed("table", tensors)]),
-        f'<script type="module">{_script(script())}\n{_script(_asset("page.js"))}</script>',
+        f'<script type="module">{_script(library())}\n{_script(_asset("page.js"))}</script>',
         "</body></html>",
     ]
     return BEGINS + "\n".join(body).encode("utf-8", "replace") + b"\n"
