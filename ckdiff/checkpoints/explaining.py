@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ckdiff.checkpoints.contents import is_weights
 from ckdiff.checkpoints.folders import Folder, called, some, where
@@ -58,6 +58,11 @@ _PAGE = re.compile(
 )
 LISTED = 10_000  # names of a directory that are looked at for one that is alike
 DELTA, MASKS = "ckdiff-delta", "ckdiff-masks"
+_STORE = "is a mask store", "`ckdiff show` prints it; graft and delta take it as --mask"
+_TIMELINE = (
+    "is a timeline",
+    "`ckdiff info` says of which checkpoints; the stores masks/step-*.zarr in it have its masks",
+)
 
 
 def no_such_path(path: str) -> CheckpointError:
@@ -172,6 +177,17 @@ def _of_suffix(name: str) -> tuple[str, str] | None:
     if lower.endswith(TORCH):
         return None
     return next((said for suffix, said in _OTHERS.items() if lower.endswith(suffix)), None)
+
+
+def made_here(names: Iterable[str]) -> tuple[str, str] | None:
+    """What a directory with these names is, and what to do, where it is a store or a timeline.
+
+    Names of folders may end with a slash.
+    """
+    found = {name.rstrip("/") for name in names}
+    if not {"manifest.json", "zarr.json"} <= found:
+        return None
+    return _TIMELINE if "counts" in found and "tensors.json" not in found else _STORE
 
 
 def nothing_here(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointError:

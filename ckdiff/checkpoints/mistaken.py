@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ckdiff.checkpoints.explaining import DELTA, LISTED, MASKS
+from ckdiff.checkpoints.explaining import DELTA, LISTED, MASKS, made_here
 from ckdiff.checkpoints.formats.safetensors import read_header
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.weights import METADATA, has_weights
@@ -26,8 +26,8 @@ def seen_instead(path: str) -> tuple[str, str] | None:
 def _in_directory(path: str) -> tuple[str, str] | None:
     with os.scandir(path) as entries:
         names = [entry.name for entry, _ in zip(entries, range(LISTED), strict=False)]
-    if {"manifest.json", "zarr.json"} <= set(names):
-        return "is a mask store", "`ckdiff show` prints it; graft and delta take it as --mask"
+    if (made := made_here(names)) is not None:
+        return made
     if not names:
         return "is an empty directory", "if it is a stream, nothing was published to it yet"
     return _CHECKPOINT if METADATA in names or has_weights(names) else None

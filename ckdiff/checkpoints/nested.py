@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckdiff.checkpoints.explaining import nothing_here
+from ckdiff.checkpoints.explaining import made_here, nothing_here
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
 from ckdiff.checkpoints.megatron import of_ranks
 from ckdiff.checkpoints.weightnames import SAFETENSORS, choices, is_training_state, weight_name
@@ -119,11 +119,8 @@ def _components(folder: Folder, name: str) -> list[str]:
 def no_checkpoint(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointError:
     """The error for a directory that is no checkpoint: which of its folders are, or what it is."""
     label = where(folder, sub)
-    if "zarr.json" in names and "manifest.json" in names:
-        return CheckpointError(
-            f"{label}: is a mask store, not a checkpoint",
-            hint="`ckdiff show` prints it; graft and delta take it as --mask",
-        )
+    if (made := made_here(names)) is not None:
+        return CheckpointError(f"{label}: {made[0]}, not a checkpoint", hint=made[1])
     if any(_VERSION.fullmatch(name) for name in names):
         return CheckpointError(
             f"{label}: is a stream of weight versions, not a checkpoint",

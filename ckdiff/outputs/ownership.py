@@ -52,7 +52,7 @@ _TEMPORARY = re.compile(r"\..+\.tmp|tmp[a-z0-9_]{8}", re.DOTALL)
 _OF_STORE = r"(manifest|zarr|tensors)\.json|masks(/[^/]+(/zarr\.json|/c(/[0-9]+)?)?)?"
 #: of a timeline, which has a store for each step
 _OF_TIMELINE = (
-    r"(first_moves|counts)(/zarr\.json|/c(/[0-9]+){0,2})?"
+    r"(first_moves|counts|lengths|ways)(/zarr\.json|/c(/[0-9]+){0,2})?"
     rf"|masks/step-[0-9]{{5}}\.zarr(/zarr\.json|/({_OF_STORE}))?"
 )
 _IN_STORE = re.compile(f"{_OF_STORE}|{_OF_TIMELINE}", re.ASCII | re.DOTALL)

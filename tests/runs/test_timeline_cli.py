@@ -70,6 +70,28 @@ def test_what_other_commands_say_of_it(tmp_path: Path) -> None:
     assert run("overlap", *stores).exit_code == 0
 
 
+def test_it_is_no_checkpoint_and_no_delta(tmp_path: Path) -> None:
+    paths = list(map(str, write_run(tmp_path, some_run(5, 3))))
+    out = str(tmp_path / "out")
+    assert run("timeline", *paths, "-o", out).exit_code == 0
+    other = str(tmp_path / "other")
+    for arguments in (
+        ["diff", out, paths[0]],
+        ["diff", paths[0], out],
+        ["timeline", paths[0], out, "-o", other],
+        ["convert", out, "-o", other],
+        ["apply", paths[0], out, "-o", other],
+        ["graft", paths[0], paths[1], "--mask", out, "-o", other],
+        ["overlap", out, f"{out}/masks/step-00001.zarr"],
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2, arguments
+        (error,) = (line for line in done.stderr.splitlines() if "error:" in line)
+        assert "is a timeline" in error, arguments
+        assert "masks/step-" in error, arguments
+    assert not Path(other).exists()
+
+
 def test_refusals_are_one_line(tmp_path: Path) -> None:
     paths = list(map(str, write_run(tmp_path, some_run(4, 3))))
     out = str(tmp_path / "out")
