@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         StoreLocked,
         UsageError,
     )
+    from ckdiff.figures.figure import Figure
     from ckdiff.grafts.graft import graft
     from ckdiff.masks.combine import combine
     from ckdiff.masks.exporting.exporting import export_masks
@@ -105,6 +106,7 @@ _HOMES = {
     "WeightPatch": "ckdiff.deltas.weightpatch",
     "DeltaResult": "ckdiff.deltas.outcome",
     "diff": "ckdiff.diffs.diff",
+    "Figure": "ckdiff.figures.figure",
     "export_masks": "ckdiff.masks.exporting.exporting",
     "graft": "ckdiff.grafts.graft",
     "import_masks": "ckdiff.deltas.importing",
@@ -145,6 +147,7 @@ __all__ = [
     "DeltaError",
     "DeltaResult",
     "DiffResult",
+    "Figure",
     "HeaderError",
     "Interrupted",
     "MaskStore",
