@@ -99,7 +99,7 @@ class DiffResult(TableShown):
         words += [f"Matches no tensor: {glob}." for glob in self.unmatched]
         words += [f"Failed: {verdict.reason}." for verdict in self.gates if not verdict.ok]
         if self.store_path is not None:
-            words.append(f"Masks are in {self.store_path}.")
+            words.append(f"Masks are in {self.store_path.name}.")
         return table_html(self.table, f"{self.tuned} against {self.base}", words)
 
     def _to_show(self) -> tuple[MaskTable, str]:
