@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
 
+from ckdiff.budget import format_size
 from ckdiff.checkpoints.files import FileCheckpoint
 from ckdiff.checkpoints.places.hub.address import is_hub_address
 from ckdiff.checkpoints.places.local import local_place
@@ -16,6 +18,9 @@ from ckdiff.checkpoints.places.place import Place
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.errors import BudgetError, UsageError, printable
 from ckdiff.options import checked_text
+
+_log = logging.getLogger(__name__)
+_NAMED = 4  #: files of a checkpoint that are named in the log
 
 
 class HasState(Protocol):
@@ -99,10 +104,21 @@ def _in_files(place: Place, key: str | None, *, of_ours: bool = False) -> FileCh
         opened = FileCheckpoint(place, key)
         if opened.contents.refused is not None and not of_ours:
             raise opened.contents.refused
+        if _log.isEnabledFor(logging.DEBUG):
+            _say_what(opened)
         return opened
     except BaseException:
         place.close()
         raise
+
+
+def _say_what(opened: FileCheckpoint) -> None:
+    """Log which files a checkpoint is."""
+    names = ", ".join(printable(file.name) for file in opened.files[:_NAMED])
+    more = f" and {len(opened.files) - _NAMED:,} more" if len(opened.files) > _NAMED else ""
+    size = format_size(sum(file.size for file in opened.files))
+    tensors = f"{len(opened.table):,} tensors, {size}"
+    _log.debug("%s: %s, in %s%s", printable(opened.label), tensors, names, more)
 
 
 def open_recipe(recipe: str) -> Checkpoint:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ckdiff.cli import options
 
 if TYPE_CHECKING:
+    from ckdiff.diffs.allotment import Allotment
     from ckdiff.diffs.result import DiffResult
+    from ckdiff.naming import By
     from ckdiff.options import Estimate
     from ckdiff.reports.files import Reports
 
 _GATES = (
     "fail_above", "fail_below", "allow_unpaired", "exit_code", "expect_changed", "expect_unchanged",
 )  # fmt: skip
+
+
+_log = logging.getLogger(__name__)
+
+
+class _Shown(NamedTuple):
+    """How the result is printed, and which rows of it."""
+
+    by: By | None
+    top: int | None
+    as_json: bool
+    as_csv: bool
+
+    @property
+    def group(self) -> By | None:
+        """What a row stands for; None where no rows are asked for."""
+        return self.by or ("layer" if self.top or self.as_csv else None)
 
 
 _EPILOG = """\b
@@ -84,21 +104,16 @@ docs/ci.md."""
 @click.option("--verify", is_flag=True, help="Also read what is known to be equal.")
 @options.gates
 @options.reports
-@options.as_json
-def command(
-    base: str,
-    tuned: str,
-    out: str | None,
-    dry_run: bool,
-    as_json: bool,
-    **asked: Any,
-) -> int:
+@options.rows
+@options.as_json_or_csv
+def command(base: str, tuned: str, out: str | None, dry_run: bool, **asked: Any) -> int:
     """Compare the checkpoints BASE and TUNED: safetensors or torch files, directories of
     them, or hf://org/name[@revision] on the Hugging Face hub.
 
-    Prints a summary; with -o also writes one bit for each element to a mask store. A run that was
-    stopped is resumed by the same command. Exits with 1 when a gate fails: --fail-above,
-    --fail-below, --exit-code, --expect-changed, --expect-unchanged.
+    Prints a summary, in which --by chooses the table; with -o also writes one bit for each element
+    to a mask store. A run that was stopped is resumed by the same command. Exits with 1
+    when a gate fails: --fail-above, --fail-below, --exit-code, --expect-changed,
+    --expect-unchanged.
     """
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.diffs.gates import Gates, judge
@@ -109,6 +124,9 @@ def command(
     given = click.get_current_context().get_parameter_source("disk")
     if given == click.core.ParameterSource.COMMANDLINE and not asked["stream"]:
         raise click.UsageError("--disk bounds what --stream uses; without it there is no bound")
+    shown = _Shown(**{name: asked.pop(name) for name in _Shown._fields})
+    if dry_run and (shown.by or shown.top or shown.as_csv):
+        raise click.UsageError("--dry-run compares nothing, so there are no rows to print")
     paths = {f"--{kind}": asked.pop(kind) for kind in ("junit", "markdown")}
     gates = Gates(**{name: asked.pop(name) for name in _GATES}, by_rule=bool(asked["rules"]))
     if dry_run and (gates.asked or any(paths.values())):
@@ -122,6 +140,7 @@ def command(
     ):
         if reports is not None:
             reports.keep_away_from(planned.sides, planned.out)
+        _say_allotment(planned.allotment)
         if dry_run:
             estimate = planned.estimate()
             if estimate.refusal is not None:
@@ -132,8 +151,18 @@ def command(
             if reports is not None:
                 reports.write(result)
     if dry_run:
-        return _print_estimate(estimate, out, as_json=as_json)
-    return _print_result(result, (base, tuned, out), as_json=as_json)
+        return _print_estimate(estimate, out, as_json=shown.as_json)
+    return _print_result(result, (base, tuned, out), shown)
+
+
+def _say_allotment(found: Allotment) -> None:
+    """Log what a diff may use, and how."""
+    from ckdiff.budget import format_size
+
+    memory = f"{format_size(found.needed)} of {format_size(found.memory)}"
+    _log.debug(
+        "workers: %d, windows: %s elements, memory: %s", found.workers, f"{found.window:,}", memory
+    )
 
 
 def _reports(paths: dict[str, str | None]) -> Reports | None:
@@ -157,17 +186,25 @@ def _print_estimate(estimate: Estimate, out: str | None, *, as_json: bool) -> in
     return 0
 
 
-def _print_result(result: DiffResult, asked: tuple[str, str, str | None], *, as_json: bool) -> int:
+def _print_result(result: DiffResult, asked: tuple[str, str, str | None], shown: _Shown) -> int:
     """Print what was found, and a line for each gate that failed; gives the exit code."""
-    from ckdiff.cli.output import say, write_json, write_lines
+    from ckdiff.cli.output import remark, say, write_json, write_lines, write_rows
+    from ckdiff.stores.summaries import summarise
 
-    if as_json:
-        write_json(result.to_dict())
+    group = shown.group
+    rows = [] if group is None else summarise(result.table, group, top=shown.top)
+    if shown.as_json:
+        table = {} if group is None else {"by": group, "rows": rows}
+        write_json(result.to_dict() | table)
+    elif group is not None and shown.as_csv:
+        from ckdiff.cli import show_text
+
+        write_rows(show_text.csv_lines(result.table, group, rows))
     else:
         from ckdiff.cli import diff_text
 
-        write_lines(diff_text.lines(result, *asked))
-        say(diff_text.next_step(asked[2]))
+        write_lines(diff_text.lines(result, *asked, None if group is None else (group, rows)))
+        remark(diff_text.next_step(asked[2]))
     for verdict in result.gates:
         if not verdict.ok:
             say(f"gate {verdict.gate} failed: {verdict.reason}")

@@ -24,8 +24,14 @@ _MOVED = 10  #: tensors of the statistics table
 _HISTOGRAM_BAR = 24
 
 
-def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[str]:
-    """The summary of a finished diff."""
+def lines(
+    result: DiffResult,
+    base: str,
+    tuned: str,
+    out: str | None,
+    rows: tuple[By, Sequence[Row]] | None = None,
+) -> list[str]:
+    """The summary of a finished diff, with a table of ``rows``, or one that is short."""
     terminal = Terminal()
     sides = {"base": base, "tuned": tuned}.items()
     first, second = (formats.at_commit(text, result.commits.get(side)) for side, text in sides)
@@ -47,7 +53,7 @@ def lines(result: DiffResult, base: str, tuned: str, out: str | None) -> list[st
         )
         texts += ["", terminal.paint(said, "green")]
     for part in (
-        _short_table(result.table, terminal) if result.rules["exact"]["changed"] else [],
+        _table(result, rows, terminal),
         _statistics(result.table, terminal),
         list(_fallen_back(result.exact_only)),
         _merge(result.merge),
@@ -185,6 +191,15 @@ def _stored_as(source: MaskTable) -> str:
         return str(rows[0]["group"])
     total = source.total_elements
     return ", ".join(f"{row['group']} {formats.percent(row['elements'], total)}" for row in rows)
+
+
+def _table(
+    result: DiffResult, asked: tuple[By, Sequence[Row]] | None, terminal: Terminal
+) -> list[str]:
+    """The rows that are asked for; else those of a short table, where anything changed."""
+    if asked is not None:
+        return row_table(result.table, *asked, terminal, statistics=False)
+    return _short_table(result.table, terminal) if result.rules["exact"]["changed"] else []
 
 
 def _short_table(source: MaskTable, terminal: Terminal) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ckdiff.cli import options
-from ckdiff.cli.output import say, write_json, write_lines
+from ckdiff.cli.output import remark, write_json, write_lines
 
 _UNPAIRED = 20  #: unpaired tensors that are named
 
@@ -30,7 +30,7 @@ def command(path: str, key: str | None, as_json: bool) -> None:
     from ckdiff.errors import printable
 
     for note in about.get("notes", ()):
-        say(told(note))
+        remark(told(note))
     # whatever a file says of itself, nothing of it acts on the terminal
     write_lines(map(printable, _LINES[about["kind"]](about)))
 

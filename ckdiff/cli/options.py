@@ -20,16 +20,6 @@ def fraction(ctx: click.Context, param: click.Parameter, value: float | None) ->
     return value
 
 
-as_json: Decorator = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document."
-)
-
-
-def output(metavar: str, help: str, *, required: bool = True) -> Decorator:
-    """``-o``: where the result goes."""
-    return click.option("-o", "out", required=required, metavar=metavar, help=help)
-
-
 def block(*options: Decorator) -> Decorator:
     """Options that go together, in the order in which ``--help`` lists them."""
 
@@ -39,6 +29,37 @@ def block(*options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+def _one_format(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """A callback of what says how to print: only one can be asked for."""
+    asked = ctx.meta.setdefault(__name__, set())
+    asked |= {param.name} if value else set()
+    if len(asked) > 1:
+        raise click.UsageError("--json and --csv cannot both be asked for", ctx)
+    return value
+
+
+as_json: Decorator = click.option(
+    "--json", "as_json", is_flag=True, callback=_one_format, help="Print one JSON document."
+)
+
+#: of what prints tables
+as_json_or_csv: Decorator = block(
+    as_json,
+    click.option(
+        "--csv",
+        "as_csv",
+        is_flag=True,
+        callback=_one_format,
+        help="Print comma-separated values with a header.",
+    ),
+)
+
+
+def output(metavar: str, help: str, *, required: bool = True) -> Decorator:
+    """``-o``: where the result goes."""
+    return click.option("-o", "out", required=required, metavar=metavar, help=help)
 
 
 overwrite: Decorator = click.option(
@@ -233,6 +254,18 @@ def by(default: str) -> Decorator:
     return click.option(
         "--by", type=click.Choice(BY), default=default, show_default=True, help="One row for each."
     )
+
+
+#: ``--by`` and ``--top`` of what else prints a short table that it chooses
+rows: Decorator = block(
+    click.option("--by", type=click.Choice(BY), help="Print a table with one row for each."),
+    click.option(
+        "--top",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Only the N rows of the highest density.",
+    ),
+)
 
 
 key = click.option(

@@ -12,6 +12,10 @@ from typing import Any, TextIO
 
 from ckdiff.errors import printable
 
+_WARNING = "warning: "  #: what a note begins with that is more than a note
+_quiet = [False]
+_TOGETHER = 1000  #: lines that are written at once
+
 
 def write(text: str) -> None:
     """Data, to stdout. A reader that went away (``| head -1``) is no error; a full disk is."""
@@ -30,8 +34,14 @@ def write_lines(lines: Iterable[str]) -> None:
 
 
 def write_rows(lines: Iterable[str]) -> None:
-    """Lines that programs read, such as CSV, to stdout: as they are."""
-    write("".join(f"{line}\n" for line in lines))
+    """Lines that programs read, such as CSV, to stdout: as they are. There may be many."""
+    some: list[str] = []
+    for line in lines:
+        some.append(f"{line}\n")
+        if len(some) == _TOGETHER:
+            write("".join(some))
+            some.clear()
+    write("".join(some))
 
 
 def write_json(data: Any) -> None:
@@ -68,6 +78,17 @@ def say(message: str, *, prefix: str = "ckdiff: ", escape: bool = True) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{prefix}{printable(message) if escape else message}\n")
         sys.stderr.flush()
+
+
+def set_quiet(quiet: bool) -> None:
+    """Whether remarks are left out from now on."""
+    _quiet[:] = [quiet]
+
+
+def remark(message: str) -> None:
+    """A note or a hint, on stderr: nothing of it where quiet was asked for but warnings."""
+    if not _quiet[0] or message.startswith(_WARNING):
+        say(message)
 
 
 def flush() -> None:

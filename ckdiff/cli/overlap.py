@@ -52,13 +52,15 @@ _MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.item
     metavar="N",
     help="How many of the strongest groups to show, and of the weakest.",
 )
-@options.as_json
+@options.as_json_or_csv
 def command(
     stores: tuple[str, ...],
     nulls: tuple[str, ...],
     base: str | None,
+    *,
     top: int,
     as_json: bool,
+    as_csv: bool,
     **asked: Any,
 ) -> None:
     """Say how much the masks of 2 to 64 stores agree, and how far beyond chance.
@@ -67,7 +69,7 @@ def command(
     use --null magnitude with --base: there small weights flip more easily in every run, and this
     null knows it.
     """
-    from ckdiff.cli.output import write_json_rows, write_lines
+    from ckdiff.cli.output import write_json_rows, write_lines, write_rows
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.overlaps.overlap import overlap
 
@@ -75,7 +77,10 @@ def command(
         result = overlap(stores, nulls=nulls, base=base, observer=reporter.observer(), **asked)
     if as_json:
         write_json_rows(result.head(), result.each_row())
-    else:
-        from ckdiff.cli import overlap_text
+        return
+    from ckdiff.cli import overlap_text
 
+    if as_csv:
+        write_rows(overlap_text.csv_lines(result))
+    else:
         write_lines(overlap_text.lines(result, top))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.cli import formats
+from ckdiff.cli import csvs, formats
 from ckdiff.cli.overlap_page import (
     FloatArray,
     Page,
@@ -23,6 +23,7 @@ from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
 from ckdiff.overlaps.nulls.registry import NULLS
 from ckdiff.overlaps.result import Overlap
+from ckdiff.overlaps.shown import pair_records
 from ckdiff.stores.shortnames import short_names
 
 _LABEL = 20  #: longest label of a store
@@ -50,6 +51,16 @@ def lines(result: Overlap, top: int) -> list[str]:
         if text := part(page):
             out += ["", *text]
     return out
+
+
+def csv_lines(result: Overlap) -> Iterator[str]:
+    """A header, and a line for each row and each pair of runs."""
+    first = True
+    for record in pair_records(result.each_row(), result.stores):
+        if first:
+            yield csvs.line(list(record))
+            first = False
+        yield csvs.line(list(record.values()))
 
 
 def _headline(page: Page) -> str:

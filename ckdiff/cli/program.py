@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 import click
 
 from ckdiff._version import __version__
-from ckdiff.cli import exits, starting
+from ckdiff.cli import exits, starting, voice
+from ckdiff.cli.output import say
 
 #: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
 COMMANDS = {
@@ -56,7 +58,10 @@ class Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"ckdiff.cli.{cmd_name.replace('-', '_')}")
-        return cast(click.Command, module.command)
+        command = cast(click.Command, module.command)
+        if not any("--quiet" in parameter.opts for parameter in command.params):
+            command.params += voice.options()
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -73,6 +78,7 @@ class Program(click.Group):
         **extra: Any,
     ) -> NoReturn:
         """Run and exit; the only way out, whatever happens."""
+        began = time.monotonic()
         if "_CKDIFF_COMPLETE" in os.environ:  # a shell asks for completions
             super().main(args, "ckdiff", complete_var, standalone_mode=True, **extra)
 
@@ -81,7 +87,13 @@ class Program(click.Group):
             with self.make_context("ckdiff", arguments, **extra) as ctx:
                 return int(self.invoke(ctx) or 0)
 
-        code = exits.run(run)
+        try:
+            code = exits.run(run)
+            if voice.voice.verbose:
+                took = time.monotonic() - began
+                say(f"took {took:.2f} s, of which {time.process_time():.2f} s on processors")
+        finally:
+            voice.voice.end()
         starting.done(code)
         raise SystemExit(code)
 
@@ -93,7 +105,7 @@ class Program(click.Group):
     epilog="Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 a difference "
     "(where asked for), 2 an error, 130 interrupted.",
 )
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Which weights differ between two checkpoints: exactly, in bounded memory, at the speed of
@@ -103,3 +115,6 @@ def main(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+main.params += voice.options(variable=True)

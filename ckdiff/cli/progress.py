@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ckdiff.budget import format_size
 from ckdiff.cli.exits import raise_if_stopped
 from ckdiff.cli.formats import duration, rate
-from ckdiff.cli.output import say
+from ckdiff.cli.output import remark, say
+from ckdiff.cli.voice import voice
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -35,11 +36,13 @@ class Reporter:
         self._began = self._said = clock()
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar: Bar | None = None
-        self._silent = False
+        self._silent = voice.quiet
         self._said_below = _Lines()
 
     def __enter__(self) -> Reporter:
-        if not self._terminal:  # on a terminal downloads have bars of their own
+        # on a terminal downloads have bars of their own
+        self._listens = not self._terminal and not voice.logs
+        if self._listens:
             logger = logging.getLogger("ckdiff")
             logger.addHandler(self._said_below)
             self._level, level = logger.level, logger.getEffectiveLevel()
@@ -47,7 +50,7 @@ class Reporter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not self._terminal:
+        if self._listens:
             logger = logging.getLogger("ckdiff")
             logger.removeHandler(self._said_below)
             logger.setLevel(self._level)
@@ -71,7 +74,7 @@ class Reporter:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
-        say(message)
+        remark(message)
 
     def update(self, done: int, total: int, resumed: int = 0, seconds: float | None = None) -> None:
         """``done`` of ``total`` bytes, of which ``resumed`` were done by an earlier run."""
@@ -111,7 +114,10 @@ class _Lines(logging.Handler):
     """Hands on what modules say while there is nobody yet to report to."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            say(record.getMessage())
+        elif record.levelno >= logging.INFO:
+            remark(record.getMessage())
 
 
 def _make_bar() -> Bar:

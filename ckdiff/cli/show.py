@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--top", type=click.IntRange(min=1), metavar="N", help="Only the first N rows after sorting."
 )
-@options.as_json
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
+@options.as_json_or_csv
 def command(
     store: str, by: By, sort: str | None, top: int | None, as_json: bool, as_csv: bool
 ) -> None:
@@ -30,11 +29,9 @@ def command(
     by layer and module follows. Tensors that were not compared are listed at the end.
     """
     from ckdiff.cli import show_text
-    from ckdiff.cli.output import write_json, write_lines
+    from ckdiff.cli.output import write_json, write_lines, write_rows
     from ckdiff.stores.maskstore import open_store
 
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv cannot both be asked for")
     opened = open_store(store)
     rows = opened.summary(by, sort=sort, top=top)
     if as_json:
@@ -42,6 +39,6 @@ def command(
 
         write_json({"rows": rows, **provenance(opened)})
     elif as_csv:
-        write_lines(show_text.csv_lines(opened, by, rows))
+        write_rows(show_text.csv_lines(opened.table, by, rows))
     else:
         write_lines(show_text.lines(opened, by, rows))

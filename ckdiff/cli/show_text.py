@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckdiff.cli import formats, made
+from ckdiff.cli import csvs, formats, made
 from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
@@ -22,19 +20,12 @@ if TYPE_CHECKING:
 _BAR = 10
 
 
-def csv_lines(store: MaskStore, by: By, rows: Sequence[Row]) -> Iterator[str]:
-    """A header and a line for each row. Names are escaped, so that a row is always one line."""
-    known = columns(store.table, by)
-    yield _csv([column.name for column in known])
+def csv_lines(source: MaskTable, by: By, rows: Sequence[Row]) -> Iterator[str]:
+    """A header and a line for each row."""
+    known = columns(source, by)
+    yield csvs.line([column.name for column in known])
     for row in rows:
-        yield _csv([column.value(row) for column in known])
-
-
-def _csv(values: Sequence[Any]) -> str:
-    out = io.StringIO()
-    escaped = [printable(value) if isinstance(value, str) else value for value in values]
-    csv.writer(out, lineterminator="").writerow(escaped)
-    return out.getvalue()
+        yield csvs.line([column.value(row) for column in known])
 
 
 def lines(store: MaskStore, by: By, rows: Sequence[Row]) -> list[str]:

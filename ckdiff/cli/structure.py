@@ -38,8 +38,7 @@ from ckdiff.cli import options
     metavar="N",
     help="How many matrices to show: those whose rows or columns are the most unequal.",
 )
-@options.as_json
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
+@options.as_json_or_csv
 def command(stores: tuple[str, ...], top: int, as_json: bool, as_csv: bool, **asked: Any) -> None:
     """Say where in its matrices an update is: in which rows, columns and blocks.
 
@@ -47,13 +46,10 @@ def command(stores: tuple[str, ...], top: int, as_json: bool, as_csv: bool, **as
     of more than two dimensions is a matrix of its first one and all others. docs/structure.md says
     what each number means.
     """
-    from ckdiff.cli.output import write_json_rows, write_lines
+    from ckdiff.cli.output import write_json_rows, write_lines, write_rows
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.errors import UsageError
     from ckdiff.runs.structure import structure
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv cannot both be asked for")
     with Reporter("counted") as reporter, compilation_noted(reporter):
         result = structure(list(stores), observer=reporter.observer(), **asked)
     if as_json:
@@ -62,6 +58,6 @@ def command(stores: tuple[str, ...], top: int, as_json: bool, as_csv: bool, **as
     from ckdiff.cli import structure_text
 
     if as_csv:
-        write_lines(structure_text.csv_lines(result))
+        write_rows(structure_text.csv_lines(result))
     else:
         write_lines(structure_text.lines(result, top))

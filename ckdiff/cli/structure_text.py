@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ckdiff.cli import formats
+from ckdiff.cli import csvs, formats
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
@@ -22,22 +20,15 @@ _GINI = [RATIOS.index("gini_rows"), RATIOS.index("gini_columns")]
 
 
 def csv_lines(result: Structure) -> Iterator[str]:
-    """A header and a line for each row; names are escaped, so that a row is always one line."""
+    """A header and a line for each row."""
     first = True
     for row in result.each_row():
         fours = {f"fours_{k}": count for k, count in enumerate(row.pop("fours"))}
-        cells = row | {"shape": "x".join(map(str, row["shape"]))} | fours
+        cells = row | fours
         if first:
-            yield _csv(list(cells))
+            yield csvs.line(list(cells))
             first = False
-        yield _csv(list(cells.values()))
-
-
-def _csv(values: Sequence[Any]) -> str:
-    out = io.StringIO()
-    shown = [printable(value) if isinstance(value, str) else value for value in values]
-    csv.writer(out, lineterminator="").writerow(["" if v is None else v for v in shown])
-    return out.getvalue()
+        yield csvs.line(list(cells.values()))
 
 
 def lines(result: Structure, top: int) -> list[str]:

@@ -58,8 +58,7 @@ What each number means: docs/timeline.md."""
 @options.memory
 @click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
 @options.overwrite
-@options.as_json
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
+@options.as_json_or_csv
 def command(
     checkpoints: tuple[str, ...],
     out: str,
@@ -82,14 +81,11 @@ def command(
     the base and each version.
     """
     from ckdiff.cli.progress import Reporter, compilation_noted
-    from ckdiff.errors import UsageError
     from ckdiff.options import Options
     from ckdiff.runs.timelines.plan import in_order, plan
     from ckdiff.runs.timelines.result import Timeline
     from ckdiff.runs.timelines.run import run
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv cannot both be asked for")
     wanted, given = Options(rules=[rule], dry_run=dry_run, **asked), in_order(checkpoints, glob)
     with (
         Reporter("compared") as reporter,
@@ -117,12 +113,13 @@ def _print_estimate(estimate: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _print(result: Timeline, by: By, *, as_json: bool, as_csv: bool) -> None:
-    from ckdiff.cli.output import write_json_rows, write_lines
+    from ckdiff.cli.output import write_json_rows, write_lines, write_rows
 
     rows = result.summary(by)
     if as_json:
         return write_json_rows({**result.to_dict(), "by": by}, rows)
     from ckdiff.cli import timeline_text
 
-    make = timeline_text.csv_lines if as_csv else timeline_text.lines
-    return write_lines(make(result, by, rows))
+    if as_csv:
+        return write_rows(timeline_text.csv_lines(result, by, rows))
+    return write_lines(timeline_text.lines(result, by, rows))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckdiff.budget import format_size
-from ckdiff.cli import formats
+from ckdiff.cli import csvs, formats
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
@@ -148,24 +146,17 @@ def _went(found: Mapping[str, Any]) -> list[str]:
 
 
 def csv_lines(result: Timeline, by: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A header, and a line for each group and step. Names are escaped: a row is always one line."""
+    """A header, and a line for each group and step."""
     more = _WAYS if result.statistics else ()
-    yield _csv([by, "step", "checkpoint", "elements", *_STEP, "density", "coverage", *more])
+    yield csvs.line([by, "step", "checkpoint", "elements", *_STEP, "density", "coverage", *more])
     for row in rows:
         for number, step in enumerate(row["steps"], 1):
             checkpoint = result.checkpoints[number]
             counts = [step[key] for key in _STEP]
-            yield _csv(
+            yield csvs.line(
                 [row["group"], number, checkpoint, row["elements"], *counts, step["density"],
                  step["coverage"], *(step[key] for key in more)]
             )  # fmt: skip
-
-
-def _csv(values: Sequence[Any]) -> str:
-    out = io.StringIO()
-    escaped = [printable(value) if isinstance(value, str) else value for value in values]
-    csv.writer(out, lineterminator="").writerow(escaped)
-    return out.getvalue()
 
 
 def estimate_lines(estimate: Mapping[str, Any]) -> list[str]:

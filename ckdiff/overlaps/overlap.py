@@ -6,6 +6,7 @@ each other.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from ckdiff.running.dask import Scheduler
 
 IntArray = npt.NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
 
 
 class _Shared(TypedDict):
@@ -234,6 +237,8 @@ def _check_memory(
     """
     allowed = budget.default_memory(workers) if memory is None else budget.parse_size(memory)
     needed = need.total(workers)
+    size_of = format_size(needed), format_size(allowed)
+    _log.debug("%d workers; memory: %s needed of %s", workers, *size_of)
     if needed > allowed:
         raise BudgetError(
             f"{format_size(allowed)} of memory is too little for {size[0]:,} groups of "

@@ -11,11 +11,13 @@ test_memory.py and bench/memory.py.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from ckdiff.budget import MIB, default_memory, format_size, parse_size, usable_cores
 from ckdiff.errors import BudgetError
 
+_log = logging.getLogger(__name__)
 PROCESS = 96 * MIB  #: bytes of the interpreter and libraries, and what compiling kernels adds
 
 
@@ -53,4 +55,6 @@ def fit_workers(
             f"worker{'s' if many else ''} this needs {format_size(need.total(workers))}",
             hint=more + (" or lower --workers" if many else ""),
         )
+    needed, most = format_size(need.total(workers)), format_size(allowed)
+    _log.debug("%d workers for %d tasks; memory: %s needed of %s", workers, tasks, needed, most)
     return workers
