@@ -1,0 +1,201 @@
+"""The figures of the page: rows of stored numbers, drawn by ckdiff's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ckdiff.figures.figure import Figure, Row, Spec, of_rows, tooltip
+from paper.claims import lifts
+from paper.claims_masked import shares
+from paper.results import Result, Results, accuracy, course, density, density_f32, gain, reward
+from paper.retrain import FULL, MASKS
+
+
+def axis(field: str, title: str, form: str = "", **more: Any) -> Spec:
+    """A quantitative axis."""
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "axis": {"format": form},
+        **more,
+    }
+
+
+def named(field: str, title: str | None = None, **more: Any) -> Spec:
+    """Categories, in the order of the rows."""
+    return {"field": field, "type": "nominal", "title": title, "sort": None, **more}
+
+
+def _arm(result: Result) -> str:
+    run = result["run"]
+    return f"{run['optimizer']} {run['precision']}"
+
+
+def _courses(runs: Iterable[Result]) -> list[Row]:
+    return [
+        {
+            "algorithm": result["run"]["algorithm"],
+            "arm": _arm(result),
+            "run": result["run"]["name"],
+            **point,
+        }
+        for result in runs
+        for point in [{"step": 0, "gained": 0.0, "density": 0.0, "coverage": 0.0}, *course(result)]
+    ]
+
+
+def density_by_gain(results: Results) -> Figure:
+    """The main figure: a line for each run, through its checkpoints."""
+    full = [each for each in results.of(task="sort") if each["run"]["group"] != "ablation"]
+    fields = (("run", "run", ""), ("step", "step", ""), ("density", "density", ".3f"))
+    encoding = {
+        "x": axis("gained", "mean reward gained, stored model"),
+        "y": axis("density", "changed weights of the stored model", "%"),
+        "color": named("algorithm", "algorithm"),
+        "strokeDash": named("arm", "optimizer, precision"),
+        "detail": {"field": "run"},
+        "order": {"field": "step"},
+        "tooltip": tooltip(*fields),
+    }
+    spec = {"mark": {"type": "line", "strokeWidth": 1.2}, "encoding": encoding}
+    return Figure(
+        "density-by-gain",
+        "Density against reward gained",
+        "Each line is a run, each bend a checkpoint. Lines that lie apart at one gain are runs "
+        "that pay for the same learning with different numbers of weights.",
+        _courses(full),
+        of_rows({**spec, "width": 560, "height": 380}),
+    )
+
+
+def dynamics(results: Results) -> Figure:
+    """Density and coverage of the final mask along the steps."""
+    runs = results.of(algorithm="grpo", task="sort")
+    runs = [each for each in runs if each["run"]["group"] in ("main", "sgd", "precision")]
+    rows = [
+        {"what": what, "value": point[what], **{k: point[k] for k in ("arm", "run", "step")}}
+        for point in _courses(runs)
+        for what in ("density", "coverage")
+    ]
+    part = {
+        "mark": {"type": "line"},
+        "width": 260,
+        "height": 240,
+        "encoding": {
+            "x": axis("step", "step"),
+            "y": axis("value", "", "%"),
+            "color": named("arm", "optimizer, precision"),
+            "detail": {"field": "run"},
+        },
+    }
+    facet = {"facet": {"field": "what", "type": "nominal", "title": None}, "spec": part}
+    return Figure(
+        "dynamics",
+        "GRPO over its steps",
+        "Density of the update, and which share of the final mask is there already.",
+        rows,
+        of_rows({**facet, "resolve": {"scale": {"y": "shared"}}}),
+    )
+
+
+def precisions(results: Results) -> Figure:
+    """Stored and float32 density of GRPO by arm."""
+    rows = [
+        {
+            "arm": f"{_arm(each)}, {each['run']['lr']:g}",
+            "weights": kind,
+            "density": value,
+            "gained": gain(each),
+        }
+        for each in results.of(algorithm="grpo", task="sort")
+        if each["run"]["group"] in ("main", "sgd", "precision", "sweep")
+        for kind, value in (("stored, bfloat16", density(each)), ("float32", density_f32(each)))
+    ]
+    encoding = {
+        "x": axis("density", "changed weights", "%"),
+        "y": named("arm"),
+        "color": named("weights"),
+        "shape": named("weights"),
+        "tooltip": tooltip(("arm", "arm", ""), ("gained", "reward gained", ".3f")),
+    }
+    spec = {"mark": {"type": "point", "size": 50}, "width": 420, "encoding": encoding}
+    return Figure(
+        "precisions",
+        "One algorithm, many densities",
+        "GRPO on one task: the share of changed weights follows what is stored, how it is trained, "
+        "the optimizer and the learning rate. A point for each run.",
+        rows,
+        of_rows({**spec, "height": {"step": 22}}),
+    )
+
+
+def agreements(results: Results) -> Figure:
+    """Mean lifts of each question, by null."""
+    rows = [
+        {"question": name, "null": null, "lift": lifts(each, null).mean}
+        for name, each in results.agreement["questions"].items()
+        for null in ("model", "tensor", "magnitude", "rowcol")
+        if lifts(each, null).values
+    ]
+    encoding = {
+        "x": axis("lift", "shared weights over those by chance", scale={"zero": False}),
+        "y": named("question"),
+        "color": named("null", "what chance knows"),
+        "shape": named("null", "what chance knows"),
+    }
+    spec = {"mark": {"type": "point", "size": 50}, "width": 380, "encoding": encoding}
+    return Figure(
+        "agreement",
+        "How far beyond chance masks agree",
+        "1 is chance. What is left given magnitudes is not due to small weights flipping easily.",
+        rows,
+        of_rows({**spec, "height": {"step": 18}}),
+    )
+
+
+def retraining(results: Results) -> Figure:
+    """Share of the gain, by mask and full run."""
+    rows = [
+        {"full": full, "mask": kind, "share": share}
+        for full in FULL
+        for kind in MASKS
+        for share in shares(results, full, (kind,)).values
+    ]
+    encoding = {
+        "x": axis("share", "share of the full run's gain", "%"),
+        "y": named("mask"),
+        "color": named("full", "full run"),
+        "shape": named("full", "full run"),
+    }
+    spec = {"mark": {"type": "point", "size": 60}, "width": 380, "encoding": encoding}
+    return Figure(
+        "retraining",
+        "Training with a mask",
+        "How much of the full run's reward comes back when only a mask's weights are trained. "
+        "The untrained base is 0 %.",
+        rows,
+        of_rows({**spec, "height": {"step": 22}}),
+    )
+
+
+def figures(results: Results) -> list[Figure]:
+    """All of them that have something to show."""
+    made = (
+        each(results) for each in (density_by_gain, precisions, dynamics, agreements, retraining)
+    )
+    return [figure for figure in made if figure.rows]
+
+
+def scores_of(result: Result) -> dict[str, float]:
+    """What the tables say of a run."""
+    return {
+        "accuracy": accuracy(result),
+        "reward": reward(result),
+        "accuracy_f32": accuracy(result, "masters"),
+        "reward_f32": reward(result, "masters"),
+        "density": density(result),
+        "density_1e-5": float(result["measured"]["density"]["atol=1e-5"]),
+        "density_f32": density_f32(result),
+    }
