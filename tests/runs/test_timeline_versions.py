@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from checkpoint_pairs import files_of, write_sparse
 from cli_support import run
-from version_models import write_steps
+from support import write_safetensors
+from version_models import start, write_steps
+from version_models import step as stepped
 
 import ckdiff
 from ckdiff.layout import CHUNK
@@ -87,13 +90,61 @@ def test_damage_and_another_base_are_noticed(encoding: str, tmp_path: Path) -> N
         assert not (tmp_path / "out").exists()
 
 
+def anchored(tmp_path: Path, full: tuple[int, ...], count: int) -> tuple[list[Path], Path]:
+    """Checkpoints, and a stream of which some versions, from 1 on, are full."""
+    models, stream = write_steps(tmp_path, count), tmp_path / "stream"
+    for number, (one, other) in enumerate(pairwise(models), 1):
+        ckdiff.delta(one, other, stream, encoding="xor", full=number in full)
+    return models, stream
+
+
+@pytest.mark.parametrize("full", [(1,), (3,), (2, 4), (1, 2, 3, 4)])
+def test_full_versions_are_checkpoints(full: tuple[int, ...], tmp_path: Path) -> None:
+    """At the beginning of a stream and on its way; also where it is continued beyond them."""
+    models, stream = anchored(tmp_path, full, 4)
+    wanted = timeline(models, tmp_path / "wanted", stats=True)
+    found = timeline([models[0], stream], tmp_path / "found", stats=True)
+    same(found, wanted)
+    for one, other in zip(found.paths, wanted.paths, strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert check_timeline(found)["ok"]
+    size = (models[0] / "model.safetensors").stat().st_size
+    assert found.to_dict()["bytes_read"] <= size * (1 + len(full))
+    ckdiff.delta(models[4], models[1], stream, encoding="xor")
+    found = timeline([models[0], stream], tmp_path / "found", stats=True)
+    same(found, timeline([*models, models[1]], tmp_path / "more"))
+    timeline([models[0], stream], tmp_path / "whole", stats=True)
+    assert files_of(tmp_path / "found") == files_of(tmp_path / "whole")
+
+
+def test_a_full_version_in_another_order(tmp_path: Path) -> None:
+    """What it has is found by name; what follows it is made from it and not from the base."""
+    models, stream = anchored(tmp_path, (1,), 2)
+    (written,) = (stream / "weight_v000001").glob("*.safetensors")
+    content = stepped(start(), 0)
+    write_safetensors(written, {name: content[name] for name in reversed(content)})
+    found = timeline([models[0], stream], tmp_path / "found")
+    same(found, timeline(models, tmp_path / "wanted"))
+
+
 def test_what_a_stream_cannot_be(tmp_path: Path) -> None:
-    models, stream = published(tmp_path, "xor", 2)
+    models, stream = published(tmp_path, "xor", 3)
     with pytest.raises(ckdiff.UsageError, match="begins with"):
         timeline([models[0], models[1], stream], tmp_path / "out")
-    ckdiff.delta(models[2], models[1], stream, encoding="xor", full=True)
-    with pytest.raises(ckdiff.DeltaError, match="is a full version"):
+    shutil.rmtree(stream / "weight_v000002")
+    with pytest.raises(ckdiff.DeltaError, match="is made from version 2, and version 1"):
         timeline([models[0], stream], tmp_path / "out")
+    ckdiff.delta(models[0], models[1], tmp_path / "d.safetensors")
+    with pytest.raises(ckdiff.CheckpointError, match="is a delta"):
+        timeline([models[0], tmp_path / "d.safetensors"], tmp_path / "out")
+
+
+def test_a_packed_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    models, stream = published(tmp_path, "xor", 1)
+    ckdiff.delta(models[1], models[0], stream, encoding="packed", as_version=True)
+    with pytest.raises(ckdiff.DeltaError, match="is packed") as caught:
+        timeline([models[0], stream], tmp_path / "out")
+    assert "convert-delta" in caught.value.one_line()
 
 
 def test_tensors_that_no_chunk_holds_whole(tmp_path: Path) -> None:

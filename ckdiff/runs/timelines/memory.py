@@ -69,12 +69,12 @@ def _too_little(sides: int, workers: int, allowed: int, needed: int) -> BudgetEr
 def _readers(marching: MarchingPairs) -> list[Callable[[int], int]]:
     """For each side the bytes that its reader takes, for windows of so many elements."""
     found: list[Callable[[int], int]] = []
-    for side, versions in zip(marching.sides, marching.folds, strict=True):
+    for side, fold in zip(marching.sides, marching.folds, strict=True):
         bits = int(side.bits.max(initial=8))
-        if versions:
-            found.append(partial(_folding, decoders_memory(versions), bits))
-        else:
-            found.append(partial(_reading, side.checkpoint, bits))
+        if fold.versions:
+            found.append(partial(_folding, decoders_memory(fold.versions), bits))
+        if fold.start is not None:
+            found.append(partial(_reading, fold.start.checkpoint, bits))
     return found
 
 

@@ -50,9 +50,18 @@ class Pairs:
         firsts = [dict(self.comparisons[step - 1].pairing.retyped) for step in steps]
         pairs = [(0, at) for at in range(1, len(read))] + list(pairwise(range(1, len(read))))
         wide = firsts + [_wide(read[a], read[b]) for a, b in pairs[len(steps) :]]
-        folds = [[v for side in sides[a + 1 : b + 1] for v in _made_by(side)]
-                 for a, b in pairwise([0, *steps])]  # fmt: skip
-        return MarchingPairs(read, pairs, wide, [[], *folds])
+        folds = [_fold(sides[a + 1 : b + 1]) for a, b in pairwise([0, *steps])]
+        return MarchingPairs(read, pairs, wide, [Fold([], sides[0]), *folds])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold:
+    """Where the bytes of a side come from: what some versions, or none, make of another."""
+
+    versions: list[Version]
+    #: what is read for it: the side itself, or a full version that the others are made from. None
+    #: where they are made from the side before
+    start: Side | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,8 +72,21 @@ class MarchingPairs:
     pairs: list[tuple[int, int]]  #: of the first side, then of neighbours
     #: for each pair the dtype by whose values a tensor of two dtypes is compared, by position
     wide: list[dict[int, str]]
-    #: for each side the weight versions that make it of the side before; none where it is read
-    folds: list[list[Version]]
+    folds: list[Fold]  #: for each side
+
+    @property
+    def read(self) -> list[Side]:
+        """What is read: the sides, but of those that are made from others what these begin with."""
+        return [fold.start for fold in self.folds if fold.start is not None]
+
+    def folded(self) -> list[Fold]:
+        """The versions that follow each other, and what the first of them is made from."""
+        found: list[Fold] = []
+        for fold in self.folds:
+            if fold.start is not None:
+                found.append(Fold([], fold.start))
+            found[-1].versions.extend(fold.versions)
+        return [fold for fold in found if fold.versions]
 
     def kinds(self, pair: int) -> list[str]:
         """The dtype by whose values each tensor is compared."""
@@ -135,9 +157,15 @@ def _only(pairing: Pairing, names: set[str]) -> Pairing:
     )
 
 
-def _made_by(side: Side) -> list[Version]:
-    checkpoint = side.checkpoint
-    return [checkpoint.version] if isinstance(checkpoint, VersionSide) else []
+def _fold(sides: Sequence[Side]) -> Fold:
+    """How the last of some sides that follow each other comes from what is before them."""
+    found = Fold([], None)
+    for side in sides:
+        if isinstance(side.checkpoint, VersionSide):
+            found.versions.append(side.checkpoint.version)
+        else:
+            found = Fold([], side)
+    return found
 
 
 def _wide(one: Side, other: Side) -> dict[int, str]:

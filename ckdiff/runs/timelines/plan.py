@@ -94,24 +94,20 @@ class TimelinePlan:
 
     @property
     def sources(self) -> list[Checkpoint]:
-        """The checkpoints that are read."""
-        return [side.checkpoint for side in self.marching.sides]
+        """The checkpoints that are read, and versions that are folded."""
+        found = [side.checkpoint for side in (*self.marching.read, *self.marching.sides)]
+        return list({id(checkpoint): checkpoint for checkpoint in found}.values())
 
     @property
     def bytes_to_read(self) -> int:
         """Of all checkpoints."""
-        return sum(
-            int(side.nbytes.sum())
-            for side, versions in zip(self.marching.sides, self.marching.folds, strict=True)
-            if not versions
-        )
+        return sum(int(side.nbytes.sum()) for side in self.marching.read)
 
     def nbytes_of(self, chunk: int) -> int:
         """Bytes of all sides that are read for a chunk."""
         layout = self.pairs.layout
         spans = layout.spans(*layout.chunk_range(chunk))
-        sides = zip(self.marching.sides, self.marching.folds, strict=True)
-        return sum(int(spans.byte_ranges(s.bits)[1].sum()) for s, made in sides if not made)
+        return sum(int(spans.byte_ranges(side.bits)[1].sum()) for side in self.marching.read)
 
     @property
     def disk_at_most(self) -> int:

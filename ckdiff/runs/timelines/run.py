@@ -141,12 +141,12 @@ class _Run:
     def _check_versions(self) -> None:
         """Hold the digests of what weight versions make of tensors that no chunk holds whole."""
         plan, layout = self._plan, self._layout
-        versions = [version for some in plan.marching.folds for version in some]
-        if versions:
-            last = layout.starts + layout.elements - 1
-            over = layout.starts // layout.chunk != np.maximum(last, layout.starts) // layout.chunk
-            base = plan.marching.sides[0]
-            Straddling(base.checkpoint, versions, plan.out.parent).check(base.index[over])
+        last = layout.starts + layout.elements - 1
+        over = layout.starts // layout.chunk != np.maximum(last, layout.starts) // layout.chunk
+        for fold in plan.marching.folded():
+            assert fold.start is not None
+            held = Straddling(fold.start.checkpoint, fold.versions, plan.out.parent)
+            held.check(fold.start.index[over])
 
     def _check_former(self) -> None:
         """Raise StoreExists where the timeline that is there is of other weights."""

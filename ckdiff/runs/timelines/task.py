@@ -103,11 +103,12 @@ class TimelineTask:
         return TimelineChunk.of(spans.tensors, into, objects)
 
     def _reader(self, side: int) -> SpanReader | FoldReader:
-        found, versions = self.pairs.sides[side], self.pairs.folds[side]
-        if not versions:
+        found, fold = self.pairs.sides[side], self.pairs.folds[side]
+        if not fold.versions:
             return found.checkpoint.reader()
         nbytes = self.window * int(found.bits.max(initial=8)) // 8
-        return FoldReader(versions, found.checkpoint, nbytes)
+        start = None if fold.start is None else fold.start.checkpoint.reader()
+        return FoldReader(fold.versions, found.checkpoint, nbytes, start)
 
     def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
         """The windows of the addresses [first, end), whose spans are ``spans``."""
@@ -123,8 +124,7 @@ class TimelineTask:
 
     def _prefetch(self, readers: Sequence[SpanReader | FoldReader], window: Window) -> None:
         for reader, wanted in zip(readers, window.wanted, strict=True):
-            if not isinstance(reader, FoldReader):
-                reader.prefetch(*wanted)
+            reader.prefetch(*wanted)
 
     def _march(
         self,
@@ -142,8 +142,7 @@ class TimelineTask:
         if self.paths is not None:
             self.paths.add(widening, into.paths)
         for reader in readers:
-            if not isinstance(reader, FoldReader):
-                reader.release()
+            reader.release()
         masks = tools.masks[self.rules - 1 :: self.rules]
         size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
         earlier = [] if known is None else self._earlier(known, window, size)

@@ -8,6 +8,8 @@ those of tensors that go over the border of a chunk are held by folding these on
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -31,10 +33,10 @@ from ckdiff.deltas.versions.decoding import COMMON_WINDOW, Patch, memory_of, pat
 from ckdiff.deltas.versions.encoding import WINDOW
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor
 from ckdiff.deltas.versions.form import version_name
-from ckdiff.deltas.versions.given import STREAM, given_versions, kind_of
-from ckdiff.deltas.versions.reading import Chain, opened
+from ckdiff.deltas.versions.given import STREAM, kind_of
+from ckdiff.deltas.versions.reading import Chain, WeightStream, open_stream, opened
 from ckdiff.deltas.versions.version import Version
-from ckdiff.errors import DeltaError, UsageError
+from ckdiff.errors import UsageError
 from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
 
 _OTHER = "give the checkpoint that the stream begins with, or fetch the version again"
@@ -44,11 +46,13 @@ class VersionSide(Checkpoint):
     """A weight version, with the tensors of what it is made from. Its bytes come by folding."""
 
     def __init__(self, before: Checkpoint, version: Version) -> None:
-        self.before, self.version = before, version
+        self.version = version
         self.table, self.label = before.table, version_name(version.number)
         self.open_files: Sequence[OpenFile] = tuple(version.shards)
         self.files = [SourceFile(os.path.basename(f.path), f.size) for f in version.shards]
         self.directory = os.path.dirname(os.path.abspath(version.path))  # no output goes there
+        # as digests, and now: versions may be thousands, each made from the one before
+        self._before = _digest(before.fingerprint()), _digest(before.seen())
 
     def reader(self) -> SpanReader:
         """See Checkpoint: there is none that knows nothing of the side before."""
@@ -57,16 +61,20 @@ class VersionSide(Checkpoint):
     def fingerprint(self) -> list[Any]:
         """See Checkpoint."""
         own = [list(file.identity) for file in self.version.shards]
-        return [self.before.fingerprint(), self.label, own]
+        return [self._before[0], self.label, own]
 
     def seen(self) -> list[Any]:
         """See Checkpoint."""
         own = [[file.size, file.identity[3]] for file in self.version.shards]
-        return [self.before.seen(), self.label, own]
+        return [self._before[1], self.label, own]
 
     def verify(self) -> None:
         """See Checkpoint."""
         self.version.verify()
+
+
+def _digest(known: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def versions_of(
@@ -74,7 +82,8 @@ def versions_of(
 ) -> list[Given]:
     """The checkpoints of a run: for a base and a stream, the base and each of its versions.
 
-    ``stack`` closes what is opened. Raises what opening a stream raises.
+    A full version is a checkpoint by itself. ``stack`` closes what is opened. Raises what opening a
+    stream raises.
     """
     given = list(checkpoints)
     last = given[-1]
@@ -89,34 +98,52 @@ def versions_of(
 
     from ckdiff.checkpoints.opening import open_for_planning
 
-    base = open_in(stack, given[0], partial(open_for_planning, key=key))
-    room = Room(memory)
-    stream = given_versions([os.fspath(last)], room)
+    opening = partial(open_for_planning, key=key)
+    base, room = open_in(stack, given[0], opening), Room(memory)
+    stream = open_stream(os.fspath(last), room)
     stack.callback(stream.close)
-    chain = stream.chain(None, base_version=at_version(base, None))
-    if chain.seed is not None:
-        raise DeltaError(
-            f"{chain.seed.shown}: is a full version, a checkpoint by itself",
-            hint="give the checkpoints of the run one by one, and full versions among them",
-        )
-    if not chain.deltas:
+    found = [base]
+    for version in _followed(stream, at_version(base, None)):
+        if version.full:
+            found.append(open_in(stack, version.path, opening))
+            continue
+        opened(stack, room, Chain(None, [version], version.number), found[-1].table)
+        _check_foldable(version)
+        found.append(VersionSide(found[-1], version))
+    return list(found)
+
+
+def _followed(stream: WeightStream, begin: int) -> list[Version]:
+    """The versions after one, each made from the one before it or a full one. Raises DeltaError."""
+    found, at = [], begin
+    for number in stream.numbers:
+        if number <= begin:
+            continue
+        version = stream.version(number)
+        if version.said is not None and version.said.base_version != at:
+            before = f"version {at}" if at else "the base"
+            raise version.fault(
+                f"is made from version {version.said.base_version}, and {before} is before it",
+                "give the checkpoint that the stream begins with, and leave no version out",
+            )
+        found.append(version)
+        at = number
+    if not found:
         raise UsageError("the base is the newest version of the stream: there is no step")
-    opened(stack, room, Chain(None, chain.deltas, chain.target), base.table)
-    found: list[Given] = [base]
-    for version in chain.deltas:
-        for tensor in version.frames:
-            if version.head(tensor).window > COMMON_WINDOW:
-                raise version.fault(
-                    f"{called(tensor)} needs {format_size(version.head(tensor).window)} to be "
-                    "decoded beside others",
-                    "ckdiff apply makes checkpoints of it",
-                )
-        if version.packed is not None and version.frames:
-            version.reader(next(iter(version.frames.values())))  # says that it cannot be had
-        before = found[-1]
-        assert isinstance(before, Checkpoint)
-        found.append(VersionSide(before, version))
     return found
+
+
+def _check_foldable(version: Version) -> None:
+    """Raise DeltaError for a delta that cannot be decoded a window at a time, beside others."""
+    if version.packed is not None and version.frames:
+        version.reader(next(iter(version.frames.values())))  # says that it cannot be had
+    for tensor in version.frames:
+        if version.head(tensor).window > COMMON_WINDOW:
+            raise version.fault(
+                f"{called(tensor)} needs {format_size(version.head(tensor).window)} to be "
+                "decoded beside others",
+                "ckdiff apply makes checkpoints of it",
+            )
 
 
 def decoders_memory(versions: Sequence[Version]) -> int:
@@ -143,9 +170,17 @@ class _At:
 class FoldReader:
     """Spans of what versions make of the side before them, for one chunk of one thread."""
 
-    def __init__(self, versions: Sequence[Version], side: Checkpoint, window: int) -> None:
-        """``window`` is the most bytes that are acquired at a time."""
-        self._versions, self._table = versions, side.table
+    def __init__(
+        self,
+        versions: Sequence[Version],
+        side: Checkpoint,
+        window: int,
+        start: SpanReader | None = None,
+    ) -> None:
+        """``window`` is the most bytes that are acquired at a time. The versions are made from what
+        ``start`` reads, where that is not the side before.
+        """
+        self._versions, self._table, self._start = versions, side.table, start
         self._bytes, self._scratch = np.empty(window, np.uint8), np.empty(window, np.uint8)
         self._at: _At | None = None
 
@@ -156,6 +191,8 @@ class FoldReader:
 
         Raises DeltaError where a frame is damaged or a digest is another.
         """
+        if self._start is not None:
+            before = self._start.acquire(tensors, starts, nbytes)
         found, at = before.copy(), 0
         for i, (tensor, start, size) in enumerate(
             zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
@@ -175,7 +212,7 @@ class FoldReader:
     ) -> None:
         here = self._at
         if here is None or here.tensor != tensor or here.position != start:
-            self.close()
+            self._end()
             here = self._at = self._begin(tensor, start, versions, out)
         out[:] = before
         name, end = self._table.names[tensor], int(self._table.nbytes[tensor])
@@ -194,7 +231,7 @@ class FoldReader:
                 what = f"what it makes of {called(name)} has another digest than it says"
                 raise version.fault(what, _OTHER)
         if here.position == end:
-            self.close()
+            self._end()
 
     def _begin(self, tensor: int, start: int, versions: list[Version], room: Bytes) -> _At:
         name, nbytes = self._table.names[tensor], int(self._table.nbytes[tensor])
@@ -212,8 +249,23 @@ class FoldReader:
                 here.digests.append(digester(version.said.checksum))
         return here
 
+    def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
+        """See SpanReader."""
+        if self._start is not None:
+            self._start.prefetch(tensors, starts, nbytes)
+
+    def release(self) -> None:
+        """See SpanReader."""
+        if self._start is not None:
+            self._start.release()
+
     def close(self) -> None:
-        """Give the decoders back; may be called more than once."""
+        """Give the decoders back, and what is read; may be called more than once."""
+        self._end()
+        if self._start is not None:
+            self._start.close()
+
+    def _end(self) -> None:
         here, self._at = self._at, None
         for step in here.patches if here is not None else ():
             step.close()

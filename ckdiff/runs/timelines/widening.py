@@ -13,6 +13,7 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.casting import widen
 from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
 from ckdiff.layout import Spans
+from ckdiff.runs.timelines.pairs import Fold
 
 
 @dataclass(slots=True)
@@ -25,10 +26,10 @@ class Window:
     rows: IntArray
     wanted: list[Wanted]
 
-    def nbytes(self, folds: Sequence[Sequence[object]]) -> int:
+    def nbytes(self, folds: Sequence[Fold]) -> int:
         """Bytes that are read, of all sides but those that are made of the one before."""
         sides = zip(self.wanted, folds, strict=True)
-        return sum(int(nbytes.sum()) for (_, _, nbytes), made in sides if not made)
+        return sum(int(nbytes.sum()) for (_, _, nbytes), fold in sides if fold.start is not None)
 
 
 @dataclass(slots=True)
