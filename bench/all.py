@@ -16,6 +16,7 @@ PROGRAMS = (
     "mask_kernels",
     "many_tensors",
     "memory",
+    "monitor",
     "diff",
     "overlap",
     "delta",

@@ -106,8 +106,25 @@ class Kernels:
         """
         self._run(0, segments, [exact], into)
 
+    def count(self, segments: Int64, mask: Bytes, changed: Int64) -> None:
+        """Add up the changed elements of segments, and hash nothing.
+
+        ``mask`` is room for the bits of each rule, which are not wanted: segments may share it.
+        ``changed`` is C-contiguous, (rows, rules), added to.
+        """
+        rows, rules = changed.shape
+        if rules != self._rules:
+            raise ValueError(f"there are counts of {self._rules} rules")
+        self._check(segments, [mask], rows)
+        addresses = np.full(max(1, rules), room(mask, U8), np.int64)
+        scratch = np.zeros(abi.SCRATCH_BYTES, np.uint8)
+        self._drive(
+            place(segments, I64), len(segments), place(self._slots, I64), self._columns, rules,
+            place(addresses, I64), room(changed, I64), 0, 0, 0, room(scratch, U8),
+        )  # fmt: skip
+
     def _run(self, rules: int, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
-        self._check(segments, masks, into)
+        self._check(segments, masks, len(into.changed))
         addresses = np.array([room(mask, U8) for mask in masks] or [0], np.int64)
         scratch = np.zeros(abi.SCRATCH_BYTES, np.uint8)
         rows, known = into.statistics, len(into.changed)
@@ -127,7 +144,7 @@ class Kernels:
         if not self._xxh3:
             self._hash_slowly(segments, into)
 
-    def _check(self, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
+    def _check(self, segments: Int64, masks: Sequence[Bytes], rows: int) -> None:
         """Hold a table against what it leads to."""
         place(segments, I64)
         if segments.shape[1] != abi.SEG_COLUMNS:
@@ -135,7 +152,7 @@ class Kernels:
         if not len(segments):
             return
         low, high = segments.min(axis=0).tolist(), segments.max(axis=0).tolist()
-        within(low[abi.SEG_ROW], high[abi.SEG_ROW] + 1, len(into.changed))
+        within(low[abi.SEG_ROW], high[abi.SEG_ROW] + 1, rows)
         within(low[abi.SEG_SLOT], high[abi.SEG_SLOT] + 1, len(self._slots))
         ends = segments[:, abi.SEG_POSITION] + segments[:, abi.SEG_ELEMENTS]
         bits = 8 * min((len(mask) for mask in masks), default=0)

@@ -1,4 +1,4 @@
-"""Training only the weights that a mask names: every other element stays bit-identical.
+"""Training only the weights that a mask names, and watching which ones training moves.
 
 ::
 
@@ -12,6 +12,11 @@
     Trainer(..., callbacks=[SubnetworkCallback("run1.zarr")])          # Hugging Face, TRL
     model = to_shira(model, "run1.zarr")                               # a PEFT adapter
 
+    from ckdiff.training import UpdateCallback, UpdateMonitor
+
+    monitor = UpdateMonitor(model, every=100, log="updates.jsonl")     # monitor.step() in a loop
+    trainer.add_callback(UpdateCallback(trainer))                      # in the trainer's own log
+
 ``ckdiff.training.optax`` is the same for JAX, and needs no torch. Everything is imported when it is
 first used: torch, transformers and PEFT only by those who use them.
 """
@@ -24,13 +29,18 @@ if TYPE_CHECKING:
     from ckdiff.training.callback import SubnetworkCallback
     from ckdiff.training.compact import SubnetworkOptimizer
     from ckdiff.training.freezing import Freeze, freeze_unmasked
+    from ckdiff.training.monitor import Look, UpdateMonitor
+    from ckdiff.training.monitorcallback import UpdateCallback
     from ckdiff.training.names import parameter_masks
     from ckdiff.training.shira import load_shira, to_shira
 
 _HOMES = {
     "Freeze": "ckdiff.training.freezing",
+    "Look": "ckdiff.training.monitor",
     "SubnetworkCallback": "ckdiff.training.callback",
     "SubnetworkOptimizer": "ckdiff.training.compact",
+    "UpdateCallback": "ckdiff.training.monitorcallback",
+    "UpdateMonitor": "ckdiff.training.monitor",
     "freeze_unmasked": "ckdiff.training.freezing",
     "load_shira": "ckdiff.training.shira",
     "parameter_masks": "ckdiff.training.names",
@@ -45,8 +55,11 @@ _INSTALL = {
 
 __all__ = [
     "Freeze",
+    "Look",
     "SubnetworkCallback",
     "SubnetworkOptimizer",
+    "UpdateCallback",
+    "UpdateMonitor",
     "freeze_unmasked",
     "load_shira",
     "parameter_masks",

@@ -98,7 +98,7 @@ def _run(name: Literal["gather", "scatter"], width: int, moves: Sequence[Move]) 
             shares[-1].append(job)
             first += some
             done += some
-    _side_by_side([mover(name, width, share) for share in shares])
+    side_by_side([mover(name, width, share) for share in shares])
 
 
 def _bytes(tensor: torch.Tensor) -> Bytes:
@@ -106,7 +106,7 @@ def _bytes(tensor: torch.Tensor) -> Bytes:
     return bytes_at(tensor.data_ptr(), size, writable=True)
 
 
-def _side_by_side(work: Sequence[Callable[[], object]]) -> None:
+def side_by_side(work: Sequence[Callable[[], object]]) -> None:
     """Do all of the work, the first here and the others in threads."""
     here, *rest = work
     others = [_pool(len(rest)).submit(item) for item in rest]

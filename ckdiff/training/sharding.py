@@ -41,16 +41,10 @@ def cut(read: Read, tensor: torch.Tensor) -> torch.Tensor:
     shape = tuple(local(tensor).shape)
     if shape == tuple(tensor.shape):  # not sharded, or not here
         return read(0, tensor.numel()).view(shape)
-    held = [_held(tensor, dim) for dim in range(tensor.ndim)]
+    rows, *others = held_ranges(tensor, shape)
     mask = torch.empty(shape, dtype=torch.bool)
     if mask.numel() == 0:  # more processes than rows
         return mask
-    if tuple(map(len, held)) != shape:
-        raise UsageError(
-            f"a shard is {list(shape)}, by its placements {list(map(len, held))}",
-            hint="only layouts made by fully_shard, parallelize_module and distribute_tensor",
-        )
-    rows, *others = held
     inside = [slice(part.start, part.stop) for part in others]
     row = math.prod(tensor.shape[1:])
     step = max(1, _AT_ONCE // row)
@@ -59,6 +53,20 @@ def cut(read: Read, tensor: torch.Tensor) -> torch.Tensor:
         block = read(at * row, stop * row).view(stop - at, *tensor.shape[1:])
         mask[at - rows.start : stop - rows.start] = block[(slice(None), *inside)]
     return mask
+
+
+def held_ranges(tensor: torch.Tensor, shape: tuple[int, ...]) -> list[range]:
+    """Which positions along each dimension this process holds; ``shape`` is what it holds.
+
+    Raises UsageError for a layout that is not known.
+    """
+    held = [_held(tensor, dim) for dim in range(tensor.ndim)]
+    if math.prod(shape) and tuple(map(len, held)) != shape:
+        raise UsageError(
+            f"a shard is {list(shape)}, by its placements {list(map(len, held))}",
+            hint="only layouts made by fully_shard, parallelize_module and distribute_tensor",
+        )
+    return held
 
 
 def _held(tensor: Any, dim: int) -> range:

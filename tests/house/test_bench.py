@@ -22,6 +22,7 @@ BENCH = Path(__file__).parents[2] / "bench"
         "mask_kernels",
         "many_tensors",
         "memory",
+        "monitor",
         "out_of_core",
         "overlap",
         "cluster",

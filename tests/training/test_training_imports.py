@@ -22,6 +22,13 @@ import ckdiff.training
             "ckdiff.training.SubnetworkCallback needs transformers"
             " (pip install transformers accelerate)",
         ),
+        (
+            "transformers",
+            "UpdateCallback",
+            "ckdiff.training.UpdateCallback needs transformers"
+            " (pip install transformers accelerate)",
+        ),
+        ("torch", "UpdateMonitor", "ckdiff.training needs torch (pip install torch)"),
         ("peft", "to_shira", "ckdiff.training.to_shira needs peft (pip install peft)"),
     ],
 )

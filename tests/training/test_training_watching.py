@@ -1,0 +1,132 @@
+"""Counting in tensors of torch, by kernels and by torch itself, against the slow twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from kernel_runs import kernels, random_bits, tough_pairs
+
+import ckdiff
+from ckdiff.checkpoints.places.held import Held
+from ckdiff.checkpoints.places.heldtorch import held_tensor
+from ckdiff.kernels import abi
+from ckdiff.rules import Rule
+from ckdiff.training import watchingcounts
+from ckdiff.training.watchingcounts import Pair, count, count_by_torch
+
+DTYPES = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+ROUNDINGS = [(source, target) for target, some in naive.ROUNDED.items() for source in some]
+RULES = ["exact", "exact@bf16", "exact@f16", "atol=1e-3", "rtol=0.01", "ulp=2", "atol=0.1@bf16"]
+
+
+def tensor_of(bits: Any, dtype: str) -> torch.Tensor:
+    found = torch.empty(len(bits), dtype=DTYPES[dtype])  # a view of none has no last dimension
+    if len(bits):
+        found.view(torch.uint8)[:] = torch.from_numpy(bits.view(np.uint8).copy())
+    return found
+
+
+def pair(now: torch.Tensor, *then: torch.Tensor) -> Pair:
+    held = held_tensor(now, torch, "", "here")
+    assert isinstance(held, Held)
+    return Pair(now, held, list(then))
+
+
+@pytest.mark.parametrize(("dtype", "target"), ROUNDINGS)
+def test_torch_rounds_as_kernels_do(dtype: str, target: str) -> None:
+    x, y = tough_pairs(dtype, 20_000)
+    rule = f"exact@{target}"
+    expected = naive.Pairs(dtype, x, y).changed(rule)
+    old, new = tensor_of(x, dtype), tensor_of(y, dtype)
+    to = DTYPES[target.upper()]
+    seen = [watchingcounts._seen(side, to) for side in (old, new)]
+    wrong = np.flatnonzero((seen[0] != seen[1]).numpy() != expected)
+    assert not wrong.size, [(hex(x[i]), hex(y[i]), bool(expected[i])) for i in wrong[:3]]
+    total = int(expected.sum())
+    assert count_by_torch([pair(new, old)], Rule.parse(rule)).tolist() == [[total]]
+    assert count([pair(new, old)], Rule.parse(rule)).tolist() == [[total]]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(DTYPES)), st.integers(0, 3000), st.integers(0, 2)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from(RULES),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1 << 10, 1 << 22]),
+)
+@example([("F32", 0, 0), ("BF16", 1, 1)], "exact", 0, 1 << 10)
+@settings(max_examples=40)
+def test_counts_are_the_twin_s(
+    tensors: list[tuple[str, int, int]], rule: str, seed: int, chunk: int
+) -> None:
+    """Several tensors of any dtype, some of them strided; copies become what the tensors are."""
+    pairs, expected = [], []
+    noise = np.random.default_rng(seed)
+    for i, (dtype, elements, strided) in enumerate(tensors):
+        bits = [random_bits(dtype, elements, seed + 3 * i + k).copy() for k in range(3)]
+        if dtype == "BOOL":
+            bits = [side & 1 for side in bits]
+        for k in (1, 2):
+            same = noise.random(elements) < 0.7
+            bits[k][same] = bits[0][same]
+        now, *then = (tensor_of(side, dtype) for side in bits)
+        if strided:  # what lies between its elements counts for nothing
+            wide = torch.zeros(elements, strided + 1, dtype=now.dtype)
+            wide[:, 0] = now
+            now = wide[:, 0]
+        pairs.append(pair(now, *then))
+        expected.append(
+            [naive.Pairs(dtype, side, bits[0]).changed(rule).sum() for side in bits[1:]]
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watchingcounts, "_CHUNK", chunk)
+        patch.setattr(watchingcounts, "_PIECE", 512)
+        patch.setattr(watchingcounts, "_SLICE", 700)
+        parsed = Rule.parse(rule)
+        if parsed.kind == "exact":
+            assert count_by_torch(pairs, parsed).tolist() == expected
+        assert count(pairs, parsed, renew=1).tolist() == expected
+        first = [row[0] for row in expected]
+        assert count(pairs, parsed, renew=None).tolist() == [[n, 0] for n in first]
+    for one in pairs:
+        width = watchingcounts._WORDS[one.now.element_size()]
+        assert torch.equal(one.then[1].view(width), one.now.contiguous().view(width))
+
+
+def test_what_is_written_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.zeros(1000)
+    watched = pair(weight, weight.clone())
+    real = watchingcounts._Counting._table
+
+    def training_goes_on(*args: Any) -> Any:
+        weight.add_(1)
+        return real(*args)
+
+    monkeypatch.setattr(watchingcounts._Counting, "_table", training_goes_on)
+    with pytest.raises(ckdiff.SourceChanged, match="was changed while it was being read"):
+        count([watched], Rule.parse("exact"))
+
+
+def test_a_kernel_is_given_what_it_can_hold() -> None:
+    counting = kernels(("F32",), ("exact",))
+    table = np.zeros((1, abi.SEG_COLUMNS), np.int64)
+    table[0, abi.SEG_ELEMENTS] = 1024
+    with pytest.raises(ValueError, match="a kernel would reach"):
+        counting.count(table, np.zeros(64, np.uint8), np.zeros((1, 1), np.int64))
+    with pytest.raises(ValueError, match="a kernel would reach"):
+        counting.count(table, np.zeros(128, np.uint8), np.zeros((0, 1), np.int64))
+    with pytest.raises(ValueError, match="counts of 1 rules"):
+        counting.count(table, np.zeros(128, np.uint8), np.zeros((1, 2), np.int64))
