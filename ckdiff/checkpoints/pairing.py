@@ -252,7 +252,7 @@ def _side(side: str, table: TensorTable, position: int | None) -> dict[str, Any]
 _SAID = {
     "removed": "only in base",
     "added": "only in tuned",
-    "missing": "in an index but in no file",
+    "missing": "named but not there, or not readable",
     "reshaped": "of another shape",
     "retyped": "of another dtype",
 }

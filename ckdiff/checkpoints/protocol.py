@@ -37,7 +37,8 @@ class TensorTable:
     dtypes: list[str]  #: safetensors dtype names
     shapes: list[tuple[int, ...]]
     nbytes: IntArray  #: bytes of the packed elements
-    absent: list[str] = field(default_factory=list)  #: names that an index has and no file
+    #: names that an index has and no file, and those of what a file has that cannot be compared
+    absent: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -138,8 +138,8 @@ def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
     table = plan.checkpoint.table
     if table.absent:
         yield (
-            "warning: the index names tensors that are in none of its files, and these are not "
-            f"written: {_several(table.absent)}"
+            "warning: tensors that are in no file, or cannot be read, are not written: "
+            f"{_several(table.absent)}"
         )
     shared = plan.shared
     if shared:

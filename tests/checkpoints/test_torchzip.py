@@ -18,6 +18,7 @@ import torch_files
 from mask_files import Entry, mapping, pickled, tensor, torch_bytes, zip_bytes
 from torch_files import assert_same, read, saved
 
+import ckdiff
 from ckdiff.checkpoints.formats.torchzip import is_torch_zip
 from ckdiff.errors import CheckpointError
 
@@ -291,6 +292,33 @@ def test_what_cannot_be_compared_is_named() -> None:
     table = read(saved(content))
     assert table.names == ["w"]
     assert "4 tensors cannot be compared and are left out, such as sparse" in table.notes[0]
+    assert table.absent == ["sparse", "conj", "wide", "meta"]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dtype"])
+def test_no_gate_passes_what_cannot_be_compared(kind: str, tmp_path: Path) -> None:
+    other = torch.ones(2, 2, dtype=torch.complex128 if kind == "dtype" else torch.float32)
+    other = other.to_sparse() if kind == "sparse" else other
+    torch.save({"w": W, "other": other}, tmp_path / "a.pt")
+    torch.save({"w": W, "other": 2 * other}, tmp_path / "b.pt")
+    held = {"w": W, "other": other}
+    for base in [tmp_path / "a.pt", held][: 2 if kind == "dtype" else 1]:
+        result = ckdiff.diff(base, tmp_path / "b.pt")
+        assert result.unpaired["missing"] == ["other"]
+        assert result.uncompared["tensors"] == 1
+    with pytest.raises(CheckpointError, match="other is missing, or of a kind"):
+        ckdiff.delta(
+            tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "s", encoding="xor", full=True
+        )
+
+
+def test_arrays_of_numpy_are_named() -> None:
+    table = read(saved({"state_dict": {"w": W, "a": np.ones(2), "n": np.float32(1)}}))
+    assert table.names == ["w"]
+    assert table.absent == []
+    assert table.notes[-1].endswith("1 numpy array in it is not compared: a")
+    table = read(saved({"w": W, "a": np.ones(2), "b": np.ones(2)}))
+    assert table.notes[-1].endswith("2 numpy arrays in it are not compared, such as a")
 
 
 # -- files that are not what they should be --------------------------------------------------------

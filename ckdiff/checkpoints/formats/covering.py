@@ -75,11 +75,15 @@ class Joining:
         self._files.append(file)
         self._offsets.append(offset)
 
-    def finish(self, notes: list[str]) -> Contents:
-        """The columns of all tensors."""
+    def finish(self, notes: list[str], absent: Sequence[str] = ()) -> Contents:
+        """The columns of all tensors; ``absent`` cannot be compared."""
         return Contents(
             TensorTable(
-                self._names, self._dtypes, self._shapes, np.array(self._nbytes, np.int64)
+                self._names,
+                self._dtypes,
+                self._shapes,
+                np.array(self._nbytes, np.int64),
+                list(absent),
             ),
             np.array(self._files, np.int32),
             np.array(self._offsets, np.int64),

@@ -102,7 +102,7 @@ class _Reading:
         for name, tensor in rows:
             _, dtype, shape, _ = self._tensors[tensor]
             joining.add(name, TORCH_DTYPES[dtype], shape, pieces[tensor])
-        return joining.finish(notes)
+        return joining.finish(notes, [name for name, _ in left])
 
     def _wrong(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.where}: {what}", hint=_HINT)

@@ -137,7 +137,7 @@ class _Reading:
         joining = Joining(files.described, files.first)
         for name, tensor in found.items():
             joining.add(name, tensor.dtype, tensor.shape, list(tensor.pieces.values()))
-        contents = joining.finish(self._notes)
+        contents = joining.finish(self._notes, [*self._left])
         copies = [
             _Copy(name, *pair, DTYPES[tensor.dtype].bits // 8)
             for name, tensor in found.items()

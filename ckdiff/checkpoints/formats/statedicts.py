@@ -38,6 +38,12 @@ _MOST_LETTERS = 1 << 25  # of all names together
 _MOST_CANDIDATES = 1 << 10
 _ENOUGH = 1 << 10  # names that say whether they are those of weights
 _MOST_LOOKED_AT = 32  # mappings whose names are looked at for whether they are those of weights
+#: what makes an array in a pickle, in numpy 1 and 2
+_NUMPY = {
+    f"numpy.{core}.{made}"
+    for core in ("core", "_core")
+    for made in ("multiarray._reconstruct", "numeric._frombuffer")
+}
 _CONTAINERS = (dict, list, tuple, Record)
 
 
@@ -112,6 +118,16 @@ def named_tensors(value: Any, path: tuple[str, ...] | None = None) -> list[tuple
     apart = path is not None and not any(map(is_known, path))
     listing.add(value, "", 0, apart=apart)
     return listing.names
+
+
+def numpy_arrays(value: Any) -> list[str]:
+    """The names under which a mapping has arrays of numpy, which are no tensors of torch."""
+    mapping = _mapping(value) or {}
+    return [
+        key
+        for key, inner in mapping.items()
+        if type(key) is str and type(inner) is Record and inner.name in _NUMPY
+    ]
 
 
 def at_key(content: Any, key: str) -> list[Any]:

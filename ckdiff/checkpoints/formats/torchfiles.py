@@ -21,13 +21,13 @@ def read_contents(files: Files) -> Contents:
         files.check(i)
     held = [(files.name(i), table.names) for i, table in enumerate(tables)]
     kept = [[True] * len(table.names) for table in tables]
-    missing: list[str] = []
+    missing = [name for table in tables for name in table.absent]
     notes = [note for table in tables for note in table.notes]
     if files.choice.weight_map is None:
         check_unlisted(files.described, held)
     else:
         listed = joined_by_index(files.described, files.choice.weight_map, held)
-        kept, missing = listed.kept, list(listed.missing)
+        kept, missing = listed.kept, list(listed.missing)  # what cannot be compared among them
         notes += [f"{WARNING}{text}" for text in listed.warnings]
     return _joined(files, tables, kept, missing, notes)
 

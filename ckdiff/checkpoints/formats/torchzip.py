@@ -19,6 +19,7 @@ from ckdiff.checkpoints.formats.statedicts import (
     find,
     is_tensor,
     named_tensors,
+    numpy_arrays,
     rank,
 )
 from ckdiff.checkpoints.formats.statewords import may_be_taken, of_optimizer
@@ -55,6 +56,7 @@ class TorchTable:
     nbytes: IntArray  #: bytes of each tensor's packed elements
     #: elements from one to the next along each dimension; None where they lie packed, in order
     strides: list[tuple[int, ...] | None]
+    absent: list[str]  #: names of tensors that cannot be compared
     key: str  #: the path of the state dict in the file; empty where it is all of it
     notes: list[str]  #: what a user should know, one sentence each
 
@@ -87,6 +89,8 @@ def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
         raise nothing_named(where, text, left)
     if left:
         notes.append(left_out(where, left))
+    if arrays := numpy_arrays(chosen):
+        notes.append(_arrays_noted(where, arrays))
     check_repeated([placed for _, placed in rows], where)
     return TorchTable(
         [name for name, _ in rows],
@@ -95,6 +99,7 @@ def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
         np.array([placed.begin for _, placed in rows], np.int64),
         np.array([placed.nbytes for _, placed in rows], np.int64),
         [placed.strides for _, placed in rows],
+        [name for name, _ in left],
         text,
         notes,
     )
@@ -103,10 +108,17 @@ def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
 def left_out(where: str, left: list[tuple[str, str]]) -> str:
     """A note of tensors that cannot be compared, by name, each with the reason."""
     name, reason = left[0]
-    return (
-        f"{where}: {len(left):,} tensors cannot be compared and are left out, "
-        f"such as {shown(name)}, {reason}"
-    )
+    first = f"{shown(name)}, {reason}"
+    if len(left) == 1:
+        return f"{where}: 1 tensor cannot be compared and is left out: {first}"
+    return f"{where}: {len(left):,} tensors cannot be compared and are left out, such as {first}"
+
+
+def _arrays_noted(where: str, names: list[str]) -> str:
+    """A note of arrays of numpy, which may be weights, or what somebody wrote down."""
+    if len(names) == 1:
+        return f"{where}: 1 numpy array in it is not compared: {shown(names[0])}"
+    return f"{where}: {len(names):,} numpy arrays in it are not compared, such as {shown(names[0])}"
 
 
 def key_text(path: tuple[str, ...] | None, key: str | None) -> str:

@@ -88,14 +88,18 @@ def _opened(
     if left:
         notes = [*notes, left_out(label, left)]
     synchronize(torch, tensors)
-    return MemoryCheckpoint(label, found, notes)
+    return MemoryCheckpoint(label, found, notes, [name for name, _ in left])
 
 
 class MemoryCheckpoint(Checkpoint):
     """Tensors that somebody else has. They are kept alive until it is closed."""
 
     def __init__(
-        self, label: str, tensors: Sequence[tuple[str, Held]], notes: Sequence[str] = ()
+        self,
+        label: str,
+        tensors: Sequence[tuple[str, Held]],
+        notes: Sequence[str] = (),
+        absent: Sequence[str] = (),
     ) -> None:
         self.label, self.notes = label, tuple(notes)
         self.held: Sequence[Held] = [held for _, held in tensors]
@@ -104,6 +108,7 @@ class MemoryCheckpoint(Checkpoint):
             [held.dtype for held in self.held],
             [held.shape for held in self.held],
             np.array([held.nbytes for held in self.held], np.int64),
+            list(absent),
         )
         self._addresses = np.array([held.address for held in self.held], np.int64)
         self._copies = any(not held.address and held.nbytes for held in self.held)

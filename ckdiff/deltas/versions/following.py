@@ -135,12 +135,12 @@ def not_sayable(why: str) -> DeltaError:
 
 
 def check_whole(table: TensorTable, label: str) -> None:
-    """Raise CheckpointError where an index names tensors that are not there."""
+    """Raise CheckpointError where tensors are named that are not there, or cannot be read."""
     if table.absent:
         raise CheckpointError(
-            f"{printable(label)}: its index names tensors that its files lack: "
-            f"{_several(table.absent)}",
-            hint="fetch the checkpoint again",
+            f"{printable(label)}: not all of its tensors can be read: "
+            f"{_several(table.absent)} missing, or of a kind that is not read",
+            hint="fetch or save the checkpoint again",
         )
 
 
