@@ -67,9 +67,30 @@ def read_sealed(root: Path) -> dict[str, Any]:
     if raw is None or not fits(raw):
         raise _damaged(shown)
     try:
-        manifest = json.loads(raw)
+        read = json.loads(raw)
     except (ValueError, RecursionError):
         raise _damaged(shown) from None
+    _check_format(read, shown)
+    manifest: dict[str, Any] = read
+    manifest.pop("digest", None)
+    try:
+        sealed = seal(manifest)
+    except (ValueError, RecursionError):  # NaN, a lone surrogate: nothing that was written here
+        raise _damaged(shown) from None
+    if raw != sealed:  # which says that the digest is right as well
+        raise _damaged(shown)
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise StoreCorrupt(
+            f"the manifest of {shown} makes no sense: {error}",
+            hint="it was not written by ckdiff: make the store again",
+        ) from None
+    return manifest
+
+
+def _check_format(manifest: Any, shown: str) -> None:
+    """Raise StoreCorrupt for the manifest of something else, or of a newer format."""
     if isinstance(manifest, dict) and manifest.get("format") == _TIMELINE:
         raise StoreCorrupt(
             f"{shown} is a timeline, not a mask store",
@@ -86,21 +107,6 @@ def read_sealed(root: Path) -> dict[str, Any]:
             f"{shown} is in store format {newer}, this ckdiff reads up to {FORMAT_VERSION}",
             hint="upgrade ckdiff",
         )
-    manifest.pop("digest", None)
-    try:
-        sealed = seal(manifest)
-    except (ValueError, RecursionError):  # NaN, a lone surrogate: nothing that was written here
-        raise _damaged(shown) from None
-    if raw != sealed:  # which says that the digest is right as well
-        raise _damaged(shown)
-    try:
-        check_manifest(manifest)
-    except ValueError as error:
-        raise StoreCorrupt(
-            f"the manifest of {shown} makes no sense: {error}",
-            hint="it was not written by ckdiff: make the store again",
-        ) from None
-    return manifest
 
 
 def own_files(root: Path) -> frozenset[str]:
