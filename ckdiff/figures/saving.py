@@ -23,11 +23,14 @@ class Drawn(Protocol):
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-#: how it is made, and how such files begin: another's drawing is not replaced
-KINDS: dict[str, tuple[Callable[[Drawn], bytes], bytes]] = {
-    ".svg": (lambda figure: figure.svg().encode(), b'<svg class="marks"'),
-    ".pdf": (lambda figure: figure.pdf(), b"%PDF-"),
-    ".json": (lambda figure: _description(figure), b'{\n "$schema": "https://vega.github.io/'),
+_XML = b"<!-- ckdiff figure -->\n"
+_PDF = b"\n% ckdiff figure\n"  # at the end: what is before must stay where it is
+_JSON = b'{\n "usermeta": {\n  "made by": "ckdiff"\n },'
+#: how it is made
+KINDS: dict[str, Callable[[Drawn], bytes]] = {
+    ".svg": lambda figure: _XML + figure.svg().encode(),
+    ".pdf": lambda figure: figure.pdf() + _PDF,
+    ".json": lambda figure: _description(figure),
 }
 
 
@@ -37,14 +40,13 @@ def save(figure: Drawn, path: str | os.PathLike[str], *, overwrite: bool) -> Pat
     Raises UsageError for another ending, OutputError for what is in the way.
     """
     out = checked_output(path)
-    found = KINDS.get(out.suffix.lower())
-    if found is None:
+    make = KINDS.get(out.suffix.lower())
+    if make is None:
         raise UsageError(
             f"cannot tell a format from the name {printable(out.name)}",
             hint=f"end it with {', '.join(KINDS)}",
         )
-    make, begins = found
-    place = Place(out, directory=False, overwrite=overwrite, in_the_way=_policy(begins))
+    place = Place(out, directory=False, overwrite=overwrite, in_the_way=_in_the_way)
     place.check()
     data = make(figure)
     with place:
@@ -59,16 +61,19 @@ def save(figure: Drawn, path: str | os.PathLike[str], *, overwrite: bool) -> Pat
 
 
 def _description(figure: Drawn) -> bytes:
-    return (json.dumps(figure.vega_lite(), indent=1) + "\n").encode()
+    marked = {"usermeta": {"made by": "ckdiff"}} | figure.vega_lite()
+    return (json.dumps(marked, indent=1) + "\n").encode()
 
 
-def _policy(begins: bytes) -> Callable[[Path], str | None]:
-    def in_the_way(out: Path) -> str | None:
-        try:
-            with open(os.open(out, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-                head = file.read(len(begins))
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        return None if head in (b"", begins) else "is no picture of ckdiff"
-
-    return in_the_way
+def _in_the_way(out: Path) -> str | None:
+    """Another's drawing is not replaced: ours have a mark at one of their ends."""
+    try:
+        with open(os.open(out, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            head = file.read(len(_JSON))
+            file.seek(-min(len(_PDF), os.fstat(file.fileno()).st_size), os.SEEK_END)
+            tail = file.read(len(_PDF))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if head.startswith((_XML, _JSON)) or (head.startswith(b"%PDF-") and tail == _PDF):
+        return None
+    return "is no picture that ckdiff saved" if head else None
