@@ -152,6 +152,9 @@ SLOW: dict[str, str] = {
     "test_memory_layouts": """
         test_memory_is_bounded
     """,
+    "test_notebooks": """
+        test_it_runs
+    """,
     "test_nulls": """
         test_a_coarser_null_takes_structure_for_agreement
         test_z_is_standard_normal_under_its_own_null
