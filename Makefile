@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Tests start hundreds of processes, as on any machine: with the package compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check lint bench paper paper-report clean
+.PHONY: demo test check lint docs bench paper paper-report clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,11 +41,14 @@ lint: $(VENV)/.test
 # every run of the paper, from nothing, in build/paper; stopped, the same command goes on
 paper: $(VENV)/.test
 	$(BIN)/python examples/paper run
-	$(BIN)/python examples/paper collect
 
 # docs/paper.md and its figures from the stored results, without training
 paper-report: $(VENV)/.test
 	$(BIN)/python examples/paper report
+
+# the site, one folder for each version; a warning is an error
+docs: $(VENV)/.test
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site/$$($(BIN)/python -c 'import ckdiff; print(ckdiff.__version__)')
 
 bench: $(VENV)/.test
 	$(BIN)/python bench/all.py
