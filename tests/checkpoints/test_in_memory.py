@@ -178,19 +178,26 @@ class Odd(torch.nn.Module):
         self.inner = torch.nn.BatchNorm1d(3)
 
     def get_extra_state(self) -> Any:
-        return torch.ones(3)
+        return torch.ones(3)  # a tensor like the others
+
+
+class Odder(Odd):
+    def get_extra_state(self) -> Any:
+        return {"scale": torch.ones(3)}
 
 
 def test_a_module_is_its_state_dict() -> None:
     model = Odd()
     with opened(model) as checkpoint:
         assert checkpoint.label == "Odd"
-        assert set(checkpoint.table.names) == set(model.state_dict()) - {"_extra_state"}
+        assert set(checkpoint.table.names) == set(model.state_dict())
         assert not checkpoint.files
         assert not checkpoint.in_files
     with opened({"model": model, "optimizer": {"state": {0: torch.ones(3)}}}) as checkpoint:
-        assert set(checkpoint.table.names) == set(model.state_dict()) - {"_extra_state"}
+        assert set(checkpoint.table.names) == set(model.state_dict())
         assert "weights under model are compared" in checkpoint.notes[0]
+    with opened(Odder()) as checkpoint:
+        assert set(checkpoint.table.names) == set(model.state_dict()) - {"_extra_state"}
 
 
 class Compiled(torch.nn.Module):

@@ -150,6 +150,7 @@ TAKEN: dict[str, tuple[Any, str, list[str]]] = {
     "flat": ({"a.w": W, "b": W}, "", ["a.w", "b"]),
     "beside plain values": ({"w": W, "epoch": 3, "_metadata": {"v": W}}, "", ["w"]),
     "extra state": ({"w": W, "l._extra_state": {"scale": W}}, "", ["w"]),
+    "extra state in tensors": ({"w": W, "l._extra_state": W}, "", ["w", "l._extra_state"]),
     "by a known name": ({"loss": W, "state_dict": {"w": W}}, "state_dict", ["w"]),
     "two known names": ({"model": {"state_dict": {"w": W}, "args": {"x": W}}},
                         "model.state_dict", ["w"]),

@@ -228,7 +228,9 @@ class _Finder:
                 return
             joined = id(value) in self._taken
         for label, inner in children(value):
-            if type(inner) not in _CONTAINERS or is_extra(label):
+            if type(inner) not in _CONTAINERS or is_extra(
+                label
+            ):  # tensors are looked for elsewhere
                 continue
             setting = is_setting(label)
             if setting and not (self._everywhere and len(label) <= LONGEST_NAME):
@@ -277,7 +279,7 @@ class _Finder:
         for key, inner in mapping.items():
             if type(key) is not str:
                 return -1
-            if is_extra(key):
+            if is_extra(key) and not is_tensor(inner):
                 continue
             kind = (
                 1 if is_tensor(inner) else -1 if is_setting(key) else self.leaves(inner, depth + 1)
@@ -290,11 +292,7 @@ class _Finder:
 
 
 def _tensors_in(mapping: dict[Any, Any]) -> Iterator[Any]:
-    return (
-        inner
-        for key, inner in mapping.items()
-        if type(key) is str and is_tensor(inner) and not is_extra(key)
-    )
+    return (inner for key, inner in mapping.items() if type(key) is str and is_tensor(inner))
 
 
 class _Listing:
@@ -317,11 +315,11 @@ class _Listing:
             mapping = value.fields
         self._visit(len(mapping or {}), depth)
         for key, inner in (mapping or {}).items():
-            if type(key) is not str or is_extra(key):
+            if type(key) is not str:
                 continue
             if is_tensor(inner):
                 self._take(prefix + key, inner)
-            elif is_setting(key) or (apart and _leads(key, inner)):
+            elif is_extra(key) or is_setting(key) or (apart and _leads(key, inner)):
                 continue
             elif self._finder.leaves(inner, depth) > 0:
                 self.add(inner, self._joined(prefix, key), depth + 1)

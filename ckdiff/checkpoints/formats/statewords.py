@@ -80,7 +80,9 @@ def of_optimizer(names: Collection[str]) -> set[str]:
 
 
 def is_extra(name: str) -> bool:
-    """Whether a name is that of what modules keep besides tensors."""
+    """Whether a name is that of what modules keep besides tensors; a tensor of it is one all the
+    same.
+    """
     return name == "_metadata" or name.endswith("_extra_state")
 
 

@@ -18,8 +18,7 @@ _DEPTH = 64  # of mappings and lists inside of each other
 
 def state_tensors(state: Mapping[Any, Any]) -> list[tuple[str, Any]]:
     """The tensors of a module's state dict by name; what modules keep besides is passed over."""
-    content = {k: v for k, v in state.items() if isinstance(k, str) and _is_tensor(v)}
-    return [(name, value) for name, value in content.items() if not name.endswith("_extra_state")]
+    return [(k, v) for k, v in state.items() if isinstance(k, str) and _is_tensor(v)]
 
 
 def chosen_tensors(
