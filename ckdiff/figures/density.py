@@ -33,7 +33,7 @@ def heat_map(stack: dict[str, Any], *, run: str, rule: str, name: str = "heatmap
         "color": densities(values, "datum.changed === 0"),
         "tooltip": tooltip(("module", "module", ""), ("layer", "layer", ""), _DENSITY, *COUNTS),
     }
-    width = step(-(-len(stack["layers"]) // merged), 760, 5, 30)
+    width = step(-(-len(stack["layers"]) // merged), 760, 5, 48)
     shape = {"width": {"step": width}, "height": {"step": 18}}
     spec = of_rows({**shape, "mark": {"type": "rect", "stroke": None}, "encoding": encoding})
     says = "Each cell is one module of one layer; grey cells did not change at all."
