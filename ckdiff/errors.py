@@ -25,6 +25,13 @@ This module imports nothing from the package.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_COMPARED = 100  #: characters: comparing takes the square of them
+
 
 class CkdiffError(Exception):
     """Base of every error ckdiff raises.
@@ -118,6 +125,33 @@ class Interrupted(CkdiffError):
     def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 130) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+def one_of(asked: str, known: Iterable[str], kind: str = "") -> str:
+    """A hint for a word that is not known: which one was meant, if one is near, and all there are.
+
+    ``did you mean union? one of intersection, union``; with ``kind`` it says ``formats are`` or so.
+    """
+    names = list(known)
+    near = nearest(asked, names)
+    meant = f"did you mean {near}? " if near is not None else ""
+    return f"{meant}{f'{kind} are' if kind else 'one of'} {', '.join(names)}"
+
+
+def nearest(asked: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like the one that was asked for; None where none is like it, or
+    two are like it alike.
+    """
+    import difflib
+
+    lower = {name.lower(): name for name in known}
+    text = str(asked)[:_COMPARED].lower()
+    begun = [name for name in lower if name.startswith(text) and len(text) > 2]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(text, lower, 2, 0.6)
+    likeness = [difflib.SequenceMatcher(None, name, text).ratio() for name in close]
+    if not close or len(set(likeness)) < len(close):
+        return None
+    return lower[close[0]]
 
 
 def printable(text: str) -> str:

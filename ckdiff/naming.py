@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar, get_args
 
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import UsageError, one_of, printable
 
 By = Literal["tensor", "layer", "module", "dtype", "model"]  #: what a table can be grouped by
 BY: tuple[By, ...] = get_args(By)
@@ -100,5 +100,5 @@ class Registry(Mapping[str, T]):
         """Raise UsageError for a name that is not here."""
         if name not in self.lines:
             raise UsageError(
-                f"there is no {self.kind} {printable(name)!r}", hint=f"one of {', '.join(self)}"
+                f"there is no {self.kind} {printable(name)!r}", hint=one_of(name, self)
             )

@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ckdiff.dtypes import DTYPES, DType
-from ckdiff.errors import RuleError
+from ckdiff.errors import RuleError, nearest
 
 RuleKind = Literal["exact", "atol", "rtol", "ulp"]
 
@@ -25,6 +25,11 @@ _TARGETS = {
     "f32": "f32", "fp32": "f32", "float32": "f32",
 }  # fmt: skip
 _RULE = re.compile(r"(?P<kind>[a-z]+)(?:=(?P<value>[^@\s]*))?(?:@(?P<target>\w+))?", re.ASCII)
+#: what someone may have meant as a rule
+_ALMOST = re.compile(
+    r"(?P<kind>[a-z]*)[\s_:=]*(?P<value>[-+.0-9e]*)\s*(?:@\s*(?P<target>\w*))?$", re.ASCII
+)
+_COMPARED = 64  #: characters
 _HELP = "rules are exact, atol=T, rtol=R, ulp=K, each with an optional @bf16, @f16 or @f32"
 
 
@@ -46,19 +51,20 @@ class Rule:
             raise RuleError(f"a rule must be a string, not {type(text).__name__}", hint=_HELP)
         match = _RULE.fullmatch(text.strip().lower())
         if match is None:
-            raise RuleError(f"cannot read the rule {text!r}", hint=_HELP)
+            raise RuleError(f"cannot read the rule {text!r}", hint=_meant(text))
         kind, value = match["kind"], match["value"]
         target = None
         if match["target"] is not None:
             target = _TARGETS.get(match["target"])
             if target is None:
-                raise RuleError(f"cannot round to {match['target']!r} in {text!r}", hint=_HELP)
+                shown = f"cannot round to {match['target']!r} in {text!r}"
+                raise RuleError(shown, hint=_meant(text))
         if kind == "exact":
             if value is not None:
                 raise RuleError(f"exact takes no value: {text!r}", hint=_HELP)
             return cls("exact", target=target)
         if value is None or kind not in ("atol", "rtol", "ulp"):
-            raise RuleError(f"cannot read the rule {text!r}", hint=_HELP)
+            raise RuleError(f"cannot read the rule {text!r}", hint=_meant(text))
         if kind == "ulp":
             if not re.fullmatch(r"[0-9]{1,20}", value) or int(value) >= 2**64:
                 raise RuleError(f"ulp takes a whole number from 0 to 2**64-1: {text!r}", hint=_HELP)
@@ -90,6 +96,29 @@ class Rule:
     def falls_back(self, dtype: DType) -> bool:
         """Whether this rule means ``exact`` on ``dtype`` because it has no numeric meaning."""
         return self.kind != "exact" and not dtype.numeric
+
+
+def _meant(text: str) -> str:
+    """A hint for what is no rule: the rule that it is like, and what rules there are."""
+    parts = _ALMOST.match(text.strip().lower()[:_COMPARED])
+    if parts is None:
+        return _HELP
+    kind = nearest(parts["kind"], get_args(RuleKind))
+    target = nearest(parts["target"], _TARGETS) if parts["target"] else None
+    likely = f"{kind}={parts['value']}" if parts["value"] else str(kind)
+    likely += f"@{target}" if target is not None else ""
+    if likely == text.strip().lower() or not _is_rule(likely):  # it is like none
+        return _HELP
+    return f"did you mean {likely}? {_HELP}"
+
+
+def _is_rule(text: str) -> bool:
+    match = _RULE.fullmatch(text)
+    return (
+        match is not None
+        and match["kind"] in get_args(RuleKind)
+        and ((match["kind"] == "exact") == (match["value"] is None))
+    )
 
 
 EXACT = Rule("exact")

@@ -71,7 +71,7 @@ def no_such_path(path: str) -> CheckpointError:
     if scheme is not None and scheme[1].lower() != "file":
         return _elsewhere(path, scheme[1].lower())
     shown = called(path) or repr(path)
-    alike = _alike(path)
+    alike = alike_path(path)
     if alike is not None:
         hint = f"did you mean {called(alike)}?"
     elif _REPOSITORY.fullmatch(path):
@@ -98,7 +98,7 @@ def _elsewhere(path: str, scheme: str) -> CheckpointError:
     return CheckpointError(f"{called(path)}: {what}", hint=f"{how}, and give the local path")
 
 
-def _alike(path: str) -> str | None:
+def alike_path(path: str) -> str | None:
     """An existing path that is like one that does not exist; None where nothing is."""
     import difflib
 

@@ -15,7 +15,7 @@ from ckdiff.cli.output import write_json, write_lines
 @options.output("DIR", "Write the safetensors files into this directory.")
 @click.option(
     "--dtype",
-    type=click.Choice(["bf16", "f16", "f32"]),
+    type=options.Choice(["bf16", "f16", "f32"]),
     help="Round floats to the nearest of this dtype; integers and quantised weights stay.",
 )
 @options.key

@@ -16,7 +16,7 @@ from ckdiff.deltas.registry import ENCODINGS, VERSIONED
 @options.output("DELTA", "Write the delta to this file, or the version to this stream's directory.")
 @click.option("--base", required=True, metavar="CHECKPOINT", help="What the delta was made from.")
 @click.option(
-    "--encoding", type=click.Choice([*ENCODINGS, *VERSIONED]), required=True, help="The new one."
+    "--encoding", type=options.Choice([*ENCODINGS, *VERSIONED]), required=True, help="The new one."
 )
 @options.key
 @options.as_version

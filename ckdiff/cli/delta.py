@@ -25,7 +25,7 @@ _HELP = {name: line.help for name, line in ENCODINGS.lines.items()} | VERSIONED
 @click.option("--rule", metavar="RULE", help="Which of the mask store's masks.")
 @click.option(
     "--encoding",
-    type=click.Choice(list(_HELP)),
+    type=options.Choice(list(_HELP)),
     default=next(iter(_HELP)),
     show_default=True,
     help="; ".join(f"{name} {text}" for name, text in _HELP.items()) + ".",

@@ -17,7 +17,7 @@ _FORMATS = ", ".join(f"{name} ({line.help})" for name, line in FORMATS.lines.ite
 @click.argument("store")
 @click.option(
     "--to",
-    type=click.Choice(list(FORMATS)),
+    type=options.Choice(list(FORMATS)),
     help=f"The format: {_FORMATS}.",
 )
 @options.output("PATH", "Write the masks there.")

@@ -7,9 +7,23 @@ from typing import Any
 
 import click
 
+from ckdiff.errors import nearest
 from ckdiff.naming import BY, DEVICES
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Choice(click.Choice[str]):
+    """Some words; of another one it says which was meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word; raises BadParameter."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            near = nearest(str(value), map(str, self.choices))
+            meant = "" if near is None else f"; did you mean {near}?"
+            self.fail(f"{error.message}{meant}", param, ctx)
 
 
 def fraction(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -114,7 +128,7 @@ as_version: Decorator = click.option(
 versions: Decorator = block(
     click.option(
         "--checksum",
-        type=click.Choice(["xxh3-128", "blake3", "adler32"]),
+        type=Choice(["xxh3-128", "blake3", "adler32"]),
         help="The digests of a weight version's tensors; xxh3-128 by default.",
     ),
     click.option(
@@ -178,7 +192,7 @@ from_stores: Decorator = block(one_rule, new_store, overwrite, workers, as_json)
 
 device: Decorator = click.option(
     "--device",
-    type=click.Choice(DEVICES),
+    type=Choice(DEVICES),
     default="cpu",
     show_default=True,
     help="Where to compare. auto takes a GPU where a short measurement says that it is faster.",
@@ -252,13 +266,13 @@ reports: Decorator = block(
 def by(default: str) -> Decorator:
     """``--by``: what one row of a table stands for."""
     return click.option(
-        "--by", type=click.Choice(BY), default=default, show_default=True, help="One row for each."
+        "--by", type=Choice(BY), default=default, show_default=True, help="One row for each."
     )
 
 
 #: ``--by`` and ``--top`` of what else prints a short table that it chooses
 rows: Decorator = block(
-    click.option("--by", type=click.Choice(BY), help="Print a table with one row for each."),
+    click.option("--by", type=Choice(BY), help="Print a table with one row for each."),
     click.option(
         "--top",
         type=click.IntRange(min=1),

@@ -19,7 +19,7 @@ _MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.item
 @click.option(
     "--null",
     "nulls",
-    type=click.Choice(list(NULLS)),
+    type=options.Choice(list(NULLS)),
     multiple=True,
     help=f"What chance means: masks spread {_MEANINGS}; {USUAL[0]} by default. Repeatable; the "
     "first one is the headline.",

@@ -17,7 +17,7 @@ from ckdiff.cli import options
 @click.option(
     "--kind",
     required=True,
-    type=click.Choice(["principal", "low"]),
+    type=options.Choice(["principal", "low"]),
     help="The entries of the largest low-rank reconstruction, or those of the smallest magnitude.",
 )
 @click.option(

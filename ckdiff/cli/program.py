@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import click
 from ckdiff._version import __version__
 from ckdiff.cli import exits, starting, voice
 from ckdiff.cli.output import say
+from ckdiff.errors import CkdiffError, nearest
 
 #: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
 COMMANDS = {
@@ -63,6 +65,17 @@ class Program(click.Group):
             command.params += voice.options()
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was named; raises UsageError, which says which was meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = nearest(name, COMMANDS)
+            meant = "" if near is None else f"; did you mean {near}?"
+            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -84,8 +97,12 @@ class Program(click.Group):
 
         def run() -> int:
             arguments = list(sys.argv[1:] if args is None else args)
-            with self.make_context("ckdiff", arguments, **extra) as ctx:
-                return int(self.invoke(ctx) or 0)
+            try:
+                with self.make_context("ckdiff", arguments, **extra) as ctx:
+                    return int(self.invoke(ctx) or 0)
+            except CkdiffError as error:
+                _say_which_path(error, arguments)
+                raise
 
         try:
             code = exits.run(run)
@@ -96,6 +113,28 @@ class Program(click.Group):
             voice.voice.end()
         starting.done(code)
         raise SystemExit(code)
+
+
+#: what errors say of a path that is not there
+_ABSENT = re.compile("does not exist|there is no|No such file|no directory")
+
+
+def _say_which_path(error: CkdiffError, arguments: Sequence[str]) -> None:
+    """Where an error is about a path that is not there, its hint becomes one that is like it."""
+    if "did you mean" in (error.hint or "") or _ABSENT.search(error.message) is None:
+        return
+    for argument in arguments:
+        path = argument.partition("=")[2] if argument.startswith("--") else argument
+        named = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", error.message)
+        if not path or not named or "://" in path or os.path.lexists(path):
+            continue
+        from ckdiff.checkpoints.explaining import alike_path
+        from ckdiff.checkpoints.folders import called
+
+        near = alike_path(path)
+        if near is not None:
+            error.hint = f"did you mean {called(near)}?"
+            return
 
 
 @click.group(

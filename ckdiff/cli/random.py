@@ -18,7 +18,7 @@ from ckdiff.cli import options
 )
 @click.option(
     "--within",
-    type=click.Choice(["tensor", "model"]),
+    type=options.Choice(["tensor", "model"]),
     default="tensor",
     show_default=True,
     help="Keep the number in each tensor, or only in all together.",

@@ -49,7 +49,7 @@ from ckdiff.cli import options
 @click.option("--all", is_flag=True, help="Look at all matrices, however long it takes.")
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=options.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
     help="Where singular values are computed; cuda takes torch.",

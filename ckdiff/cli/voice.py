@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ckdiff.cli.options import Choice
 from ckdiff.cli.output import say, set_quiet
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -121,7 +122,7 @@ def options(*, variable: bool = False) -> list[click.Option]:
         ),
         click.Option(
             ["--log-level"],
-            type=click.Choice(LEVELS, case_sensitive=False),
+            type=Choice(LEVELS, case_sensitive=False),
             metavar="LEVEL",
             callback=_level,
             envvar=VARIABLE if variable else None,

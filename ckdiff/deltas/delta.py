@@ -11,7 +11,7 @@ from ckdiff.checkpoints.opening import Given, open_all
 from ckdiff.deltas import creating
 from ckdiff.deltas.outcome import DeltaResult
 from ckdiff.deltas.registry import AS_VERSION, ENCODINGS, VERSIONED
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import UsageError, one_of, printable
 from ckdiff.options import Observer, checked_text
 from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore
@@ -170,8 +170,8 @@ def _check(
 
 def _check_encoding(encoding: str) -> None:
     if encoding not in ENCODINGS:
-        known = ", ".join([*ENCODINGS, *VERSIONED])
-        raise UsageError(f"there is no encoding {printable(encoding)!r}", hint=f"one of {known}")
+        hint = one_of(encoding, [*ENCODINGS, *VERSIONED])
+        raise UsageError(f"there is no encoding {printable(encoding)!r}", hint=hint)
 
 
 def _refuse(given: Mapping[str, object], what: str, where: str) -> None:

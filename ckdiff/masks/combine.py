@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.errors import CkdiffError, UsageError, printable
+from ckdiff.errors import CkdiffError, UsageError, one_of, printable
 from ckdiff.kernels import counting
 from ckdiff.kernels.abi import SEG_TARGET
 from ckdiff.layout import ALIGNMENT, Spans
@@ -54,7 +54,7 @@ class Operation:
         least = re.fullmatch(r"at-least=([0-9]{1,9})", text, re.ASCII)
         if least is None:
             raise UsageError(
-                f"there is no operation {printable(text)!r}", hint=f"one of {', '.join(OPERATIONS)}"
+                f"there is no operation {printable(text)!r}", hint=one_of(text, OPERATIONS)
             )
         threshold = int(least[1])
         if not 1 <= threshold <= stores:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.errors import CkdiffError, UsageError
+from ckdiff.errors import CkdiffError, UsageError, one_of
 from ckdiff.naming import BY, natural_key
 from ckdiff.naming import By as By
 from ckdiff.rules import Rule
@@ -87,7 +87,7 @@ def summarise(
 def checked_by(by: str) -> By:
     """``by`` if there is such a grouping; raises UsageError."""
     if by not in BY:
-        raise UsageError(f"cannot group by {by!r}", hint=f"one of {', '.join(BY)}")
+        raise UsageError(f"cannot group by {by!r}", hint=one_of(by, BY))
     return by
 
 
@@ -289,7 +289,7 @@ def find_column(table: MaskTable, by: By, name: str) -> Column:
         with contextlib.suppress(CkdiffError):  # not a rule: said below, with what there is
             wanted = f"{kind}:{Rule.parse(rule)}"
     if wanted not in known:
-        raise UsageError(f"there is no column {name!r}", hint=f"one of {', '.join(known)}")
+        raise UsageError(f"there is no column {name!r}", hint=one_of(name, known))
     return known[wanted]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from ckdiff.deltas.versions.form import CHECKSUMS, CONTENT
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import UsageError, one_of, printable
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import Bytes, UInt64
 
@@ -107,9 +107,7 @@ def content_digest(sums: UInt64) -> str:
 def check_checksum(name: str) -> None:
     """Raise UsageError for a checksum that the format does not have, or that is not installed."""
     if name not in CHECKSUMS:
-        raise UsageError(
-            f"there is no checksum {printable(name)!r}", hint=f"one of {', '.join(CHECKSUMS)}"
-        )
+        raise UsageError(f"there is no checksum {printable(name)!r}", hint=one_of(name, CHECKSUMS))
     if name == "blake3":
         digester(name)
 
