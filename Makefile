@@ -8,16 +8,28 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check lint docs bench paper paper-report clean
 
+# an environment that was moved or copied here, or whose Python is gone or too old, is made anew
+# (one that is a link is somebody else's)
+ifneq ($(shell test -L $(VENV) && echo True 1 || { \
+	$(BIN)/python -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null \
+	&& head -3 $(BIN)/pip 2>/dev/null | grep -cF '$(abspath $(BIN))/'; }),True 1)
+.PHONY: $(BIN)/python
+endif
+
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	"ckdiff needs Python 3.11 or newer, and $(PYTHON) is none; choose one: make PYTHON=python3.12 demo"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
 
 # the package and what it needs to run
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing ckdiff and what it runs with into $(VENV), about 150 MB to download"
 	$(PIP) -e .
 	@touch $@
 
 # the test tools; torch by itself and first, so that nothing else chooses a build of it
 $(VENV)/.test: $(VENV)/.run
+	@echo "installing torch and the test tools: some minutes, the first time"
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[test]'
 	@touch $@

@@ -1,0 +1,12 @@
+# The demo, and ckdiff itself: docker build -t ckdiff . && docker run --rm ckdiff
+FROM python:3.12-slim
+WORKDIR /ckdiff
+COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
+COPY ckdiff ckdiff
+RUN pip install --no-cache-dir -c constraints.txt '.[report]'
+COPY examples/tiny_rl examples/tiny_rl
+# kernels are kept in the home of whoever runs it
+RUN useradd --create-home reader
+USER reader
+WORKDIR /home/reader
+CMD ["python", "/ckdiff/examples/tiny_rl/demo.py"]
