@@ -23,8 +23,8 @@ $(BIN)/python:
 
 # the package and what it needs to run
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
-	@echo "installing ckdiff and what it runs with into $(VENV), about 150 MB to download"
-	$(PIP) -e .
+	@echo "installing ckdiff and what it runs with into $(VENV)"
+	$(PIP) -e '.[report]'
 	@touch $@
 
 # the test tools; torch by itself and first, so that nothing else chooses a build of it

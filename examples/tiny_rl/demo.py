@@ -76,8 +76,13 @@ def main() -> None:
     say("8. Every byte of a store can be verified")
     ckdiff("check", rl)
 
+    say("9. All of it as a page to look at, and to pass on")
+    page = OUT / "report.html"
+    ckdiff("report", *runs, "--base", base, "-o", page)
+
     print(
-        "\nThe masks are in demo-out/. In Python:\n"
+        f"\nOpen {page} in a browser: it needs no network and no other file.\n"
+        "The masks are in demo-out/. In Python:\n"
         "    import ckdiff\n"
         '    store = ckdiff.open_store("demo-out/rl_seed1.zarr")\n'
         '    store.mask("model.layers.0.self_attn.q_proj.weight")    # bool, the tensor\'s shape\n'
