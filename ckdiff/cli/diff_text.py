@@ -62,7 +62,12 @@ def lines(
     ):
         if part:
             texts += ["", *part]
-    texts += ["", _reading(result)]
+    return [*texts, "", *_ends(result, out)]
+
+
+def _ends(result: DiffResult, out: str | None) -> list[str]:
+    """What it took, and where it went."""
+    texts = [_reading(result)]
     if result.device_why is not None:
         place = "the CPU" if result.device == "cpu" else "the GPU"
         texts.append(f"compared on {place}: {printable(result.device_why)}")

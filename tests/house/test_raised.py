@@ -105,7 +105,9 @@ RAISED = {
     ("ckdiff.cli.apply", "click.UsageError"): "reported by exits with status 2",
     ("ckdiff.cli.check", "click.UsageError"): "reported by exits with status 2",
     ("ckdiff.cli.diff", "click.UsageError"): "reported by exits with status 2",
-    ("ckdiff.cli.show", "click.UsageError"): "reported by exits with status 2",
+    ("ckdiff.cli.options", "click.UsageError"): "reported by exits with status 2",
+    ("ckdiff.cli.program", "click.UsageError"): "reported by exits with status 2",
+    ("ckdiff.cli.voice", "click.UsageError"): "reported by exits with status 2",
     ("ckdiff.cli.options", "click.BadParameter"): "reported by exits with status 2",
 }
 
