@@ -60,7 +60,7 @@ class Counted:
         return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Look(Mapping[str, float]):
     """What a look found: a mapping of module to density against the start.
 
@@ -84,6 +84,10 @@ class Look(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self.modules)
+
+    def __repr__(self) -> str:
+        share = f"{100 * self.density:.4g} % of {self.elements:,} elements differ"
+        return f"<Look at step {self.step}: {share}, {len(self)} modules>"
 
     @property
     def elements(self) -> int:
@@ -187,8 +191,8 @@ class UpdateMonitor:
         self._watch = checked_watch(watch)
         self._log = None if log is None or not leads() else UpdateLog(log)
         self._steps = 0
-        sight = self._sight()
         self._start = Copies(checked_keep(keep))
+        sight = self._sight()
         if base is None:
             self._start.take(sight.tensors)
         else:
@@ -222,7 +226,13 @@ class UpdateMonitor:
         sight = self._sight()
         tensors, pairs, uncompared = self._paired(sight)
         renew = None if self._last is None else 1
-        counts = added_up(tensors, count(pairs, self._rule, renew))
+        try:
+            here = count(pairs, self._rule, renew)
+        except BaseException:  # the last look is now, as far as it can be said
+            if self._last is not None:
+                self._last.renew(tensors)
+            raise
+        counts = added_up(tensors, here)
         look = Look(
             self._steps if step is None else step,
             str(self._rule),
@@ -236,7 +246,7 @@ class UpdateMonitor:
         return look
 
     def _sight(self) -> Sight:
-        sight = look_at(self._model, self._watch)
+        sight = look_at(self._model, self._watch, self._start.names)
         if not sight.tensors:
             what = "no trainable parameters" if self._watch == "trainable" else "nothing to watch"
             raise UsageError(

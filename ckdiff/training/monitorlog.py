@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ckdiff.errors import OutputError, printable
+from ckdiff.errors import OutputError, UsageError, printable
 from ckdiff.outputs.place import write_errors
 
 _OURS = {"kind": "ckdiff update"}  #: what each line begins with
@@ -29,11 +29,15 @@ class UpdateLog:
     """Appends lines to a file. Each is written at once, so that others may read it meanwhile."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises OutputError where there is a file that is not such a log, or none can be made.
+        """Raises UsageError for what is no path, and OutputError where there is a file that is not
+        such a log, or none can be made.
 
         A last line that a killed process has not finished is cut off.
         """
-        self._path = Path(path)
+        text = os.fspath(path)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise UsageError(f"a log is the path of a file, not {printable(repr(text))[:60]}")
+        self._path = Path(text)
         with write_errors(self._path):
             fd = self._open()
             try:

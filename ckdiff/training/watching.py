@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ckdiff.checkpoints.places.held import Held
 from ckdiff.checkpoints.places.heldtorch import held_tensor
@@ -76,39 +77,51 @@ def checked_watch(value: object) -> Watch:
     )
 
 
-def look_at(model: nn.Module, watch: Watch) -> Sight:
+def look_at(model: nn.Module, watch: Watch, known: Collection[str] = ()) -> Sight:
     """The tensors of a model that are watched, in its order, where they are now.
 
-    Tied ones count once: those that are one tensor, or lie in the same memory. Raises UsageError
-    for models whose tensors are not to be had in this way, and CheckpointError for tensors that
-    cannot be read.
+    Those whose names are ``known`` are so whether they are trained or not. Tied ones count once:
+    those that are one tensor, or lie in the same memory. Raises UsageError for models whose tensors
+    are not to be had in this way, and CheckpointError for tensors that cannot be read.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     _reshard(model)
     label = printable(type(model).__name__)
-    named = list(_named(model, watch))
+    named = list(_named(model, buffers=watch == "all"))
     names, _ = plain_names(model, [name for name, _ in named], label)
     sight = Sight()
     seen: dict[Any, Watched | None] = {}
     for name, (_, whole) in zip(names, named, strict=True):
-        _refuse(name, whole)
-        here = local(whole).detach()
-        keys = [id(whole), _memory(here)] if here.numel() else [id(whole)]
-        known = [key for key in keys if key in seen]
-        if known:
-            same = seen[known[0]]
-            if same is not None:
-                same.names.append(name)
+        if watch == "trainable" and not whole.requires_grad and name not in known:
             continue
-        held = held_tensor(here, torch, name, label)
-        found = None if isinstance(held, str) else Watched([name], whole, here, held)
-        if found is None:
-            sight.left_out.append(name)
-        else:
-            sight.tensors.append(found)
-        seen.update(dict.fromkeys(keys, found))
+        found = seen.get(id(whole))
+        if found is None and id(whole) not in seen:
+            found = _watched(name, whole, label)
+            key = id(whole) if found is None else _memory(found.here)
+            if key in seen:
+                found = seen[key]
+            elif found is None:
+                sight.left_out.append(name)
+            else:
+                sight.tensors.append(found)
+            seen[key] = seen[id(whole)] = found
+        if found is not None and name not in found.names:
+            found.names.append(name)
     return sight
+
+
+def _watched(name: str, whole: torch.Tensor, label: str) -> Watched | None:
+    """What is watched of a tensor; None where it has a dtype that no file has."""
+    _refuse(name, whole)
+    here = whole if _is_odd(whole) else local(whole).detach()
+    held = held_tensor(here, torch, name, label)
+    return None if isinstance(held, str) else Watched([name], whole, here, held)
+
+
+def _is_odd(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no memory to look at yet, or not in one piece: it is refused."""
+    return bool(is_lazy(tensor)) or tensor.layout != torch.strided
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -137,20 +150,21 @@ def added_up(tensors: Sequence[Watched], counts: Int64) -> Int64:
     return counts
 
 
-def _named(model: nn.Module, watch: Watch) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if watch != "trainable" or parameter.requires_grad:
-            yield name, parameter
-    if watch != "all":
+def _named(model: nn.Module, *, buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    if not buffers:
         return
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            if name not in module._non_persistent_buffers_set:  # torch has no public way to ask
+            # torch has no public way to ask
+            if name not in getattr(module, "_non_persistent_buffers_set", ()):
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What two tensors have in common that are the same elements."""
+    if not tensor.numel():
+        return (id(tensor),)
     kind = tensor.dtype, tuple(tensor.shape), tensor.stride()
     return str(tensor.device), tensor.data_ptr(), *kind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Literal, get_args
 
@@ -47,9 +47,9 @@ class Copies:
         self._kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Collection[str]:
         """What there are copies of."""
-        return list(self._copies)
+        return self._copies.keys()
 
     @property
     def nbytes(self) -> int:
@@ -74,6 +74,12 @@ class Copies:
         with torch.no_grad():
             for tensor in tensors:
                 self.room(tensor).copy_(tensor.here, non_blocking=True)
+
+    def renew(self, tensors: Sequence[Watched]) -> None:
+        """Make the copies of tensors what they are now, in their place."""
+        with torch.no_grad():
+            for tensor in tensors:
+                self._copies[tensor.name].copy_(tensor.here)
 
     def of(self, tensor: Watched) -> torch.Tensor | None:
         """The copy of a tensor, on its device unless it is kept elsewhere; None where there is none

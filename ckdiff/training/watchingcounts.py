@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ckdiff.checkpoints.places.held import Held
-from ckdiff.checkpoints.places.heldtorch import held_tensor
+from ckdiff.checkpoints.places.heldtorch import held_tensor, synchronize
 from ckdiff.checkpoints.places.memory import MemoryCheckpoint
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.dtypes import DTYPES
@@ -116,6 +116,7 @@ def _in_reach(then: torch.Tensor, now: torch.Tensor) -> bool:
 
 def _count_by_kernels(pairs: Sequence[Pair], rule: Rule, renew: int | None) -> Int64:
     columns = len(pairs[0].then)
+    synchronize(torch, [pair.now for pair in pairs])  # copies may still be on their way
     now = MemoryCheckpoint("the model", [("", pair.held) for pair in pairs])
     then = [
         MemoryCheckpoint("the copy", [("", _held(pair.then[column])) for pair in pairs])

@@ -15,6 +15,7 @@ import ckdiff
 from ckdiff.rules import Rule
 from ckdiff.stores.summaries import module_of
 from ckdiff.training import Look, UpdateMonitor
+from ckdiff.training import monitor as monitor_module
 
 __all__ = ["one_thread"]  # a fixture
 
@@ -237,6 +238,38 @@ def test_a_weight_of_another_shape_is_in_no_count() -> None:
         monitor.look()
 
 
+def test_what_was_watched_is_watched_on() -> None:
+    model = Tiny()
+    model.embed.requires_grad_(False)
+    monitor = UpdateMonitor(model)
+    elements = monitor.look().elements
+    model.up.requires_grad_(False)  # as when layers are frozen one by one
+    with torch.no_grad():
+        model.up.weight += 1
+    look = monitor.look()
+    assert (look.elements, look.uncompared) == (elements, [])
+    assert look["up.weight"] == 1
+    model.embed.requires_grad_(True)
+    assert monitor.look().uncompared == ["embed.weight"]
+
+
+def test_a_look_that_fails_is_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tiny()
+    monitor = UpdateMonitor(model)
+    with torch.no_grad():
+        model.up.weight += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor_module, "count", fail)
+        with pytest.raises(ckdiff.SourceChanged):
+            monitor.look()
+    look = monitor.look()
+    assert (look["up.weight"], look.density_since_last) == (1, 0)
+
+
+def fail(*args: Any) -> Any:
+    raise ckdiff.SourceChanged("training goes on")
+
+
 def test_the_copies_are_not_the_model() -> None:
     model = Tiny()
     monitor = UpdateMonitor(model)
@@ -318,6 +351,13 @@ def test_models_that_cannot_be_watched() -> None:
         UpdateMonitor({})  # type: ignore[arg-type]
     with pytest.raises(ckdiff.CheckpointError, match="meta device"):
         UpdateMonitor(nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ckdiff.CheckpointError, match="not initialised yet"):
+        UpdateMonitor(nn.LazyLinear(3))
+    sparse = Tied()
+    sparse.register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(ckdiff.CheckpointError, match=r"graph has the layout torch\.sparse_coo"):
+        UpdateMonitor(sparse, watch="all")
+    assert UpdateMonitor(sparse).look().elements == 24
     model = Tiny()
     model.up.weight.ds_shape = (37, 12)  # type: ignore[attr-defined]
     with pytest.raises(ckdiff.UsageError, match="ZeRO 3"):

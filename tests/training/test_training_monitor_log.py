@@ -52,6 +52,9 @@ def test_what_is_no_log_of_ours_stays(tmp_path: Path) -> None:
         UpdateMonitor(Tiny(), log=tmp_path / "nowhere" / "updates.jsonl")
     with pytest.raises(ckdiff.OutputError, match="cannot write"):
         UpdateMonitor(Tiny(), log=tmp_path)
+    for path in ("", "a\0b", b"updates.jsonl"):
+        with pytest.raises(ckdiff.UsageError, match="a log is the path of a file"):
+            UpdateMonitor(Tiny(), log=path)  # type: ignore[arg-type]
     monitor = UpdateMonitor(Tiny(), log=tmp_path / "new.jsonl")
     (tmp_path / "new.jsonl").unlink()
     (tmp_path / "new.jsonl").mkdir()
