@@ -14,7 +14,7 @@ from ckdiff.checkpoints.opening import Given
 from ckdiff.checkpoints.pairing import REASONS, Unpaired
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.figures.numbers import counted
-from ckdiff.stores.shown import TableShown, not_compared, table_html
+from ckdiff.stores.shown import TableShown, not_whole, table_html
 from ckdiff.stores.table import MaskTable
 
 if TYPE_CHECKING:
@@ -89,13 +89,9 @@ class DiffResult(TableShown):
         return f"<DiffResult: {len(self.table):,} tensors, densities: {found}>"
 
     def _repr_html_(self) -> str:
-        words = not_compared(len(self.unpaired_details))
-        for listed, problem in ((self.retyped, "dtypes"), (self.resized, "numbers of rows")):
-            if listed:
-                words.append(
-                    f"{counted(len(listed), 'tensor')} of two {problem}: compared as far "
-                    "as both sides go."
-                )
+        words = not_whole(self.table, len(self.unpaired_details))
+        if self.excluded:
+            words.append(f"{counted(self.excluded, 'tensor')} excluded, as was asked for.")
         words += [f"Matches no tensor: {glob}." for glob in self.unmatched]
         words += [f"Failed: {verdict.reason}." for verdict in self.gates if not verdict.ok]
         if self.store_path is not None:

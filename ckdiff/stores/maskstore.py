@@ -25,7 +25,7 @@ from ckdiff.stores.manifest import TABLE
 from ckdiff.stores.maskbits import MaskBits
 from ckdiff.stores.metadata import documents
 from ckdiff.stores.objects import OBJECT, array_path, object_key, object_keys
-from ckdiff.stores.shown import TableShown, not_compared, table_html
+from ckdiff.stores.shown import TableShown, not_whole, table_html
 from ckdiff.stores.table import MaskTable, TensorRecord
 from ckdiff.stores.tablefile import read_table
 from ckdiff.stores.verified import VerifiedObjects
@@ -218,10 +218,11 @@ class MaskStore(TableShown):
     def _repr_html_(self) -> str:
         made = self.manifest.get("made_by")
         if made is not None:
-            words = [f"Derived: {made.get('operation', '?')}."]
+            words = [f"Derived: {made.get('operation', '?')}.", *not_whole(self.table, 0)]
         else:
             base, tuned = (self.manifest[side]["label"] for side in ("base", "tuned"))
-            words = [f"{tuned} against {base}.", *not_compared(len(self.manifest["unpaired"]))]
+            unpaired = len(self.manifest["unpaired"])
+            words = [f"{tuned} against {base}.", *not_whole(self.table, unpaired)]
         words.append(f"Masks of {', '.join(self.masks) or 'no rule'} are stored.")
         return table_html(self.table, self.path.name, words)
 

@@ -149,7 +149,7 @@ def table_html(table: MaskTable, what: str, words: Iterable[str]) -> str:
     touched = int(np.count_nonzero(table.changed[rules[0]]))
     headline = f"{what}: {' · '.join(shares)} of {extent(elements, len(table))} changed"
     rows = summarise(table, "module")
-    shown = summarise(table, "module", top=MOST) if rows else []
+    shown = sorted(rows, key=lambda row: -row["rules"][rules[0]]["density"])[:MOST]
     heads = ["module", "elements"]
     for rule in rules[:_RULES]:
         heads += [f"changed {rule}", f"density {rule}"]
@@ -158,11 +158,19 @@ def table_html(table: MaskTable, what: str, words: Iterable[str]) -> str:
     return html_table(headline, heads, cells, words=[some, *words], more=len(rows) - len(shown))
 
 
-def not_compared(tensors: int) -> list[str]:
-    """A sentence, where there are any."""
-    if not tensors:
-        return []
-    return [f"{counted(tensors, 'tensor')} {'was' if tensors == 1 else 'were'} not compared."]
+def not_whole(table: MaskTable, unpaired: int) -> list[str]:
+    """Sentences on what was compared in part, by value, or not at all."""
+    retyped = len(table.retyped_tensors())
+    problems = (
+        (unpaired, "not compared"),
+        (retyped, "of two dtypes, and compared by value"),
+        (len(table.resized), "compared in the rows only that both sides have"),
+    )
+    return [
+        f"{counted(tensors, 'tensor')} {'was' if tensors == 1 else 'were'} {problem}."
+        for tensors, problem in problems
+        if tensors
+    ]
 
 
 def _cells(row: dict[str, Any], rules: Sequence[str]) -> Iterable[int | str]:

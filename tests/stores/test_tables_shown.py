@@ -85,6 +85,19 @@ def test_what_was_not_compared_is_said(runs: Runs, tmp_path: Path) -> None:
     assert "not compared" not in ckdiff.diff(runs.base, tuned)._repr_html_()
 
 
+def test_what_was_compared_in_part_is_said(tmp_path: Path) -> None:
+    import numpy as np
+
+    base = {"a": np.zeros((4, 2), np.float32), "b": np.zeros(3, np.float32), "c": np.ones(2)}
+    tuned = {"a": np.zeros((3, 2), np.float32), "b": np.zeros(3, np.float16), "c": np.ones(2)}
+    out = tmp_path / "s.zarr"
+    found = ckdiff.diff(base, tuned, out, common_rows=True, exclude=["c"])
+    for shown in (found._repr_html_(), ckdiff.open_store(out)._repr_html_()):
+        assert "1 tensor was of two dtypes, and compared by value." in shown
+        assert "1 tensor was compared in the rows only that both sides have." in shown
+    assert "excluded, as was asked for" in found._repr_html_()
+
+
 def test_at_most_20_rows_and_the_rest_is_said(tmp_path: Path) -> None:
     import numpy as np
     from mask_stores import make_base
