@@ -29,7 +29,7 @@ SIGNATURES = {
     # address a rule), counts (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (its
     # address), statistics (rows x COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
     "drive": f"void({', '.join(['int64'] * 11)})",
-    # data (PIECE bytes), table (65,536 uint32, one for each pair of bytes, the first byte the low
+    # data (PIECE bytes), table (uint32, one for each byte, or pair of bytes, the first byte the low
     # one), out (OUTPUT bytes), ROOM: Huffman-codes a piece
     "encode": "void(int64, int64, int64, int64)",
     # bits, their number, flip (XORed to each word), low bits of a gap, out: a byte or more for each

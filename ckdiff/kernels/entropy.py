@@ -21,8 +21,10 @@ def survey(data: Bytes) -> tuple[int, int]:
 class Coder:
     """Surveys and encodes pieces of PIECE bytes. For one thread: it has buffers of its own."""
 
-    def __init__(self) -> None:
-        self._survey, self._encode = c_function("survey").ctypes, c_function("encode").ctypes
+    def __init__(self, width: int = 2) -> None:
+        """``width`` is how many bytes an entry of a table is for, 1 or 2."""
+        self._survey = c_function("survey").ctypes
+        self._encode, self._entries = c_function("encode", str(width)).ctypes, 1 << (8 * width)
         self._found, self._out = np.zeros(2, np.int64), np.empty(OUTPUT, np.uint8)
         self._sizes, self._view = self._out[:32].view(np.int64), self._out.data
         self._found_at, self._out_at = room(self._found, I64), room(self._out, U8)
@@ -34,7 +36,7 @@ class Coder:
         return bits, zeros
 
     def encode(self, piece: Bytes, codes: npt.NDArray[np.uint32]) -> list[memoryview]:
-        """The four streams; they hold until the next piece. ``codes`` are of pairs of bytes."""
-        self._encode(place(piece, U8, PIECE), place(codes, U32, 1 << 16), self._out_at, ROOM)
+        """The four streams; they hold until the next piece. ``codes`` is the table."""
+        self._encode(place(piece, U8, PIECE), place(codes, U32, self._entries), self._out_at, ROOM)
         sizes = self._sizes.tolist()
         return [self._view[32 + i * ROOM : 32 + i * ROOM + size] for i, size in enumerate(sizes)]

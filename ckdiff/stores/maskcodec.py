@@ -27,7 +27,8 @@ from ckdiff.kernels import entropy
 from ckdiff.kernels.abi import LONGEST, PIECE, STREAM
 
 Bytes = npt.NDArray[np.uint8]
-Table = tuple[npt.NDArray[np.uint32], bytes]  # codes of pairs of bytes; tree description
+#: codes of pairs of bytes, those of bytes, and the description of their tree
+Table = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], bytes]
 
 # What decides about bytes is made of integers, sums and products, which every machine rounds alike;
 # logarithms and powers differ between C libraries.
@@ -70,10 +71,15 @@ def skewed_compressor(*, window_log: int, checksum: bool) -> zstandard.ZstdCompr
 
 
 class MaskEncoder:
-    """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared."""
+    """Encodes pieces of PIECE bytes; one for each worker, since buffers are not shared.
 
-    def __init__(self) -> None:
-        self._coder = entropy.Coder()
+    ``alike`` says that pieces that come after each other are mostly of one density. It changes how
+    fast they are encoded, and not what becomes of them.
+    """
+
+    def __init__(self, *, alike: bool = True) -> None:
+        self._alike = alike
+        self._coder = entropy.Coder(2 if alike else 1)
         # what is left to it: on masks twice as fast as its level 1, and smaller
         self._zstd = skewed_compressor(window_log=16, checksum=True)
         self._zero = self._zstd.compress(bytes(PIECE))
@@ -87,8 +93,8 @@ class MaskEncoder:
         scattered = abs(zeros / PIECE - _power(1 - bits / (8 * PIECE), 8)) < _SCATTERED
         if not scattered or not 0 <= level < len(LEVELS):
             return self._zstd.compress(piece.data)
-        codes, tree = code_table(level)
-        streams = self._coder.encode(piece, codes)
+        codes, single, tree = code_table(level)
+        streams = self._coder.encode(piece, codes if self._alike else single)
         literals = len(tree) + 6 + sum(map(len, streams))
         block = 5 + literals + 1
         checksum = (xxhash.xxh64_intdigest(piece.data) & 0xFFFFFFFF).to_bytes(4, "little")
@@ -136,7 +142,8 @@ def code_table(level: int) -> Table:
     width = np.array(lengths, np.uint32)
     both = codes[:, None] | codes[None, :] << width[:, None]
     entries = both << np.uint32(5) | (width[:, None] + width[None, :])
-    return np.ascontiguousarray(entries.reshape(-1)), describe_tree(weights)
+    single = codes << np.uint32(5) | width
+    return np.ascontiguousarray(entries.reshape(-1)), single, describe_tree(weights)
 
 
 def limited_lengths(frequencies: list[float], longest: int = LONGEST) -> list[int]:

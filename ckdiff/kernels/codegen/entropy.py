@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import STREAM
-from ckdiff.kernels.codegen.lanes import I8, I16, I32, I64, Value
+from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value
 from ckdiff.kernels.codegen.words import load_word, ones, store_word
 
 
@@ -27,17 +27,18 @@ def zero_bytes(typing: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load_entry(typing: Any, table: Any, address: Any) -> Any:
-    """The uint32 of ``table`` for the two bytes at ``address``."""
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def load_entry(typing: Any, width: Any, table: Any, address: Any) -> Any:
+    """The uint32 of ``table`` for the byte, or the ``width`` bytes, at ``address``."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        table, address = args
-        pair = b.zext(b.load(b.inttoptr(address, I16.as_pointer()), align=1), I64)
-        entry = b.inttoptr(b.add(table, b.shl(pair, I64(2))), I32.as_pointer())
+        _, table, address = args
+        kind = ir.IntType(8 * width.literal_value)
+        symbol = b.zext(b.load(b.inttoptr(address, kind.as_pointer()), align=1), I64)
+        entry = b.inttoptr(b.add(table, b.shl(symbol, I64(2))), I32.as_pointer())
         return b.zext(b.load(entry), I64)
 
-    return types.uint64(types.int64, types.int64), generate
+    return types.uint64(width, types.int64, types.int64), generate
 
 
 def survey_kernel() -> Callable[[int, int, int], None]:
@@ -54,9 +55,16 @@ def survey_kernel() -> Callable[[int, int, int], None]:
     return survey
 
 
-def encode_kernel() -> Callable[..., None]:
+def encode_kernel(kind: str) -> Callable[..., None]:
+    """Huffman-codes a piece. Kinds: how many bytes an entry of the table is for, 1 or 2.
+
+    Entries for two take half as many steps, from a table that fills a good part of a core's cache:
+    where tables take turns, those for one byte are faster.
+    """
+    width = int(kind)
+
     def encode(data: Any, table: Any, out: Any, room: Any) -> None:
-        # A table entry holds the codes of two neighbouring bytes and, in its lowest 5 bits, their
+        # A table entry holds the codes of neighbouring bytes and, in its lowest 5 bits, their
         # length. Bits go in from the stream's last byte to its first, because a zstd decoder reads
         # backwards. The four streams are coded side by side: one alone would wait for its own
         # shifts.
@@ -72,18 +80,18 @@ def encode_kernel() -> Callable[..., None]:
         seven = types.uint64(7)
         three = types.uint64(3)
         for group in range(STREAM // 4 - 1, -1, -1):
-            for k in range(2, -1, -2):
+            for k in range(4 - width, -1, -width):
                 at = data + 4 * group + k
-                e = load_entry(table, at)
+                e = load_entry(width, table, at)
                 a0 |= (e >> five) << n0
                 n0 += e & low
-                e = load_entry(table, at + STREAM)
+                e = load_entry(width, table, at + STREAM)
                 a1 |= (e >> five) << n1
                 n1 += e & low
-                e = load_entry(table, at + 2 * STREAM)
+                e = load_entry(width, table, at + 2 * STREAM)
                 a2 |= (e >> five) << n2
                 n2 += e & low
-                e = load_entry(table, at + 3 * STREAM)
+                e = load_entry(width, table, at + 3 * STREAM)
                 a3 |= (e >> five) << n3
                 n3 += e & low
             # at most 7 bits left over and 4 codes of 11: below 64

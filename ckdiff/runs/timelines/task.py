@@ -204,7 +204,8 @@ class TimelineTask:
         count = (len(self.pairs.sides) - 1) * self.rules
         masks = [np.zeros(self.window // 8, np.uint8) for _ in range(count)]
         first = np.zeros(self.window * self.width, np.uint8) if self.width else None
-        return _Tools(masks, first, MaskEncoder())
+        # from step to step masks are denser
+        return _Tools(masks, first, MaskEncoder(alike=False))
 
 
 class _Writers:
