@@ -40,7 +40,7 @@ class UpdateCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         keep: Keep = "device",
         log: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not callable(getattr(trainer, "log", None)):
+        if not isinstance(trainer, Trainer):
             raise UsageError(
                 f"the callback needs the trainer, not {printable(type(trainer).__name__)[:60]}",
                 hint="trainer.add_callback(UpdateCallback(trainer))",

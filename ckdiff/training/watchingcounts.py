@@ -47,7 +47,7 @@ def count(pairs: Sequence[Pair], rule: Rule, renew: int | None = None) -> Int64:
     """
     columns = len(pairs[0].then) if pairs else 0
     counts = np.zeros((len(pairs), columns), np.int64)
-    there = [p.now.device.type != "cpu" and rule.kind == "exact" for p in pairs]
+    there = [_is_there(pair.now) and rule.kind == "exact" for pair in pairs]
     on_device = [i for i, flag in enumerate(there) if flag]
     in_memory = [i for i, flag in enumerate(there) if not flag]
     with torch.no_grad():
@@ -109,9 +109,14 @@ def _to_odd(tensor: torch.Tensor) -> torch.Tensor:
     return torch.where(tensor.isnan(), near, odd)
 
 
+def _is_there(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on a device, and not in the memory of the processor."""
+    return tensor.device.type != "cpu"
+
+
 def _in_reach(then: torch.Tensor, now: torch.Tensor) -> bool:
     """Whether kernels that compare the two can write to the copy."""
-    return then.device.type == now.device.type == "cpu"
+    return not _is_there(then) and not _is_there(now)
 
 
 def _count_by_kernels(pairs: Sequence[Pair], rule: Rule, renew: int | None) -> Int64:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kernel_runs import kernels, random_bits, tough_pairs
 
 import ckdiff
+from ckdiff.checkpoints.places import heldtorch
 from ckdiff.checkpoints.places.held import Held
 from ckdiff.checkpoints.places.heldtorch import held_tensor
 from ckdiff.kernels import abi
@@ -101,6 +102,31 @@ def test_counts_are_the_twin_s(
         assert count(pairs, parsed, renew=1).tolist() == expected
         first = [row[0] for row in expected]
         assert count(pairs, parsed, renew=None).tolist() == [[n, 0] for n in first]
+    for one in pairs:
+        width = watchingcounts._WORDS[one.now.element_size()]
+        assert torch.equal(one.then[1].view(width), one.now.contiguous().view(width))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("strided", [False, True])
+def test_what_is_on_a_device(rule: str, strided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the processor's memory were a device's: the way there is the same for all of them."""
+    monkeypatch.setattr(watchingcounts, "_is_there", lambda tensor: True)
+    monkeypatch.setattr(heldtorch, "is_here", lambda tensor: False)
+    monkeypatch.setattr(heldtorch, "synchronize", lambda torch, tensors: None)
+    pairs, expected = [], []
+    for dtype in ("BF16", "F32", "I32"):
+        bits = [random_bits(dtype, 5000, seed).copy() for seed in range(3)]
+        for side in bits[1:]:
+            side[::3] = bits[0][::3]
+        now, *then = (tensor_of(side, dtype).view(50, 100) for side in bits)
+        pairs.append(pair(now.t().contiguous().t() if strided else now, *then))
+        assert type(pairs[-1].held).__name__ == "HeldOnDevice"
+        expected.append(
+            [naive.Pairs(dtype, side, bits[0]).changed(rule).sum() for side in bits[1:]]
+        )
+    assert count(pairs, Rule.parse(rule), renew=1).tolist() == expected
+    assert count(pairs, Rule.parse(rule)).tolist() == [[first, 0] for first, _ in expected]
     for one in pairs:
         width = watchingcounts._WORDS[one.now.element_size()]
         assert torch.equal(one.then[1].view(width), one.now.contiguous().view(width))
