@@ -6,7 +6,6 @@ it there is no notebook.
 
 from __future__ import annotations
 
-import html
 import sys
 import threading
 import time
@@ -55,6 +54,8 @@ class Line:
         self._draw()
 
     def _draw(self) -> None:
+        import html  # nobody else needs it to start
+
         lines = [self._last, *map(printable, self._notes)]
         first, *notes = [html.escape(line) for line in lines]
         below = "".join(f'<div style="opacity: 0.8">{note}</div>' for note in notes)

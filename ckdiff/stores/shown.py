@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ckdiff.errors import UsageError, printable
-from ckdiff.figures.figure import Figure
 from ckdiff.figures.frames import Record, pandas_frame, polars_frame
-from ckdiff.figures.htmltables import MOST, html_table
 from ckdiff.figures.numbers import counted, extent, percent
 from ckdiff.options import checked_text
 from ckdiff.rules import Rule
 from ckdiff.stores.summaries import By, Stack, columns, stacks, summarise
 from ckdiff.stores.table import MaskTable
+
+if TYPE_CHECKING:
+    from ckdiff.figures.figure import Figure
 
 _RULES = 4  # whose counts are beside each other in a notebook
 
@@ -142,6 +143,8 @@ def table_html(table: MaskTable, what: str, words: Iterable[str]) -> str:
 
     ``words`` are sentences below it.
     """
+    from ckdiff.figures.htmltables import MOST, html_table
+
     rules = list(table.changed)
     elements = table.total_elements
     totals = {rule: int(counts.sum()) for rule, counts in table.changed.items()}
