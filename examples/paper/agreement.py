@@ -76,6 +76,7 @@ def controls(build: Build, first: str, last: str) -> dict[str, Any]:
     update, shuffled inside each tensor.
     """
     folder = build.root / "controls"
+    folder.mkdir(exist_ok=True)
     drawn, shuffled = folder / f"{last}-random.zarr", folder / f"{last}-shuffled.zarr"
     ckdiff.random_mask(build.store(last), drawn, seed=1, rule="exact", workers=1, overwrite=True)
     made = folder / f"{last}-shuffled"

@@ -28,8 +28,8 @@ _LIMITS = """\
 
 The model has {parameters:,} weights, the tasks are six digits long, and the base has one dominant
 fault that every algorithm mends, so that runs agree more than those of large models may. A run
-takes 100 steps where a large one takes thousands. Nothing here speaks of reasoning, of long answers, of
-pre-training at scale, or of models of billions of weights:
+takes 100 steps where a large one takes thousands. Nothing here speaks of reasoning, of long
+answers, of pre-training at scale, or of models of billions of weights:
 [the published pairs](../examples/paper/published.toml) are for that. The same runs give the same
 masks bit for bit on one type of machine; another processor or another torch may round otherwise.
 """
