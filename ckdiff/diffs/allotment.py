@@ -33,12 +33,13 @@ def allot(
     held: int,
     readers: Callable[[int], int] = lambda window: 0,
     staging: Callable[[int], int] = lambda window: 0,
+    largest: int = LARGEST_WINDOW,
 ) -> Allotment:
     """Choose the window so that all workers fit into the memory allowed; BudgetError.
 
     ``held`` are the bytes that the tables of both sides took; ``readers`` gives those that each
     worker's readers take by themselves, and ``staging`` those that it needs for copies to and from
-    a device, with windows of so many elements.
+    a device, with windows of so many elements. ``largest`` is the window where memory is plenty.
     """
     workers = max(1, min(workers, layout.chunks))
     memory = budget.default_memory(workers) if asked is None else budget.parse_size(asked)
@@ -46,7 +47,7 @@ def allot(
     # to count.
     tensors = len(layout.elements)
     tables = held + tensors * (400 + 16 * rules + (1200 if with_statistics else 0))
-    window = LARGEST_WINDOW
+    window = largest
     while True:
         each = working_memory(layout, rules, window, with_statistics=with_statistics)
         needed = Need(tables, each + readers(window) + staging(window)).total(workers)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff import budget
-from ckdiff.diffs.task import DiffTask
+from ckdiff.diffs.task import LARGEST_WINDOW, DiffTask
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.options import Options
@@ -31,6 +31,10 @@ Allotted = TypeVar("Allotted")
 #: Bytes of both sides from which on ``auto`` looks for a GPU. Starting torch and CUDA takes some
 #: seconds, in which the CPU compares about as much.
 WORTH_STARTING = 32 << 30
+
+#: Elements of a window for a device, where memory is plenty: several of its pieces. What is done
+#: once for a window or a piece is done by Python, one worker at a time.
+LARGEST_THERE = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ class Devices:
 
         widest = int(bits.max(initial=8))
         try:
-            return self, planned(staging=partial(staging_memory, rules=rules, bits=widest))
+            staging = partial(staging_memory, rules=rules, bits=widest)
+            return self, planned(staging=staging, largest=LARGEST_THERE)
         except BudgetError as error:
             return self._left(error), planned()
 
@@ -106,10 +111,9 @@ class Devices:
             return self
         from ckdiff.kernels.gpu.sizes import Sizes
 
-        present = [DTYPES[name] for name in dict.fromkeys(dtypes)]
-        eager = () if self.device.fused else present
+        widest = max((DTYPES[name].bits for name in set(dtypes)), default=8)
         try:
-            Sizes(present, order, window, eager).side(workers, self.memory)
+            Sizes(window, len(order), widest).fitting(workers, self.memory)
         except BudgetError as error:
             return self._left(error)
         return self
@@ -150,11 +154,13 @@ class DeviceRun:
         self, task: DiffTask, order: Sequence[Rule], chunks: Sequence[int], workers: int
     ) -> DiffTask:
         """The task, on the device that is taken for it; ``chunks`` are those it will do."""
+        there = task
+        task = replace(task, window=min(task.window, LARGEST_WINDOW))  # as the CPU likes them
         if self._device is None or not chunks:
             return task
         device = self._device
         try:
-            kernels = self._prepared(device, task, order, workers)
+            kernels = self._prepared(device, there, order, workers)
         except CkdiffError as error:
             if self._planned.asked != "auto":
                 raise
@@ -162,7 +168,7 @@ class DeviceRun:
             return task
         if kernels is None:
             return task
-        there = replace(task, comparing=kernels)
+        there = replace(there, comparing=kernels)
         if self._planned.asked == "auto":
             from ckdiff.diffs.trial import try_both
 
@@ -174,7 +180,6 @@ class DeviceRun:
         else:
             why = "it was asked for"
         self._kernels = kernels
-        self._messages.extend(device.notes)
         self.taken = Taken(device.device.type, f"{device.name}: {why}")
         return there
 

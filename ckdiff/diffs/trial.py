@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ckdiff.diffs.sides import Window
 from ckdiff.diffs.task import DiffTask
 from ckdiff.errors import CkdiffError
-from ckdiff.kernels import Comparing, Results
+from ckdiff.kernels import Results
 
 __all__ = ["decide", "try_both"]
 
@@ -34,38 +34,37 @@ def try_both(here: DiffTask, there: DiffTask, chunks: Sequence[int], name: str) 
     ``here`` and ``there`` are the same task on the CPU and on the device. Raises what tasks raise.
     """
     with ExitStack() as stack:
-        workers = [_last_windows(here, chunk, stack) for chunk in chunks]
-        pool = stack.enter_context(ThreadPoolExecutor(len(workers)))
+        span = max(_WINDOWS * here.window, there.window)
+        tried = [
+            [_last_windows(task, chunk, stack, span) for chunk in chunks] for task in (here, there)
+        ]
+        pool = stack.enter_context(ThreadPoolExecutor(len(chunks)))
 
-        def seconds(work: Callable[[_Window], None]) -> float:
+        def rate(workers: list[list[_Window]], work: Callable[[_Window], None]) -> float:
+            """Bytes a second."""
+
             def all_of(windows: list[_Window]) -> None:
                 for window in windows:
                     work(window)
 
             began = time.perf_counter()
             list(pool.map(all_of, workers))
-            return time.perf_counter() - began
+            total = sum(window.nbytes for windows in workers for window in windows)
+            return total / max(time.perf_counter() - began, 1e-9)
 
-        total = sum(window.nbytes for windows in workers for window in windows)
-        if not total:
+        if not any(map(len, tried[0])):
             return False, "there is nothing to read to try it on"
-        reading = seconds(_Window.read)
+        source = rate(tried[0], _Window.read)
+        rate(tried[1], _Window.read)  # from memory now
         try:
-            seconds(lambda window: window.compare(there.comparing))  # buffers are made here
+            rate(tried[1], _Window.compare)  # buffers are made here
         except CkdiffError as error:
             return False, error.message
-        times: dict[int, list[float]] = {0: [], 1: []}
-        for _ in range(_ROUNDS):
-            for side, task in enumerate((here, there)):
-
-                def work(window: _Window, comparing: Comparing = task.comparing) -> None:
-                    window.compare(comparing)
-
-                times[side].append(seconds(work))
-        for windows in workers:
+        rates = [[rate(workers, _Window.compare) for workers in tried] for _ in range(_ROUNDS)]
+        for windows in (*tried[0], *tried[1]):
             for window in windows:
                 window.release()
-    source, cpu, gpu = (total / max(t, 1e-9) for t in (reading, min(times[0]), min(times[1])))
+    cpu, gpu = map(max, zip(*rates, strict=True))
     return decide(source, cpu, gpu, name)
 
 
@@ -73,20 +72,23 @@ def decide(source: float, cpu: float, gpu: float, name: str) -> tuple[bool, str]
     """(whether to use the device, why) from bytes a second: delivered, and compared."""
     compared = f"{cpu / 1e9:.1f} GB/s on the CPU, {gpu / 1e9:.1f} GB/s on {name}"
     if source <= cpu:
-        return False, f"the source delivers {source / 1e9:.1f} GB/s, which the CPU keeps up with"
+        slow = f"the source delivers {source / 1e9:.1f} GB/s, which the CPU keeps up with"
+        return False, f"{slow} ({compared})"
     if gpu < _MARGIN * cpu:
         return False, f"the GPU is no faster here ({compared})"
     return True, f"it is faster here ({compared})"
 
 
-def _last_windows(task: DiffTask, chunk: int, stack: ExitStack) -> list[_Window]:
-    """The last windows of a chunk that are read; the disk may have been asked for others.
+def _last_windows(task: DiffTask, chunk: int, stack: ExitStack, span: int) -> list[_Window]:
+    """The windows that are read of the last ``span`` addresses of a chunk; the disk may have been
+    asked for others.
 
     Each has its readers: where these take memory there is one window, for which it was allotted.
     """
     first, end = task.layout.chunk_range(chunk)
     spans = task.layout.spans(first, end)
-    count = 1 if any(side.checkpoint.reader_memory(1) for side in task.sides) else _WINDOWS
+    alone = any(side.checkpoint.reader_memory(1) for side in task.sides)
+    count = 1 if alone else max(1, span // task.window)
     some = [window for window in task.windows(first, end, spans) if len(window.spans)][-count:]
     masks = [np.zeros(task.window // 8, np.uint8) for _ in range(task.rules)]
     results = Results(len(spans), task.rules, with_statistics=task.with_statistics)
@@ -118,9 +120,9 @@ class _Window:
         self._segments = self._task.segments(self._window, self._readers)
         self._cast.widen(self._segments, self._window)
 
-    def compare(self, comparing: Comparing) -> None:
+    def compare(self) -> None:
         """Compare the window."""
-        comparing.run(self._segments, self._masks, self._results)
+        self._task.comparing.run(self._segments, self._masks, self._results)
 
     def release(self) -> None:
         """Give both sides back. Raises SourceChanged."""

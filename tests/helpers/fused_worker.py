@@ -1,6 +1,7 @@
 """A process of its own for Triton: it decides at import whether it interprets or compiles.
 
     python fused_worker.py bits DTYPE...   with TRITON_INTERPRET=1: against the CPU's kernels
+    python fused_worker.py compact DTYPE...   likewise: counts, positions and values
     python fused_worker.py diff BASE TUNED OUT RULE...   likewise: a diff on torch's CPU device
     python fused_worker.py ptx DTYPE...    compiles for a GPU of which there is none
 
@@ -17,6 +18,7 @@ from typing import Any
 import naive
 import numpy as np
 import torch
+from device_changes import changes_agree
 from kernel_runs import kernels, run, some_elements, tough_pairs
 
 from ckdiff.diffs.plan import plan
@@ -24,10 +26,10 @@ from ckdiff.diffs.run import run as run_plan
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import BLOCK
 from ckdiff.kernels.binding import bind
-from ckdiff.kernels.gpu import fused, open_device, preparing
-from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu import compact, compactcode, digests, fused, open_device, preparing
 from ckdiff.kernels.gpu.fusedcode import MOST_RULES
 from ckdiff.kernels.gpu.kernels import DeviceKernels
+from ckdiff.kernels.gpu.tables import Table
 from ckdiff.options import Observer, Options
 from ckdiff.rules import Rule
 
@@ -60,7 +62,6 @@ def sides_of(dtype: str) -> tuple[bytes, bytes]:
 
 def bits(dtypes: list[str]) -> object:
     np.seterr(all="ignore")  # numpy computes what a GPU would
-    device_kernels.LEAST = 1
     preparing._TRIED = 4096  # what is tried first; here all is
     wrong: list[str] = []
     for dtype in dtypes:
@@ -76,7 +77,7 @@ def bits(dtypes: list[str]) -> object:
             memory=1 << 30,
         )
         assert list(using.messages) == []
-        assert using._slots[0].fused is not None
+        assert using.device.fused
         times = 24 if dtype == "BF16" else 1  # for several pieces
         base, tuned = (side * times for side in sides_of(dtype))
         cuts = [512, 1536]
@@ -91,9 +92,15 @@ def bits(dtypes: list[str]) -> object:
     return wrong
 
 
+def compact_(dtypes: list[str]) -> object:
+    """Hypothesis draws what the plain twin is held against."""
+    np.seterr(all="ignore")
+    preparing._TRIED = 2000
+    return [dtype for dtype in dtypes if changes_agree(dtype, 6)]
+
+
 def diff(arguments: list[str]) -> object:
     np.seterr(all="ignore")
-    device_kernels.LEAST = 1
     base, tuned, out, *rules = arguments
     notes: list[str] = []
     options = Options(rules=tuple(rules), device="torch-cpu", memory="8GiB", workers=1)
@@ -124,18 +131,21 @@ def ptx(dtypes: list[str]) -> object:
 
     driver.set_active(Absent())
     made: list[Any] = []
-    real = fused.compare
 
     class Compiled:
         """Compiles what would be launched, with the very arguments."""
 
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             def launch(*arguments: Any, **options: Any) -> None:
-                made.append(real.warmup(*arguments, grid=grid, **options))
+                made.append(self.real.warmup(*arguments, grid=grid, **options))
 
             return launch
 
-    fused.compare = Compiled()
+    fused.compare, digests.digest = Compiled(fused.compare), Compiled(digests.digest)
+    compactcode.compact = Compiled(compactcode.compact)
     found = {}
     for dtype in dtypes:
         of = DTYPES[dtype]
@@ -144,14 +154,26 @@ def ptx(dtypes: list[str]) -> object:
         bounds = [bind(Rule.parse(rule), of) for rule in rules]
         table = torch.zeros(65536, dtype=torch.int32)
         code = fused.Fused(of, bounds, torch.device("cpu"), table)
-        side = torch.zeros(4096 * of.bits // 8, dtype=torch.uint8)
+        at = np.array([4096])
+        there = Table.of(at, at, at, at * 0).sent(torch.device("cpu"))
         masks = torch.zeros(len(rules), 512, dtype=torch.uint8)
-        code(side, side, masks, torch.zeros(len(rules), 8, dtype=torch.int32))
-        text = made.pop().asm["ptx"]
-        names = re.findall(r"^\s+(?:@%p\d+ )?([a-z][\w.:]+)", text, re.M)
-        found[dtype] = {name: names.count(name) for name in set(names)}
+        code(there, masks, torch.zeros(len(rules), 1, dtype=torch.int32))
+        if dtype in ("BF16", "F6_E2M3"):  # these know no more of a dtype than its width
+            out = torch.zeros(4, 8, dtype=torch.int64)
+            digests.Digests(torch.device("cpu"))(there, out, of.bits)
+        if dtype == "BF16":
+            compact.moved(there, masks[0], torch.zeros(1, dtype=torch.int64), 1, of)
+        for name, compiled in zip(("compare", "digest", "compact"), made, strict=False):
+            text = compiled.asm["ptx"]
+            names = re.findall(r"^\s+(?:@%p\d+ )?([a-z][\w.:]+)", text, re.M)
+            found[f"{name} {dtype}"] = {one: names.count(one) for one in set(names)}
+        made.clear()
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps({"bits": bits, "diff": diff, "ptx": ptx}[sys.argv[1]](sys.argv[2:])))
+    print(
+        json.dumps(
+            {"bits": bits, "compact": compact_, "diff": diff, "ptx": ptx}[sys.argv[1]](sys.argv[2:])
+        )
+    )

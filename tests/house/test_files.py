@@ -60,6 +60,7 @@ LONG_FUNCTIONS = {
     ("ckdiff.kernels.codegen.timeline", "march_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.timeline", "march"): _MACHINE,
     ("ckdiff.kernels.gpu.fusedcode", "_changed"): _MACHINE,
+    ("ckdiff.kernels.gpu.fusedcode", "compare"): _MACHINE,
 }
 
 _NATIVE = "the signature of a native function, which knows no names"
@@ -84,8 +85,10 @@ MANY_ARGUMENTS = {
     ("ckdiff.kernels.codegen.timeline", "_moves_words"): _NATIVE,
     ("ckdiff.kernels.codegen.timeline", "march"): _NATIVE,
     ("ckdiff.kernels.codegen.timeline", "moves"): _NATIVE,
+    ("ckdiff.kernels.gpu.compactcode", "compact"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "compare"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "_round"): _NATIVE,
+    ("ckdiff.kernels.gpu.hashcode", "digest"): _NATIVE,
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -23,7 +23,7 @@ import ckdiff
 from ckdiff.diffs import devices, trial
 from ckdiff.diffs.plan import plan
 from ckdiff.diffs.run import run
-from ckdiff.diffs.task import SMALLEST_WINDOW
+from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW, DiffTask
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.kernels import gpu
 from ckdiff.kernels.gpu import kernels as device_kernels
@@ -34,11 +34,6 @@ BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
 MEMORY = "8GiB"  # the test process has plenty of memory in use already
 NO_GPU = not torch.cuda.is_available()
 without_gpu = pytest.mark.skipif(not NO_GPU, reason="says what happens without a GPU")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_kernels, "LEAST", 1)
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +233,24 @@ def test_windows_shrink_until_copies_fit(tmp_path: Path) -> None:
             return found.allotment.window, found.allotment.needed
 
     here, there = planned("cpu", 8 << 30), planned("torch-cpu", 8 << 30)
-    assert there[0] == here[0]
-    short = (here[1] + there[1]) // 2
-    assert SMALLEST_WINDOW <= planned("torch-cpu", short)[0] < planned("cpu", short)[0]
+    assert there[0] == devices.LARGEST_THERE > here[0] == LARGEST_WINDOW
+    window, needed = planned("torch-cpu", there[1] // 2)
+    assert SMALLEST_WINDOW <= window < there[0]
+    assert needed <= there[1] // 2
+
+
+def test_where_the_cpu_compares_windows_are_those_of_the_cpu(
+    sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    windows: list[int] = []
+
+    def try_both(here: DiffTask, there: DiffTask, *_: object) -> tuple[bool, str]:
+        windows.extend((here.window, there.window))
+        return False, "we say so"
+
+    auto.setattr(trial, "try_both", try_both)
+    diff(sides, device="auto")
+    assert windows == [LARGEST_WINDOW, devices.LARGEST_THERE]
 
 
 def test_a_cluster_compares_on_cpus() -> None:
@@ -353,7 +363,11 @@ def test_auto_goes_on_without_a_device_that_fails(
 @pytest.mark.parametrize(
     ("rates", "use", "why"),
     [
-        ((1e9, 20e9, 50e9), False, "the source delivers 1.0 GB/s, which the CPU keeps up with"),
+        (
+            (1e9, 20e9, 50e9),
+            False,
+            "which the CPU keeps up with (20.0 GB/s on the CPU, 50.0 GB/s on X)",
+        ),
         ((60e9, 20e9, 21e9), False, "no faster here (20.0 GB/s on the CPU, 21.0 GB/s on X)"),
         ((60e9, 20e9, 50e9), True, "faster here (20.0 GB/s on the CPU, 50.0 GB/s on X)"),
     ],

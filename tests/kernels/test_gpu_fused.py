@@ -1,4 +1,4 @@
-"""One launch a piece: its bits, its code, and going on without it.
+"""One launch a piece: its bits, its code, and what is done where neither can be trusted.
 
 Without a GPU, Triton's interpreter runs the code element by element, and its compiler makes the
 code of a GPU, which nobody runs. Both in processes of their own.
@@ -15,17 +15,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xxhash
 from checkpoint_pairs import files_of, some_model, write_side
-from kernel_runs import kernels, run, some_elements
+from kernel_runs import kernels
 
 import ckdiff
-from ckdiff.dtypes import DTYPES
+from ckdiff.dtypes import DTYPES, DType
+from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.kernels import BLOCK, gpu
-from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu import preparing
 from ckdiff.kernels.gpu.kernels import DeviceKernels
-from ckdiff.kernels.gpu.staging import Device
+from ckdiff.kernels.gpu.staging import Device, Slot
+from ckdiff.kernels.gpu.tables import COLUMNS, Table
+from ckdiff.kernels.memory import bytes_at
 from ckdiff.rules import Rule
 
 WORKER = Path(__file__).parents[1] / "helpers" / "fused_worker.py"
@@ -67,6 +72,12 @@ def test_a_store_is_the_same_to_the_byte(tmp_path: Path) -> None:
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
 
 
+@with_triton
+def test_what_changed_is_moved_together() -> None:
+    """One dtype of each width, as the code knows no other difference."""
+    assert worker("compact", "U8", "BF16", "F32", "I64", interpreted=True) == []
+
+
 # -- code ------------------------------------------------------------------------------------------
 
 
@@ -75,60 +86,28 @@ def test_a_gpu_would_round_as_the_cpu_does(tmp_path: Path) -> None:
     """Nothing is contracted, and subnormal numbers stay: what the interpreter does not show."""
     dtypes = ["BF16", "F16", "F32", "F64", "U32", "U8", "F6_E2M3"]
     found = worker("ptx", *dtypes, interpreted=False, cache=str(tmp_path))
-    for dtype, code in found.items():
-        parts = {name: name.split(".") for name in code}
-        assert [name for name, part in parts.items() if "ftz" in part] == [], dtype
-        assert [name for name, part in parts.items() if part[0] in ("fma", "div")] == [], dtype
-        floats = {name for name, part in parts.items() if part[-1] in ("f32", "f64")}
-        rounding = {name for name in floats if parts[name][0] in ("add", "sub", "mul")}
+    for name, code in found.items():
+        parts = {one: one.split(".") for one in code}
+        assert [one for one, part in parts.items() if "ftz" in part] == [], name
+        assert [one for one, part in parts.items() if part[0] in ("fma", "div")] == [], name
+        floats = {one for one, part in parts.items() if part[-1] in ("f32", "f64")}
+        rounding = {one for one in floats if parts[one][0] in ("add", "sub", "mul")}
+        what, dtype = name.split()
         width = {"BF16": "f32", "F16": "f32", "F32": "f32", "F64": "f64"}.get(dtype)
-        if width is None:
-            assert floats == set(), dtype
+        if width is None or what != "compare":
+            assert floats == set(), name
         else:
-            assert {f"sub.rn.{width}", f"mul.rn.{width}"} <= rounding, dtype
-        assert all(parts[name][1] == "rn" for name in rounding), dtype
+            assert {f"sub.rn.{width}", f"mul.rn.{width}"} <= rounding, name
+        assert all(parts[one][1] == "rn" for one in rounding), name
     # whole sides are read once, in the widest loads there are
-    reads = {dtype: code.get("ld.global.v4.b32", 0) for dtype, code in found.items()}
-    assert {dtype: reads[dtype] for dtype in ("BF16", "F32", "U8")} == {
+    reads = {name: code.get("ld.global.v4.b32", 0) for name, code in found.items()}
+    assert {dtype: reads[f"compare {dtype}"] for dtype in ("BF16", "F32", "U8")} == {
         "BF16": 4, "F32": 8, "U8": 2
     }  # fmt: skip
+    assert {"digest BF16", "digest F6_E2M3", "compact BF16"} <= set(found)
 
 
-# -- without it ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_kernels, "LEAST", 1)
-
-
-class Fused:
-    """Instead of what needs Triton: says nothing changed, or fails."""
-
-    error: Exception | None = None
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    @staticmethod
-    def supports(bounds: Any) -> bool:
-        return True
-
-    def __call__(self, base: Any, tuned: Any, masks: torch.Tensor, counts: torch.Tensor) -> None:
-        if self.error is not None:
-            raise self.error
-        masks.zero_()
-        counts.zero_()
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Device:
-    module = ModuleType("ckdiff.kernels.gpu.fused")
-    module.Fused = Fused  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ckdiff.kernels.gpu.fused", module)
-    device = gpu.open_device("torch-cpu")
-    device.fused = True
-    return device
+# -- code that cannot be trusted -------------------------------------------------------------------
 
 
 def made_on(device: Device) -> DeviceKernels:
@@ -144,41 +123,85 @@ def made_on(device: Device) -> DeviceKernels:
     )
 
 
+class Pretended:
+    """Instead of what needs Triton: the CPU's kernels, a wrong bit or digest, or an error."""
+
+    wrong = ""
+    error: Exception | None = None
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+
+    def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+        if self.error is not None:
+            raise self.error
+        self.slot.compare(table, masks, counts)
+        if masks is not None and self.wrong == "bits":
+            masks[-1, 1] ^= 1
+
+    def digests(self, table: Table, digests: torch.Tensor, bits: int) -> None:
+        rows = table.here[: COLUMNS * table.rows].reshape(-1, COLUMNS).tolist()
+        size = 64 * bits
+        for base, tuned, elements, at, *_ in rows:
+            for unit in range(elements // 512):
+                for side, address in enumerate((base, tuned)):
+                    found = xxhash.xxh3_128_intdigest(bytes_at(address + unit * size, size).data)
+                    low = found & (1 << 64) - 1
+                    for half, number in enumerate((low, found >> 64)):
+                        digests.numpy().view(np.uint64)[2 * side + half, at + unit] = number
+        if self.wrong == "hashes":
+            digests[3, 7] += 1
+
+    @property
+    def dtype(self) -> DType:
+        return self.slot.dtype
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = gpu.open_device("torch-cpu")
+
+    def fused(cpu: Any, index: int, dtype: DType, rules: Any, device: Device) -> Any:
+        return Pretended(Slot(dtype, [preparing.Plain(cpu, index, len(rules))]))
+
+    monkeypatch.setattr(preparing, "_fused", fused)
+    device.fused = True
+    return device
+
+
 @pytest.mark.parametrize(
-    ("error", "why"),
+    ("wrong", "error", "why"),
     [
-        (None, "its code for BF16 gives other bits than the CPU's"),
-        (OSError("no compiler\nmore"), "OSError: no compiler"),
-        (RuntimeError("PTXAS error"), "RuntimeError: PTXAS error"),
+        ("bits", None, "its bits of BF16 are other ones than the CPU's"),
+        ("hashes", None, "its hashes of BF16 are other ones than the CPU's"),
+        ("", OSError("no compiler\nmore"), "OSError: no compiler"),
+        ("", RuntimeError("PTXAS error"), "RuntimeError: PTXAS error"),
     ],
 )
 def test_code_that_fails_or_is_wrong_is_not_used(
-    error: Exception | None, why: str, pretended: Device, monkeypatch: pytest.MonkeyPatch
+    wrong: str, error: Exception | None, why: str, pretended: Device, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(Fused, "error", error)
-    using = made_on(pretended)
-    assert list(using.messages) == [f"note: without Triton, in more steps: {why}"]
-    assert [slot.fused for slot in using._slots] == [None, None]
-    sides = some_elements("BF16", 3000, 1)
-    expected = run("BF16", ["atol=1e-3"], *sides)
-    found = run("BF16", ["atol=1e-3"], *sides, using=using)
-    assert found.changed == expected.changed
-    assert expected.changed["exact"] > 0
+    made_on(pretended)
+    monkeypatch.setattr(Pretended, "error", error)
+    monkeypatch.setattr(Pretended, "wrong", wrong)
+    with pytest.raises(CkdiffError) as caught:
+        made_on(pretended)
+    assert str(caught.value) == f"torch's CPU cannot be used: {why} (run with --device cpu)"
 
 
-def test_memory_that_runs_out_there_is_no_reason_to_do_without(
+def test_memory_that_runs_out_there_is_no_reason_not_to_trust_it(
     pretended: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fused, "error", torch.cuda.OutOfMemoryError("no memory"))
+    monkeypatch.setattr(Pretended, "error", torch.cuda.OutOfMemoryError("no memory"))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         made_on(pretended)
 
 
-def test_a_system_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_gpu_is_not_used_without_triton(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fused", raising=False)
     monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fusedcode", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    device = gpu.open_device("torch-cpu")
-    assert not device.fused
-    assert device.notes == ["note: without Triton, in more steps: it is not installed"]
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton") if failing else None)
+    why = "fails: .*" if failing else "is not installed"
+    with pytest.raises(UsageError, match=f"^a GPU is used through Triton, which {why}"):
+        gpu._need_triton()

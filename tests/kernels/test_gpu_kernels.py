@@ -9,7 +9,6 @@ import contextlib
 import random
 import re
 import sys
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,16 +20,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_runs import kernels, run, some_elements, tough_pairs
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError
 from ckdiff.kernels import BLOCK, Comparing, Results, abi
-from ckdiff.kernels.binding import bind
-from ckdiff.kernels.gpu import changes, open_device, staging
-from ckdiff.kernels.gpu import kernels as device_kernels
+from ckdiff.kernels.gpu import open_device, staging
 from ckdiff.kernels.gpu.kernels import DeviceKernels
-from ckdiff.kernels.gpu.sizes import SMALLEST_SIDE, Sizes
+from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes
 from ckdiff.kernels.gpu.staging import Device
 from ckdiff.rules import Rule
 
@@ -51,7 +47,6 @@ def device() -> Device:
 
 
 NAME = device().name
-MOST = 32  # rules in one launch
 
 
 def on_device(
@@ -61,20 +56,14 @@ def on_device(
     stats: bool = False,
     window: int = BLOCK,
     memory: int = 1 << 30,
-    fused: bool = True,
 ) -> DeviceKernels:
-    """The kernels under test; windows as small as can be, so that there are several pieces.
-
-    On a GPU, what is ``fused`` is code of Triton's.
-    """
+    """The kernels under test; windows as small as can be, so that there are several pieces."""
     every = tuple(dict.fromkeys(["exact", *rules]))
-    there = device()
-    there.fused &= fused
     return DeviceKernels(
         kernels(tuple(dtypes), every, stats),
         [DTYPES[name] for name in dtypes],
         [Rule.parse(rule) for rule in every],
-        there,
+        device(),
         window=window,
         workers=1,
         memory=memory,
@@ -105,11 +94,6 @@ def agree(
         assert found.statistics.tobytes() == expected.statistics.tobytes()
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_kernels, "LEAST", 1)
-
-
 # -- one tensor ------------------------------------------------------------------------------------
 
 
@@ -123,10 +107,7 @@ def test_every_rule_on_tough_pairs(dtype: str) -> None:
         sides = some_elements(dtype, 4000 * step, 1)
     some = ["exact", "atol=1e-5", "rtol=1e-3", "ulp=2"]
     rules = [*RULES, *(f"{rule}@{t}" for t in TARGETS[dtype] for rule in some)]
-    agree(dtype, rules, *sides, using=on_device([dtype], rules, fused=False))
-    while rules and device().fused:  # so many at a time
-        agree(dtype, rules[: MOST - 1], *sides, using=on_device([dtype], rules[: MOST - 1]))
-        rules = rules[MOST - 1 :]
+    agree(dtype, rules, *sides, using=on_device([dtype], rules))
 
 
 @pytest.mark.parametrize("dtype", ["I16", "U16", "I32", "U32", "I64", "U64"])
@@ -213,11 +194,9 @@ def window_rules(using: Comparing | None = None) -> tuple[DeviceKernels, Compari
     return on_device(MIXED, rules, stats=True), kernels(MIXED, rules, True), len(rules)
 
 
-@pytest.mark.parametrize("least", [1, 400])
 @pytest.mark.parametrize("seed", range(4))
-def test_windows_of_many_tensors(least: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of one dtype, gaps between them, and short ones that stay on the CPU."""
-    monkeypatch.setattr(device_kernels, "LEAST", least)
+def test_windows_of_many_tensors(seed: int) -> None:
+    """Several dtypes in one piece, and gaps between tensors."""
     there, here, rules = window_rules()
     window = Window(seed, 900)
     assert window.run(there, rules) == window.run(here, rules)
@@ -263,9 +242,6 @@ class Log(Device):
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)
-
-    def reserve(self, size: int) -> None:
-        self.lines.append(f"reserve {size > 0}")
 
     def drop_cache(self) -> None:
         self.lines.append("drop")
@@ -315,7 +291,6 @@ def test_streams_wait_for_each_other_and_the_cpu_once_a_piece(
 
     first, second = ("s2", "s3", "s4"), ("s5", "s6", "s7")
     assert log.lines == [
-        "reserve True",
         *sent(*first), *sent(*second),
         "finish", f"{first[2]} synchronize", *sent(*first),
         "finish", f"{second[2]} synchronize", "finish", f"{first[2]} synchronize",
@@ -361,11 +336,11 @@ class Scarce:
         self.calls = 0
         self._real = staging._compare
 
-    def __call__(self, slot: Any, base: torch.Tensor, tuned: torch.Tensor, out: Any) -> None:
+    def __call__(self, flight: Any, *out: Any) -> None:
         self.calls += 1
-        if len(base) * 8 // slot.dtype.bits > self.most:
+        if flight.elements > self.most:
             raise self.error
-        self._real(slot, base, tuned, out)
+        self._real(flight, *out)
 
 
 @pytest.mark.parametrize(
@@ -416,61 +391,9 @@ def test_a_piece_that_does_not_come_back_is_not_forgotten(monkeypatch: pytest.Mo
 def test_too_little_device_memory_is_said_before() -> None:
     with pytest.raises(BudgetError, match="of device memory is too little: with 1 worker this"):
         on_device(["BF16"], ["exact"], memory=1 << 20)
-    of = [DTYPES["F64"]]
-    sizes = Sizes(of, [Rule.parse("exact"), Rule.parse("rtol=1e-3@bf16")], 1 << 22, of)
-    found = [sizes.side(1, memory << 20) for memory in (75, 120, 1024)]
-    assert found == sorted(found)
-    assert SMALLEST_SIDE <= found[0] < found[-1]
-    for side, memory in zip(found, (75, 120, 1024), strict=True):
-        assert sizes.needed(side, 1) <= memory << 20 < sizes.needed(2 * side, 1) or side == 4 << 20
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that torch operations made and that are still there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, int] = {}
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._seen.pop(key)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = storage.data_ptr()
-                if key not in self._seen and key not in self.known:
-                    self._seen[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._gone, key)
-                self.peak = max(self.peak, self.now)
-        return out
-
-    known: frozenset[int] = frozenset()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_intermediate_results_keep_to_what_is_planned(dtype: str) -> None:
-    of = DTYPES[dtype]
-    elements = 1 << 15
-    sides = [torch.zeros(elements * of.bits // 8, dtype=torch.uint8) for _ in range(2)]
-    table = torch.zeros(changes.PAIRS, dtype=torch.bool)
-    out = torch.empty(elements // 8, dtype=torch.uint8)
-    counts = torch.empty(elements // 512, dtype=torch.int32)
-    rules = ["exact", "atol=1e-3", "rtol=1e-3", "ulp=1"]
-    rules += [f"{rule}@{t}" for t in TARGETS[dtype] for rule in rules]
-    for rule in rules:
-        bound = bind(Rule.parse(rule), of)
-        live = Live()
-        live.known = frozenset(
-            tensor.untyped_storage().data_ptr() for tensor in (*sides, table, out, counts)
-        )
-        with live:
-            needed = table if changes.needs_table(bound, of) else None
-            flags = changes.changed(bound, of, *sides, table=needed)
-            changes.write_bits(flags, out, counts)
-        planned = changes.scratch_bytes(bound, of)
-        assert 0 < live.peak <= planned * elements, rule
+    sizes = Sizes(1 << 25, 2, 64)
+    memories = (75, 120, 1024)
+    found = [sizes.fitting(1, memory << 20) for memory in memories]
+    assert SMALLEST <= found[0] < found[1] < found[2] == sizes.largest == 1 << 22
+    for elements, memory in zip(found[:2], memories, strict=False):
+        assert sizes.needed(elements, 1) <= memory << 20 < sizes.needed(2 * elements, 1)

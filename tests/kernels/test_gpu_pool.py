@@ -5,23 +5,17 @@ from __future__ import annotations
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
-from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.gpu.pool import Pool
-from ckdiff.kernels.gpu.sizes import (
-    LARGEST_SIDE,
-    SMALLEST_SIDE,
-    Sizes,
-    largest_side,
-    staging_memory,
-)
+from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes, staging_memory
 from ckdiff.kernels.gpu.staging import Device, Stages
-from ckdiff.rules import Rule
+from ckdiff.kernels.gpu.tables import Table
 
 MIB = 1 << 20
-RULES = [Rule.parse("exact")]
+LARGEST = 1 << 22  # elements of a piece
 
 
 class Small(Device):
@@ -49,9 +43,8 @@ class Small(Device):
 def pool_of(room: int) -> tuple[Small, Pool, int]:
     """The device, a pool of stages for bf16 on it, and the bytes of one worker's."""
     device = Small(room)
-    sizes = Sizes([DTYPES["BF16"]], RULES, 1 << 22, ())
-    whole = 2 * (2 * LARGEST_SIDE + sizes.out(LARGEST_SIDE))
-    return device, Pool(device, sizes, LARGEST_SIDE), whole
+    sizes = Sizes(LARGEST, 1, 16)
+    return device, Pool(device, sizes, LARGEST), 2 * sizes.there(LARGEST)
 
 
 def taken(pool: Pool) -> Stages:
@@ -74,7 +67,7 @@ def test_a_worker_that_finds_no_memory_takes_smaller_stages() -> None:
     device, pool, whole = pool_of(0)
     device.room = whole + whole // 2
     first, second = taken(pool), taken(pool)
-    assert (first.side, second.side) == (LARGEST_SIDE, LARGEST_SIDE // 2)
+    assert (first.elements, second.elements) == (LARGEST, LARGEST // 2)
     assert list(pool.messages) == [
         "warning: a small one is out of memory: going on with smaller pieces"
     ]
@@ -100,7 +93,7 @@ def test_nobody_makes_pieces_smaller_while_larger_ones_end() -> None:
     assert second.is_alive()
     pool.give_back(held.pop())
     second.join(30)
-    assert [stages.side for stages in found] == [LARGEST_SIDE // 2]
+    assert [stages.elements for stages in found] == [LARGEST // 2]
     assert len(pool.messages) == 1
 
 
@@ -114,7 +107,7 @@ def test_idle_stages_make_room() -> None:
     assert device.used == 2 * whole
     pool.ran_out(taken(pool))  # such as that intermediate results do not fit
     assert device.used == 0
-    assert taken(pool).side == LARGEST_SIDE // 2
+    assert taken(pool).elements == LARGEST // 2
 
 
 def test_giving_up_holds_nothing() -> None:
@@ -124,13 +117,13 @@ def test_giving_up_holds_nothing() -> None:
     count = 0
     while (stages := pool.take()) is not None:
         count += 1
-        assert stages.side >= SMALLEST_SIDE
+        assert stages.elements >= SMALLEST
         if count == 2:
             pool.give_back(other)  # or the others would wait for it
             del other
         pool.ran_out(stages)
     assert pool.gave_up
-    assert count == (LARGEST_SIDE // SMALLEST_SIDE).bit_length()
+    assert count == (LARGEST // SMALLEST).bit_length()
     assert pool.messages[-1].endswith("comparing on the CPU from here on")
     del stages
     assert device.used == 0
@@ -145,39 +138,40 @@ def test_another_error_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None
         patch.setattr(device, "memory", lost)
         with pytest.raises(RuntimeError, match="lost"):
             pool.take()
-    assert taken(pool).side == LARGEST_SIDE
+    assert taken(pool).elements == LARGEST
 
 
 # -- sizes -----------------------------------------------------------------------------------------
 
 
 def test_host_memory_follows_the_window_and_is_rounded_as_torch_does() -> None:
-    windows = [1 << 19, 1 << 20, 1 << 21, 1 << 22]
+    windows = [1 << 19, 1 << 20, 1 << 22, 1 << 25]
     found = [staging_memory(window, 4, 16) for window in windows]
     assert found == sorted(found)
-    assert found[0] < found[-1] // 3
-    # both stages of both sides, and masks and counts: 2 * 4 * (2**22 / 8 + 2**22 / 128) rounded up
-    assert found[-1] == 16 * MIB + 8 * MIB
-    assert largest_side(1 << 19, 16) == MIB
-    assert largest_side(1 << 19, 4) == SMALLEST_SIDE
-    assert largest_side(1 << 22, 64) == LARGEST_SIDE
+    assert found[0] < found[-1] // 8
+    # both stages of both sides; tables; then masks, digests and counts, rounded up
+    assert Sizes(1 << 25, 4, 16).largest == 1 << 24
+    assert found[-1] == 128 * MIB + 4 * MIB + 32 * MIB
+    assert [Sizes(1 << 22, 1, bits).largest for bits in (4, 16, 64)] == [1 << 22] * 3
+    assert Sizes(100, 1, 16).largest == SMALLEST
 
 
-def test_one_launch_needs_no_memory_for_intermediate_results() -> None:
-    of = [DTYPES["BF16"], DTYPES["F64"]]
-    rules = [Rule.parse("exact"), Rule.parse("rtol=1e-3@bf16")]
-    fused, half, eager = (Sizes(of, rules, 1 << 22, some) for some in ((), of[1:], of))
-    needed = [sizes.needed(LARGEST_SIDE, 4) for sizes in (fused, half, eager)]
-    assert needed == sorted(set(needed))
-    assert fused.scratch(LARGEST_SIDE) == 0
-    # a block of 2 x (8 MiB + masks and counts) for each worker, in 2 MiB steps; then what is small
-    block = 2 * (8 * MIB + fused.out(LARGEST_SIDE))
-    assert needed[0] == 4 * -(-block // (2 * MIB)) * 2 * MIB + 32 * MIB
-
-
-def test_small_blocks_share_what_torch_takes_for_them() -> None:
-    sizes = Sizes([DTYPES["BF16"]], RULES, 1 << 22, ())
-    block = 2 * (2 * SMALLEST_SIDE + sizes.out(SMALLEST_SIDE))
+def test_device_memory_is_counted_in_the_blocks_that_torch_takes() -> None:
+    sizes = Sizes(1 << 25, 1, 16)
+    block = 2 * sizes.there(sizes.largest)  # of each worker, in 2 MiB steps; then what is small
+    assert sizes.needed(sizes.largest, 4) == 4 * -(-block // (2 * MIB)) * 2 * MIB + 32 * MIB
+    block = 2 * sizes.there(SMALLEST)
     each = 20 * MIB // block
-    assert sizes.needed(SMALLEST_SIDE, each) == 20 * MIB + 32 * MIB
-    assert sizes.needed(SMALLEST_SIDE, each + 1) == 40 * MIB + 32 * MIB
+    assert sizes.needed(SMALLEST, each) == 20 * MIB + 32 * MIB
+    assert sizes.needed(SMALLEST, each + 1) == 40 * MIB + 32 * MIB
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8, 16, 32, 64])
+@pytest.mark.parametrize("length", [1, 511, 512, 5000])
+def test_tables_and_what_is_found_fit_however_short_tensors_are(bits: int, length: int) -> None:
+    sizes = Sizes(SMALLEST, 3, bits)
+    count = SMALLEST // (-(-length // 512) * 512)
+    table = Table.of(*np.full((4, count), [[0], [0], [length], [0]]))
+    assert table.here.nbytes <= sizes.tables(SMALLEST)
+    counts = 4 * 3 * table.programs
+    assert 3 * SMALLEST // 8 + 32 * SMALLEST // 512 + counts <= sizes.out(SMALLEST)

@@ -42,8 +42,7 @@ def open_device(name: str) -> Device:
 
     if name == "torch-cpu":
         device = Device(torch.device("cpu"), "torch's CPU")
-        if os.environ.get("TRITON_INTERPRET") == "1":  # the only way Triton works there
-            _find_triton(device)
+        device.fused = os.environ.get("TRITON_INTERPRET") == "1"  # the only way Triton works there
         return device
     with warnings.catch_warnings(record=True) as said:  # such as that the driver is too old
         warnings.simplefilter("always")
@@ -61,19 +60,18 @@ def open_device(name: str) -> Device:
         (torch.zeros(512, dtype=torch.int16, device=device.device) != 0).sum().item()
     except RuntimeError as error:  # CUDA's own, such as that another process has it for itself
         raise UsageError(f"the GPU cannot be used: {_first_line(error)}", hint=_HINT) from error
-    _find_triton(device)
+    _need_triton()
+    device.fused = True
     return device
 
 
-def _find_triton(device: Device) -> None:
-    """Say of a device whether Triton is to be used, or else why it is not."""
+def _need_triton() -> None:
+    """Raise UsageError without it: a GPU's code is written in it, and torch for CUDA brings it."""
     try:
         importlib.import_module("ckdiff.kernels.gpu.fused")
-    except Exception as error:  # whatever it is, everything can be done without
-        reason = "it is not installed" if _missing(error, "triton") else _first_line(error)
-        device.notes.append(f"note: without Triton, in more steps: {reason}")
-    else:
-        device.fused = True
+    except Exception as error:  # whatever it is
+        reason = "is not installed" if _missing(error, "triton") else f"fails: {_first_line(error)}"
+        raise UsageError(f"a GPU is used through Triton, which {reason}", hint=_HINT) from error
 
 
 def _missing(error: Exception, module: str) -> bool:

@@ -1,36 +1,38 @@
-"""Comparing a piece under all rules in one launch, with Triton.
+"""Comparing the rows of a table under all rules in one launch, with Triton.
 
 Both sides are read once, and nothing but masks and counts is written: no intermediate result goes
-through device memory. Importing this imports Triton; what Triton cannot do is left to the caller,
-who has the same in torch operations.
+through device memory. Importing this imports Triton.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import triton.language as tl
 
 from ckdiff.dtypes import DType
 from ckdiff.kernels.binding import Bound, parse_kind
-from ckdiff.kernels.gpu.bits import RAW
-from ckdiff.kernels.gpu.changes import needs_table, number, rational
-from ckdiff.kernels.gpu.fusedcode import BLOCK, MOST_RULES, RULE_COLUMNS, compare
-from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.gpu.fusedcode import MOST_RULES, RULE_COLUMNS, compare
+from ckdiff.kernels.gpu.tables import COLUMNS, PROGRAM, Table
 
-__all__ = ["OPTIONS", "Fused", "describe"]
+__all__ = ["ELEMENTS", "MOST_RULES", "OPTIONS", "Fused", "describe", "needs_table"]
 
 #: how the code is compiled: a product that is contracted with a sum is rounded once, not twice
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
-_UNSIGNED = {16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
+#: the integer that an element is read as, by bits; there are those without sign as well
+ELEMENTS = {8: tl.uint8, 16: tl.int16, 32: tl.int32, 64: tl.int64}
+_UNSIGNED = {8: tl.uint8, 16: tl.uint16, 32: tl.uint32, 64: tl.uint64}
 
 Described = tuple[tuple[str | int, ...], int, int]
 
 
 class Fused:
-    """All rules on the elements of one dtype. ``supports`` says whether there is such a thing.
+    """At most MOST_RULES rules on the elements of one dtype.
 
     ``table`` holds a bit for each rule and pair of 8-bit elements, on the device, where there are
     rules that need one.
@@ -44,42 +46,45 @@ class Fused:
         table: torch.Tensor | None,
     ) -> None:
         described = [describe(bound, dtype) for bound in bounds]
-        self._bits = dtype.bits
-        self._rules = tuple(column for rule, _, _ in described for column in rule)
-        raw = RAW[max(dtype.bits, 8)]
-        self._raw = _UNSIGNED.get(dtype.bits, raw) if dtype.kind == "uint" else raw
+        self.rules = len(bounds)
+        columns = tuple(column for rule, _, _ in described for column in rule)
         numbers = np.array([two for _, *two in described], np.uint64).view(np.int64)
         self._parameters = torch.from_numpy(numbers).to(device)
-        self._table = torch.zeros(1, dtype=torch.uint8, device=device) if table is None else table
+        self._table = torch.zeros(1, dtype=torch.int32, device=device) if table is None else table
+        kinds = _UNSIGNED if dtype.kind == "uint" else ELEMENTS
+        self._constants: dict[str, Any] = {
+            "ELEMENT": kinds[max(dtype.bits, 8)],
+            "BITS": dtype.bits,
+            "RULES": columns,
+            "LOOKUP": "table" in columns,
+            "N": PROGRAM,
+            "COLUMNS": COLUMNS,
+        }
 
-    @staticmethod
-    def supports(bounds: Sequence[Bound]) -> bool:
-        """Whether so many rules are evaluated at once."""
-        return len(bounds) <= MOST_RULES
+    def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+        """Compare what ``table``, on the device, says.
 
-    def __call__(
-        self, base: torch.Tensor, tuned: torch.Tensor, masks: torch.Tensor, counts: torch.Tensor
-    ) -> None:
-        """Compare: ``base`` and ``tuned`` are uint8, the stored bytes, a multiple of 512 elements.
-
-        ``masks`` is uint8 (rules, elements / 8), ``counts`` int32 (rules, elements / 512), both
-        contiguous. Raises whatever Triton raises.
+        ``masks`` is uint8 (rules, bytes), ``counts`` int32 (rules, programs), both contiguous. Of
+        masks whole units are written. Raises whatever Triton raises.
         """
-        n = counts.shape[1] * UNIT
-        compare[(-(-n // BLOCK),)](
-            base.view(self._raw),
-            tuned.view(self._raw),
-            masks,
-            counts,
-            self._table,
-            self._parameters,
-            n,
-            BITS=self._bits,
-            RULES=self._rules,
-            LOOKUP="table" in self._rules,
-            N=BLOCK,
+        compare[(table.programs,)](
+            **table.arguments(),
+            masks=counts if masks is None else masks,
+            counts=counts,
+            table=self._table,
+            parameters=self._parameters,
+            programs=table.programs,
+            width=0 if masks is None else masks.shape[1],
+            MASKS=masks is not None,
+            ALIGNED=table.aligned,
+            **self._constants,
             **OPTIONS,
         )
+
+
+def needs_table(bound: Bound, dtype: DType) -> bool:
+    """Whether pairs are looked up: the numeric rules of 8-bit types."""
+    return dtype.bits == 8 and not bound.kind.endswith(":exact")
 
 
 def describe(bound: Bound, dtype: DType) -> Described:
@@ -96,12 +101,19 @@ def describe(bound: Bound, dtype: DType) -> Described:
     numbers = bound.parameter, 0
     if name in ("atol", "rtol"):
         if seen.kind != "float":
-            m, s = rational(bound.parameter)
+            m, s = _rational(bound.parameter)
             if seen.kind == "uint" and m >> s:  # as far apart as two unsigned numbers can be
                 name, numbers = "ulp", ((1 << seen.bits) - 1, 0)
             else:
                 numbers = m, min(s, 127)  # nothing is left of the product from there on
         elif seen.bits < 64:
-            single = np.float32(number(bound.parameter, seen))
-            numbers = int(single.view(np.uint32)), 0
+            (value,) = struct.unpack("<d", bound.parameter.to_bytes(8, "little"))
+            numbers = int(np.float32(value).view(np.uint32)), 0
     return (name, *formats), *numbers
+
+
+def _rational(parameter: int) -> tuple[int, int]:
+    """(m, s) of the float64 with these bits, m * 2**-s; of R < 2, m < 2**53 and s >= 52."""
+    exponent = parameter >> 52 & 0x7FF
+    mantissa = parameter & (1 << 52) - 1
+    return mantissa | (1 << 52 if exponent else 0), 1075 - max(exponent, 1)

@@ -1,8 +1,8 @@
 """The code of :mod:`ckdiff.kernels.gpu.fused`, in Triton: one pass over both sides under all rules.
 
-The arithmetic is that of :mod:`ckdiff.kernels.gpu.bits` and :mod:`ckdiff.kernels.gpu.changes`,
-operation by operation. An element's raw bits are an int32, or an int64 for 64 bits, with the sign
-carried on; of unsigned integers uint32 and uint64. So are distances, for which there is room then.
+An element's raw bits are an int32, or an int64 for 64 bits, with the sign carried on; of unsigned
+integers uint32 and uint64. So are distances, for which there is room then. No operation divides or
+is fused with another: each result is rounded once, and the bits are those of the CPU.
 
 Everything in capitals is known when the code is compiled; each combination is compiled once and
 kept by Triton.
@@ -14,9 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["BLOCK", "MOST_RULES", "RULE_COLUMNS", "compare"]
+__all__ = ["MOST_RULES", "RULE_COLUMNS", "compare"]
 
-BLOCK = 4096  #: elements of a program, a multiple of 512
 MOST_RULES = 32  #: the bits of what a table says of a pair
 #: what RULES says of each rule, in a row as Triton takes no tuples of tuples: its name; then kind,
 #: bits, bits of exponent and of mantissa, and bias of the elements as they are stored; then the
@@ -26,32 +25,41 @@ RULE_COLUMNS = tl.constexpr(11)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def compare(
-    base: tl.tensor,
-    tuned: tl.tensor,
+    rows: tl.tensor,
+    owners: tl.tensor,
     masks: tl.tensor,
     counts: tl.tensor,
     table: tl.tensor,
     parameters: tl.tensor,
-    n: tl.tensor,
+    programs: tl.tensor,
+    width: tl.tensor,
+    ELEMENT: tl.constexpr,
     BITS: tl.constexpr,
     RULES: tl.constexpr,
     LOOKUP: tl.constexpr,
+    MASKS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     N: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ) -> None:
-    """Masks and counts of ``n`` elements, a multiple of 512, under all rules.
+    """Counts, and with MASKS masks, of the rows of a table under all rules.
 
-    ``base`` and ``tuned`` point to integers of the elements' width, or to bytes for 4 and 6 bits.
-    ``masks``: uint8 (rules, n / 8), little-endian bit order. ``counts``: int32 (rules, n / 512).
+    ``rows``, ``owners``: see :mod:`ckdiff.kernels.gpu.tables`; ALIGNED where all addresses are
+    multiples of 16. ELEMENT: an integer of the elements' width, or a byte for 4 and 6 bits.
+    ``masks``: uint8 (rules, width), little-endian bit order. ``counts``: int32 (rules, programs).
     ``table``: for each pair of 8-bit elements a bit for each rule, used with LOOKUP.
     ``parameters``: int64 (rules, 2).
     """
-    block = tl.program_id(0)
-    at = block * N + tl.arange(0, N)
-    inside = at < n
-    if BITS < 8:
-        x, y = _part(base, at, n, inside, BITS), _part(tuned, at, n, inside, BITS)
-    else:
-        x, y = tl.load(base + at, mask=inside, other=0), tl.load(tuned + at, mask=inside, other=0)
+    program = tl.program_id(0)
+    row = rows + tl.load(owners + program) * COLUMNS
+    first = (program - tl.load(row + 4).to(tl.int32)) * N  # of the row's elements
+    n = tl.load(row + 2).to(tl.int32)
+    base = tl.load(row).to(tl.pointer_type(ELEMENT))
+    tuned = tl.load(row + 1).to(tl.pointer_type(ELEMENT))
+    if ALIGNED:
+        base, tuned = tl.multiple_of(base, 16), tl.multiple_of(tuned, 16)
+    x, y = _read(base, first, n, BITS, N), _read(tuned, first, n, BITS, N)
+    inside = first + tl.arange(0, N) < n
     found = inside
     if LOOKUP:
         pair = (x.to(tl.int32) & 255) * 256 + (y.to(tl.int32) & 255)
@@ -59,15 +67,31 @@ def compare(
     # a byte of mask and its number of ones come from one sum over 8 elements
     place = tl.arange(0, 8)
     weights = ((1 << place) + 256)[None, :]
-    at_byte = block * (N // 8) + tl.arange(0, N // 8)
-    at_unit = block * (N // 512) + tl.arange(0, N // 512)
+    at_byte = tl.arange(0, N // 8)
+    written = at_byte < (n - first + 511) // 512 * 64  # whole units
+    out = masks + tl.load(row + 3) * 64 + first // 8
     for r in tl.static_range(len(RULES) // RULE_COLUMNS):
         flags = _changed(x, y, found, parameters + 2 * r, RULES, r)
         ones = tl.reshape(flags.to(tl.int32), (N // 8, 8)) * weights
         sums = tl.sum(ones, axis=1)
-        tl.store(masks + r * (n // 8) + at_byte, (sums & 255).to(tl.uint8), mask=at_byte < n // 8)
-        units = tl.sum(tl.reshape(sums >> 8, (N // 512, 64)), axis=1)
-        tl.store(counts + r * (n // 512) + at_unit, units, mask=at_unit < n // 512)
+        if MASKS:
+            tl.store(out + r * width + at_byte, (sums & 255).to(tl.uint8), mask=written)
+        tl.store(counts + r * programs + program, tl.sum(sums >> 8, axis=0))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _read(
+    side: tl.tensor, first: tl.tensor, n: tl.tensor, BITS: tl.constexpr, N: tl.constexpr
+) -> tl.tensor:
+    """N elements from one on, zeros from ``n`` on."""
+    at = first + tl.arange(0, N)
+    if BITS < 8:
+        found = _part(side, at, n, at < n, BITS)
+    elif first + N <= n:  # nothing is masked: the widest loads there are
+        found = tl.load(side + at)
+    else:
+        found = tl.load(side + at, mask=at < n, other=0)
+    return found
 
 
 @triton.jit  # type: ignore[untyped-decorator]

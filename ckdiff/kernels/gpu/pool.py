@@ -8,10 +8,12 @@ from collections import Counter, deque
 import torch
 
 from ckdiff.errors import CkdiffError
-from ckdiff.kernels.gpu.sizes import SMALLEST_SIDE, Sizes
+from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes
 from ckdiff.kernels.gpu.staging import Device, Stages
 
-__all__ = ["Pool", "failed", "out_of_memory"]
+__all__ = ["HINT", "Pool", "failed", "out_of_memory"]
+
+HINT = "run with --device cpu"
 
 
 class Pool:
@@ -21,12 +23,12 @@ class Pool:
     time, and for none that has nothing to send.
     """
 
-    def __init__(self, device: Device, sizes: Sizes, side: int) -> None:
-        """``side``: bytes of one side of a piece, at first."""
+    def __init__(self, device: Device, sizes: Sizes, elements: int) -> None:
+        """``elements`` of a piece, at first."""
         self.messages: deque[str] = deque()  #: warnings, to be taken out by whoever reports them
         self.gave_up = False  #: whether there are none any more
-        self._device, self._sizes, self._side = device, sizes, side
-        self._generation = self._reserved = 0
+        self._device, self._sizes, self._elements = device, sizes, elements
+        self._generation = 0
         self._idle: list[Stages] = []
         self._lent: Counter[int] = Counter()  # by generation
         self._changed = threading.Condition()
@@ -40,12 +42,12 @@ class Pool:
             with self._changed:
                 if self.gave_up:
                     return None
-                generation, side = self._generation, self._side
+                generation, elements = self._generation, self._elements
                 self._lent[generation] += 1
                 if self._idle:
                     return self._idle.pop()
             try:
-                return self._make(generation, side)
+                return Stages(self._device, self._sizes, elements, generation)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     self._count_back(generation)
@@ -70,12 +72,6 @@ class Pool:
         stages.release()
         self._make_room(generation)
 
-    def _make(self, generation: int, side: int) -> Stages:
-        if self._reserved == generation:  # by the first one; a second time would do no harm
-            self._reserved += 1
-            self._device.reserve(self._sizes.scratch(side))
-        return Stages(self._device, side, self._sizes.out(side), generation)
-
     def _make_room(self, generation: int) -> None:
         """Memory ran out in a generation: wait for larger pieces to end, or make them smaller."""
         with self._changed:
@@ -94,9 +90,8 @@ class Pool:
     def _shrink(self) -> None:
         self._idle.clear()
         self._generation += 1
-        self._reserved = self._generation
-        if self._side > SMALLEST_SIDE:
-            self._side = max(self._side // 2, SMALLEST_SIDE)
+        if self._elements > SMALLEST:
+            self._elements = max(self._elements // 2 // SMALLEST * SMALLEST, SMALLEST)
             then = "going on with smaller pieces"
         else:
             self.gave_up = True
@@ -112,7 +107,7 @@ class Pool:
 def failed(device: Device, error: RuntimeError) -> CkdiffError:
     """The error to raise for what a device's own says."""
     reason = str(error).partition("\n")[0]
-    return CkdiffError(f"{device.name} failed: {reason}", hint="run with --device cpu")
+    return CkdiffError(f"{device.name} failed: {reason}", hint=HINT)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -9,102 +9,142 @@ import numpy.typing as npt
 import torch
 
 from ckdiff.dtypes import DType
+from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.binding import bind
-from ckdiff.kernels.gpu import changes
-from ckdiff.kernels.gpu.pool import out_of_memory
-from ckdiff.kernels.gpu.sizes import out_bytes
-from ckdiff.kernels.gpu.staging import Device, Slot
+from ckdiff.kernels.gpu.pool import HINT, out_of_memory
+from ckdiff.kernels.gpu.staging import Compare, Device, Slot
+from ckdiff.kernels.gpu.tables import BASE, COLUMNS, FIRST, TUNED, Table
+from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
 
 __all__ = ["make_slots"]
 
 Bytes = npt.NDArray[np.uint8]
 
-_TRIED = 1 << 14  # elements: several of a launch's programs
+_PAIRS = 1 << 16  # of 8-bit elements; a pair's number is ``base * 256 + tuned``
+_TRIED = (1 << 14) + 100  # elements: several of a launch's programs, and a ragged end
 
 
 def make_slots(
     cpu: Kernels, dtypes: Sequence[DType], rules: Sequence[Rule], device: Device
-) -> tuple[list[Slot], str | None]:
-    """(one a dtype, why one of them is not fused though it should be).
+) -> list[Slot]:
+    """One a dtype. Raises CkdiffError where the device's code fails or is wrong, and what torch
+    raises where memory runs out.
 
-    Raises what torch raises.
+    Compiling needs a compiler, a folder to write to, and a device that Triton knows. Nor is code
+    trusted that nobody has seen run on this device: it is held against the CPU's on some elements.
     """
-    slots = [
-        Slot(dtype, [bind(rule, dtype) for rule in rules], [None] * len(rules)) for dtype in dtypes
-    ]
-    why: str | None = None
-    for i, slot in enumerate(slots):
-        pairs: Bytes | None = None
-        if any(changes.needs_table(bound, slot.dtype) for bound in slot.bounds):
-            every = np.arange(changes.PAIRS, dtype=np.uint16)
-            base, tuned = (every >> 8).astype(np.uint8), every.astype(np.uint8)
-            pairs = np.stack(_compared(cpu, i, slot, base, tuned))
-        if device.fused and why is None:
-            why = _fuse(cpu, i, slot, pairs, device)
-        if pairs is not None and slot.fused is None:
+    if not device.fused:
+        every = [Plain(cpu, i, len(rules)) for i in range(len(dtypes))]
+        return [Slot(dtype, [code]) for dtype, code in zip(dtypes, every, strict=True)]
+    slots = []
+    for i, dtype in enumerate(dtypes):
+        try:
             with device.lock, device.on(device.comparing):
-                slot.tables = [
-                    torch.from_numpy(_flags(line)).to(device.device)
-                    if changes.needs_table(bound, slot.dtype)
-                    else None
-                    for line, bound in zip(pairs, slot.bounds, strict=True)
-                ]
-    return slots, why
+                slot = _fused(cpu, i, dtype, rules, device)
+                wrong = _wrong(cpu, i, slot, len(rules), device)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise CkdiffError(f"{device.name} cannot be used: {reason}", hint=HINT) from error
+        if wrong:
+            said = f"its {wrong} of {dtype.name} are other ones than the CPU's"
+            raise CkdiffError(f"{device.name} cannot be used: {said}", hint=HINT)
+        slots.append(slot)
+    return slots
 
 
-def _fuse(cpu: Kernels, index: int, slot: Slot, pairs: Bytes | None, device: Device) -> str | None:
-    """Set ``slot.fused``, or say why not.
+def _fused(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device: Device) -> Slot:
+    from ckdiff.kernels.gpu.digests import Digests
+    from ckdiff.kernels.gpu.fused import MOST_RULES, Fused, needs_table
 
-    Compiling needs a compiler, a folder to write to, and a device that Triton knows, so whatever
-    goes wrong there is no reason to stop. Nor is code trusted that nobody has seen run on this
-    device: it is held against the CPU's on some elements first.
-    """
-    from ckdiff.kernels.gpu.fused import Fused
-
-    if not Fused.supports(slot.bounds):
-        return None
-    base, tuned = _tough(slot.dtype)
-    rules, size = len(slot.bounds), len(base)
-    try:
-        with device.lock, device.on(device.comparing):
-            table: torch.Tensor | None = None
-            if pairs is not None:
-                bits = _flags(pairs).astype(np.int64) << np.arange(rules)[:, None]
-                low = bits.sum(axis=0).astype(np.uint32).view(np.int32)
-                table = torch.from_numpy(low).to(device.device)
-            fused = Fused(slot.dtype, slot.bounds, device.device, table)
-            both = torch.from_numpy(np.concatenate([base, tuned])).to(device.device)
-            out = device.memory(out_bytes(_TRIED, rules))
-            masks = out[: rules * _TRIED // 8].view(rules, -1)
-            counts = out[rules * _TRIED // 8 :].view(torch.int32).view(rules, -1)
-            fused(both[:size], both[size:], masks, counts)
-            found, ones = masks.cpu().numpy(), counts.cpu().numpy()
-    except Exception as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
-            raise
-        return f"{type(error).__name__}: {error}".partition("\n")[0]
-    expected = np.stack(_compared(cpu, index, slot, base, tuned))
-    if (found != expected).any() or (ones.sum(axis=1) != np.bitwise_count(expected).sum(1)).any():
-        return f"its code for {slot.dtype.name} gives other bits than the CPU's"
-    slot.fused = fused
-    return None
+    bounds = [bind(rule, dtype) for rule in rules]
+    pairs: npt.NDArray[np.int64] | None = None
+    if any(needs_table(bound, dtype) for bound in bounds):
+        every = np.arange(_PAIRS, dtype=np.uint16)
+        base, tuned = (every >> 8).astype(np.uint8), every.astype(np.uint8)
+        lines = np.stack(_compared(cpu, index, dtype, (base, tuned), len(rules))[0])
+        pairs = np.unpackbits(lines, axis=-1, bitorder="little").astype(np.int64)
+    code: list[Compare] = []
+    for first in range(0, len(bounds), MOST_RULES):
+        some = bounds[first : first + MOST_RULES]
+        table: torch.Tensor | None = None
+        if pairs is not None:
+            bits = pairs[first : first + len(some)] << np.arange(len(some))[:, None]
+            low = bits.sum(axis=0).astype(np.uint32).view(np.int32)
+            table = torch.from_numpy(low).to(device.device)
+        code.append(Fused(dtype, some, device.device, table))
+    return Slot(dtype, code, Digests(device.device))
 
 
-def _flags(bits: Bytes) -> npt.NDArray[np.bool_]:
-    return np.unpackbits(bits, axis=-1, bitorder="little").view(np.bool_)
+def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> str:
+    """What of some elements is not as on the CPU."""
+    from ckdiff.kernels.gpu.digests import add, tails
+
+    sides = _tough(slot.dtype)
+    bits = slot.dtype.bits
+    both = [torch.from_numpy(side).to(device.device) for side in sides]
+    numbers = (*(side.data_ptr() for side in both), len(sides[0]) * 8 // bits, 0)
+    table = Table.of(*(np.array([number]) for number in numbers)).sent(device.device)
+    units = -(-_TRIED // UNIT)
+    masks = torch.zeros((rules, 64 * units), dtype=torch.uint8, device=device.device)
+    digests = torch.zeros((4, units), dtype=torch.int64, device=device.device)
+    counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=device.device)
+    slot.compare(table, masks, counts)
+    slot.digests(table, digests, bits)
+    lines, expected = _compared(cpu, index, slot.dtype, sides, rules)
+    found, ones = masks.cpu().numpy(), table.sums(counts.cpu().numpy())
+    if (found[:, : len(lines[0])] != np.stack(lines)).any() or (ones != expected.changed).any():
+        return "bits"
+    segment = _segment(index, slot.dtype, sides)
+    into = Results(1, rules, with_statistics=False)
+    add(digests.cpu().numpy().view(np.uint64), segment, 0, into.hashes)
+    cpu.measure(tails(segment, np.array([bits])), lines[0], into)
+    return "" if (into.hashes == expected.hashes).all() else "hashes"
 
 
-def _compared(cpu: Kernels, index: int, slot: Slot, base: Bytes, tuned: Bytes) -> list[Bytes]:
-    """One mask a rule, as the CPU's kernels say."""
-    elements = len(base) * 8 // slot.dtype.bits
+class Plain:
+    """The CPU's kernels on memory of torch's CPU device: the way of a GPU, but for its code."""
+
+    def __init__(self, cpu: Kernels, index: int, rules: int) -> None:
+        self._cpu, self._index, self.rules = cpu, index, rules
+
+    def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+        """See Compare."""
+        rows = table.here[: COLUMNS * table.rows].reshape(-1, COLUMNS)
+        segments = np.zeros((table.rows, abi.SEG_COLUMNS), np.int64)
+        segments[:, abi.SEG_BASE : abi.SEG_ELEMENTS + 1] = rows[:, BASE : TUNED + 2]
+        segments[:, abi.SEG_POSITION] = rows[:, TUNED + 2] * UNIT
+        segments[:, abi.SEG_SLOT], segments[:, abi.SEG_ROW] = self._index, np.arange(table.rows)
+        into = Results(table.rows, self.rules, with_statistics=False)
+        if masks is None:
+            most = int((segments[:, abi.SEG_POSITION] + segments[:, abi.SEG_ELEMENTS]).max())
+            masks = torch.zeros((self.rules, -(-most // UNIT) * 64), dtype=torch.uint8)
+        self._cpu.run(segments, list(masks.numpy()), into)
+        counts.zero_()
+        counts.numpy()[:, rows[:, FIRST]] = into.changed.T
+
+
+def _segment(index: int, dtype: DType, sides: tuple[Bytes, Bytes]) -> npt.NDArray[np.int64]:
     segment = np.zeros((1, abi.SEG_COLUMNS), np.int64)
-    segment[0, abi.SEG_BASE], segment[0, abi.SEG_TUNED] = base.ctypes.data, tuned.ctypes.data
-    segment[0, abi.SEG_ELEMENTS], segment[0, abi.SEG_SLOT] = elements, index
-    masks = [np.zeros(elements // 8, np.uint8) for _ in slot.bounds]
-    cpu.run(segment, masks, Results(1, len(masks), with_statistics=False))
-    return masks
+    segment[0, [abi.SEG_BASE, abi.SEG_TUNED]] = [side.ctypes.data for side in sides]
+    segment[0, abi.SEG_ELEMENTS] = len(sides[0]) * 8 // dtype.bits
+    segment[0, abi.SEG_SLOT] = index
+    return segment
+
+
+def _compared(
+    cpu: Kernels, index: int, dtype: DType, sides: tuple[Bytes, Bytes], rules: int
+) -> tuple[list[Bytes], Results]:
+    """One mask a rule, and all else, as the CPU's kernels say."""
+    segment = _segment(index, dtype, sides)
+    room = -(-int(segment[0, abi.SEG_ELEMENTS]) // UNIT) * UNIT // 8
+    masks = [np.zeros(room, np.uint8) for _ in range(rules)]
+    into = Results(1, rules, with_statistics=False)
+    cpu.run(segment, masks, into)
+    return masks, into
 
 
 def _tough(dtype: DType) -> tuple[Bytes, Bytes]:

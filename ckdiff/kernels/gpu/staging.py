@@ -1,8 +1,8 @@
 """The way of a piece of a window to the device and back: pinned buffers, streams, events.
 
-A stage has pinned memory for one piece and its masks, the same on the device, and a stream of its
-own for copying. While the device works on one stage, the CPU fills the next. Comparing happens on
-one stream for all: it is much faster than copying, and its intermediate results then exist once.
+A stage has pinned memory for one piece and what is found in it, the same on the device, and a
+stream of its own for copying. While the device works on one stage, the CPU fills the next.
+Comparing happens on one stream for all: it is much faster than copying.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,20 @@ import torch
 
 from ckdiff.dtypes import DType
 from ckdiff.kernels import Kernels, Results, abi
-from ckdiff.kernels.binding import Bound
-from ckdiff.kernels.gpu import changes
-from ckdiff.kernels.gpu.sizes import STAGES, out_bytes
+from ckdiff.kernels.gpu.sizes import STAGES, Sizes
+from ckdiff.kernels.gpu.tables import Int64, Table
 from ckdiff.kernels.hashing import UNIT
 
-if TYPE_CHECKING:
-    from ckdiff.kernels.gpu.fused import Fused
+__all__ = ["Compare", "Device", "Slot", "Stage", "Stages"]
 
-__all__ = ["Device", "Slot", "Stage", "Stages"]
 
-Int64 = npt.NDArray[np.int64]
+class Compare(Protocol):
+    """What compares the rows of a table under ``rules`` rules: see fused.Fused."""
+
+    rules: int
+
+    def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+        """Write masks, (rules, bytes), which are zeros, and counts, (rules, programs)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,9 +41,15 @@ class Slot:
     """What is done with the elements of one dtype."""
 
     dtype: DType
-    bounds: list[Bound]  #: one a rule; the first is exact
-    tables: list[torch.Tensor | None]  #: one a rule, on the device; not needed where it is fused
-    fused: Fused | None = None  #: all rules at once, where that can be had
+    code: list[Compare]  #: all rules, one after the other; the first is exact
+    digests: Any = None  #: digests.Digests, where hashes are had on the device
+
+    def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+        """All rules: one launch, or more where there are very many rules."""
+        first = 0
+        for code in self.code:
+            part = slice(first, first := first + code.rules)
+            code(table, None if masks is None else masks[part], counts[part])
 
 
 class Device:
@@ -50,8 +59,7 @@ class Device:
         self.device = device
         self.name = name  #: for people, such as ``NVIDIA H100``
         self.cuda = device.type == "cuda"
-        self.fused = False  #: whether Triton is to be used
-        self.notes: list[str] = []  #: for people, on how the device is used
+        self.fused = False  #: whether Triton is to be used; only torch's CPU does without
         self.lock = threading.Lock()  #: held while work is handed to ``comparing``
         # before copies where both are ready; and torch hands out its streams in turn, 32 of each
         # priority, so that no worker's copies end up in this one
@@ -83,12 +91,6 @@ class Device:
         """uint8 (size,) on the device."""
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
-    def reserve(self, size: int) -> None:
-        """Have torch keep so much for intermediate results, which it cuts from one block then."""
-        if self.cuda and size:
-            with self.lock, self.on(self.comparing):
-                self.memory(size)
-
     def drop_cache(self) -> None:
         """Give back memory that torch keeps for later, on the device and pinned."""
         if self.cuda:
@@ -96,34 +98,19 @@ class Device:
             getattr(torch._C, "_host_emptyCache", lambda: None)()
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """The piece that a stage works on."""
-
-    segments: Int64
-    first: int  #: position of its first element
-    elements: int  #: multiple of UNIT
-    rules: int
-    size: int  #: bytes of one side
-    bits: int  #: of an element
-
-
 class Stages:
     """The stages of one worker, in one block of each kind of memory."""
 
-    def __init__(self, device: Device, side: int, out: int, generation: int) -> None:
-        """For pieces of ``side`` bytes a side, with ``out`` bytes of masks and counts."""
-        self.side = side
+    def __init__(self, device: Device, sizes: Sizes, elements: int, generation: int) -> None:
+        """For pieces of so many elements."""
+        self.elements = elements
         self.generation = generation  #: see :class:`ckdiff.kernels.gpu.pool.Pool`
-        into, total = 2 * side, 2 * side + out
-        there = device.memory(STAGES * total)
-        here, back = device.pinned(STAGES * into), device.pinned(STAGES * out)
+        parts = 2 * sizes.side(elements), sizes.tables(elements), sizes.out(elements)
+        # what a piece needs on the device is one block; pinned blocks are rounded up one by one
+        there = device.memory(STAGES * sum(parts)).view(STAGES, -1)
+        here = [device.pinned(STAGES * size).view(STAGES, -1) for size in parts]
         self.each = [
-            Stage(
-                device,
-                (here[i * into :][:into], there[i * total :][:into]),
-                (back[i * out :][:out], there[i * total + into :][:out]),
-            )
+            Stage(device, [block[i] for block in here], _cut(there[i], parts))
             for i in range(STAGES)
         ]
 
@@ -132,55 +119,101 @@ class Stages:
         self.each.clear()
 
 
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """The piece that a stage works on."""
+
+    segments: Int64  #: their addresses are those of the pinned copy
+    bits: npt.NDArray[np.int64]  #: of an element of each
+    first: int  #: position of its first element
+    elements: int  #: multiple of UNIT
+    size: int  #: bytes of one side
+    parts: list[tuple[Slot, Table, npt.NDArray[np.bool_]]]  #: whose segments are in each table
+    hashing: bool  #: on the device
+
+    def found(self, out: torch.Tensor, rules: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
+        """Masks, digests and the counts of each part in ``out``."""
+        units, programs = self.elements // UNIT, [table.programs for _, table, _ in self.parts]
+        shares = [rules * 64 * units, 32 * units, *(4 * rules * n for n in programs)]
+        masks, digests, *counts = _cut(out, shares)
+        return (
+            masks.view(rules, -1),
+            digests.view(torch.int64).view(4, -1),
+            [ones.view(torch.int32).view(rules, -1) for ones in counts],
+        )
+
+
 class Stage:
     """Room for one piece on its way. Used by one thread at a time."""
 
     def __init__(
-        self,
-        device: Device,
-        into: tuple[torch.Tensor, torch.Tensor],
-        out: tuple[torch.Tensor, torch.Tensor],
+        self, device: Device, here: Sequence[torch.Tensor], there: Sequence[torch.Tensor]
     ) -> None:
+        """Pinned memory and memory on the device: of both sides, of tables, of what is found."""
         self.device = device
-        self._in, self._out = into, out  # in pinned memory and on the device
+        self._here, self._there = here, there
         self._flight: _Flight | None = None
         self._copying = device.new_stream()  # after the memory that it will write to
         self._copied, self._done = device.new_event(), device.new_event()
 
-    def start(self, segments: Int64, slot: Slot) -> None:
-        """Copy the segments, which lie next to each other, and have them compared.
+    def start(self, segments: Int64, slots: Sequence[Slot], *, hashing: bool) -> None:
+        """Copy the segments, in the order of their positions, and have them compared.
 
         Nothing waits for the device here. Raises what torch raises; the stage is free again then.
         """
-        first = int(segments[0, abi.SEG_POSITION])
-        last = segments[-1]
-        stop = int(last[abi.SEG_POSITION] + last[abi.SEG_ELEMENTS])
-        elements = -(-(stop - first) // UNIT) * UNIT
-        bits = slot.dtype.bits
-        size = elements * bits // 8
-        flight = _Flight(segments, first, elements, len(slot.bounds), size, bits)
-        self._fill(flight)
+        flight = self._filled(segments, slots, hashing)
         try:
-            self._send(flight, slot)
+            self._send(flight)
         except BaseException:
             self.abandon()
             raise
         self._flight = flight
 
-    def _send(self, flight: _Flight, slot: Slot) -> None:
-        device, size = self.device, flight.size
-        host, there = self._in
+    def _filled(self, segments: Int64, slots: Sequence[Slot], hashing: bool) -> _Flight:
+        """Both sides one after the other, each segment where a unit may begin, and the tables."""
+        first = int(segments[0, abi.SEG_POSITION])
+        bits = np.array([slot.dtype.bits for slot in slots])[segments[:, abi.SEG_SLOT]]
+        units = -(-segments[:, abi.SEG_ELEMENTS] // UNIT)
+        ends = np.cumsum(units * UNIT * bits // 8)
+        size, at = int(ends[-1]), ends - units * UNIT * bits // 8
+        here, there = (where[0].data_ptr() for where in (self._here, self._there))
+        copied = segments.copy()
+        copied[:, abi.SEG_BASE], copied[:, abi.SEG_TUNED] = here + at, here + size + at
+        nbytes = (segments[:, abi.SEG_ELEMENTS] * bits // 8).tolist()
+        for column in (abi.SEG_BASE, abi.SEG_TUNED):
+            to, source = copied[:, column].tolist(), segments[:, column].tolist()
+            for move in zip(to, source, nbytes, strict=True):
+                ctypes.memmove(*move)  # without Python's lock
+        parts, position = [], segments[:, abi.SEG_POSITION]
+        for number in np.unique(segments[:, abi.SEG_SLOT]).tolist():
+            of = segments[:, abi.SEG_SLOT] == number
+            table = Table.of(
+                there + at[of], there + size + at[of], segments[of, abi.SEG_ELEMENTS],
+                (position[of] - first) // UNIT,
+            )  # fmt: skip
+            parts.append((slots[number], table, of))
+        elements = int(position[-1] + units[-1] * UNIT) - first
+        return _Flight(copied, bits, first, elements, size, parts, hashing)
+
+    def _send(self, flight: _Flight) -> None:
+        device = self.device
+        tables = np.concatenate([table.here for _, table, _ in flight.parts])
+        host, numbers = (where[1][: tables.nbytes].view(torch.int64)
+                         for where in (self._here, self._there))  # fmt: skip
+        host.numpy()[:] = tables
+        lengths = [len(table.here) for _, table, _ in flight.parts]
+        for (_, table, _), part in zip(flight.parts, _cut(numbers, lengths), strict=True):
+            table.numbers = part
         with device.on(self._copying):
-            there[: 2 * size].copy_(host[: 2 * size], non_blocking=True)
+            used = 2 * flight.size
+            self._there[0][:used].copy_(self._here[0][:used], non_blocking=True)
+            numbers.copy_(host, non_blocking=True)
             if device.cuda:
                 self._copied.record(self._copying)
-        used = out_bytes(flight.elements, flight.rules)
         with device.lock, device.on(device.comparing):
             if device.cuda:
                 device.comparing.wait_event(self._copied)
-            found = self._out[1][:used]
-            _compare(slot, there[:size], there[size : 2 * size], found)
-            self._out[0][:used].copy_(found, non_blocking=True)
+            _compare(flight, self._there[2], self._here[2])
             if device.cuda:
                 self._done.record(device.comparing)
 
@@ -190,19 +223,19 @@ class Stage:
         assert flight is not None
         if self.device.cuda:
             self._done.synchronize()
-        found = self._out[0].numpy()
-        width, cut = flight.elements // 8, flight.rules * flight.elements // 8
-        for mask, line in zip(masks, found[:cut].reshape(flight.rules, width), strict=True):
-            mask[flight.first // 8 : flight.first // 8 + width] = line
-        units = flight.elements // UNIT
-        ones = found[cut : out_bytes(flight.elements, flight.rules)].view(np.int32)
-        segments = flight.segments.copy()
-        inside = segments[:, abi.SEG_POSITION] - flight.first
-        counts = np.add.reduceat(ones.reshape(flight.rules, units), inside // UNIT, axis=1)
-        np.add.at(into.changed, segments[:, abi.SEG_ROW], counts.T)
-        # what was compared is what is hashed, and it may still be in the cache
-        segments[:, abi.SEG_BASE] = self._in[0].data_ptr() + inside * flight.bits // 8
-        segments[:, abi.SEG_TUNED] = segments[:, abi.SEG_BASE] + flight.size
+        lines, digests, counts = flight.found(self._here[2], len(masks))
+        byte = slice(flight.first // 8, (flight.first + flight.elements) // 8)
+        for mask, line in zip(masks, lines.numpy(), strict=True):
+            mask[byte] = line
+        segments = flight.segments
+        for (_, table, of), ones in zip(flight.parts, counts, strict=True):
+            np.add.at(into.changed, segments[of, abi.SEG_ROW], table.sums(ones.numpy()))
+        if flight.hashing:
+            from ckdiff.kernels.gpu.digests import add, tails
+
+            add(digests.numpy().view(np.uint64), segments, flight.first, into.hashes)
+            segments = tails(segments, flight.bits)
+        # what was compared is what is hashed
         cpu.measure(segments, masks[0], into)
 
     def abandon(self) -> None:
@@ -213,37 +246,21 @@ class Stage:
                 self._copying.synchronize()
                 self.device.comparing.synchronize()
 
-    def _fill(self, flight: _Flight) -> None:
-        """Both sides one after the other, zeros where no tensor is."""
-        tuned = flight.size
-        to = self._in[0].data_ptr()
-        full = 0
-        for row in flight.segments.tolist():
-            at = (row[abi.SEG_POSITION] - flight.first) * flight.bits // 8
-            size = row[abi.SEG_ELEMENTS] * flight.bits // 8
-            if at > full:
-                ctypes.memset(to + full, 0, at - full)
-                ctypes.memset(to + tuned + full, 0, at - full)
-            ctypes.memmove(to + at, row[abi.SEG_BASE], size)
-            ctypes.memmove(to + tuned + at, row[abi.SEG_TUNED], size)
-            full = at + size
-        ctypes.memset(to + full, 0, flight.size - full)
-        ctypes.memset(to + tuned + full, 0, flight.size - full)
+
+def _cut(tensor: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """The first items, those after them, and so on."""
+    ends = np.cumsum(sizes).tolist()
+    return [tensor[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def _compare(slot: Slot, base: torch.Tensor, tuned: torch.Tensor, out: torch.Tensor) -> None:
-    """Masks of all rules, then the counts of all rules."""
-    elements = len(base) * 8 // slot.dtype.bits
-    rules = len(slot.bounds)
-    cut = rules * elements // 8
-    masks = out[:cut].view(rules, -1)
-    counts = out[cut:].view(torch.int32).view(rules, -1)
-    if slot.fused is not None:
-        slot.fused(base, tuned, masks, counts)
-        return
-    exact: torch.Tensor | None = None
-    for r, (bound, table) in enumerate(zip(slot.bounds, slot.tables, strict=True)):
-        flags = changes.changed(bound, slot.dtype, base, tuned, exact=exact, table=table)
-        changes.write_bits(flags, masks[r], counts[r])
-        if exact is None:
-            exact = flags
+def _compare(flight: _Flight, there: torch.Tensor, here: torch.Tensor) -> None:
+    """Everything that the device does with a piece, and the copy of what it found."""
+    rules = sum(code.rules for code in flight.parts[0][0].code)
+    masks, digests, counts = flight.found(there, rules)
+    masks.zero_()  # padding between tensors
+    for (slot, table, _), ones in zip(flight.parts, counts, strict=True):
+        slot.compare(table, masks, ones)
+        if flight.hashing:
+            slot.digests(table, digests, slot.dtype.bits)
+    used = masks.nbytes + digests.nbytes + sum(ones.nbytes for ones in counts)
+    here[:used].copy_(there[:used], non_blocking=True)

@@ -1,0 +1,103 @@
+"""Which elements changed between two tensors on a device, and what they are now.
+
+Both sides are read once, and what comes out is as large as what changed: a comparison writes a mask
+and counts, their running sum says where each program's changes go, and the mask's ones are moved
+together. ``torch.nonzero`` and a gather do the same in many passes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ckdiff.dtypes import DTYPES, DType
+from ckdiff.errors import UsageError
+from ckdiff.kernels.gpu.counting import RAW, check, current, different, slot_for
+from ckdiff.kernels.gpu.staging import Slot
+from ckdiff.kernels.gpu.tables import COLUMNS, MOST, PROGRAM, Table
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.rules import EXACT, Rule
+
+__all__ = ["Changed", "changed_positions", "moved"]
+
+Tensor = torch.Tensor
+
+
+class Changed(NamedTuple):
+    """The elements of a tensor that changed; both of these are on its device."""
+
+    positions: Tensor  #: int64 (n,), in the order of memory, increasing
+    values: Tensor  #: (n,), of the tensor's dtype: what is there now
+
+
+def changed_positions(base: Tensor, tuned: Tensor, dtype: str, *, rule: Rule = EXACT) -> Changed:
+    """The elements of ``tuned`` that changed under a rule.
+
+    Both are contiguous, on one device, of one size and one torch dtype; ``dtype`` is its name in
+    safetensors, of 8 bits or more. Besides what it gives, it takes a quarter of a byte for an
+    element, of at most 2**28 at a time. Waits for the device. Raises UsageError, and CkdiffError
+    where the device's code cannot be trusted.
+    """
+    of = DTYPES[dtype]
+    check(base, tuned, of)
+    if of.bits < 8:
+        raise UsageError(
+            f"elements of {dtype} have no values of their own", hint="give bytes, as U8"
+        )
+    rules = tuple(dict.fromkeys((EXACT, rule)))
+    raw = tuned.detach().reshape(-1).view(RAW[of.bits])
+    with current(tuned.device):
+        slot = slot_for(dtype, rules, tuned.device)
+        if slot is None:
+            positions = different(base, tuned, of).nonzero().view(-1)
+            return Changed(positions, raw[positions].view(tuned.dtype))
+        parts = [_part(slot, base, raw, first) for first in range(0, raw.numel(), MOST)]
+        empty = torch.empty(0, dtype=torch.int64, device=raw.device)
+        parts = parts or [Changed(empty, empty.to(raw.dtype))]
+        columns = zip(*parts, strict=True)
+        positions, values = (torch.cat(some) if len(some) > 1 else some[0] for some in columns)
+    return Changed(positions, values.view(tuned.dtype))
+
+
+def _part(slot: Slot, base: Tensor, raw: Tensor, first: int) -> Changed:
+    """The changes from an element on, MOST at a time; values as integers."""
+    elements, at = min(MOST, raw.numel() - first), first * raw.element_size()
+    numbers = base.data_ptr() + at, raw.data_ptr() + at, elements, 0
+    table = Table.of(*(np.array([number]) for number in numbers)).sent(raw.device)
+    rules = sum(code.rules for code in slot.code)
+    masks = torch.zeros((rules, -(-elements // UNIT) * 64), dtype=torch.uint8, device=raw.device)
+    counts = torch.empty((rules, table.programs), dtype=torch.int32, device=raw.device)
+    slot.compare(table, masks, counts)
+    ends = counts[-1].cumsum(0, dtype=torch.int64)
+    if slot.digests is None:  # torch's CPU without Triton
+        positions = mask_positions(masks[-1], elements)
+        found = Changed(positions, raw[first:][positions])
+    else:
+        found = moved(table, masks[-1], ends, int(ends[-1]), slot.dtype)
+    return Changed(found.positions.add_(first), found.values)
+
+
+def mask_positions(mask: Tensor, elements: int) -> Tensor:
+    """The ones of a mask on the CPU: the plain twin of what ``moved`` does."""
+    return torch.from_numpy(
+        np.flatnonzero(np.unpackbits(mask.numpy(), count=elements, bitorder="little"))
+    )
+
+
+def moved(table: Table, mask: Tensor, ends: Tensor, total: int, of: DType) -> Changed:
+    """The ``total`` elements of one row that ``mask`` marks.
+
+    ``ends``: int64 (programs,), the ones of each program and of all before it.
+    """
+    from ckdiff.kernels.gpu import compactcode
+    from ckdiff.kernels.gpu.fused import ELEMENTS
+
+    positions = torch.empty(total, dtype=torch.int64, device=mask.device)
+    values = torch.empty(total, dtype=RAW[of.bits], device=mask.device)
+    compactcode.compact[(table.programs,)](
+        **table.arguments(), masks=mask.view(torch.int32), ends=ends, positions=positions,
+        values=values, ELEMENT=ELEMENTS[of.bits], N=PROGRAM, COLUMNS=COLUMNS, num_warps=1,
+    )  # fmt: skip
+    return Changed(positions, values)

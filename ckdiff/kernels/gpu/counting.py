@@ -1,0 +1,152 @@
+"""How many elements changed between tensors that are on a device: one launch for each dtype.
+
+The work is put where the caller's own is, on the current stream of the tensors' device. Where there
+is neither a GPU with Triton nor torch's CPU, ``exact`` alone is counted, with torch's operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ckdiff.dtypes import DTYPES, DType
+from ckdiff.errors import UsageError
+from ckdiff.kernels import Kernels
+from ckdiff.kernels.gpu.preparing import make_slots
+from ckdiff.kernels.gpu.staging import Device, Slot
+from ckdiff.kernels.gpu.tables import COLUMNS, MOST, Int64, Table, sent
+from ckdiff.rules import EXACT, Rule
+
+__all__ = ["RAW", "check", "count_changed", "current", "slot_for"]
+
+Tensor = torch.Tensor
+
+#: the torch dtype of raw bits, by their number
+RAW = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+_ROWS = 1 << 14  # of a table: what a launch is told is small beside what it reads
+
+
+def count_changed(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    dtypes: Sequence[str],
+    rules: Sequence[Rule] = (EXACT,),
+) -> Tensor:
+    """int64 (pairs, rules), on the device: how many elements of each pair changed.
+
+    The tensors of all pairs are contiguous and on one device, those of a pair of one size.
+    ``dtypes`` are their names in safetensors, one a pair. On a GPU nothing waits for the device,
+    and besides the result a number is written for 4,096 elements. Raises UsageError, and
+    CkdiffError where the device's code cannot be trusted.
+    """
+    for (base, tuned), name in zip(pairs, dtypes, strict=True):
+        check(base, tuned, DTYPES[name])
+    where = pairs[0][0].device if pairs else torch.device("cpu")
+    if any(base.device != where for base, _ in pairs):
+        raise UsageError(
+            "the pairs are on several devices", hint="count those of each by themselves"
+        )
+    out = torch.zeros((len(pairs), len(rules)), dtype=torch.int64, device=where)
+    every = tuple(dict.fromkeys((EXACT, *rules)))
+    columns = [every.index(rule) for rule in rules]
+    with current(where):
+        for name in dict.fromkeys(dtypes):
+            slot = slot_for(name, every, where)
+            some = [i for i, one in enumerate(dtypes) if one == name]
+            if slot is None:
+                for i in some:
+                    out[i] = different(*pairs[i], DTYPES[name]).sum()
+                continue
+            for table, owners in _tables([(i, *pairs[i]) for i in some], DTYPES[name]):
+                counts = torch.empty((len(every), table.programs), dtype=torch.int32, device=where)
+                slot.compare(table.sent(where), None, counts)
+                whose = sent(owners, where)
+                for column, rule in enumerate(columns):
+                    out[:, column].index_add_(0, whose, counts[rule].to(torch.int64))
+    return out
+
+
+def check(base: Tensor, tuned: Tensor, dtype: DType) -> None:
+    """Raise UsageError where two tensors cannot be compared where they are."""
+    if base.device != tuned.device:
+        wrong = f"one is on {base.device}, the other on {tuned.device}"
+    elif base.nbytes != tuned.nbytes or base.dtype != tuned.dtype:
+        wrong = f"one is {base.dtype} of {base.nbytes:,} bytes, the other {tuned.dtype} of "
+        wrong += f"{tuned.nbytes:,}"
+    elif not (base.is_contiguous() and tuned.is_contiguous()):
+        wrong = "they do not lie in one piece"
+    elif dtype.bits >= 8 and base.element_size() * 8 != dtype.bits:
+        wrong = f"{base.dtype} is not {dtype.name}"
+    else:
+        return
+    raise UsageError(f"tensors cannot be compared on their device: {wrong}",
+                     hint="give contiguous tensors of one dtype and device")  # fmt: skip
+
+
+def different(base: Tensor, tuned: Tensor, dtype: DType) -> Tensor:
+    """bool (elements,): where bits differ, with torch's operations. Raises UsageError."""
+    if dtype.bits < 8:
+        raise UsageError(f"{dtype.name} is compared on a GPU through Triton", hint="install it")
+    x, y = (side.detach().reshape(-1).view(RAW[dtype.bits]) for side in (base, tuned))
+    return x != y
+
+
+def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot | None:
+    """What compares elements of a dtype on a device, whose code is made and tried once.
+
+    None where torch's operations have to do. Raises UsageError where they cannot, and CkdiffError.
+    """
+    if where.type in ("cuda", "cpu") and (where.type == "cpu" or _has_triton()):
+        return _slot(dtype, rules, str(where), _interpreted())
+    if len(rules) > 1:
+        raise UsageError(
+            f"{rules[1]} on {where.type} needs a GPU with Triton", hint="compare copies on the CPU"
+        )
+    return None
+
+
+@lru_cache(64)
+def _slot(dtype: str, rules: tuple[Rule, ...], where: str, interpreted: bool) -> Slot:
+    of, device = [DTYPES[dtype]], Device(torch.device(where), where)
+    device.fused = device.cuda or (interpreted and _has_triton())
+    return make_slots(Kernels(of, rules), of, rules, device)[0]
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def current(where: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to this device inside the ``with``."""
+    return torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext()
+
+
+def _tables(
+    pairs: Sequence[tuple[int, Tensor, Tensor]], of: DType
+) -> Iterator[tuple[Table, Int64]]:
+    """Tables of all elements of some pairs, and whose each program is."""
+    rows = [
+        (
+            base.data_ptr() + first * of.bits // 8,
+            tuned.data_ptr() + first * of.bits // 8,
+            min(MOST, tuned.nbytes * 8 // of.bits - first),
+            0,
+            i,
+        )
+        for i, base, tuned in pairs
+        for first in range(0, tuned.nbytes * 8 // of.bits, MOST)
+    ]
+    for start in range(0, len(rows), _ROWS):
+        numbers = np.array(rows[start : start + _ROWS], np.int64)
+        table = Table.of(*numbers.T[:4])
+        yield table, numbers[table.here[COLUMNS * table.rows :], 4]

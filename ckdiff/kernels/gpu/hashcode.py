@@ -1,0 +1,118 @@
+"""Content hashes on a device, in Triton: XXH3-128 of whole units, as :mod:`ckdiff.kernels.hashing`
+adds them up. A unit has 256 bytes or more, of which XXH3 takes 64 at a time into eight sums.
+"""
+
+# as in fusedcode
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["WORDS", "digest", "ends", "starts"]
+
+_SECRET = bytes.fromhex(
+    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
+    "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364eac5ac8334d3ebc3c581a0fffa1363eb"
+    "170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
+)
+_START = (
+    0xC2B2AE3D, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,
+    0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1,
+)  # fmt: skip
+
+
+def _secret(first: int, count: int = 8) -> tuple[int, ...]:
+    cut = _SECRET[first : first + 8 * count]
+    return tuple(int.from_bytes(cut[i : i + 8], "little") for i in range(0, 8 * count, 8))
+
+
+#: the secret by words, of which a stripe takes eight from its number on; then eight words for the
+#: last stripe, for the low half and for the high half of the result; and what the sums begin with
+WORDS = (*_secret(0, 24), *_secret(121), *_secret(11), *_secret(117), *_START)
+
+
+def starts(size: int) -> tuple[int, int]:
+    """What both halves of the digest of so many bytes begin with."""
+    whole = (1 << 64) - 1
+    return size * _START[1] & whole, ~(size * _START[2]) & whole
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def digest(
+    rows: tl.tensor,
+    owners: tl.tensor,
+    digests: tl.tensor,
+    words: tl.tensor,
+    units: tl.tensor,
+    SIZE: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    UNITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Digests of the whole units of both sides; UNITS a program, each of SIZE bytes.
+
+    ``digests``: int64 (4, units), low and high half of the base, then of the tuned side; a unit is
+    where its bits are in a mask. ``words``: WORDS. LOW and HIGH: see ``starts``. Addresses are
+    multiples of 8.
+    """
+    program = tl.program_id(0)
+    row = rows + tl.load(owners + program) * COLUMNS
+    unit = (program - tl.load(row + 4).to(tl.int32)) * UNITS + tl.arange(0, UNITS)
+    whole = unit < tl.load(row + 2).to(tl.int32) // 512
+    out = digests + tl.load(row + 3) + unit
+    for side in tl.static_range(2):
+        data = tl.load(row + side).to(tl.pointer_type(tl.uint64))
+        sums = _sums(data + (unit.to(tl.int64) * (SIZE // 8))[:, None], whole[:, None], words, SIZE)
+        low, high = _merged(sums, words + 32, LOW, UNITS), _merged(sums, words + 40, HIGH, UNITS)
+        tl.store(out + (2 * side) * units, low.to(tl.int64, bitcast=True), mask=whole)
+        tl.store(out + (2 * side + 1) * units, high.to(tl.int64, bitcast=True), mask=whole)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sums(data: tl.tensor, whole: tl.tensor, words: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+    """Eight sums over the stripes of each unit."""
+    lane = tl.arange(0, 8)[None, :]
+    sums = _word(words + 48 + lane)
+    for stripe in tl.static_range((SIZE - 1) // 64):
+        sums = _added(sums, data + stripe * 8, whole, words + stripe % 16)
+        if stripe % 16 == 15:
+            sums = (sums ^ (sums >> 47) ^ _word(words + 16 + lane)) * 0x9E3779B1
+    return _added(sums, data + (SIZE // 8 - 8), whole, words + 24)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _added(sums: tl.tensor, data: tl.tensor, whole: tl.tensor, words: tl.tensor) -> tl.tensor:
+    """The sums and one stripe more."""
+    lane = tl.arange(0, 8)[None, :]
+    mixed = tl.load(data + lane, mask=whole, other=0) ^ _word(words + lane)
+    beside = tl.load(data + (lane ^ 1), mask=whole, other=0)
+    return sums + beside + (mixed & 0xFFFFFFFF) * (mixed >> 32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _word(at: tl.tensor) -> tl.tensor:
+    return tl.load(at).to(tl.uint64, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _merged(
+    sums: tl.tensor, words: tl.tensor, START: tl.constexpr, UNITS: tl.constexpr
+) -> tl.tensor:
+    """One half of the result from the sums: products of pairs, folded."""
+    mixed = sums ^ _word(words + tl.arange(0, 8)[None, :])
+    left, right = tl.split(tl.reshape(mixed, (UNITS, 4, 2)))
+    found = tl.sum((left * right) ^ tl.umulhi(left, right), axis=1) + START
+    found = (found ^ (found >> 37)) * 0x165667919E3779F9
+    return found ^ (found >> 32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def ends(rows: tl.tensor, out: tl.tensor, N: tl.constexpr) -> None:
+    """Copy some bytes of each row, (address, bytes), to N bytes of ``out`` for each."""
+    row = tl.program_id(0)
+    at = tl.arange(0, N)
+    inside = at < tl.load(rows + 2 * row + 1)
+    data = tl.load(rows + 2 * row).to(tl.pointer_type(tl.uint8))
+    tl.store(out + row * N + at, tl.load(data + at, mask=inside, other=0), mask=inside)
