@@ -71,13 +71,21 @@ class UpdateCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer; raises what ``UpdateMonitor.look`` raises."""
-        if self._monitor is None:
-            return
         due = control.should_log if self._every is None else state.global_step % self._every == 0
         if due or control.should_training_stop:
-            self._look = self._monitor.look(state.global_step)
-            # not the log of a subclass: that of TRL's trainers hands over what they have gathered
-            Trainer.log(self._trainer, self._look.metrics())
+            self._look_at(state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer, which may log here; raises what ``UpdateMonitor.look`` raises."""
+        if self._every is None and control.should_log:
+            self._look_at(state.global_step)
+
+    def _look_at(self, step: int) -> None:
+        if self._monitor is None or (self._look is not None and self._look.step == step):
+            return
+        self._look = self._monitor.look(step)
+        # not the log of a subclass: that of TRL's trainers hands over what they have gathered
+        Trainer.log(self._trainer, self._look.metrics())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer: gives the copies back."""

@@ -27,8 +27,8 @@ def options(folder: Path, **more: Any) -> dict[str, Any]:
     return {
         "output_dir": str(folder), "max_steps": 5, "per_device_train_batch_size": 2,
         "learning_rate": 1e-3, "lr_scheduler_type": "constant", "use_cpu": True, "bf16": False,
-        "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_steps": 2, **more,
-    }  # fmt: skip
+        "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_steps": 2,
+    } | more  # fmt: skip
 
 
 class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -91,6 +91,26 @@ def test_what_the_trainer_logs(tmp_path: Path) -> None:
     assert {line["step"]: line["density"] for line in lines} == {
         step: entry["update/density"] for step, entry in found.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "every", "steps"),
+    [
+        ({"logging_strategy": "epoch"}, None, [4, 8]),
+        ({"logging_strategy": "no"}, None, [8]),
+        ({"logging_strategy": "epoch"}, 3, [3, 6, 8]),
+        ({"logging_steps": 100}, 8, [8]),
+    ],
+)
+def test_when_it_looks(settings: Any, every: Any, steps: list[int], tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        **options(tmp_path, max_steps=-1, num_train_epochs=2, save_strategy="no", **settings)
+    )
+    trainer = Trainer(trainers.tiny_llama(), arguments, train_dataset=Tokens())
+    trainer.add_callback(UpdateCallback(trainer, every=every))
+    for _ in range(2):  # training again begins anew
+        trainer.train()
+        assert list(entries(trainer)) == steps
 
 
 def test_trl_and_a_base(tmp_path: Path) -> None:

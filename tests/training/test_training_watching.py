@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import naive
@@ -130,6 +131,19 @@ def test_what_is_on_a_device(rule: str, strided: bool, monkeypatch: pytest.Monke
     for one in pairs:
         width = watchingcounts._WORDS[one.now.element_size()]
         assert torch.equal(one.then[1].view(width), one.now.contiguous().view(width))
+
+
+def test_a_look_takes_no_memory_to_speak_of() -> None:
+    weight = torch.zeros(1 << 24, dtype=torch.bfloat16)
+    pairs = [pair(weight, weight.clone(), weight.clone())]
+    count(pairs, Rule.parse("exact"), renew=1)  # kernels are loaded
+    tracemalloc.start()
+    try:
+        count(pairs, Rule.parse("exact"), renew=1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < weight.nbytes / 16
 
 
 def test_what_is_written_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
