@@ -18,6 +18,8 @@ from ckdiff.errors import UsageError, one_of, printable
 By = Literal["tensor", "layer", "module", "dtype", "model"]  #: what a table can be grouped by
 BY: tuple[By, ...] = get_args(By)
 DEVICES = ("cpu", "cuda", "auto")  #: where windows can be compared
+#: how masks can be combined; K is a number
+OPERATIONS = ("intersection", "union", "difference", "symmetric-difference", "at-least=K")
 _DIGITS = re.compile(r"([0-9]+)")
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
@@ -16,6 +16,9 @@ from ckdiff._version import __version__
 from ckdiff.cli import exits, starting, voice
 from ckdiff.cli.output import say
 from ckdiff.errors import CkdiffError, nearest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: command -> the line that ``ckdiff --help`` shows; the command lives in the module of its name
 COMMANDS = {
@@ -51,6 +54,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 class Program(click.Group):
     """A group that imports a command when it is used, and ends every failure in one place."""
 
+    _completes = False  #: whether a shell asks what it can complete
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order in which people meet them."""
         return list(COMMANDS)
@@ -61,9 +66,21 @@ class Program(click.Group):
             return None
         module = importlib.import_module(f"ckdiff.cli.{cmd_name.replace('-', '_')}")
         command = cast(click.Command, module.command)
+        if self._completes:
+            from ckdiff.cli.completing import complete
+
+            complete(command)
         if not any("--quiet" in parameter.opts for parameter in command.params):
             command.params += voice.options()
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands, none of which is imported for it, and options."""
+        from click.shell_completion import CompletionItem
+
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=COMMANDS[name]) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -93,6 +110,7 @@ class Program(click.Group):
         """Run and exit; the only way out, whatever happens."""
         began = time.monotonic()
         if "_CKDIFF_COMPLETE" in os.environ:  # a shell asks for completions
+            self._completes = True
             super().main(args, "ckdiff", complete_var, standalone_mode=True, **extra)
 
         def run() -> int:

@@ -6,14 +6,16 @@ workers, memory) is logged under ``ckdiff`` where it is chosen; here it is only 
 
 from __future__ import annotations
 
-import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckdiff.cli.options import Choice
 from ckdiff.cli.output import say, set_quiet
+
+if TYPE_CHECKING:
+    import logging
 
 LEVELS = ("debug", "info", "warning", "error")
 VARIABLE = "CKDIFF_LOG"
@@ -21,20 +23,13 @@ _BARS = "HF_HUB_DISABLE_PROGRESS_BARS"  # downloads have bars that are not ours
 _PLAIN, _FULL = "%(message)s", "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class _Lines(logging.Handler):
-    """Prints what is logged."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
-
-
 class Voice:
     """What was asked for, while the program runs."""
 
     def __init__(self) -> None:
         self.quiet = self.verbose = False
-        self._handler: _Lines | None = None
-        self._level = logging.NOTSET
+        self._handler: logging.Handler | None = None
+        self._level = 0
         self._bars: str | None = None
 
     @property
@@ -50,11 +45,19 @@ class Voice:
         self.quiet = True
         set_quiet(True)
 
-    def show(self, level: int, layout: str) -> None:
+    def show(self, level: str, layout: str) -> None:
         """Print what is logged from ``level`` on."""
+        import logging
+
+        class Lines(logging.Handler):
+            """Prints what is logged."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                say(self.format(record))
+
         logger = logging.getLogger("ckdiff")
         if self._handler is None:
-            self._handler, self._level = _Lines(), logger.level
+            self._handler, self._level = Lines(), logger.level
             logger.addHandler(self._handler)
         self._handler.setFormatter(logging.Formatter(layout))
         self._handler.setLevel(level)
@@ -63,6 +66,8 @@ class Voice:
     def end(self) -> None:
         """As if nothing had been asked for."""
         if self._handler is not None:
+            import logging
+
             logger = logging.getLogger("ckdiff")
             logger.removeHandler(self._handler)
             logger.setLevel(self._level)
@@ -79,17 +84,17 @@ voice = Voice()
 
 
 def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
+    if value and not ctx.resilient_parsing:  # else a shell only asks for completions
         _not_both(ctx, voice.verbose)
         voice.hush()
 
 
 def _verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
+    if value and not ctx.resilient_parsing:
         _not_both(ctx, voice.quiet)
         voice.verbose = True
         if not voice.logs:
-            voice.show(logging.DEBUG, _PLAIN)
+            voice.show("DEBUG", _PLAIN)
 
 
 def _not_both(ctx: click.Context, other: bool) -> None:
@@ -98,8 +103,8 @@ def _not_both(ctx: click.Context, other: bool) -> None:
 
 
 def _level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        voice.show(getattr(logging, value.upper()), _FULL)
+    if value is not None and not ctx.resilient_parsing:
+        voice.show(value.upper(), _FULL)
 
 
 def options(*, variable: bool = False) -> list[click.Option]:

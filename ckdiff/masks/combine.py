@@ -16,6 +16,7 @@ from ckdiff.errors import CkdiffError, UsageError, one_of, printable
 from ckdiff.kernels import counting
 from ckdiff.kernels.abi import SEG_TARGET
 from ckdiff.layout import ALIGNMENT, Spans
+from ckdiff.naming import OPERATIONS
 from ckdiff.options import Observer, checked_text
 from ckdiff.rules import Rule
 from ckdiff.running.memory import Need
@@ -26,8 +27,6 @@ from ckdiff.stores.maskwalk import walk, working_memory
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.table import UNKNOWN, IntArray, content_of, hash_of_rows
 from ckdiff.stores.tally import Tally, recount
-
-OPERATIONS = ("intersection", "union", "difference", "symmetric-difference", "at-least=K")
 
 
 @dataclass(frozen=True, slots=True)
