@@ -59,7 +59,7 @@ class Overlap(Framed):
 
     @property
     def jaccard(self) -> FloatArray:
-        """``|A and B| / |A or B|`` over the whole model, (stores, stores); NaN for two empty masks."""
+        """``|A and B| / |A or B|`` of the model, (stores, stores); NaN for two empty masks."""
         counts = self.counts
         sizes = np.diag(counts)
         with np.errstate(invalid="ignore"):

@@ -119,8 +119,8 @@ class Timeline(TimelineShown):
     @property
     def paths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Of each tensor (2 * steps, tensors) lengths: of each step how far its elements went, then
-        how far they are from the first; and (3 * steps, tensors) counts: onward, then back, then left
-        out. Verified when first asked for. Raises UsageError where there are no statistics.
+        how far they are from the first; and (3 * steps, tensors) counts: onward, then back, then
+        left out. Verified when first asked for. Raises UsageError where there are no statistics.
         """
         if not self.statistics:
             raise UsageError(
