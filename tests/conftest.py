@@ -95,6 +95,7 @@ SLOW: dict[str, str] = {
         test_overwriting_that_would_take_two_steps_is_refused_before_the_work
     """,
     "test_gpu": """
+        test_the_benchmark_goes_its_whole_way
         test_the_benchmark_says_that_nothing_was_measured
         test_the_memory_of_torch_itself_is_not_counted
     """,
