@@ -48,7 +48,7 @@ def follow(path: str, number: int | None, base: TensorTable | None, room: Room) 
         raise UsageError(f"a version is a number from 1 to {MOST_VERSION}, not {number}")
     if not os.path.lexists(path):
         return Following(number or 1, 0)
-    with WeightStream(path, room) as stream:
+    with WeightStream(path, room, writing=True) as stream:
         newest = stream.newest
         if number is not None and number <= newest:
             taken = f"{version_name(number)} exists" if number in stream.numbers else "it is older"

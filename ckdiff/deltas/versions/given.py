@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Self
 
+from ckdiff.checkpoints.indexes import SUFFIX
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.form import (
     INDEX_NAME,
@@ -21,24 +23,27 @@ from ckdiff.options import checked_path
 
 StreamPath = str | os.PathLike[str]
 STREAM, VERSION = "a stream of weight versions", "a weight version"
+_NAMES = 1 << 16  # names in a directory that are looked at
 _LOOKED_AT = 1 << 16  # bytes of an index that are looked at to tell whose it is
 
 
 def kind_of(path: str) -> str | None:
     """STREAM or VERSION, or None for what is neither. Raises nothing.
 
-    A version is known by its name, or by what its index says; a stream by the names in it.
+    A version is known by its name, or by what its index says; a stream by the names in it, of
+    which none is that of weights.
     """
     if not os.path.isdir(path):
         return None
     if version_number(_name(path)) is not None or _says_delta(path):
         return VERSION
+    versions = False
     with suppress(OSError), os.scandir(path) as entries:
-        names = (entry.name for entry in entries if not entry.name.startswith("."))
-        first = next(names, None)
-        if first is not None and first.startswith(PREFIX):
-            return STREAM
-    return None
+        for entry in islice(entries, _NAMES):
+            if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                return None
+            versions = versions or entry.name.startswith(PREFIX)
+    return STREAM if versions else None
 
 
 def as_paths(given: StreamPath | Sequence[StreamPath]) -> list[str]:

@@ -28,6 +28,15 @@ from ckdiff.errors import CheckpointError, DeltaError, printable
 from ckdiff.outputs.ownership import SUFFIX as PARTIAL
 
 
+def _strange(name: str, every: bool) -> bool:
+    """Whether a name that is no version's is one that somebody may take for a version's: with
+    another number of digits; with ``every``, whether it is of anything that is not ours.
+    """
+    if every:
+        return name.startswith(PREFIX) and not name.endswith(PARTIAL)
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX).isdigit()
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """What leads to a version: a full version or none, and deltas, the oldest first."""
@@ -38,23 +47,29 @@ class Chain:
 
 
 class WeightStream:
-    """The versions in a directory. A context manager that closes what was opened of them."""
+    """The versions in a directory. A context manager that closes what was opened of them.
 
-    def __init__(self, path: str, room: Room) -> None:
+    As engines do, it passes over what lies beside them, such as what another writer is making
+    under a name of its own; ``writing`` does not, as nothing is to be published into another's
+    directory.
+    """
+
+    def __init__(self, path: str, room: Room, *, writing: bool = False) -> None:
         self.path, self.room = path, room
         self._found: dict[int, Version] = {}
         names = listed(path)
-        for name in names:
-            if not name.startswith(PREFIX):
-                raise DeltaError(
-                    f"{printable(path)} is not a stream of weight versions: it holds "
-                    f"{called(name)}",
-                    hint=f"its directories are called {version_name(1)} and so on",
-                )
         numbers = (version_number(name) for name in names)
         #: which there are, in order
         self.numbers = sorted(number for number in numbers if number is not None)
-        strange = [n for n in names if version_number(n) is None and not n.endswith(PARTIAL)]
+        others = [name for name in names if version_number(name) is None]
+        foreign = [name for name in others if not name.startswith(PREFIX)]
+        if foreign and (writing or not self.numbers):
+            raise DeltaError(
+                f"{printable(path)} is not a stream of weight versions: it holds "
+                f"{called(foreign[0])}",
+                hint=f"its directories are called {version_name(1)} and so on",
+            )
+        strange = [name for name in others if _strange(name, writing or not self.numbers)]
         if strange:
             raise DeltaError(
                 f"{printable(path)}: {called(strange[0])} is no version's name",

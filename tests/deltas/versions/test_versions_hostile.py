@@ -18,8 +18,10 @@ from support import Tensor, write_raw
 from weight_models import save, stepped
 from weight_streams import DIGESTS, read_model, write_shard, write_stream_index
 
+from ckdiff.deltas.apply import apply
 from ckdiff.deltas.versions.applying import apply_anew
 from ckdiff.deltas.versions.form import parse_index, shard_numbers, version_number
+from ckdiff.deltas.versions.given import STREAM, kind_of
 from ckdiff.deltas.versions.writing import write_version
 from ckdiff.errors import BudgetError, CkdiffError, DeltaError
 
@@ -341,3 +343,31 @@ def test_names() -> None:
     ):
         assert shard_numbers(name) is None
     assert parse_index(b'{"weight_map": {"a": "b"}}', "x").said is None
+
+
+@pytest.mark.parametrize("name", ["weight_v000004.tmp", "weight_v000003_old", "latest", "log.txt"])
+def test_what_lies_beside_versions_is_passed_over(name: str, stream: Path, base: Path) -> None:
+    (stream / name).mkdir()
+    assert kind_of(str(stream)) == STREAM
+    apply_anew(base, stream, stream.parent / "out")
+    assert read_model(stream.parent / "out") == STEPS[3]
+    with pytest.raises(DeltaError, match=r"is no version's name|is not a stream"):
+        write_version(stream.parent / "out", stream.parent / "out", stream)
+
+
+@pytest.mark.parametrize("name", ["weight_v00004", "weight_v0000004", "weight_v00000\u0664"])
+def test_a_version_with_other_digits_is_not_passed_over(
+    name: str, stream: Path, base: Path
+) -> None:
+    (stream / name).mkdir()
+    with pytest.raises(DeltaError, match="is no version's name"):
+        apply_anew(base, stream, stream.parent / "out")
+
+
+def test_versions_beside_weights_are_no_stream(stream: Path, tmp_path: Path) -> None:
+    both = save(tmp_path / "both", MODEL)
+    for version in stream.iterdir():
+        version.rename(both / version.name)
+    assert kind_of(str(both)) is None
+    with pytest.raises(CkdiffError, match="is a checkpoint, not a delta"):
+        apply(both, both, tmp_path / "out")
