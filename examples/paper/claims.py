@@ -77,7 +77,7 @@ def sft_dense(results: Results) -> Found:
 def lifts(question: Result, null: str) -> Spread:
     """The lift of every pair of an answer; a pair without one is left out."""
     found = (pair["nulls"][null]["lift"] for pair in question["pairs"])
-    return Spread(tuple(each for each in found if each is not None))
+    return Spread(tuple(each for each in found if each is not None), "pair")
 
 
 def agree(start: str, within: str = "") -> Callable[[Results], Found]:
@@ -93,7 +93,7 @@ def agree(start: str, within: str = "") -> Callable[[Results], Found]:
             by_null = {null: lifts(each, null) for null in ("tensor", "magnitude")}
             tensor.append(by_null["tensor"].mean)
             magnitude.append(by_null["magnitude"].mean)
-            jaccard = Spread(tuple(pair["jaccard"] for pair in each["pairs"]))
+            jaccard = Spread(tuple(pair["jaccard"] for pair in each["pairs"]), "pair")
             lines.append(
                 f"{name.partition(': ')[2] or name}: Jaccard {jaccard}, lift inside tensors "
                 f"{by_null['tensor'].mean:.2f}, given magnitudes {by_null['magnitude'].mean:.2f}"

@@ -6,11 +6,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ckdiff.figures.figure import Figure
-from paper.claims import ENOUGH, HOLDS, RL, Found
+from paper.claims import ENOUGH, HOLDS, RL, Found, lifts
 from paper.claims_masked import CLAIMS, shares
 from paper.pictures import figures, scores_of
-from paper.results import Result, Results, Spread, gain, load_results, spread
+from paper.results import (
+    Result,
+    Results,
+    Spread,
+    density,
+    density_at,
+    density_f32,
+    gain,
+    load_results,
+    spread,
+)
 from paper.retrain import FULL, MASKS
+from paper.runs import MATRICES
+
+NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 _HEAD = """\
 # Which weights RL changes: the claims, on real runs
@@ -42,23 +55,61 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def box(results: Results, found: Sequence[Found]) -> str:
-    """What a reader should take home."""
-    grpo = [each for each in results.of(algorithm="grpo") if gain(each, "masters") >= ENOUGH]
-    densities = Spread(tuple(scores_of(each)["density"] for each in grpo))
-    exact = Spread(tuple(scores_of(each)["density_f32"] for each in grpo))
+    """What a reader should take home, in numbers of these runs."""
+    grpo = results.of(algorithm="grpo", task="sort")
+    learnt = [each for each in grpo if gain(each, "masters") >= ENOUGH]
+    rates = sorted(
+        (each for each in grpo if _is(each, group=("main", "sweep"), optimizer=("adamw",))),
+        key=lambda each: float(each["run"]["lr"]),
+    )
     holding = sum(each.verdict == HOLDS for each in found)
     lines = [
-        f"> **{holding} of {len(found)} claims hold as they stand.** A density is a number",
-        "> about a run and a file, not about RL:",
-        "> - *dtype*: of GRPO runs that learnt, the float32 weights changed to",
-        f">   {exact}, the same models stored in bfloat16 to {densities};",
-        "> - *size of the update*: more learning, or a larger learning rate, changes more weights;",
-        "> - *optimizer*: for the same reward SGD and AdamW change very different shares;",
-        "> - *chance*: small weights flip most easily in every run. Masks that agree are to be",
-        ">   held against a null that knows magnitudes, a mask that recovers a score against a",
-        ">   random one, and weights that agree against the untrained base.",
+        f"**{holding} of {len(found)} claims hold as they stand.** A density is a number about",
+        "a run and a file, not about RL. Of GRPO's runs here:",
+        f"- *dtype*: those that learnt changed {spread(learnt, density_f32)} of their float32",
+        f"  weights; stored in bfloat16, {spread(learnt, density)};",
     ]
-    return "\n".join(lines)
+    if rates and rates[0]["run"]["lr"] < rates[-1]["run"]["lr"]:
+        low, high = (
+            f"at {each['run']['lr']:g} {density(each):.3f} for a gain of {gain(each):.3f}"
+            for each in (rates[0], rates[-1])
+        )
+        lines += ["- *size of the update*: AdamW changed", f"  {low}, {high};"]
+    lines += _by_optimizer(grpo)
+    lines += [
+        f"- *chance*: seeds agree with a lift of {_lift(results, 'tensor')} inside tensors, and of",
+        f"  {_lift(results, 'magnitude')} given magnitudes: small weights flip most easily.",
+        "",
+        "So a density wants its dtype, learning rate and optimizer beside it, an overlap a null",
+        "that knows magnitudes, and a mask that recovers a score a random mask and the untrained",
+        "base.",
+    ]
+    return "\n".join(f"> {line}".rstrip() for line in lines)
+
+
+def _is(result: Result, **wanted: tuple[str, ...]) -> bool:
+    return all(result["run"][key] in values for key, values in wanted.items())
+
+
+def _by_optimizer(grpo: Sequence[Result]) -> list[str]:
+    """Densities at one gain with AdamW and SGD, where both got there."""
+    arms = {
+        name: [each for each in grpo if _is(each, optimizer=(name,), group=groups)]
+        for name, groups in (("adamw", ("main", "sweep")), ("sgd", ("sgd",)))
+    }
+    if not all(arms.values()):
+        return []
+    level = 0.9 * min(max(map(gain, runs)) for runs in arms.values())
+    found = {name: spread(runs, lambda one: density_at(one, level)) for name, runs in arms.items()}
+    return [
+        f"- *optimizer*: where they had gained {level:.3f}, AdamW had changed {found['adamw']},",
+        f"  SGD {found['sgd']};",
+    ]
+
+
+def _lift(results: Results, null: str) -> Spread:
+    asked = results.question("seeds: ").values()
+    return Spread(tuple(value for each in asked for value in lifts(each, null).values), "pair")
 
 
 def gate(results: Results) -> str:
@@ -111,6 +162,45 @@ def _equal(like: dict[str, float]) -> list[str]:
     return [f"{like[rule]:.3f}" if rule in like else "" for rule in rules]
 
 
+def overlaps(results: Results) -> str:
+    """Every question: how far masks and updates agree, and the controls."""
+    rows = []
+    for name, each in results.agreement["questions"].items():
+        pairs = each["pairs"]
+
+        def said(key: str, pairs: Sequence[Result] = pairs) -> Spread:
+            return Spread(tuple(p[key] for p in pairs if p.get(key) is not None), "pair")
+
+        nulls = [f"{lifts(each, null).mean:.2f}" for null in NULLS if lifts(each, null).values]
+        controls = [
+            f"{each['controls'][kind]['jaccard'] or 0:.3f}" for kind in ("random", "shuffled")
+        ]
+        agreed = (said("jaccard"), *(nulls or ["–"] * len(NULLS)), said("cosine"))
+        rows.append((name, *agreed, said("same_direction"), *controls))
+    head = ("runs", "Jaccard", *(f"lift, {null}" for null in NULLS), "cosine of the updates",
+            "moved the same way", "Jaccard, random", "Jaccard, shuffled")  # fmt: skip
+    return table(head, rows)
+
+
+def landing(results: Results) -> str:
+    """Whether updates land on small or on principal weights."""
+    rows = [
+        (full, kind, f"{pair['nulls']['tensor']['lift'] or 0:.2f}")
+        for full, kinds in results.agreement["landing"].items()
+        for kind, pair in kinds.items()
+    ]
+    return table(("run", "weights of the base", "lift inside tensors"), rows)
+
+
+def missing(results: Results) -> str:
+    """Which runs of the matrix the page is made without."""
+    wanted = [run.name for run in MATRICES[results.setting["matrix"]]()]
+    lost = [name for name in wanted if name not in results.runs]
+    if not lost:
+        return f"All {len(wanted)} runs of the matrix are here.\n"
+    return f"Of these, the page was made without {len(lost)} of the matrix: {', '.join(lost)}.\n"
+
+
 def all_runs(results: Results) -> str:
     """Every run."""
     rows = []
@@ -155,9 +245,15 @@ def page(results: Results, drawn: Sequence[Figure]) -> str:
         *(picture(each) for each in drawn),
         "## Claim by claim\n",
         *claims,
+        "## How far runs agree, question by question\n\n"
+        "The controls are the first run's mask against a random one with the last run's counts,\n"
+        "and against the last run's update in another order inside each tensor.\n",
+        overlaps(results) + "\n",
+        "## Where updates land\n\n" + landing(results) + "\n",
         "## Training with a mask, row by row\n\n" + masked_table(results) + "\n",
         _LIMITS.format(parameters=results.base["parameters"]),
         "## Every run\n\nScores are of the stored bfloat16 model and of the float32 weights.\n",
+        missing(results),
         all_runs(results) + "\n",
     ]
     return "\n".join(parts)

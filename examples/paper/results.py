@@ -17,6 +17,7 @@ class Spread:
     """A number over seeds: its mean, its least and its most."""
 
     values: tuple[float, ...]
+    of: str = "run"
 
     @property
     def mean(self) -> float:
@@ -26,9 +27,9 @@ class Spread:
         if not self.values:
             return "–"
         if len(self.values) == 1:
-            return f"{_said(self.mean)} (one run)"
+            return f"{_said(self.mean)} (one {self.of})"
         low, high = min(self.values), max(self.values)
-        return f"{_said(self.mean)} ({_said(low)}–{_said(high)}, {len(self.values)} runs)"
+        return f"{_said(self.mean)} ({_said(low)}–{_said(high)}, {len(self.values)} {self.of}s)"
 
 
 def _said(value: float) -> str:
