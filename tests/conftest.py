@@ -268,7 +268,8 @@ SLOW: dict[str, str] = {
 
 #: of which every test is slow: they start clusters, torch or many processes
 SLOW_FILES = (
-    "test_cluster test_faults_store test_hub_interrupts test_gpu test_gpu_fused test_gpu_pool"
+    "test_cluster test_faults_store test_hub_interrupts test_gpu test_gpu_fused test_gpu_pool "
+    "test_paper_end_to_end"
 )
 
 
