@@ -56,8 +56,9 @@ SIGNATURES = {
     # number, columns of one, slots as for drive, columns of a slot, sides, rules, masks (an address
     # for each side but the first and each rule), counts against the first (rows x steps x rules),
     # of neighbours (rows x (steps - 1)), hashes (rows x sides x 2 uint64, or 0), XXH3 (its
-    # address), scratch (SCRATCH_BYTES, zeroed, and MARCH_STEP bits)
-    "march": f"void({', '.join(['int64'] * 13)})",
+    # address), scratch (SCRATCH_BYTES, zeroed, MARCH_STEP bits, and SWEEP_FIELDS int64), for each
+    # segment the address of a sweep, or 0 where its sides are compared pair by pair
+    "march": f"void({', '.join(['int64'] * 14)})",
     # base, out, words, classes, state (DELTA_HEAD, then DELTA_COLUMNS for each class), extra bits
     # there are, scratch (LANES bytes) -> 0, or 1 where the streams do not fit the base
     "merge": "int64(int64, int64, int64, int64, int64, int64, int64)",
@@ -97,6 +98,8 @@ SIGNATURES = {
     # source, out, box (BOX_HEAD, then BOX_DIMENSION for each outer dimension), scratch
     # (BOX_SCRATCH): copies elements from one order to another
     "strided": "void(int64, int64, int64, int64)",
+    # the fields of a sweep (SWEEP_FIELDS int64)
+    "sweep": "void(int64)",
     # data, words, out: population count and number of zero bytes, two int64
     "survey": "void(int64, int64, int64)",
     # base, tuned, words, every how many of them one is looked at, shift, out: for each magnitude
@@ -134,6 +137,10 @@ MARCH_HEAD = 4
 MARCH_SIDE = 2  #: of a side: its address as it is stored, bits of an element
 MARCH_PAIR = 3  #: of a pair: an address of each, the slot of the dtype that they are in
 
+#: fields of a sweep: the table of sides (address, bits) of a segment, the byte of each at which it
+#: begins, words, steps, masks (an address for each step), the byte of each at which it begins,
+#: counts against the first (one for each step), of neighbours (one less)
+SWEEP_FIELDS = 8
 #: columns of a job of paths, int64: addresses of the first side, of the one before and of a step's
 #: own, all of one dtype; elements, position of the first one, the row of PATHS_STEP slots to add to
 PATHS_SIDES, PATHS_ELEMENTS, PATHS_POSITION, PATHS_OUT = 0, 3, 4, 5

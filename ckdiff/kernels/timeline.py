@@ -49,6 +49,8 @@ class Marching:
     def __init__(self, dtypes: Sequence[DType], rules: Sequence[Rule], sides: int) -> None:
         self._rules, self._sides = len(rules), sides
         self._columns = abi.SLOT_RULES + 2 * len(rules)
+        both = [(0, s) for s in range(1, sides)], [(s - 1, s) for s in range(2, sides)]
+        self._pairs = np.array([*both[0], *both[1]], np.int64)
         slots: Int64 = np.zeros((len(dtypes), self._columns), np.int64)
         self.slot_of = {dtype.name: i for i, dtype in enumerate(dtypes)}
         for i, dtype in enumerate(dtypes):
@@ -59,6 +61,8 @@ class Marching:
                 slots[i, at] = c_function("compare", kind).address
                 slots[i, at + 1] = np.uint64(parameter).view(np.int64)
         self._slots = slots
+        #: of each slot what compares all sides at once, 0 where there is none
+        self._sweeps = np.array([_sweep(dtype, len(rules)) for dtype in dtypes] or [0], np.int64)
         self._march = c_function("march").ctypes
         self._xxh3 = hashing.xxh3_128_address()
 
@@ -72,7 +76,8 @@ class Marching:
         steps = self._sides - 1
         self._check(segments, masks, len(into.firsts))
         addresses = np.array([room(mask, U8) for mask in masks], np.int64)
-        scratch = np.zeros(abi.SCRATCH_BYTES + abi.MARCH_STEP // 8, np.uint8)
+        size = abi.SCRATCH_BYTES + abi.MARCH_STEP // 8 + 8 * abi.SWEEP_FIELDS
+        scratch, sweeps = np.zeros(size, np.uint8), self._sweeping(segments)
         known = len(into.firsts)
         self._march(
             place(segments, I64), len(segments), segments.shape[1],
@@ -81,10 +86,22 @@ class Marching:
             room(into.firsts, I64, known * steps * self._rules),
             room(into.nexts, I64, known * (steps - 1)),
             room(into.hashes, U64, known * self._sides * 2) if self._xxh3 else 0,
-            self._xxh3, room(scratch, U8),
+            self._xxh3, room(scratch, U8), place(sweeps, I64, len(segments)),
         )  # fmt: skip
         if not self._xxh3:
             self._hash_slowly(segments, into)
+
+    def _sweeping(self, segments: Int64) -> Int64:
+        """For each segment what compares its sides at once: where all have one width, as stored."""
+        count, rest = len(segments), segments[:, abi.MARCH_HEAD :]
+        sides = rest[:, : abi.MARCH_SIDE * self._sides].reshape(count, -1, abi.MARCH_SIDE)
+        pairs = rest[:, abi.MARCH_SIDE * self._sides :].reshape(count, -1, abi.MARCH_PAIR)
+        alike = (sides[:, :, 1] == sides[:, :1, 1]).all(1)
+        alike &= (pairs[:, :, 2] == pairs[:, :1, 2]).all(1)
+        for which, column in enumerate(self._pairs.T):
+            alike &= (pairs[:, :, which] == sides[:, column, 0]).all(1)
+        found = np.where(alike, self._sweeps[pairs[:, 0, 2]], 0)
+        return np.ascontiguousarray(found, np.int64)
 
     def _check(self, segments: Int64, masks: Sequence[Bytes], rows: int) -> None:
         """Hold a table against what it leads to."""
@@ -105,6 +122,13 @@ class Marching:
                 unit_bytes = hashing.UNIT * bits // 8
                 sums = hashing.add_units(data, segment[abi.MARCH_UNIT], unit_bytes)
                 into.hashes[segment[abi.MARCH_ROW], side] += np.array(sums, np.uint64)
+
+
+def _sweep(dtype: DType, rules: int) -> int:
+    """The address of what compares all sides of a dtype exactly, at once."""
+    if rules > 1 or dtype.bits < 8:
+        return 0
+    return c_function("sweep", f"W{dtype.bits}:exact").address
 
 
 def moves(

@@ -115,6 +115,24 @@ def test_more_than_a_step_of_the_kernel() -> None:
         assert hashing.finish(low, high, len(data)) == naive.content_hash("BF16", data)
 
 
+def test_which_sides_are_compared_at_once() -> None:
+    """Those of one width that are compared as they are stored, by their bits alone."""
+
+    def found(rules: list[str], change: tuple[int, int] | None = None, dtype: str = "F32") -> bool:
+        kernels = Marching([DTYPES[dtype], DTYPES["BF16"]], [Rule.parse(rule) for rule in rules], 3)
+        head, bits = abi.MARCH_HEAD, DTYPES[dtype].bits
+        row = [0] * head + [64, bits, 128, bits, 192, bits, 64, 128, 0, 64, 192, 0, 128, 192, 0]
+        if change is not None:
+            row[head + change[0]] = change[1]
+        return bool(kernels._sweeping(np.array([row], np.int64))[0])
+
+    assert found(["exact"])
+    assert not found(["exact", "atol=1"])
+    assert not found(["exact"], dtype="F4")
+    for change in ((3, 16), (10, 256), (14, 1), (9, 256)):
+        assert not found(["exact"], change)
+
+
 def test_many_steps_have_wider_numbers() -> None:
     sides = [bytes([0] * 512), *([bytes([0] * 512)] * 299), bytes([1] + [0] * 511)]
     into, _, first, _ = run("U8", "exact", sides, width=2)

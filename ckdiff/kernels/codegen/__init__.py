@@ -39,6 +39,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.scaling import halves_kernel, scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
     from ckdiff.kernels.codegen.strided import strided_kernel
+    from ckdiff.kernels.codegen.sweep import sweep_kernel
     from ckdiff.kernels.codegen.timeline import march_kernel, moves_kernel
 
     _ = cpu_target.target_context  # made now: it keeps the settings that it is made with
@@ -78,6 +79,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "statistics": statistics_kernel,
     "strided": strided_kernel,
     "survey": survey_kernel,
+    "sweep": sweep_kernel,
     "tally": tally_kernel,
     "ungaps": ungaps_kernel,
     "unpair": unpair_kernel,

@@ -41,10 +41,12 @@ def march_kernel() -> Callable[..., None]:
     def march(
         segments: int, segment_count: int, columns: int, slots: int, slot_columns: int, sides: int,
         rules: int, masks: int, firsts: int, nexts: int, hashes: int, xxh3: int, scratch: int,
+        sweeps: int,
     ) -> None:  # fmt: skip
         mode = enter_default_mode()
         other = scratch + SCRATCH_BYTES // 2
         aside = scratch + SCRATCH_BYTES
+        walk = aside + MARCH_STEP // 8
         steps = sides - 1  # pairs of the first side and another; then those of neighbours
         for s in range(segment_count):
             at = segments + s * (8 * columns)
@@ -54,6 +56,12 @@ def march_kernel() -> Callable[..., None]:
             row = load_word(at + 8 * MARCH_ROW)
             table = at + 8 * MARCH_HEAD
             pairs = table + 8 * MARCH_SIDE * sides
+            sweep = load_word(sweeps + 8 * s)
+            store_word(walk, table)
+            store_word(walk + 8 * 3, steps)
+            store_word(walk + 8 * 4, masks)
+            store_word(walk + 8 * 6, firsts + 8 * row * steps)
+            store_word(walk + 8 * 7, nexts + 8 * row * (steps - 1))
             begun = 0
             while left > 0:
                 elements = MARCH_STEP - position % MARCH_STEP
@@ -61,7 +69,13 @@ def march_kernel() -> Callable[..., None]:
                     elements = left
                 words = elements // LANES
                 ragged = elements - words * LANES
-                for p in range(2 * steps - 1):
+                if sweep != 0:
+                    store_word(walk + 8, begun * load_word(table + 8) // 8)
+                    store_word(walk + 8 * 2, words)
+                    store_word(walk + 8 * 5, position // 8)
+                    call_sweep(sweep, walk)
+                pairs_left = 2 * steps - 1 if sweep == 0 or ragged else 0
+                for p in range(pairs_left):
                     entry = pairs + 8 * MARCH_PAIR * p
                     slot = slots + load_word(entry + 16) * (8 * slot_columns)
                     bits = load_word(slot + 8 * SLOT_BITS)
@@ -82,7 +96,9 @@ def march_kernel() -> Callable[..., None]:
                         else:
                             mask = load_word(masks + 8 * (p * rules + r)) + position // 8
                             total = firsts + 8 * ((row * steps + p) * rules + r)
-                        changed = call_compare(kernel, x, y, words, parameter, mask)
+                        changed = 0
+                        if sweep == 0:
+                            changed = call_compare(kernel, x, y, words, parameter, mask)
                         if ragged:
                             changed += call_compare(
                                 kernel, scratch, other, 1, parameter, mask + 8 * words
@@ -138,6 +154,18 @@ def march_kernel() -> Callable[..., None]:
         leave_default_mode(mode)
 
     return march
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_sweep(typing: Any, function: Any, walk: Any) -> Any:
+    """Call a sweep that is at an address."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
