@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from ckdiff.figures.figure import Figure, Row, Spec, of_rows, tooltip
+from ckdiff.figures.style import CATEGORIES
 from paper.claims import lifts
 from paper.claims_masked import shares
 from paper.results import Result, Results, accuracy, course, density, density_f32, gain, reward
 from paper.retrain import FULL, MASKS
+
+#: ten algorithms want two colours more than there usually are
+TEN = {"range": [*CATEGORIES, "#882255", "#117733"]}
 
 
 def axis(field: str, title: str, form: str = "", **more: Any) -> Spec:
@@ -48,23 +52,26 @@ def _courses(runs: Iterable[Result]) -> list[Row]:
 
 def density_by_gain(results: Results) -> Figure:
     """The main figure: a line for each run, through its checkpoints."""
-    full = [each for each in results.of(task="sort") if each["run"]["group"] != "ablation"]
+    full = [each for each in results.of(task="sort", seed=1) if each["run"]["group"] != "ablation"]
     fields = (("run", "run", ""), ("step", "step", ""), ("density", "density", ".3f"))
     encoding = {
         "x": axis("gained", "mean reward gained, stored model"),
         "y": axis("density", "changed weights of the stored model", "%"),
-        "color": named("algorithm", "algorithm"),
+        "color": named("algorithm", "algorithm", scale=TEN),
         "strokeDash": named("arm", "optimizer, precision"),
         "detail": {"field": "run"},
         "order": {"field": "step"},
         "tooltip": tooltip(*fields),
     }
-    spec = {"mark": {"type": "line", "strokeWidth": 1.2}, "encoding": encoding}
+    spec = {
+        "mark": {"type": "line", "strokeWidth": 1.4, "point": {"size": 12}},
+        "encoding": encoding,
+    }
     return Figure(
         "density-by-gain",
         "Density against reward gained",
-        "Each line is a run, each bend a checkpoint. Lines that lie apart at one gain are runs "
-        "that pay for the same learning with different numbers of weights.",
+        "Each line is a run of seed 1, each point a checkpoint. Lines that lie apart at one gain "
+        "are runs that pay for the same learning with different numbers of weights.",
         _courses(full),
         of_rows({**spec, "width": 560, "height": 380}),
     )
