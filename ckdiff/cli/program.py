@@ -90,7 +90,7 @@ class Program(click.Group):
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             near = nearest(name, COMMANDS)
             meant = "" if near is None else f"; did you mean {near}?"
-            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+            raise click.UsageError(f"No such command {name!r}{meant}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
