@@ -43,7 +43,11 @@ def run(options: argparse.Namespace) -> int:
     except Mismatch as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = run_all(build, jobs, processes=options.processes, say=say)
+    try:
+        failed = run_all(build, jobs, processes=options.processes, say=say)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        return 130
     differing = compare(build, options.compare) if options.compare else []
     for line in differing:
         say(f"differs: {line}")
@@ -60,8 +64,14 @@ def work(options: argparse.Namespace) -> int:
     build = Build(options.build.resolve())
     stored = read_json(build.root / "setting.json")
     setting = Setting(build, **{**stored, "recipe": Recipe(**stored["recipe"])})
-    (job,) = (each for each in working.jobs_of(setting.matrix) if each.name == options.job)
-    working.work(setting, job)
+    found = [each for each in working.jobs_of(setting.matrix) if each.name == options.job]
+    if not found:
+        print(f"error: no job is called {options.job}: see run --list", file=sys.stderr)
+        return 2
+    # where a scheduler was killed its processes go on: the next one waits for them
+    with working.alone(build, options.job):
+        if options.job == working.AGREEMENT or not working.is_done(build, found[0]):
+            working.work(setting, found[0])
     return 0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,16 @@ def is_done(build: Build, job: Job) -> bool:
     if job.run is None:
         return True
     return bool(read_json(path)["run"] == dataclasses.asdict(job.run))
+
+
+@contextmanager
+def alone(build: Build, name: str) -> Iterator[None]:
+    """Only one process at a time does a job; another one waits."""
+    path = build.root / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def work(setting: Any, job: Job) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -10,14 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import example_programs  # noqa: F401  # makes the programs importable
+import example_programs  # makes the programs importable
 import pytest
 from paper.build import Build, write_json
 from paper.retrain import EARLY, MASKS, again, counterpart, early_step, lenders
 from paper.runs import ALGORITHMS, MATRICES, chosen, matrix, needs, of
 from paper.schedule import Crew, Mismatch, compare, run_all, settle
 from paper.tickets import TICKETS
-from paper.work import Job, jobs_of
+from paper.work import Job, alone, jobs_of
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -135,3 +136,32 @@ def test_json_is_whole_and_has_no_infinities(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "x.json", {"a": float("inf"), "b": [float("nan"), 1.5]})
     assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"a": None, "b": [None, 1.5]}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
+def test_one_process_at_a_time_does_a_job(tmp_path: Path) -> None:
+    """A scheduler that was killed leaves its processes at work; the next one's wait for them."""
+    build = Build(tmp_path)
+    with (
+        alone(build, "x"),
+        (tmp_path / "locks" / "x").open("w") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with alone(build, "x"):
+        pass
+
+
+def test_the_command_line_lists_jobs_and_knows_which_there_are(tmp_path: Path) -> None:
+    command = [sys.executable, "examples/paper"]
+    found = subprocess.run(
+        [*command, "run", "--list", "--only", "sft-sum-2"],
+        cwd=example_programs.ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.split() == ["base", "sft-sum-2", "agreement"]
+    write_json(tmp_path / "setting.json", {"matrix": "full", "recipe": {}})
+    wrong = subprocess.run(
+        [*command, "work", "nonsense", "--build", str(tmp_path)],
+        cwd=example_programs.ROOT, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: no job is called nonsense: see run --list\n"
