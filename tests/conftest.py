@@ -215,12 +215,20 @@ SLOW: dict[str, str] = {
     "test_timeline_hostile": """
         test_many_checkpoints_take_smaller_windows
     """,
+    "test_timeline_memory": """
+        test_a_stream_keeps_to_its_memory
+    """,
     "test_timeline_resuming": """
         test_killed_and_resumed
         test_several_chunks
         test_what_is_left_is_cleaned
     """,
+    "test_timeline_statistics": """
+        test_any_window_and_workers_give_the_same_bytes
+        test_twin
+    """,
     "test_timeline_versions": """
+        test_full_versions_are_checkpoints
         test_tensors_that_no_chunk_holds_whole
     """,
     "test_training_compact": """
