@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 from ckdiff.budget import format_size
 from ckdiff.checkpoints.files import FileCheckpoint
+from ckdiff.checkpoints.pieces import NO_KEY, UNUSED_KEY
 from ckdiff.checkpoints.places.hub.address import is_hub_address
 from ckdiff.checkpoints.places.local import local_place
 from ckdiff.checkpoints.places.place import Place
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.errors import BudgetError, UsageError, printable
+from ckdiff.errors import BudgetError, CheckpointError, UsageError, printable
 from ckdiff.options import checked_text
 
 _log = logging.getLogger(__name__)
@@ -182,9 +183,33 @@ def adapted(stack: ExitStack, base: Checkpoint, adapter: Given | None) -> Checkp
 
 
 def open_all(stack: ExitStack, *given: Given, key: str | None = None) -> list[Checkpoint]:
-    """``open_for_planning`` for several, in ``stack``: see ``fetch_all``."""
-    opening = partial(open_for_planning, key=key)
-    return [open_in(stack, one, opening) for one in given]
+    """``open_for_planning`` for several, in ``stack``: see ``fetch_all`` and ``open_sides``."""
+    return open_sides(stack, given, open_for_planning, key)
+
+
+def open_sides(
+    stack: ExitStack,
+    given: Sequence[Given],
+    opening: Callable[..., Checkpoint],
+    key: str | None,
+) -> list[Checkpoint]:
+    """``opening`` several, in ``stack``, with one ``key``, that one of them has to have a use for:
+    another's tensors may lie under no key. Raises what opening raises.
+    """
+    found: list[Checkpoint] = []
+    keyless: list[CheckpointError] = []
+    for one in given:
+        try:
+            found.append(open_in(stack, one, partial(opening, key=key)))
+        except CheckpointError as error:
+            if error.hint != NO_KEY:
+                raise
+            keyless.append(error)
+            found.append(open_in(stack, one, opening))
+    unused = sum(any(n.startswith(UNUSED_KEY) for n in opened.notes) for opened in found)
+    if keyless and len(keyless) + unused == len(found):
+        raise keyless[0]
+    return found
 
 
 def open_keyed(stack: ExitStack, given: Given | None, key: str) -> Checkpoint:

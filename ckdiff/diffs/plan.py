@@ -23,7 +23,7 @@ from ckdiff.checkpoints.opening import (
     no_room,
     open_for_planning,
     open_for_streaming,
-    open_in,
+    open_sides,
     recipe_for_workers,
 )
 from ckdiff.checkpoints.pieces import UNUSED_KEY, told
@@ -171,12 +171,12 @@ def _sides(
     stack: ExitStack, base: Given, tuned: Given, options: Options
 ) -> tuple[Checkpoint, Checkpoint]:
     """Base and tuned, each with the adapter that is merged into it, if there is one."""
-    opening = partial(open_for_streaming if options.stream else open_for_planning, key=options.key)
-    first, second = (
-        adapted(stack, open_in(stack, given, opening), adapter)
-        for given, adapter in ((base, options.base_adapter), (tuned, options.tuned_adapter))
+    opening = open_for_streaming if options.stream else open_for_planning
+    first, second = open_sides(stack, (base, tuned), opening, options.key)
+    return (
+        adapted(stack, first, options.base_adapter),
+        adapted(stack, second, options.tuned_adapter),
     )
-    return first, second
 
 
 def _same(options: Options, sides: tuple[Checkpoint, Checkpoint]) -> tuple[FilePair, ...]:

@@ -16,7 +16,7 @@ from ckdiff.checkpoints.opening import (
     Given,
     bytes_to_download,
     open_for_planning,
-    open_in,
+    open_sides,
 )
 from ckdiff.diffs.comparison import Comparison, Selection, side_by_side
 from ckdiff.diffs.result import asked_for
@@ -130,10 +130,7 @@ def plan(base: Given, tuned: Given, options: Options) -> SpectrumPlan:
     """Open both sides by their headers, and choose matrices. Raises a CkdiffError."""
     options = replace(options)  # whoever asked may change it
     with ExitStack() as stack:
-        sides = [
-            open_in(stack, given, lambda given: open_for_planning(given, key=options.key))
-            for given in (base, tuned)
-        ]
+        sides = open_sides(stack, (base, tuned), open_for_planning, options.key)
         selection = Selection(
             rename=tuple(options.rename),
             common_rows=options.common_rows,

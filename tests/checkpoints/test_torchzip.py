@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch_files
 from mask_files import Entry, mapping, pickled, tensor, torch_bytes, zip_bytes
+from safetensors.torch import save_file
 from torch_files import assert_same, read, saved
 
 import ckdiff
@@ -421,3 +422,30 @@ def test_nothing_of_torch_is_imported(tmp_path: Path) -> None:
     )
     assert "torch" not in done.stdout
     assert "numba" not in done.stdout
+
+
+# -- one key for two sides -------------------------------------------------------------------------
+
+
+def test_a_key_is_for_one_of_two_sides(tmp_path: Path) -> None:
+    torch.save({"model": {"w": W}, "ema": {"w": 2 * W}}, tmp_path / "run.ckpt")
+    torch.save({"w": W}, tmp_path / "flat.pt")
+    holder = torch.nn.Module()
+    holder.w = torch.nn.Parameter(W.clone())
+    for other in (tmp_path / "flat.pt", {"w": W}, holder):
+        for sides in ((other, tmp_path / "run.ckpt"), (tmp_path / "run.ckpt", other)):
+            result = ckdiff.diff(*sides, key="ema")
+            assert result.rules["exact"]["changed"] == 5
+            ckdiff.delta(*sides, tmp_path / "d.delta", key="ema", overwrite=True)
+
+
+def test_a_key_that_no_side_has_a_use_for(tmp_path: Path) -> None:
+    torch.save({"w": W}, tmp_path / "flat.pt")
+    save_file({"w": W}, tmp_path / "a.safetensors")
+    for base in (tmp_path / "flat.pt", {"w": W}, tmp_path / "a.safetensors"):
+        with pytest.raises(CheckpointError, match="--key ema is not in it"):
+            ckdiff.diff(base, tmp_path / "flat.pt", key="ema")
+    torch.save({"a": {"w": W}, "b": {"v": 3}, "c": {"w": W}}, tmp_path / "two.pt")
+    torch.save({"ema": {"w": W}}, tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match="--key ema is not in it"):
+        ckdiff.diff(tmp_path / "two.pt", tmp_path / "run.pt", key="ema")

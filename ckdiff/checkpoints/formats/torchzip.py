@@ -33,6 +33,7 @@ from ckdiff.checkpoints.formats.torcharchive import (
     unsupported,
 )
 from ckdiff.checkpoints.formats.ziparchive import Read
+from ckdiff.checkpoints.pieces import NO_KEY
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import CheckpointError
 
@@ -195,7 +196,7 @@ def _instead(content: Any, key: str, found: Found) -> str:
     if paths := [path for path, _ in (*found.candidates, *found.aside) if path]:
         return f"try {_keys(sorted(paths, key=rank), ' or ')}"
     if found.candidates or is_tensor(content) or _is_list(content):
-        return _alike(content, key) or "its tensors lie under no key: leave --key out"
+        return _alike(content, key) or NO_KEY
     return "it holds no tensors by name under any key"
 
 
