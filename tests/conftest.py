@@ -106,7 +106,12 @@ SLOW: dict[str, str] = {
         test_a_gpu_would_round_as_the_cpu_does
         test_a_store_is_the_same_to_the_byte
         test_every_dtype_and_rule_is_as_on_the_cpu
+        test_tensors_on_the_device_are_not_copied
         test_what_changed_is_moved_together
+    """,
+    "test_gpu_tensors": """
+        test_nothing_is_copied_and_the_store_is_the_same
+        test_statistics_take_copies
     """,
     "test_graft": """
         test_every_bit
@@ -163,6 +168,14 @@ SLOW: dict[str, str] = {
     "test_nulls": """
         test_a_coarser_null_takes_structure_for_agreement
         test_z_is_standard_normal_under_its_own_null
+    """,
+    "test_paper_model": """
+        test_a_run_is_the_same_each_time
+        test_it_is_llama
+        test_offline_algorithms_make_the_right_answers_likelier
+    """,
+    "test_paper_published": """
+        test_a_pair_is_streamed_and_held_against_the_table
     """,
     "test_progress": """
         test_compiling_is_really_said

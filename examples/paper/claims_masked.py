@@ -20,17 +20,19 @@ from paper.claims import (
     sft_dense,
 )
 from paper.results import Results, Spread, density, gain, share_of_gain, spread
-from paper.retrain import FULL
+from paper.retrain import FULL, counterpart
 
 CLOSE = 0.9  #: share of the gain, or of weights, from which the full run is recovered
 
 
 def shares(results: Results, full: str, kinds: tuple[str, ...]) -> Spread:
-    """Shares of a full run's gain with these kinds of mask."""
-    if full not in results.runs:
-        return Spread(())
-    runs = [each for kind in kinds for each in results.masked(full, kind)]
-    return spread(runs, lambda each: share_of_gain(each, results.runs[full]))
+    """Shares of a full run's gain with these kinds of mask; also of the other seed's run."""
+    found = []
+    for name in (full, counterpart(full, seed=2)):
+        for kind in kinds:
+            runs = results.masked(name, kind) if name in results.runs else []
+            found += [share_of_gain(each, results.runs[name]) for each in runs]
+    return Spread(tuple(share for share in found if share is not None))
 
 
 def suffices(results: Results) -> Found:
@@ -39,7 +41,7 @@ def suffices(results: Results) -> Found:
         own, drawn = (shares(results, full, k) for k in (("own",), ("random1", "random2")))
         if not own.values or not drawn.values:
             continue
-        lines.append(f"{full}: own {own.mean:.0%}, random {drawn.mean:.0%} of the gain")
+        lines.append(f"{full}: own {own}, random {drawn} of the gain")
         verdicts.append(own.mean >= CLOSE and own.mean - drawn.mean >= 0.1)
     if not verdicts:
         return Found(UNTESTED, "no full run gained enough")

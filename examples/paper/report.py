@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckdiff.figures.figure import Figure
 from paper.claims import ENOUGH, HOLDS, RL, Found, lifts
-from paper.claims_masked import CLAIMS, shares
+from paper.claims_masked import CLAIMS
 from paper.pictures import figures, scores_of
 from paper.results import (
     Result,
@@ -18,11 +18,14 @@ from paper.results import (
     density_f32,
     gain,
     load_results,
+    share_of_gain,
     spread,
 )
-from paper.retrain import FULL, MASKS
+from paper.retrain import AGAIN, FULL, MASKS
 from paper.runs import MATRICES
 
+#: by which rules weights of two trainings are held against each other
+EQUAL = ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")
 NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 _HEAD = """\
@@ -132,34 +135,31 @@ def gate(results: Results) -> str:
 def masked_table(results: Results) -> str:
     """Retraining: a row for each full run, mask by mask, beside the untrained base."""
     rows: list[Sequence[object]] = []
-    for full in FULL:
+    for full in (*FULL, *AGAIN):
         if full not in results.runs:
             continue
         run = results.runs[full]
         moved = run["measured"]["density_f32"]
-        rows.append(_row(full, "(the full run)", run, {}, "100 %"))
-        base = {rule: 1 - moved[rule] for rule in ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")}
         start = run["start"]["masters"]
-        untrained = f"{start['accuracy']:.3f} / {start['reward']:.3f}"
-        rows.append((full, "(the untrained base)", untrained, "0 %", *_equal(base)))
-        for kind in MASKS:
-            for each in results.masked(full, kind):
-                share = shares(results, full, (kind,))
-                text = f"{share.mean:.0%}" if share.values else "–"
-                rows.append(_row(full, kind, each, each["measured"]["like_full"]["masters"], text))
+        rows.append(_row(full, "(the full run)", run["end"]["masters"], "100 %"))
+        same = [1 - density(run), *(1 - moved[rule] for rule in EQUAL)]
+        untrained = _row(full, "(the untrained base)", start, "0 %")
+        rows.append((*untrained, *(f"{value:.3f}" for value in same)))
+        for each in (each for kind in MASKS for each in results.masked(full, kind)):
+            share = share_of_gain(each, run)
+            text = "–" if share is None else f"{share:.0%}"
+            like = each["measured"]["like_full"]
+            equal = [like["stored"]["exact"], *(like["masters"][rule] for rule in EQUAL)]
+            row = _row(full, each["run"]["mask"], each["end"]["masters"], text)
+            rows.append((*row, *(f"{value:.3f}" for value in equal)))
     head = ("full run", "mask", "accuracy / reward (float32)", "share of the gain",
-            "equal", "within 1e-8", "within 1e-5", "within 1e-4")  # fmt: skip
-    return table(head, rows)
+            "stored weights equal", "float32 equal", "within 1e-8", "within 1e-5",
+            "within 1e-4")  # fmt: skip
+    return table(head, [(*row, *[""] * (len(head) - len(row))) for row in rows])
 
 
-def _row(full: str, kind: str, run: Result, like: dict[str, float], share: str) -> Sequence[object]:
-    end = run["end"]["masters"]
-    return (full, kind, f"{end['accuracy']:.3f} / {end['reward']:.3f}", share, *_equal(like))
-
-
-def _equal(like: dict[str, float]) -> list[str]:
-    rules = ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")
-    return [f"{like[rule]:.3f}" if rule in like else "" for rule in rules]
+def _row(full: str, kind: str, end: dict[str, float], share: str) -> tuple[str, ...]:
+    return full, kind, f"{end['accuracy']:.3f} / {end['reward']:.3f}", share
 
 
 def overlaps(results: Results) -> str:

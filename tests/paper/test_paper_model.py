@@ -32,6 +32,27 @@ def test_sampling_with_a_cache_is_what_the_whole_model_says(base: Model) -> None
     assert torch.equal(answers, tokens[:, 8:])
 
 
+def test_it_is_llama(base: Model) -> None:
+    """The weights in transformers' model, under the same names, say the same."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = base.shape
+    config = LlamaConfig(
+        vocab_size=13,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+    )
+    theirs = LlamaForCausalLM(config)
+    theirs.load_state_dict(base.state_dict())
+    tokens = torch.randint(0, 13, (3, 14), generator=seeded(1))
+    with torch.no_grad():
+        assert torch.allclose(theirs(tokens).logits, base(tokens), atol=1e-5)
+
+
 def test_later_tokens_change_nothing_before_them(base: Model) -> None:
     prompts = prompts_of(TASKS["sum"], draw(1, seeded(1)))
     one, two = torch.tensor([[1, 2, 3, 4, 5, 6]]), torch.tensor([[1, 2, 3, 9, 9, 9]])
