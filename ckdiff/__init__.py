@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from ckdiff.runs.principal import principal
     from ckdiff.runs.spectrum import Spectrum, spectrum
     from ckdiff.runs.structure import structure
-    from ckdiff.runs.structure_result import Structure
+    from ckdiff.runs.structures.result import Structure
     from ckdiff.runs.timeline import timeline
     from ckdiff.runs.timelines.check import check_timeline
     from ckdiff.runs.timelines.result import Timeline, open_timeline
@@ -124,7 +124,7 @@ _HOMES = {
     "open_store": "ckdiff.stores.maskstore",
     "Squashed": "ckdiff.deltas.squash",
     "squash": "ckdiff.deltas.squash",
-    "Structure": "ckdiff.runs.structure_result",
+    "Structure": "ckdiff.runs.structures.result",
     "structure": "ckdiff.runs.structure",
     "TensorRecord": "ckdiff.stores.table",
     "Timeline": "ckdiff.runs.timelines.result",

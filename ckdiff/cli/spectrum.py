@@ -68,8 +68,8 @@ def command(base: str, tuned: str, dry_run: bool, as_json: bool, **asked: Any) -
     from ckdiff.cli import spectrum_text
     from ckdiff.cli.output import write_json, write_json_rows, write_lines
     from ckdiff.cli.progress import Reporter, compilation_noted
+    from ckdiff.runs.spectra.plan import Options, plan
     from ckdiff.runs.spectrum import run
-    from ckdiff.runs.spectrum_plan import Options, plan
 
     with (
         Reporter("decomposed") as reporter,

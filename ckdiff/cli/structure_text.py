@@ -12,7 +12,7 @@ from ckdiff.cli import csvs, formats
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
-from ckdiff.runs.structure_result import RATIOS, Structure
+from ckdiff.runs.structures.result import RATIOS, Structure
 from ckdiff.stores.shortnames import short_names
 
 _FOURS = ("none", "1", "2", "3", "all 4")

@@ -21,9 +21,9 @@ from ckdiff.errors import PairingError, UsageError, printable
 from ckdiff.options import Observer, checked_int, checked_text
 from ckdiff.outputs.checks import check_place
 from ckdiff.rules import Rule
-from ckdiff.runs.principal_hashing import content_hashes
-from ckdiff.runs.principal_making import Chosen, LowMask, PrincipalMask
-from ckdiff.runs.structure_result import as_matrix
+from ckdiff.runs.principals.hashing import content_hashes
+from ckdiff.runs.principals.making import Chosen, LowMask, PrincipalMask
+from ckdiff.runs.structures.result import as_matrix
 from ckdiff.runs.values import has_numbers
 from ckdiff.stores.building import Derived, Maker, Target
 from ckdiff.stores.maskstore import MaskStore, open_store

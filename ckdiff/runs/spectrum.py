@@ -19,7 +19,7 @@ from ckdiff.errors import UsageError
 from ckdiff.figures.frames import Framed, Record
 from ckdiff.options import Observer, checked_observer
 from ckdiff.running.runners import Meter, interruptible
-from ckdiff.runs.spectrum_matrix import (
+from ckdiff.runs.spectra.matrix import (
     FloatArray,
     finite,
     rank,
@@ -27,8 +27,8 @@ from ckdiff.runs.spectrum_matrix import (
     read_matrix,
     singular_values,
 )
-from ckdiff.runs.spectrum_plan import Matrix, Options, SpectrumPlan, plan
-from ckdiff.runs.spectrum_shown import SpectrumPlots, spectrum_html
+from ckdiff.runs.spectra.plan import Matrix, Options, SpectrumPlan, plan
+from ckdiff.runs.spectra.shown import SpectrumPlots, spectrum_html
 from ckdiff.runs.values import FloatReader, Floats
 
 MEASURES = ("rank", "rank_share", "stable_rank", "rank99", "norm2", "norm")

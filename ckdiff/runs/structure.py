@@ -20,11 +20,11 @@ from ckdiff.options import Observer, checked_int, checked_observer, several_text
 from ckdiff.rules import Rule
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.runs.structure_counting import Counts, Part, ProfileTask, pieces, worker_memory
-from ckdiff.runs.structure_energy import Energies
-from ckdiff.runs.structure_file import ProfileFile
-from ckdiff.runs.structure_modules import Stripes
-from ckdiff.runs.structure_result import Structure, as_matrix
+from ckdiff.runs.structures.counting import Counts, Part, ProfileTask, pieces, worker_memory
+from ckdiff.runs.structures.energy import Energies
+from ckdiff.runs.structures.file import ProfileFile
+from ckdiff.runs.structures.modules import Stripes
+from ckdiff.runs.structures.result import Structure, as_matrix
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.table import IntArray

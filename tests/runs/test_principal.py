@@ -16,8 +16,8 @@ from support import write_safetensors
 from test_structure_energy import NUMPY, write
 
 import ckdiff
-from ckdiff.runs.principal_low import Limit, magnitudes, smallest, taken
-from ckdiff.runs.principal_making import LowMask, reconstruction
+from ckdiff.runs.principals.low import Limit, magnitudes, smallest, taken
+from ckdiff.runs.principals.making import LowMask, reconstruction
 
 FLOATS = ["BF16", "F16", "F32", "F64", "F8_E4M3"]
 

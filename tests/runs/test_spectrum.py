@@ -14,7 +14,7 @@ from support import write_safetensors
 from test_structure_energy import NUMPY, write
 
 import ckdiff
-from ckdiff.runs import spectrum_plan
+from ckdiff.runs.spectra import plan
 from ckdiff.runs.spectrum import figures
 
 
@@ -126,7 +126,7 @@ def test_large_models_are_sampled_and_say_so(
 ) -> None:
     base, tuned = layers(tmp_path / "a.st", 9, 0), layers(tmp_path / "b.st", 9, 1)
     assert len(ckdiff.spectrum(base, tuned).rows) == 19
-    monkeypatch.setattr(spectrum_plan, "LARGE", 100)
+    monkeypatch.setattr(plan, "LARGE", 100)
     notes: list[str] = []
     found = ckdiff.spectrum(base, tuned, observer=ckdiff.Observer(note=notes.append))
     names = [row["name"] for row in found.rows if ".up." in row["name"]]

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 import ckdiff
 from ckdiff.layout import Layout
 from ckdiff.runs import structure as door
-from ckdiff.runs import structure_counting
-from ckdiff.runs.structure_result import Ranked, stripes
+from ckdiff.runs.structures import counting
+from ckdiff.runs.structures.result import Ranked, stripes
 
 SHAPES = {
     "a.weight": ("BF16", (300, 70)),
@@ -79,7 +79,7 @@ def check(row: dict[str, Any], mask: Any) -> None:
 def test_what_is_counted_is_what_the_masks_have(
     stores: tuple[list[ckdiff.MaskStore], list[Any]], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = structure_counting.pieces
+    cut = counting.pieces
     monkeypatch.setattr(door, "pieces", lambda layout, shapes: cut(layout, shapes, size))
     found = ckdiff.structure(stores[0]).to_dict()
     matrices = [name for name, (_, shape) in SHAPES.items() if len(shape) > 1]
@@ -96,7 +96,7 @@ def test_what_is_counted_is_what_the_masks_have(
 )
 def test_pieces_hold_everything_once(shapes: list[tuple[int, int]], size: int) -> None:
     layout = Layout(np.array([rows * width for rows, width in shapes], np.int64))
-    found = structure_counting.pieces(layout, shapes, size)
+    found = counting.pieces(layout, shapes, size)
     seen = np.zeros(layout.total, np.int64)
     for first, stop in found:
         assert first % 512 == 0

@@ -11,7 +11,7 @@ import pytest
 from support import write_safetensors
 
 import ckdiff
-from ckdiff.runs import structure_energy
+from ckdiff.runs.structures import energy
 
 NUMPY = {
     "BF16": ml_dtypes.bfloat16,
@@ -70,7 +70,7 @@ def expected(base: Any, tuned: Any) -> list[float]:
 def test_shares_are_those_of_the_sorted_differences(
     tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(structure_energy, "_WINDOW", window)
+    monkeypatch.setattr(energy, "_WINDOW", window)
     base, tuned, values = pair(tmp_path)
     ckdiff.diff(base, tuned, tmp_path / "s.zarr")
     found = ckdiff.structure(tmp_path / "s.zarr", base=base, tuned=tuned).to_dict()

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.runs.structure_counting import Counts
-from ckdiff.runs.structure_result import IntArray, Ranked, Structure
+from ckdiff.runs.structures.counting import Counts
+from ckdiff.runs.structures.result import IntArray, Ranked, Structure
 
 BINS = 96  #: of a stripe: so many neighbours are drawn as one
 _KEPT = 6  #: matrices of each store

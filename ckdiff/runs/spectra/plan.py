@@ -23,8 +23,8 @@ from ckdiff.diffs.result import asked_for
 from ckdiff.errors import BudgetError, UsageError, printable
 from ckdiff.options import checked_int, several_texts
 from ckdiff.running.memory import PROCESS
-from ckdiff.runs.spectrum_matrix import Shape, values_memory, vectors_memory
-from ckdiff.runs.structure_result import as_matrix
+from ckdiff.runs.spectra.matrix import Shape, values_memory, vectors_memory
+from ckdiff.runs.structures.result import as_matrix
 from ckdiff.runs.values import has_numbers
 from ckdiff.stores.summaries import module_of
 

@@ -26,7 +26,7 @@ from ckdiff.kernels.contents import ContentHasher
 from ckdiff.running.memory import Need
 from ckdiff.running.runners import Meter, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
-from ckdiff.runs.structure_result import as_matrix
+from ckdiff.runs.structures.result import as_matrix
 from ckdiff.runs.values import FloatReader, Floats, has_numbers
 from ckdiff.stores.matching import Matched
 from ckdiff.stores.seeing import seen_by

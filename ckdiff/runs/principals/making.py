@@ -16,8 +16,8 @@ from ckdiff.kernels.memory import views
 from ckdiff.layout import Layout, Spans
 from ckdiff.running.memory import PROCESS, Need
 from ckdiff.running.threads import Stopped, run_threads
-from ckdiff.runs.principal_low import Keys, Limit, magnitudes, smallest, taken
-from ckdiff.runs.spectrum_matrix import (
+from ckdiff.runs.principals.low import Keys, Limit, magnitudes, smallest, taken
+from ckdiff.runs.spectra.matrix import (
     finite,
     rank_of_energy,
     read_matrix,
@@ -256,7 +256,7 @@ def _check_memory(needed: int, memory: str | int | None) -> None:
 
     Without ``memory`` it may take half of what the machine, or its cgroup, has.
     """
-    from ckdiff.runs.spectrum_plan import allowed_memory
+    from ckdiff.runs.spectra.plan import allowed_memory
 
     allowed, total = allowed_memory(memory), PROCESS + needed
     if total > allowed:

@@ -18,8 +18,8 @@ from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.errors import StoreError, UsageError
 from ckdiff.options import checked_output
 from ckdiff.outputs.place import Place, write_errors
-from ckdiff.runs.structure_counting import Counts
-from ckdiff.runs.structure_result import Structure, as_matrix
+from ckdiff.runs.structures.counting import Counts
+from ckdiff.runs.structures.result import Structure, as_matrix
 
 _MARK = '{"__metadata__":{"format":"ckdiff profiles 1"'  # how the header begins
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.figures.frames import Framed, Record
-from ckdiff.runs.structure_counting import Counts, Shape
-from ckdiff.runs.structure_shown import StructurePlots, structure_html
+from ckdiff.runs.structures.counting import Counts, Shape
+from ckdiff.runs.structures.shown import StructurePlots, structure_html
 from ckdiff.stores.summaries import module_of
 
 IntArray = npt.NDArray[np.int64]
