@@ -186,7 +186,9 @@ class PlainRecorder(PackedRecorder):
 
 
 class PlainPatcher:
-    def changes(self, delta: Delta, window: int, base: Bytes, out: Bytes) -> int:
+    def changes(
+        self, delta: Delta, window: int, base: Bytes, out: Bytes, *, ready: Any = None
+    ) -> int:
         frame = delta.frame(window)
         if frame is None:
             return 0

@@ -198,7 +198,9 @@ def profile_kernel() -> Callable[..., None]:
             column = PROFILE_STRIP * strip
             done = 0
             while done < rows:
-                step = min(rows - done, 255)
+                step = rows - done
+                if step > 255:  # what a plane of counters holds
+                    step = 255
                 _strip(
                     mask, bit + done * width + column, step, width, width - column, first + done,
                     columns + 2 * column, bands + 128 * strip, totals,

@@ -33,7 +33,7 @@ from ckdiff.kernels.abi import (
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.lanes import F32, I8, I32, Value, splat, vector
-from ckdiff.kernels.codegen.words import copy_byte, load_word
+from ckdiff.kernels.codegen.words import copy_byte, load_word, quotient
 
 _NAN = 0x7FC00000
 _FILL = 16  # lanes written at a time
@@ -219,7 +219,7 @@ def halves_kernel() -> Callable[..., None]:
     ) -> None:  # fmt: skip
         mode = enter_default_mode()
         for row in range(first, first + rows):
-            factors = scales + row // group * scale_step
+            factors = scales + quotient(row, group) * scale_step
             _multiply_row(row & 1, source + (row >> 1) * step, factors, out, columns, scratch)
             out += out_step
         leave_default_mode(mode)

@@ -28,7 +28,7 @@ from ckdiff.kernels.abi import (
     BOX_TILE,
 )
 from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value, int_type
-from ckdiff.kernels.codegen.words import load_word, store_word
+from ckdiff.kernels.codegen.words import load_word, quotient, store_word
 
 _VECTOR = 16  # bytes of a row of what is turned in registers
 _PICKED = 32  # bytes that are picked out of a line at a time
@@ -298,7 +298,7 @@ def _band(width: int, every: int) -> Callable[..., None]:
         step, out_step = steps
         first, stop = tiles
         rows, lead = size
-        asked = (side + stop - first - 1) // (stop - first)  # rows, for each tile
+        asked = quotient(side + stop - first - 1, stop - first)  # rows, for each tile
         for tile in range(first, stop):
             row = _place(tile, side, lead, rows)
             gather(aside, source + row * every * width, step, row + side == rows)

@@ -33,6 +33,18 @@ def store_word(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def quotient(typing: Any, number: Any, by: Any) -> Any:
+    """number // by, neither negative and ``by`` not zero: numba's own would raise, and a kernel
+    that can raise refers to the interpreter.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        return b.udiv(*args)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def ones(typing: Any, word: Any) -> Any:
     """Population count of a uint64."""
 
