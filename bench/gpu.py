@@ -27,7 +27,7 @@ from ckdiff.errors import UsageError
 from ckdiff.kernels.gpu import counting, open_device
 from ckdiff.kernels.gpu.compact import changed_positions
 from ckdiff.kernels.gpu.counting import count_changed, slot_for
-from ckdiff.kernels.gpu.staging import Device
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.tables import PROGRAM, Table
 from ckdiff.options import Options
 from ckdiff.rules import Rule

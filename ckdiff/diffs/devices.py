@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff import budget
+from ckdiff.checkpoints.places.memory import MemoryCheckpoint
 from ckdiff.diffs.task import LARGEST_WINDOW, DiffTask
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
@@ -23,8 +24,8 @@ from ckdiff.options import Options
 from ckdiff.rules import Rule
 
 if TYPE_CHECKING:
+    from ckdiff.kernels.gpu.device import Device
     from ckdiff.kernels.gpu.kernels import DeviceKernels
-    from ckdiff.kernels.gpu.staging import Device
 
 Allotted = TypeVar("Allotted")
 
@@ -168,8 +169,12 @@ class DeviceRun:
             return task
         if kernels is None:
             return task
-        there = replace(there, comparing=kernels)
-        if self._planned.asked == "auto":
+        there = replace(
+            there, comparing=kernels, stays=str(device.device) if kernels.has_tensors else ""
+        )
+        if kernels.has_tensors:
+            why = "tensors are on it"
+        elif self._planned.asked == "auto":
             from ckdiff.diffs.trial import try_both
 
             use, why = try_both(task, there, chunks[:workers], device.name)
@@ -208,6 +213,7 @@ class DeviceRun:
                 window=task.window,
                 workers=workers,
                 memory=self._planned.memory,
+                resident=_resident(task, str(device.device)),
             )
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -223,3 +229,19 @@ class DeviceRun:
         self.taken = Taken("cpu", why)
         if device is not None:
             device.drop_cache()
+
+
+def _resident(task: DiffTask, device: str) -> list[tuple[int, int]]:
+    """Where tensors of both sides are in a device's memory, if they can be compared there as they
+    are: statistics, a cast and an adapter are the CPU's.
+    """
+    if task.with_statistics or any(task.casting.narrow) or task.merging is not None:
+        return []
+    found = []
+    for side in task.sides:
+        if isinstance(side.checkpoint, MemoryCheckpoint):
+            places = side.checkpoint.on_device(device)
+            sizes = side.checkpoint.table.nbytes
+            some = (places > 0) & (sizes > 0)
+            found += list(zip(places[some].tolist(), (places + sizes)[some].tolist(), strict=True))
+    return found

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.checkpoints.gathering import PieceReader
+from ckdiff.checkpoints.places.memory import MemoryReader
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
@@ -57,6 +58,7 @@ class DiffTask:
     merging: npt.NDArray[np.bool_] | None  #: whose bases are made by an adapter
     casting: Casting  #: what is widened before it is compared
     sink: ObjectSink | None  #: where the masks go; None: count only, and ``masks`` are none
+    stays: str = ""  #: the device on which tensors that are there are compared where they are
     on_bytes: Callable[[int], None] = lambda size: None
     _local: threading.local = field(default_factory=threading.local)
 
@@ -71,6 +73,10 @@ class DiffTask:
             writers = {} if self.sink is None else self.sink.begin(chunk, list(self.masks), stack)
             readers = [stack.enter_context(closing(s.checkpoint.reader())) for s in self.sides]
             self._prefer_rows(readers)
+            if self.stays:
+                for reader in readers:
+                    if isinstance(reader, MemoryReader):
+                        reader.stay(self.stays)
             windows = self.windows(first, end, spans)
             ahead = deque(islice(windows, AHEAD))
             for window in ahead:

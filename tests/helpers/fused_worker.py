@@ -2,6 +2,7 @@
 
     python fused_worker.py bits DTYPE...   with TRITON_INTERPRET=1: against the CPU's kernels
     python fused_worker.py compact DTYPE...   likewise: counts, positions and values
+    python fused_worker.py held HERE THERE   likewise: a diff of tensors that are on the device
     python fused_worker.py diff BASE TUNED OUT RULE...   likewise: a diff on torch's CPU device
     python fused_worker.py ptx DTYPE...    compiles for a GPU of which there is none
 
@@ -19,6 +20,7 @@ import naive
 import numpy as np
 import torch
 from device_changes import changes_agree
+from device_tensors import diffed, pretend, some_states
 from kernel_runs import kernels, run, some_elements, tough_pairs
 
 from ckdiff.diffs.plan import plan
@@ -99,6 +101,18 @@ def compact_(dtypes: list[str]) -> object:
     return [dtype for dtype in dtypes if changes_agree(dtype, 6)]
 
 
+def held(places: list[str]) -> object:
+    import pytest
+
+    np.seterr(all="ignore")
+    base, tuned = some_states()
+    diffed(base, tuned, places[0], device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        copied = pretend(patch)
+        why = diffed(base, tuned, places[1]).device_why
+    return [why, sum(copied)]
+
+
 def diff(arguments: list[str]) -> object:
     np.seterr(all="ignore")
     base, tuned, out, *rules = arguments
@@ -174,6 +188,8 @@ def ptx(dtypes: list[str]) -> object:
 if __name__ == "__main__":
     print(
         json.dumps(
-            {"bits": bits, "compact": compact_, "diff": diff, "ptx": ptx}[sys.argv[1]](sys.argv[2:])
+            {"bits": bits, "compact": compact_, "held": held, "diff": diff, "ptx": ptx}[
+                sys.argv[1]
+            ](sys.argv[2:])
         )
     )

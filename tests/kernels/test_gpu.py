@@ -26,8 +26,8 @@ from ckdiff.diffs.run import run
 from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW, DiffTask
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.kernels import gpu
+from ckdiff.kernels.gpu import device, sizes, staging
 from ckdiff.kernels.gpu import kernels as device_kernels
-from ckdiff.kernels.gpu import sizes, staging
 from ckdiff.options import DEVICES, Observer, Options
 
 BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
@@ -182,7 +182,7 @@ def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "an old one")
-    monkeypatch.setattr(staging, "Device", lambda device, name: SimpleNamespace(device=device))
+    monkeypatch.setattr(device, "Device", lambda device, name: SimpleNamespace(device=device))
     monkeypatch.setattr(torch, "zeros", zeros)
     with pytest.raises(UsageError, match=r"^the GPU cannot be used: CUDA error: no kernel image"):
         gpu.open_device("cuda")
@@ -332,7 +332,7 @@ def test_auto_takes_what_is_faster(
 
     auto.setattr(device_kernels.DeviceKernels, "run", run)
     left: list[bool] = []
-    auto.setattr(staging.Device, "drop_cache", lambda self: left.append(True))
+    auto.setattr(device.Device, "drop_cache", lambda self: left.append(True))
     found = diff(sides, tmp_path / "there", device="auto")
     assert [min(rates) > 0 for rates in measured] == [True]
     assert found.device_why == ("torch's CPU: we say so" if faster else "we say so")

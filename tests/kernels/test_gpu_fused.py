@@ -27,13 +27,15 @@ from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.kernels import BLOCK, gpu
 from ckdiff.kernels.gpu import preparing
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
-from ckdiff.kernels.gpu.staging import Device, Slot
+from ckdiff.kernels.gpu.staging import Slot
 from ckdiff.kernels.gpu.tables import COLUMNS, Table
 from ckdiff.kernels.memory import bytes_at
 from ckdiff.rules import Rule
 
 WORKER = Path(__file__).parents[1] / "helpers" / "fused_worker.py"
+COPIED = 4 * 2000 + 2 * 2 * 1999  # of tensors that are strided, or one element off
 with_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
 )
@@ -70,6 +72,15 @@ def test_a_store_is_the_same_to_the_byte(tmp_path: Path) -> None:
     assert notes == []
     ckdiff.diff(*sides, out=tmp_path / "here", rules=rules, memory="8GiB")
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+
+
+@with_triton
+def test_tensors_on_the_device_are_not_copied(tmp_path: Path) -> None:
+    """Their ragged ends are fetched, to be hashed."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    why, copied = worker("held", str(here), str(there), interpreted=True)
+    assert (why, copied) == ("torch's CPU: tensors are on it", COPIED)
+    assert files_of(there) == files_of(here)
 
 
 @with_triton

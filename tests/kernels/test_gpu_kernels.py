@@ -25,9 +25,9 @@ from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError
 from ckdiff.kernels import BLOCK, Comparing, Results, abi
 from ckdiff.kernels.gpu import open_device, staging
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes
-from ckdiff.kernels.gpu.staging import Device
 from ckdiff.rules import Rule
 
 #: numbers at which something changes, for the types of 16 bits and more

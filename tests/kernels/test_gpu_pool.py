@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.pool import Pool
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes, staging_memory
-from ckdiff.kernels.gpu.staging import Device, Stages
+from ckdiff.kernels.gpu.staging import Stages
 from ckdiff.kernels.gpu.tables import Table
 
 MIB = 1 << 20

@@ -81,6 +81,13 @@ class HeldOnDevice(HeldTensor):
         super().__init__(tensor, dtype, here=False)
         self._torch = torch
 
+    def there(self, device: str) -> int:
+        """Where it is in the memory of this device, packed and aligned as code there likes it; 0
+        where it is not.
+        """
+        packed = self._tensor.is_contiguous() and not self._at % 16
+        return self._at if packed and str(self._tensor.device) == device else 0
+
     def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
         """See Held. Of a strided tensor, a window is packed on the device first."""
         torch = self._torch

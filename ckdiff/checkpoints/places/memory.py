@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints.places.held import Held, held_array
-from ckdiff.checkpoints.places.heldtorch import held_tensor, is_module, synchronize, torch_of
+from ckdiff.checkpoints.places.heldtorch import (
+    HeldOnDevice,
+    held_tensor,
+    is_module,
+    synchronize,
+    torch_of,
+)
 from ckdiff.checkpoints.places.statechoice import chosen_tensors, state_tensors
 from ckdiff.checkpoints.places.wrapped import plain_names
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader, TensorTable
@@ -121,6 +127,11 @@ class MemoryCheckpoint(Checkpoint):
         """See Checkpoint."""
         return self._addresses
 
+    def on_device(self, device: str) -> IntArray:
+        """For each tensor where it is in the memory of a device of torch's, 0 where it is not."""
+        found = [held.there(device) if isinstance(held, HeldOnDevice) else 0 for held in self.held]
+        return np.array(found, np.int64)
+
     def reader(self) -> SpanReader:
         """See Checkpoint."""
         self._check_open()
@@ -169,12 +180,18 @@ class MemoryReader:
         self._held = checkpoint.held
         self._buffer = np.empty(0, np.uint8)
         self._used: list[int] = []
+        self._places = checkpoint.addresses
+
+    def stay(self, device: str) -> None:
+        """Give addresses in a device's memory for what is there, to those who compare it there."""
+        there = self._checkpoint.on_device(device)
+        self._places = np.where(there > 0, there, self._places)
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader. What lies packed in memory is not copied."""
         self._used = np.unique(tensors).tolist()
         self._checkpoint.check(self._used, written=False)
-        places = self._checkpoint.addresses[tensors]
+        places = self._places[tensors]
         addresses: IntArray = places + starts
         copied = np.flatnonzero((places == 0) & (nbytes > 0)).tolist()
         if copied:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ckdiff.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckdiff.kernels.gpu.staging import Device
+    from ckdiff.kernels.gpu.device import Device
 
 __all__ = ["open_device"]
 
@@ -38,7 +38,7 @@ def open_device(name: str) -> Device:
             f"a GPU is used through torch, which cannot be imported: {_first_line(error)}",
             hint=_HINT,
         ) from error
-    from ckdiff.kernels.gpu.staging import Device
+    from ckdiff.kernels.gpu.device import Device
 
     if name == "torch-cpu":
         device = Device(torch.device("cpu"), "torch's CPU")

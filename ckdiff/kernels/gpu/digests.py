@@ -7,12 +7,13 @@ import numpy.typing as npt
 import torch
 
 from ckdiff.kernels import abi
-from ckdiff.kernels.gpu.hashcode import WORDS, digest, starts
-from ckdiff.kernels.gpu.tables import COLUMNS, PROGRAM, Int64, Table
+from ckdiff.kernels.gpu.device import Device
+from ckdiff.kernels.gpu.hashcode import WORDS, digest, ends, starts
+from ckdiff.kernels.gpu.tables import COLUMNS, PROGRAM, SIDES, Int64, Table, sent
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.memory import UInt64
 
-__all__ = ["Digests", "add", "tails"]
+__all__ = ["Digests", "Ends", "add", "tails"]
 
 _OPTIONS = {"num_warps": 2}
 
@@ -73,3 +74,44 @@ def tails(segments: Int64, bits: npt.NDArray[np.int64]) -> Int64:
     rest[:, abi.SEG_UNIT] += units
     rest[:, abi.SEG_ELEMENTS] %= UNIT
     return rest
+
+
+class Ends:
+    """What is left after the whole units of tensors that are on the device, fetched from there."""
+
+    def __init__(
+        self, segments: Int64, bits: npt.NDArray[np.int64], resident: npt.NDArray[np.bool_]
+    ) -> None:
+        """``resident``, (segments, 2), says which sides are on the device."""
+        ragged = segments[:, abi.SEG_ELEMENTS] % UNIT > 0
+        rest, bits = tails(segments, bits), bits[ragged]
+        self._which = resident[ragged]
+        nbytes = rest[:, abi.SEG_ELEMENTS] * bits // 8
+        self._rows = np.concatenate(
+            [
+                np.stack([rest[which, column], nbytes[which]], axis=1)
+                for column, which in zip(SIDES, self._which.T, strict=True)
+            ]
+        )
+        self._room = UNIT * int(bits.max(initial=8)) // 8  # a power of two, but for 6 bits
+        self._room = 1 << (self._room - 1).bit_length()
+        self._here: torch.Tensor | None = None
+
+    def fetch(self, device: Device) -> None:
+        """Put the copy on the current stream."""
+        count = len(self._rows)
+        if not count:
+            return
+        there = device.memory(count * self._room)
+        ends[(count,)](sent(self._rows, device.device), there, N=self._room)
+        self._here = device.pinned(count * self._room)
+        self._here.copy_(there, non_blocking=True)
+
+    def place(self, rest: Int64) -> None:
+        """Put the addresses of what was fetched into the rows that ``tails`` gives."""
+        if self._here is None:
+            return
+        at = self._here.data_ptr() + self._room * np.arange(len(self._rows))
+        first = int(self._which[:, 0].sum())
+        for column, which, some in zip(SIDES, self._which.T, (at[:first], at[first:]), strict=True):
+            rest[which, column] = some

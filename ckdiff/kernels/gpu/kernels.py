@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DType
+from ckdiff.errors import CkdiffError
 from ckdiff.kernels import BLOCK, Kernels, Results, abi
-from ckdiff.kernels.gpu.pool import Pool, failed, out_of_memory
+from ckdiff.kernels.gpu.device import Device
+from ckdiff.kernels.gpu.pool import HINT, Pool, failed, out_of_memory
 from ckdiff.kernels.gpu.preparing import make_slots
 from ckdiff.kernels.gpu.sizes import STAGES, Sizes
-from ckdiff.kernels.gpu.staging import Device, Slot, Stage
+from ckdiff.kernels.gpu.staging import Slot, Stage
+from ckdiff.kernels.gpu.tables import SIDES
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
 
@@ -45,10 +48,14 @@ class DeviceKernels:
         window: int,
         workers: int,
         memory: int,
+        resident: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """``resident`` are the addresses, from and to, of tensors in the device's memory."""
         self.slot_of = cpu.slot_of
         self.device = device
         self._cpu = cpu
+        ranges = np.array(sorted(resident), np.int64).reshape(-1, 2)
+        self._begins, self._ends = ranges[:, 0], np.maximum.accumulate(ranges[:, 1])
         self._slots = make_slots(cpu, dtypes, rules, device)
         self._bits = np.array([dtype.bits for dtype in dtypes], np.int64)
         sizes = Sizes(window, len(rules), int(self._bits.max(initial=8)))
@@ -67,7 +74,7 @@ class DeviceKernels:
     def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
         """See :meth:`ckdiff.kernels.Kernels.run`. Raises CkdiffError where the device fails."""
         if self.gave_up:
-            self._cpu.run(segments, masks, into)
+            self._run_here(segments, masks, into)
             return
         segments = segments[segments[:, abi.SEG_ELEMENTS] > 0]
         try:
@@ -86,7 +93,8 @@ class DeviceKernels:
                     flying.popleft().finish(self._cpu, masks, into)
                 stage = next(stage for stage in stages.each if stage not in flying)
                 piece, rest = _cut(todo, stages.elements, self._bits)
-                if _started(stage, piece, self._slots, hashing=hashing):
+                there = self._resident(piece)
+                if _started(stage, piece, self._slots, hashing=hashing, resident=there):
                     flying.append(stage)
                     todo = rest
                     continue
@@ -104,14 +112,41 @@ class DeviceKernels:
             if stages is not None:
                 self._pool.give_back(stages)
         if len(todo):
-            self._cpu.run(todo, masks, into)
+            self._run_here(todo, masks, into)
+
+    def _run_here(
+        self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results
+    ) -> None:
+        if self._resident(segments).any():
+            raise CkdiffError(f"{self.device.name} is out of memory", hint=HINT)
+        self._cpu.run(segments, masks, into)
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether some tensors are in the device's memory, and read there."""
+        return bool(len(self._begins))
+
+    def _resident(self, segments: Int64) -> npt.NDArray[np.bool_]:
+        """(segments, 2): whose addresses are in the device's memory, which no other memory has."""
+        addresses = segments[:, SIDES]
+        if not self.has_tensors:
+            return np.zeros(addresses.shape, np.bool_)
+        at = np.searchsorted(self._begins, addresses, side="right") - 1
+        return np.asarray((at >= 0) & (addresses < self._ends[at]))
 
 
-def _started(stage: Stage, piece: Int64, slots: Sequence[Slot], *, hashing: bool) -> bool:
+def _started(
+    stage: Stage,
+    piece: Int64,
+    slots: Sequence[Slot],
+    *,
+    hashing: bool,
+    resident: npt.NDArray[np.bool_],
+) -> bool:
     """False where memory does not suffice: only that can be done again, once it is on its way a
     piece that does not come back is an error."""
     try:
-        stage.start(piece, slots, hashing=hashing)
+        stage.start(piece, slots, hashing=hashing, resident=resident)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -8,8 +8,9 @@ from collections import Counter, deque
 import torch
 
 from ckdiff.errors import CkdiffError
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes
-from ckdiff.kernels.gpu.staging import Device, Stages
+from ckdiff.kernels.gpu.staging import Stages
 
 __all__ = ["HINT", "Pool", "failed", "out_of_memory"]
 

@@ -12,8 +12,9 @@ from ckdiff.dtypes import DType
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.binding import bind
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.pool import HINT, out_of_memory
-from ckdiff.kernels.gpu.staging import Compare, Device, Slot
+from ckdiff.kernels.gpu.staging import Compare, Slot
 from ckdiff.kernels.gpu.tables import BASE, COLUMNS, FIRST, TUNED, Table
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
@@ -93,6 +94,7 @@ def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> 
     digests = torch.zeros((4, units), dtype=torch.int64, device=device.device)
     counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=device.device)
     slot.compare(table, masks, counts)
+    assert slot.digests is not None
     slot.digests(table, digests, bits)
     lines, expected = _compared(cpu, index, slot.dtype, sides, rules)
     found, ones = masks.cpu().numpy(), table.sums(counts.cpu().numpy())

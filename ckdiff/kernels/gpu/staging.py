@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +19,18 @@ import torch
 
 from ckdiff.dtypes import DType
 from ckdiff.kernels import Kernels, Results, abi
+from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.sizes import STAGES, Sizes
-from ckdiff.kernels.gpu.tables import Int64, Table
+from ckdiff.kernels.gpu.tables import SIDES, Int64, Table
 from ckdiff.kernels.hashing import UNIT
 
-__all__ = ["Compare", "Device", "Slot", "Stage", "Stages"]
+if TYPE_CHECKING:
+    from ckdiff.kernels.gpu.digests import Digests, Ends
+
+__all__ = ["Compare", "Slot", "Stage", "Stages"]
+
+
+Flags = npt.NDArray[np.bool_]
 
 
 class Compare(Protocol):
@@ -42,7 +48,7 @@ class Slot:
 
     dtype: DType
     code: list[Compare]  #: all rules, one after the other; the first is exact
-    digests: Any = None  #: digests.Digests, where hashes are had on the device
+    digests: Digests | None = None  #: where hashes are had on the device
 
     def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
         """All rules: one launch, or more where there are very many rules."""
@@ -50,52 +56,6 @@ class Slot:
         for code in self.code:
             part = slice(first, first := first + code.rules)
             code(table, None if masks is None else masks[part], counts[part])
-
-
-class Device:
-    """A torch device and the stream on which it compares."""
-
-    def __init__(self, device: torch.device, name: str) -> None:
-        self.device = device
-        self.name = name  #: for people, such as ``NVIDIA H100``
-        self.cuda = device.type == "cuda"
-        self.fused = False  #: whether Triton is to be used; only torch's CPU does without
-        self.lock = threading.Lock()  #: held while work is handed to ``comparing``
-        # before copies where both are ready; and torch hands out its streams in turn, 32 of each
-        # priority, so that no worker's copies end up in this one
-        self.comparing: Any = self.new_stream(priority=-1)
-
-    def new_stream(self, priority: int = 0) -> Any:
-        """A stream that first waits for what its memory may have been used for; None on a CPU."""
-        if not self.cuda:
-            return None
-        stream: Any = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        return stream
-
-    def new_event(self) -> Any:
-        """An event to wait for without spinning, as other workers want the core; None on a CPU."""
-        if not self.cuda:
-            return None
-        return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-
-    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
-        """Work goes to this stream inside the ``with``."""
-        return torch.cuda.stream(stream) if self.cuda else contextlib.nullcontext()
-
-    def pinned(self, size: int) -> torch.Tensor:
-        """uint8 (size,) of host memory that a GPU can copy by itself."""
-        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.cuda)
-
-    def memory(self, size: int) -> torch.Tensor:
-        """uint8 (size,) on the device."""
-        return torch.empty(size, dtype=torch.uint8, device=self.device)
-
-    def drop_cache(self) -> None:
-        """Give back memory that torch keeps for later, on the device and pinned."""
-        if self.cuda:
-            torch.cuda.empty_cache()
-            getattr(torch._C, "_host_emptyCache", lambda: None)()
 
 
 class Stages:
@@ -130,6 +90,7 @@ class _Flight:
     size: int  #: bytes of one side
     parts: list[tuple[Slot, Table, npt.NDArray[np.bool_]]]  #: whose segments are in each table
     hashing: bool  #: on the device
+    ends: Ends | None = None  #: of what is on the device already
 
     def found(self, out: torch.Tensor, rules: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
         """Masks, digests and the counts of each part in ``out``."""
@@ -156,12 +117,15 @@ class Stage:
         self._copying = device.new_stream()  # after the memory that it will write to
         self._copied, self._done = device.new_event(), device.new_event()
 
-    def start(self, segments: Int64, slots: Sequence[Slot], *, hashing: bool) -> None:
+    def start(
+        self, segments: Int64, slots: Sequence[Slot], *, hashing: bool, resident: Flags
+    ) -> None:
         """Copy the segments, in the order of their positions, and have them compared.
 
-        Nothing waits for the device here. Raises what torch raises; the stage is free again then.
+        ``resident``, (segments, 2), says which sides are on the device already. Nothing
+        waits for the device here. Raises what torch raises; the stage is free again then.
         """
-        flight = self._filled(segments, slots, hashing)
+        flight = self._filled(segments, slots, resident, hashing=hashing)
         try:
             self._send(flight)
         except BaseException:
@@ -169,31 +133,40 @@ class Stage:
             raise
         self._flight = flight
 
-    def _filled(self, segments: Int64, slots: Sequence[Slot], hashing: bool) -> _Flight:
+    def _filled(
+        self, segments: Int64, slots: Sequence[Slot], resident: Flags, *, hashing: bool
+    ) -> _Flight:
         """Both sides one after the other, each segment where a unit may begin, and the tables."""
         first = int(segments[0, abi.SEG_POSITION])
         bits = np.array([slot.dtype.bits for slot in slots])[segments[:, abi.SEG_SLOT]]
         units = -(-segments[:, abi.SEG_ELEMENTS] // UNIT)
         ends = np.cumsum(units * UNIT * bits // 8)
         size, at = int(ends[-1]), ends - units * UNIT * bits // 8
+        if resident.all():  # nothing is copied
+            size = 0
         here, there = (where[0].data_ptr() for where in (self._here, self._there))
-        copied = segments.copy()
-        copied[:, abi.SEG_BASE], copied[:, abi.SEG_TUNED] = here + at, here + size + at
-        nbytes = (segments[:, abi.SEG_ELEMENTS] * bits // 8).tolist()
-        for column in (abi.SEG_BASE, abi.SEG_TUNED):
-            to, source = copied[:, column].tolist(), segments[:, column].tolist()
-            for move in zip(to, source, nbytes, strict=True):
+        copied, sides = segments.copy(), []
+        nbytes = segments[:, abi.SEG_ELEMENTS] * bits // 8
+        for column, begin, stays in zip(SIDES, (0, size), resident.T, strict=True):
+            source, to = segments[:, column], here + begin + at
+            sides.append(np.where(stays, source, there + begin + at))
+            copied[:, column] = np.where(stays, source, to)
+            for move in np.stack([to, source, nbytes])[:, ~stays].T.tolist():
                 ctypes.memmove(*move)  # without Python's lock
         parts, position = [], segments[:, abi.SEG_POSITION]
         for number in np.unique(segments[:, abi.SEG_SLOT]).tolist():
             of = segments[:, abi.SEG_SLOT] == number
-            table = Table.of(
-                there + at[of], there + size + at[of], segments[of, abi.SEG_ELEMENTS],
-                (position[of] - first) // UNIT,
-            )  # fmt: skip
+            units_at = (position[of] - first) // UNIT
+            base, tuned = (side[of] for side in sides)
+            table = Table.of(base, tuned, segments[of, abi.SEG_ELEMENTS], units_at)
             parts.append((slots[number], table, of))
         elements = int(position[-1] + units[-1] * UNIT) - first
-        return _Flight(copied, bits, first, elements, size, parts, hashing)
+        flight = _Flight(copied, bits, first, elements, size, parts, hashing)
+        if hashing and resident.any():
+            from ckdiff.kernels.gpu.digests import Ends
+
+            flight.ends = Ends(copied, bits, resident)
+        return flight
 
     def _send(self, flight: _Flight) -> None:
         device = self.device
@@ -214,6 +187,8 @@ class Stage:
             if device.cuda:
                 device.comparing.wait_event(self._copied)
             _compare(flight, self._there[2], self._here[2])
+            if flight.ends is not None:
+                flight.ends.fetch(device)
             if device.cuda:
                 self._done.record(device.comparing)
 
@@ -235,6 +210,8 @@ class Stage:
 
             add(digests.numpy().view(np.uint64), segments, flight.first, into.hashes)
             segments = tails(segments, flight.bits)
+            if flight.ends is not None:
+                flight.ends.place(segments)
         # what was compared is what is hashed
         cpu.measure(segments, masks[0], into)
 
@@ -260,7 +237,7 @@ def _compare(flight: _Flight, there: torch.Tensor, here: torch.Tensor) -> None:
     masks.zero_()  # padding between tensors
     for (slot, table, _), ones in zip(flight.parts, counts, strict=True):
         slot.compare(table, masks, ones)
-        if flight.hashing:
+        if flight.hashing and slot.digests is not None:
             slot.digests(table, digests, slot.dtype.bits)
     used = masks.nbytes + digests.nbytes + sum(ones.nbytes for ones in counts)
     here[:used].copy_(there[:used], non_blocking=True)

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ckdiff.kernels import abi
 from ckdiff.kernels.hashing import UNIT
 
-__all__ = ["COLUMNS", "MOST", "PROGRAM", "Table", "sent", "table_bytes"]
+__all__ = ["COLUMNS", "MOST", "PROGRAM", "SIDES", "Table", "sent", "table_bytes"]
 
 Int64 = npt.NDArray[np.int64]
+
+SIDES = (abi.SEG_BASE, abi.SEG_TUNED)  #: the columns of addresses in segments
 
 PROGRAM = 4096  #: elements of a program
 MOST = 1 << 28  #: elements of a row, at most; the code counts them in 32 bits

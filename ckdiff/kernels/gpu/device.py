@@ -1,0 +1,57 @@
+"""A device of torch's: its memory, streams and events."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import torch
+
+__all__ = ["Device"]
+
+
+class Device:
+    """A torch device and the stream on which it compares."""
+
+    def __init__(self, device: torch.device, name: str) -> None:
+        self.device = device
+        self.name = name  #: for people, such as ``NVIDIA H100``
+        self.cuda = device.type == "cuda"
+        self.fused = False  #: whether Triton is to be used; only torch's CPU does without
+        self.lock = threading.Lock()  #: held while work is handed to ``comparing``
+        # before copies where both are ready; and torch hands out its streams in turn, 32 of each
+        # priority, so that no worker's copies end up in this one
+        self.comparing: Any = self.new_stream(priority=-1)
+
+    def new_stream(self, priority: int = 0) -> Any:
+        """A stream that first waits for what its memory may have been used for; None on a CPU."""
+        if not self.cuda:
+            return None
+        stream: Any = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        return stream
+
+    def new_event(self) -> Any:
+        """An event to wait for without spinning, as other workers want the core; None on a CPU."""
+        if not self.cuda:
+            return None
+        return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+
+    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        """Work goes to this stream inside the ``with``."""
+        return torch.cuda.stream(stream) if self.cuda else contextlib.nullcontext()
+
+    def pinned(self, size: int) -> torch.Tensor:
+        """uint8 (size,) of host memory that a GPU can copy by itself."""
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.cuda)
+
+    def memory(self, size: int) -> torch.Tensor:
+        """uint8 (size,) on the device."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def drop_cache(self) -> None:
+        """Give back memory that torch keeps for later, on the device and pinned."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+            getattr(torch._C, "_host_emptyCache", lambda: None)()

@@ -1,0 +1,81 @@
+"""Tensors that are on the device already are compared where they are; stores are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoint_pairs import files_of
+from device_tensors import diffed, pretend, some_states
+
+import ckdiff
+from ckdiff.errors import CkdiffError
+from ckdiff.kernels.gpu import staging
+
+#: bytes of those that do not lie as code likes them: strided, and one element off, of two sides
+COPIED = 4 * 2000 + 2 * 2 * 1999
+
+
+def test_nothing_is_copied_and_the_store_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = some_states()
+    diffed(base, tuned, tmp_path / "here", device="cpu")
+    copied = pretend(monkeypatch)
+    found = diffed(base, tuned, tmp_path / "there")
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+    assert found.rules["exact"]["changed"] > 1000
+    assert sum(copied) == COPIED
+    assert found.device_why == "torch's CPU: tensors are on it"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_one_side_in_a_file(side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [{name: t.contiguous() for name, t in state.items()} for state in some_states()]
+    sides: list[Any] = list(states)
+    file = tmp_path / "side.safetensors"
+    safetensors.torch.save_file({k: v.clone() for k, v in states[side].items()}, file)
+    sides[side] = file
+    expected = diffed(*sides, None, device="cpu").rules
+    copied = pretend(monkeypatch)
+    assert diffed(*sides, None).rules == expected
+    assert sum(copied) <= 2 * 1999
+
+
+def test_statistics_take_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = some_states()
+    diffed(base, tuned, tmp_path / "here", device="cpu", stats=True)
+    copied = pretend(monkeypatch)
+    diffed(base, tuned, tmp_path / "there", stats=True)
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+    assert sum(copied) > 10 * COPIED
+
+
+def test_the_cpu_never_touches_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory there runs out, that is an error."""
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    pretend(monkeypatch)
+    monkeypatch.setattr(staging, "_compare", fail)
+    with pytest.raises(CkdiffError) as caught:
+        diffed(*some_states(), None)
+    assert str(caught.value) == "torch's CPU is out of memory (run with --device cpu)"
+
+
+def test_what_was_written_to_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = some_states()
+    real = staging._compare
+
+    def compare(*arguments: Any) -> None:
+        real(*arguments)
+        tuned["many"].add_(1)
+
+    pretend(monkeypatch)
+    monkeypatch.setattr(staging, "_compare", compare)
+    with pytest.raises(ckdiff.SourceChanged, match="many was changed while it was being read"):
+        diffed(base, tuned, None)
