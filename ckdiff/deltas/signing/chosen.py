@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.signing.verifying import Signers
-from ckdiff.deltas.versions.given import STREAM, given_versions, kind_of
+from ckdiff.deltas.versions.given import STREAM, asked_versions, given_versions, kind_of
 from ckdiff.deltas.versions.reading import WeightStream, check_complete
 from ckdiff.errors import UsageError
 
@@ -38,8 +38,9 @@ def verified(
         with signers.copies(paths, beside) as used:
             yield used, target
         return
+    target, asked = asked_versions(target, at)
     with given_versions(paths, Room()) as versions:
-        chain = versions.chain(target, base_version=at)
+        chain = versions.chain(target, base_version=asked or 0)
     seed = [] if chain.seed is None else [chain.seed]
     chosen = [version.path for version in (*seed, *chain.deltas)]
     if not chosen:  # it is there already, and nothing of them is used
@@ -53,6 +54,7 @@ def all_of(path: str, target: int | None) -> list[str]:
     """A delta or a version; of a stream all versions up to ``target``, or all that are complete."""
     if kind_of(path) != STREAM:
         return [path]
+    target, _ = asked_versions(target, None)
     with given_versions([path], Room()) as stream:
         assert isinstance(stream, WeightStream)
         numbers = [number for number in stream.numbers if target is None or number <= target]

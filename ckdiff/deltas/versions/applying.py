@@ -23,7 +23,7 @@ from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.encoding import WINDOW
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor, fold_memory
 from ckdiff.deltas.versions.form import read_marker, version_text
-from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
+from ckdiff.deltas.versions.given import StreamPath, as_paths, asked_versions, given_versions
 from ckdiff.deltas.versions.grouping import grouped as grouped  # also for those who import it here
 from ckdiff.deltas.versions.reading import Chain, Version, opened
 from ckdiff.deltas.vocabulary import vocabulary_note
@@ -94,6 +94,7 @@ def apply_anew(
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     observer, copying = checked_observer(observer), Copying.checked(config_from, config)
     path, listed = checked_output(out), as_paths(stream)
+    target, base_version = asked_versions(target, base_version)
     with ExitStack() as stack:
         room = Room(options.memory)
         versions = given_versions(listed, room)

@@ -23,7 +23,7 @@ from ckdiff.deltas.versions.applying import at_version, filler
 from ckdiff.deltas.versions.encoding import WINDOW, window_of
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor, fold_memory
 from ckdiff.deltas.versions.form import PACKED, XOR, version_name
-from ckdiff.deltas.versions.given import NamedVersions, given_versions
+from ckdiff.deltas.versions.given import NamedVersions, asked_versions, given_versions
 from ckdiff.deltas.versions.grouping import grouped
 from ckdiff.deltas.versions.places import PLACES_MEMORY, count_places
 from ckdiff.deltas.versions.reading import Chain, Version, opened
@@ -78,6 +78,7 @@ def check_stream(
     """
     options = Options(workers=workers, memory=memory)
     where, observer = checked_path("a stream", path), checked_observer(observer)
+    target, base_version = asked_versions(target, base_version)
     with ExitStack() as stack, interruptible():
         room = Room(options.memory)
         stream = given_versions([where], room)

@@ -12,6 +12,7 @@ from ckdiff.checkpoints.indexes import SUFFIX
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.versions.form import (
     INDEX_NAME,
+    MOST_VERSION,
     PREFIX,
     parse_index,
     version_name,
@@ -19,7 +20,7 @@ from ckdiff.deltas.versions.form import (
 )
 from ckdiff.deltas.versions.reading import Chain, Version, WeightStream, read_version
 from ckdiff.errors import CkdiffError, DeltaError, UsageError, printable
-from ckdiff.options import checked_path
+from ckdiff.options import checked_int, checked_path
 
 StreamPath = str | os.PathLike[str]
 STREAM, VERSION = "a stream of weight versions", "a weight version"
@@ -52,6 +53,18 @@ def as_paths(given: StreamPath | Sequence[StreamPath]) -> list[str]:
     if not listed:
         raise UsageError("there is no delta to apply", hint="give one or more, in their order")
     return [checked_path("a stream or version", item) for item in listed]
+
+
+def asked_versions(target: int | None, base_version: int | None) -> tuple[int | None, int | None]:
+    """The version to go to and the one to begin at, where they are said. Raises UsageError."""
+    found = [
+        None if value is None else checked_int(name, value)
+        for name, value in (("target", target), ("base_version", base_version))
+    ]
+    for number in found:
+        if number is not None and not 0 <= number <= MOST_VERSION:
+            raise UsageError(f"a version is a number from 0 to {MOST_VERSION}, not {number}")
+    return found[0], found[1]
 
 
 def given_versions(paths: Sequence[str], room: Room) -> WeightStream | NamedVersions:

@@ -25,7 +25,7 @@ from ckdiff.deltas.versions.changing import TwoPasses, begin, take_up, tidy, wha
 from ckdiff.deltas.versions.firstpass import Chosen, FirstPass, as_opened, check_local
 from ckdiff.deltas.versions.folding import Folder, fold_memory
 from ckdiff.deltas.versions.form import read_marker, version_text
-from ckdiff.deltas.versions.given import StreamPath, as_paths, given_versions
+from ckdiff.deltas.versions.given import StreamPath, as_paths, asked_versions, given_versions
 from ckdiff.deltas.versions.journal import RECORD_MEMORY, Header, JournalWriter
 from ckdiff.deltas.versions.lock import WAIT, SyncFolder, locked
 from ckdiff.deltas.versions.patching import open_writable
@@ -100,6 +100,7 @@ def apply_in_place(
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where, paths = Path(checked_path("a local checkpoint", local)), as_paths(stream)
+    target, base_version = asked_versions(target, base_version)
     began = time.perf_counter()
     with locked(where, wait) as folder, ExitStack() as stack:
         stack.enter_context(interruptible(lambda: what_is_left(where)))

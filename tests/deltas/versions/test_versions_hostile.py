@@ -20,10 +20,12 @@ from weight_streams import DIGESTS, read_model, write_shard, write_stream_index
 
 from ckdiff.deltas.apply import apply
 from ckdiff.deltas.versions.applying import apply_anew
+from ckdiff.deltas.versions.checking import check_stream
 from ckdiff.deltas.versions.form import parse_index, shard_numbers, version_number
 from ckdiff.deltas.versions.given import STREAM, kind_of
 from ckdiff.deltas.versions.writing import write_version
-from ckdiff.errors import BudgetError, CkdiffError, DeltaError
+from ckdiff.errors import BudgetError, CkdiffError, DeltaError, UsageError
+from ckdiff.sync import follow
 
 NAMES = ("w", "v", "s")
 MODEL: dict[str, Tensor] = {
@@ -319,9 +321,8 @@ def test_a_damaged_newest_version_is_not_followed(stream: Path, base: Path, tmp_
 
 
 def test_targets(stream: Path, base: Path, tmp_path: Path) -> None:
-    for target in (4, -1):
-        with pytest.raises(DeltaError):
-            apply_anew(base, stream, tmp_path / "out", target=target)
+    with pytest.raises(DeltaError, match="has no weight_v000004"):
+        apply_anew(base, stream, tmp_path / "out", target=4)
     with pytest.raises(DeltaError, match="newer"):
         apply_anew(base, stream, tmp_path / "out", target=1, base_version=2)
     with pytest.raises(DeltaError, match="another digest"):
@@ -371,3 +372,18 @@ def test_versions_beside_weights_are_no_stream(stream: Path, tmp_path: Path) -> 
     assert kind_of(str(both)) is None
     with pytest.raises(CkdiffError, match="is a checkpoint, not a delta"):
         apply(both, both, tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["2", "000002", 2.0, -1, 10**9])
+def test_a_version_that_is_no_number(target: Any, stream: Path, base: Path, tmp_path: Path) -> None:
+    local = shutil.copytree(base, tmp_path / "local")
+    words = "target must be a whole number|a version is a number from 0"
+    for call in (
+        lambda: follow(local, stream, target),
+        lambda: apply(base, stream, tmp_path / "out", target=target),
+        lambda: apply(base, stream, tmp_path / "out", base_version=target),
+        lambda: check_stream(stream, base=base, target=target),
+    ):
+        with pytest.raises(UsageError, match=words.replace("target", "(target|base_version)")):
+            call()
+    assert read_model(local) == MODEL
