@@ -20,17 +20,14 @@ MOST_POSITIONAL = (
 
 _PARSER = "one walk over the text of a header, of which each step needs the one before"
 _MACHINE = "straight-line machine code: its blocks share their values"
-_COMMAND = "click hands over each option by its name"
 
 LONG_FILES: dict[str, str] = {}
 
 #: (module, function) -> why it may be longer
 LONG_FUNCTIONS = {
     ("ckdiff.checkpoints.formats.columns", "validate"): _PARSER,
-    ("ckdiff.checkpoints.formats.headertext", "parsed"): _PARSER,
     ("ckdiff.checkpoints.pairing", "pair"): "one pass over both tables",
     ("ckdiff.checkpoints.places.hub.failures", "explained"): "one case for each error of a client",
-    ("ckdiff.cli.diff", "command"): _COMMAND,
     ("ckdiff.cli.show_text", "row_table"): "one column after the other",
     ("ckdiff.diffs.diff", "diff"): "an argument for each option, and nothing else",
     ("ckdiff.masks.importing.importing", "import_masks"): "one step after the other",
