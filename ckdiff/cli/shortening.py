@@ -20,7 +20,7 @@ _LONGEST_PART = 8  #: characters of a part of an abbreviated name, to begin with
 
 def text_width(text: str) -> int:
     """Columns that a text takes on a terminal."""
-    if text.isascii():
+    if text.isascii() or text.replace("…", "").isascii():
         return len(text)
     from rich.cells import cell_len
 
@@ -57,7 +57,7 @@ def shortened(texts: Iterable[str], width: int, mark: str = "…") -> list[str]:
     for way in (_apart, _abbreviated):
         if least and (alike := _alike(other := way(long, width, mark), taken)) < least:
             made, least = other, alike
-    named = dict(zip(long, _numbered(long, made, taken, width, mark), strict=True))
+    named = dict(zip(long, _numbered(made, taken, width), strict=True))
     return [named.get(text, text) for text in asked]
 
 
@@ -114,28 +114,34 @@ def _brief(name: str, width: int, before: str, mark: str) -> str:
     text = before + name
     if len(name) <= _SENSIBLE:
         pieces = _PARTS.split(name)
+        numbers = [piece.isdecimal() for piece in pieces]
+        lengths = [len(piece) for piece in pieces]
         for most in range(_LONGEST_PART, 0, -1):
-            text = before + "".join(p if p.isdecimal() else _first(p, most) for p in pieces)
+            least = sum(map(min, lengths, [most] * len(lengths))) if name.isascii() else 0
+            if most > 1 and least > width:  # it cannot fit, so that nobody needs to look
+                continue
+            text = before + "".join(
+                piece if whole else _first(piece, most)
+                for piece, whole in zip(pieces, numbers, strict=True)
+            )
             if text_width(text) <= width:
                 return text
     return shorten(text, width, mark)
 
 
-def _numbered(
-    names: Sequence[str], made: Sequence[str], taken: set[str], width: int, mark: str
-) -> list[str]:
+def _numbered(made: Sequence[str], taken: set[str], width: int) -> list[str]:
     """``made``, in which what cannot be told from another ends in ``~2``, ``~3`` and so on."""
     used = set(taken)
-    counts: Counter[str] = Counter()
+    last: Counter[str] = Counter()
+    room = width - len(f"~{len(made) + len(taken) + 1}")
     out = []
-    for name, text in zip(names, made, strict=True):
+    for text in made:
         unique = text
-        while unique in used:
-            counts[text] += 1
-            suffix = f"~{counts[text] + 1}"
-            if len(suffix) + len(mark) >= width:  # there is no room for a name and a number
-                break
-            unique = shorten(name, width - len(suffix), mark) + suffix
+        if text in used and room > 0:
+            begin = _first(text, room)  # counted by what it begins with: no number is tried twice
+            while unique in used:
+                last[begin] += 1
+                unique = f"{begin}~{last[begin] + 1}"
         used.add(unique)
         out.append(unique)
     return out

@@ -6,6 +6,7 @@ Knows the store format and nothing of where the masks came from. Format: docs/st
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ckdiff.stores.zarrview import VerifiedStore
 
 Progress = Callable[[int, int], None]
+_log = logging.getLogger(__name__)
 
 
 def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
@@ -45,7 +47,9 @@ def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
     """
     if isinstance(path, MaskStore):
         return path
-    return MaskStore(Path(checked_path("the store", path)))
+    store = MaskStore(Path(checked_path("the store", path)))
+    _log.debug("opened %r", store)
+    return store
 
 
 class MaskStore(TableShown):

@@ -60,7 +60,12 @@ def test_verbose_of_other_commands(pair: Pair, tmp_path: Path) -> None:
     assert "memory:" in ok("-v", "overlap", *stores).stderr
     delta = str(tmp_path / "d")
     assert "base.safetensors" in ok("delta", *pair, "-o", delta, "-v").stderr
-    assert "took" in ok("show", stores[0], "-v").stderr
+    shown = ok("show", stores[0], "-v").stderr
+    assert "0.zarr: 10 tensors" in shown
+    assert "took" in shown
+    run_of = ok("timeline", *pair, "-o", str(tmp_path / "t"), "-v").stderr
+    assert "workers: " in run_of
+    assert "memory: " in run_of
 
 
 def test_log_levels(pair: Pair) -> None:

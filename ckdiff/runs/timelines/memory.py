@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,8 @@ from ckdiff.runs.timelines.file import count_rows
 from ckdiff.runs.timelines.pairs import MarchingPairs, Pairs
 from ckdiff.runs.timelines.task import working_memory
 from ckdiff.runs.timelines.versions import decoders_memory
+
+_log = logging.getLogger(__name__)
 
 
 def allot(
@@ -48,6 +51,10 @@ def allot(
         readers = sum(reader(window) for reader in asked)
         needed = Need(tables, each + readers).total(workers)
         if needed <= allowed:
+            _log.debug(
+                "workers: %d, windows: %d elements, memory: %s of %s",
+                workers, window, format_size(needed), format_size(allowed),
+            )  # fmt: skip
             return workers, window, allowed, needed
         if window > SMALLEST_WINDOW:
             window //= 2
