@@ -1,6 +1,7 @@
 """The claims, one by one: what was published, what is found here, and what follows.
 
-The limits of each verdict were written down before the runs were made, and are in the code.
+The limits of each verdict are in the code. They were written down before the matrix was run, when
+a trial of some of its arms was known.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 
 def measure_run(build: Build, run: Run) -> dict[str, Any]:
-    """Density, timeline, structure and rank of a finished run; its step checkpoints then go."""
+    """Density, timeline, structure and rank of a finished run, from all its checkpoints."""
     name = run.name
     result = ckdiff.diff(
         build.base, build.tuned(name), build.store(name), rules=STORED, workers=1, overwrite=True
@@ -44,7 +43,6 @@ def measure_run(build: Build, run: Run) -> dict[str, Any]:
     }
     if run.mask:
         out["like_full"] = likeness(build, run)
-    shutil.rmtree(build.folder(name) / "steps")
     return out
 
 

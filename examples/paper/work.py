@@ -89,7 +89,17 @@ def work(setting: Any, job: Job) -> dict[str, Any]:
     result["seconds"] = round(time.perf_counter() - began, 1)
     result["cpu_seconds_in_all"] = round(time.process_time(), 1)
     write_json(setting.build.result(job.name), result)
+    _clean(setting.build, job.name)
     return result
+
+
+def _clean(build: Build, name: str) -> None:
+    """What only an unfinished job needs. Not before the result is there: who is stopped here
+    begins with the measuring again.
+    """
+    for left in ("progress.pt", "steps", "zeros", "start"):
+        path = build.folder(name) / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _base(setting: Any) -> dict[str, Any]:
@@ -133,7 +143,4 @@ def _run(setting: Any, run: Run) -> dict[str, Any]:
         from paper.retrain import density
 
         result["mask_density"] = density(mask)
-    for left in ("progress.pt", "zeros", "start"):
-        path = folder / left
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return result

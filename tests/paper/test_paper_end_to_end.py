@@ -178,6 +178,26 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(setting: Setting) -> No
     assert all(torch.equal(one, two) for one, two in pairs)
 
 
+def test_a_job_that_was_stopped_before_its_result_was_written_can_be_done_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = (each for each in jobs_of("small") if each.name == "sft-sort-1")
+
+    def stopped(path: Path, value: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paper.work.write_json", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            work(setting, job)
+    assert not is_done(setting.build, job)
+    result = work(setting, job)
+    assert is_done(setting.build, job)
+    assert [point["step"] for point in result["curve"]] == [10, 20]
+    left = {path.name for path in setting.build.folder(job.name).iterdir()}
+    assert left == {"tuned", "masters", "changed.zarr", "timeline"}
+
+
 def test_numbers_of_seeds_are_said_with_their_spread() -> None:
     runs = [{"x": value} for value in (0.1, 0.2, 0.3)]
     assert str(spread(runs, lambda each: each["x"])) == "0.200 (0.100–0.300, 3 runs)"
