@@ -33,6 +33,13 @@ __all__ = ["Compare", "Slot", "Stage", "Stages"]
 Flags = npt.NDArray[np.bool_]
 
 
+#: bytes that are copied with Python's lock held: to hand it on and wait for it takes longer
+_SHORT = 1 << 15
+_move_short = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
+
+
 class Compare(Protocol):
     """What compares the rows of a table under ``rules`` rules: see fused.Fused."""
 
@@ -152,7 +159,7 @@ class Stage:
             sides.append(np.where(stays, source, there + begin + at))
             copied[:, column] = np.where(stays, source, to)
             for move in np.stack([to, source, nbytes])[:, ~stays].T.tolist():
-                ctypes.memmove(*move)  # without Python's lock
+                (_move_short if move[2] < _SHORT else ctypes.memmove)(*move)
         parts, position = [], segments[:, abi.SEG_POSITION]
         for number in np.unique(segments[:, abi.SEG_SLOT]).tolist():
             of = segments[:, abi.SEG_SLOT] == number
