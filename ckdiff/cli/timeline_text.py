@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckdiff.runs.timelines.result import Timeline
 
 _MOST_POINTS = 40  #: steps of a sparkline
+_TRACE = 100  #: times less than the highest is next to nothing
 _MOST_ROWS = 400  #: of the table of groups
 _STEP = ("changed_since_first", "changed_since_previous", "kept")
 _WAYS = (
@@ -96,24 +97,31 @@ def _groups(by: str, rows: Sequence[Mapping[str, Any]], terminal: Terminal) -> l
     if len(rows) > _MOST_ROWS:
         out.append(f"and {len(rows) - _MOST_ROWS:,} more: --csv and --json have all")
     if highest:
-        out.append(f"the highest bar is {formats.brief_share(highest)}")
+        said = f"the highest bar is {formats.brief_share(highest)}"
+        if any(0 < d < highest / _TRACE for some in densities for d in some):
+            said += f"; {terminal.glyphs.trace} is less than a hundredth of it"
+        out.append(said)
     return out
 
 
 def sparkline(shares: Sequence[float], highest: float, terminal: Terminal) -> str:
     """A character for each step, or for each few where there are many: the last of them.
 
-    Nothing has a character of its own, and anything shows.
+    Nothing has a character of its own, next to nothing another, and anything shows.
     """
-    levels = terminal.glyphs.levels
+    glyphs = terminal.glyphs
+    levels = glyphs.levels
     each = max(1, math.ceil(len(shares) / _MOST_POINTS))
     points = [shares[min(at + each, len(shares)) - 1] for at in range(0, len(shares), each)]
-    return "".join(
-        levels[min(len(levels) - 1, int(share / highest * len(levels)))]
-        if share > 0
-        else terminal.glyphs.zero
-        for share in points
-    )
+
+    def mark(share: float) -> str:
+        if share <= 0:
+            return glyphs.zero
+        if share < highest / _TRACE:
+            return glyphs.trace
+        return levels[min(len(levels) - 1, int(share / highest * len(levels)))]
+
+    return "".join(map(mark, points))
 
 
 def _ends(result: Timeline) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from ckdiff.cli.heatmap import heat_map
 from ckdiff.cli.terminal import ASCII, UNICODE, Terminal, visible_width
+from ckdiff.cli.timeline_text import sparkline
 from ckdiff.stores.summaries import Stack
 
 MARKS = {"zero": (100_000_000, 0), "trace": (100_000_000, 3), "third": (3_000_000, 1_000_000)}
@@ -82,3 +83,8 @@ def test_it_fits(width: int, colour: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert max(map(visible_width, lines[1:])) <= width
         labels = [line.split("│")[0] for line in lines if line.count("│") == 2]
         assert len(set(labels)) == len(labels) == len(given.modules)
+
+
+def test_sparklines_tell_the_same_apart() -> None:
+    terminal = Terminal(io.StringIO())
+    assert sparkline([0.0, 1e-9, 0.003, 0.05, 0.33, 1.0], 1.0, terminal) == "·◦◦▁▃█"
