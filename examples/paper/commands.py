@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     except Mismatch as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the processes are stopped too
     try:
         failed = run_all(build, jobs, processes=options.processes, say=say)
     except KeyboardInterrupt:
