@@ -13,7 +13,7 @@ from paper.measure import NULLS, cosine
 from paper.model import seeded
 from paper.runs import Run
 
-#: answers to one question: the runs whose masks are held against each other
+#: what is asked -> the runs whose masks are held against each other
 Questions = dict[str, list[str]]
 
 
@@ -27,7 +27,6 @@ def questions(runs: list[Run]) -> Questions:
             arm = f"{run.optimizer} {run.precision}"
         if arm is None:
             continue
-        label = run.name.split("-", 3)[3:]
         found.setdefault(f"seeds: {run.algorithm}, {run.task}, {arm}", []).append(run.name)
         if run.seed == 1 and run.task == "sort":
             found.setdefault(f"algorithms: {arm}", []).append(run.name)
@@ -36,7 +35,6 @@ def questions(runs: list[Run]) -> Questions:
         # everything else than the algorithm differs too: seed 1 of one, seed 2 of the next, ...
         if run.group == "main" and (run.algorithm, run.seed) in CROSSED:
             found.setdefault("seeds and algorithms: adamw mixed", []).append(run.name)
-        assert len(label) <= 1
     ablated = [run.name for run in runs if run.group == "ablation" and run.seed == 1]
     found["ablations"] = ablated
     return {name: members for name, members in found.items() if len(members) > 1}
