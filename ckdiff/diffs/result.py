@@ -115,8 +115,12 @@ class DiffResult(TableShown):
 
     @property
     def tensors_identical(self) -> int:
-        """How many of the compared tensors have no element that differs."""
-        return int((self.table.changed["exact"] == 0).sum())
+        """How many of the compared tensors have no element that differs, and as many rows."""
+        same = self.table.changed["exact"] == 0
+        if self.resized:
+            grown = {item["name"] for item in self.resized}
+            same &= [name not in grown for name in self.table.names]
+        return int(same.sum())
 
     @property
     def uncompared(self) -> dict[str, int]:

@@ -107,6 +107,7 @@ def test_expectations() -> None:
 def test_more_rows_are_not_unchanged() -> None:
     grown = [{"name": "e", "base": [8, 2], "tuned": [9, 2], "rows": 8}]
     (verdict,) = judge(result({"e": 0}, resized=grown), Gates(expect_unchanged=["e"]))
+    assert result({"e": 0, "w": 0}, resized=grown).tensors_identical == 1
     assert not verdict.ok
 
 
