@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ckdiff import budget
 from ckdiff.checkpoints.places.memory import MemoryCheckpoint
+from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.diffs.task import LARGEST_WINDOW, DiffTask
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
@@ -57,8 +58,16 @@ class Devices:
     resident: int = 0  #: bytes of anonymous memory that torch itself took
 
     @classmethod
-    def of(cls, options: Options, bytes_to_read: int, *, on_cluster: bool) -> Devices:
-        """Open the device that ``options`` ask for, where using it could pay.
+    def of(
+        cls,
+        options: Options,
+        bytes_to_read: int,
+        *,
+        on_cluster: bool,
+        sides: Sequence[Checkpoint] = (),
+    ) -> Devices:
+        """Open the device that ``options`` ask for, where using it could pay: where there is much
+        to read, or tensors of one of the sides are on a GPU.
 
         Raises UsageError where there is no GPU and one is asked for, and for a size that cannot be
         read.
@@ -76,7 +85,7 @@ class Devices:
             why = "a cluster's workers compare on their CPUs"
         elif asked == "auto" and options.stream:  # nor can windows be tried out of order
             why = "what is streamed comes more slowly than the CPU compares"
-        elif asked == "auto" and bytes_to_read < WORTH_STARTING:
+        elif asked == "auto" and bytes_to_read < WORTH_STARTING and not _on_gpu(sides):
             why = f"{budget.format_size(bytes_to_read)} is too little for starting a GPU to pay"
         return none._opened() if why is None else replace(none, taken=Taken("cpu", why))
 
@@ -229,6 +238,10 @@ class DeviceRun:
         self.taken = Taken("cpu", why)
         if device is not None:
             device.drop_cache()
+
+
+def _on_gpu(sides: Sequence[Checkpoint]) -> bool:
+    return any(isinstance(side, MemoryCheckpoint) and side.on_gpu() for side in sides)
 
 
 def _resident(task: DiffTask, device: str) -> list[tuple[int, int]]:

@@ -260,7 +260,7 @@ def _means(
 
     widest = int(comparison.bits.max(initial=8))
     sides, casting = (comparison.base, comparison.tuned), comparison.casting()
-    devices = Devices.of(options, comparison.bytes_to_read, on_cluster=on_cluster)
+    devices = Devices.of(options, comparison.bytes_to_read, on_cluster=on_cluster, sides=sides)
     planned = partial(
         allot,
         comparison.layout,

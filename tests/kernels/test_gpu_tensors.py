@@ -12,7 +12,9 @@ from checkpoint_pairs import files_of
 from device_tensors import diffed, pretend, some_states
 
 import ckdiff
+from ckdiff.checkpoints.places.heldtorch import HeldOnDevice
 from ckdiff.errors import CkdiffError
+from ckdiff.kernels import gpu
 from ckdiff.kernels.gpu import staging
 
 #: bytes of those that do not lie as code likes them: strided, and one element off, of two sides
@@ -43,6 +45,21 @@ def test_one_side_in_a_file(side: int, tmp_path: Path, monkeypatch: pytest.Monke
     copied = pretend(monkeypatch)
     assert diffed(*sides, None).rules == expected
     assert sum(copied) <= 2 * 1999
+
+
+def test_auto_takes_the_device_that_tensors_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little there is, and without trying the CPU, which would have to copy."""
+    opened = gpu.open_device
+    monkeypatch.setattr(gpu, "open_device", lambda name: opened("torch-cpu"))
+    base, tuned = some_states()
+    assert str(diffed(base, tuned, None, device="auto").device_why).endswith(
+        "for starting a GPU to pay"
+    )
+    copied = pretend(monkeypatch)
+    monkeypatch.setattr(HeldOnDevice, "on_gpu", lambda self: True)
+    found = diffed(base, tuned, None, device="auto")
+    assert found.device_why == "torch's CPU: tensors are on it"
+    assert sum(copied) == COPIED
 
 
 def test_statistics_take_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,10 @@ class HeldOnDevice(HeldTensor):
         super().__init__(tensor, dtype, here=False)
         self._torch = torch
 
+    def on_gpu(self) -> bool:
+        """Whether it is on a device that diffs can be made on."""
+        return str(self._tensor.device.type) == "cuda"
+
     def there(self, device: str) -> int:
         """Where it is in the memory of this device, packed and aligned as code there likes it; 0
         where it is not.

@@ -127,6 +127,10 @@ class MemoryCheckpoint(Checkpoint):
         """See Checkpoint."""
         return self._addresses
 
+    def on_gpu(self) -> bool:
+        """Whether some of its tensors are on a GPU."""
+        return any(isinstance(held, HeldOnDevice) and held.on_gpu() for held in self.held)
+
     def on_device(self, device: str) -> IntArray:
         """For each tensor where it is in the memory of a device of torch's, 0 where it is not."""
         found = [held.there(device) if isinstance(held, HeldOnDevice) else 0 for held in self.held]
