@@ -81,30 +81,28 @@ def lifts(question: Result, null: str) -> Spread:
     return Spread(tuple(each for each in found if each is not None), "pair")
 
 
-def agree(start: str, within: str = "") -> Callable[[Results], Found]:
-    """Whether the runs of each such question agree beyond chance."""
+def agree(start: str) -> Callable[[Results], Found]:
+    """Whether the runs of each such question agree beyond chance; all questions are in a table."""
 
     def judge(results: Results) -> Found:
-        asked = {name: each for name, each in results.question(start).items() if within in name}
+        asked = results.question(start)
         known = {name: each for name, each in asked.items() if lifts(each, "tensor").values}
         if not known:
             return Found(UNTESTED, "no pair of runs has masks to compare")
-        lines, tensor, magnitude = [], [], []
-        for name, each in known.items():
-            by_null = {null: lifts(each, null) for null in ("tensor", "magnitude")}
-            tensor.append(by_null["tensor"].mean)
-            magnitude.append(by_null["magnitude"].mean)
-            jaccard = Spread(tuple(pair["jaccard"] for pair in each["pairs"]), "pair")
-            lines.append(
-                f"{name.partition(': ')[2] or name}: Jaccard {jaccard}, lift inside tensors "
-                f"{by_null['tensor'].mean:.2f}, given magnitudes {by_null['magnitude'].mean:.2f}"
-            )
-        verdict = FAILS
-        if min(tensor) >= BEYOND:
-            verdict = HOLDS if min(magnitude) >= BEYOND else CAVEAT
-        elif max(tensor) >= BEYOND:
-            verdict = CAVEAT
-        return Found(verdict, "; ".join(lines) + ".")
+        by_null = {
+            null: {name: lifts(each, null).mean for name, each in known.items()}
+            for null in ("tensor", "magnitude")
+        }
+        tensor, magnitude = (Spread(tuple(each.values()), "group") for each in by_null.values())
+        jaccards = [pair["jaccard"] for each in known.values() for pair in each["pairs"]]
+        least = min(by_null["magnitude"], key=lambda name: by_null["magnitude"][name])
+        text = (
+            f"Jaccard {Spread(tuple(jaccards), 'pair')}; lift inside tensors {tensor}, given "
+            f"magnitudes {magnitude}, least for {least.partition(': ')[2] or least}."
+        )
+        if min(tensor.values) >= BEYOND:
+            return Found(HOLDS if min(magnitude.values) >= BEYOND else CAVEAT, text)
+        return Found(CAVEAT if max(tensor.values) >= BEYOND else FAILS, text)
 
     return judge
 
