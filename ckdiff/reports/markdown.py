@@ -60,7 +60,7 @@ def _verdict(result: DiffResult) -> str:
 def _extent(result: DiffResult) -> str:
     text = extent(result.elements, len(result.table))
     text += f"; {result.tensors_identical:,} of {counted(len(result.table), 'tensor')} "
-    text += "bit-identical"
+    text += "equal in value" if result.retyped else "bit-identical"
     lost = result.uncompared
     if lost["tensors"]:
         text += f"; **{extent(lost['elements'], lost['tensors'])} not compared**"

@@ -38,6 +38,12 @@ def hostile() -> DiffResult:
     return judged(found, Gates(fail_above=0, exit_code=True, expect_changed=["*", "a*"]))
 
 
+def test_two_dtypes_are_not_called_bit_identical() -> None:
+    retyped = [{"name": "a", "base": "F32", "tuned": "BF16"}]
+    assert b"2 of 2 tensors equal in value" in markdown(result({"a": 0, "b": 0}, retyped=retyped))
+    assert b"2 of 2 tensors bit-identical" in markdown(result({"a": 0, "b": 0}))
+
+
 def check_schema(data: bytes) -> ElementTree.Element:
     """What the common schema asks of a file; gives the suite."""
     root = ElementTree.fromstring(data)
