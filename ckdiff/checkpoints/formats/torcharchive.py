@@ -32,6 +32,9 @@ TORCH_DTYPES = {
 _OTHER_BYTES = {"complex128": 16, "complex32": 4, "qint32": 4, "quint4x2": 1}
 _SMALL_RECORD = 16  # bytes that say the order of bytes, and more
 _FURTHEST = 1 << 60
+#: torch.save never does, although torch.load reads it
+_COMPRESSED = "compressed, and only what lies in the file as torch.save writes it is read"
+_UNPACK = "load it with torch and save it again"
 _SAVE_AGAIN = "is the file whole? load it with torch and save it again"
 
 
@@ -87,7 +90,7 @@ def open_torch_zip(read: Read, size: int, file: str) -> TorchFile:
     _check_order(archive, prefix)
     member = archive.members[pickles[0]]
     if not member.stored:
-        raise archive.wrong(member, "is compressed, which torch does not read either", _SAVE_AGAIN)
+        raise archive.wrong(member, f"is {_COMPRESSED}", _UNPACK)
     content = read_pickle(archive.read(member), member.size, where)
     script = f"{prefix}/constants.pkl" in archive.members
     if script:
@@ -123,10 +126,7 @@ def check_storage(member: Member, tensor: Tensor, where: str) -> None:
     """Raise CheckpointError where a member is not the storage that a tensor speaks of."""
     storage = tensor.storage
     if not member.stored:
-        raise CheckpointError(
-            f"{where}: its bytes are compressed, which torch does not read either",
-            hint="unpack the zip, and pack it again without compression",
-        )
+        raise CheckpointError(f"{where}: its bytes are {_COMPRESSED}", hint=_UNPACK)
     width = 1 if storage.dtype is None else _width(storage.dtype)
     if not 0 <= storage.size < _FURTHEST or storage.size * width != member.size:
         raise CheckpointError(

@@ -105,7 +105,7 @@ def _storage(archive: Archive, prefix: str, tensor: Tensor, where: str) -> Membe
     if member is None:
         raise CheckpointError(f"{where}: its bytes are not in the file", hint="make it again")
     if not member.stored:
-        raise archive.wrong(member, "is compressed, which torch does not read either")
+        raise archive.wrong(member, "is compressed, as torch.save never writes it")
     size = storage.size * (1 if storage.dtype is None else _width(storage.dtype))
     if size != member.size:
         raise CheckpointError(
