@@ -13,7 +13,9 @@ import triton.language as tl
 __all__ = ["compact"]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize_on_alignment=["rows", "owners", "ends", "positions", "values"]
+)
 def compact(
     rows: tl.tensor,
     owners: tl.tensor,

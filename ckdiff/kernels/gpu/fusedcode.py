@@ -23,7 +23,11 @@ MOST_RULES = 32  #: the bits of what a table says of a pair
 RULE_COLUMNS = tl.constexpr(11)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# nothing is compiled once more for a number of programs, or for where a table or results begin
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["programs", "width"],
+    do_not_specialize_on_alignment=["rows", "owners", "masks", "counts"],
+)
 def compare(
     rows: tl.tensor,
     owners: tl.tensor,

@@ -38,7 +38,10 @@ def starts(size: int) -> tuple[int, int]:
     return size * _START[1] & whole, ~(size * _START[2]) & whole
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# as in fusedcode
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["units"], do_not_specialize_on_alignment=["rows", "owners", "digests"]
+)
 def digest(
     rows: tl.tensor,
     owners: tl.tensor,
