@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -212,7 +211,13 @@ def test_memory_that_runs_out_there_is_no_reason_not_to_trust_it(
 def test_a_gpu_is_not_used_without_triton(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fused", raising=False)
     monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fusedcode", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton") if failing else None)
-    why = "fails: .*" if failing else "is not installed"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    if failing:
+
+        def broken(name: str) -> None:
+            raise OSError("libcuda.so.1: cannot open\nmore")
+
+        monkeypatch.setattr(gpu.importlib, "import_module", broken)
+    why = "fails: libcuda.so.1: cannot open" if failing else "is not installed"
     with pytest.raises(UsageError, match=f"^a GPU is used through Triton, which {why}"):
         gpu._need_triton()

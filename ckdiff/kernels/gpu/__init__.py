@@ -75,7 +75,8 @@ def _need_triton() -> None:
 
 
 def _missing(error: Exception, module: str) -> bool:
-    return isinstance(error, ModuleNotFoundError) and error.name == module
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    return name.partition(".")[0] == module
 
 
 def _first_line(error: object) -> str:
