@@ -140,26 +140,32 @@ def masked_table(results: Results) -> str:
             continue
         run = results.runs[full]
         moved = run["measured"]["density_f32"]
-        start = run["start"]["masters"]
-        rows.append(_row(full, "(the full run)", run["end"]["masters"], "100 %"))
+        start = run["start"]
+        rows.append(_row(full, "(the full run)", run["end"], ("100%", "100%")))
         same = [1 - density(run), *(1 - moved[rule] for rule in EQUAL)]
-        untrained = _row(full, "(the untrained base)", start, "0 %")
+        untrained = _row(full, "(the untrained base)", start, ("0%", "0%"))
         rows.append((*untrained, *(f"{value:.3f}" for value in same)))
         for each in (each for kind in MASKS for each in results.masked(full, kind)):
-            share = share_of_gain(each, run)
-            text = "–" if share is None else f"{share:.0%}"
+            shares = [share_of_gain(each, run, kind) for kind in ("stored", "masters")]
+            texts = ["–" if share is None else f"{share:.0%}" for share in shares]
             like = each["measured"]["like_full"]
             equal = [like["stored"]["exact"], *(like["masters"][rule] for rule in EQUAL)]
-            row = _row(full, each["run"]["mask"], each["end"]["masters"], text)
+            row = _row(full, each["run"]["mask"], each["end"], texts)
             rows.append((*row, *(f"{value:.3f}" for value in equal)))
-    head = ("full run", "mask", "accuracy / reward (float32)", "share of the gain",
+    head = ("full run", "mask", "accuracy / reward, stored", "share of the gain",
+            "accuracy / reward, float32", "share, float32",
             "stored weights equal", "float32 equal", "within 1e-8", "within 1e-5",
             "within 1e-4")  # fmt: skip
     return table(head, [(*row, *[""] * (len(head) - len(row))) for row in rows])
 
 
-def _row(full: str, kind: str, end: dict[str, float], share: str) -> tuple[str, ...]:
-    return full, kind, f"{end['accuracy']:.3f} / {end['reward']:.3f}", share
+def _row(
+    full: str, kind: str, scores: dict[str, dict[str, float]], shares: Sequence[str]
+) -> tuple[str, ...]:
+    said = [
+        f"{scores[k]['accuracy']:.3f} / {scores[k]['reward']:.3f}" for k in ("stored", "masters")
+    ]
+    return full, kind, said[0], shares[0], said[1], shares[1]
 
 
 def overlaps(results: Results) -> str:

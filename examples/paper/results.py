@@ -105,8 +105,18 @@ def gain(result: Result, kind: str = "stored") -> float:
     return reward(result, kind) - float(result["start"][kind]["reward"])
 
 
-def share_of_gain(masked: Result, full: Result, kind: str = "masters") -> float | None:
-    """How much of the full run's gain a masked run has; None where there was hardly any."""
+def seen(result: Result) -> str:
+    """Which weights the forward pass of a run sees: in mixed precision the stored, rounded ones."""
+    return "stored" if result["run"]["precision"] == "mixed" else "masters"
+
+
+def share_of_gain(masked: Result, full: Result, kind: str = "") -> float | None:
+    """How much of the full run's gain a masked run has; None where there was hardly any.
+
+    Of the weights that the forward pass sees, or those of ``kind``: in mixed precision float32
+    weights that were never seen to move have moved all the same, so that the two shares differ.
+    """
+    kind = kind or seen(full)
     whole = gain(full, kind)
     if whole < 0.01:
         return None

@@ -210,6 +210,7 @@ def made(rewards: list[float], densities: list[float]) -> dict[str, Any]:
     """A result with these checkpoints."""
     point = {"accuracy": 0.5}
     return {
+        "run": {"precision": "f32"},
         "start": {kind: {"reward": 0.4, **point} for kind in ("stored", "masters")},
         "end": {kind: {"reward": rewards[-1], **point} for kind in ("stored", "masters")},
         "curve": [{"step": 1, "stored": {"reward": each, **point}} for each in rewards],
