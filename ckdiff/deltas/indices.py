@@ -199,11 +199,8 @@ class IndicesPatcher:
             return changed_elements(delta.blueprint.dtypes[tensor], len(out), base, out)
         positions, values = streams.changes(window)
         first = positions.dtype.type(streams.elements(window)[0])
-        ends = np.arange(PIECE, len(out) + PIECE, PIECE) // values.itemsize + int(first)
         below = 0
-        for start, stop in zip(
-            range(0, len(out), PIECE), np.searchsorted(positions, ends).tolist(), strict=True
-        ):
+        for start, stop in _pieces(positions, int(first), len(out), values.itemsize):
             piece = out[start : start + PIECE]
             piece[:] = base[start : start + PIECE]
             target = piece.view(f"<u{values.itemsize}")
@@ -224,6 +221,19 @@ class IndicesPatcher:
         if data is None:
             raise delta.damaged("a window without a base has no bytes")
         out[:] = np.frombuffer(data, np.uint8)
+
+
+def _pieces(
+    positions: npt.NDArray[Any], first: int, size: int, width: int
+) -> Iterator[tuple[int, int]]:
+    """Where each piece of a window begins, and how many of the positions lie before its end."""
+    # in the dtype of the positions: numpy would make a copy of all of them in a wider one
+    most = int(np.iinfo(positions.dtype).max)
+    for start in range(0, size, PIECE):
+        end = first + (start + PIECE) // width
+        last = start + PIECE >= size
+        place = positions.dtype.type(min(end, most))
+        yield start, len(positions) if last else int(np.searchsorted(positions, place))
 
 
 def _nbytes(stream: Stream) -> int:

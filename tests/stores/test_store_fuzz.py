@@ -410,7 +410,7 @@ def show(store: MaskStore) -> None:
         rows = store.summary(by)
         json.dumps({"rows": rows}, allow_nan=False)
         assert sum(row["elements"] for row in rows) == store.manifest["elements"]
-        lines = [*show_text.lines(store, by, rows), *show_text.csv_lines(store, by, rows)]
+        lines = [*show_text.lines(store, by, rows), *show_text.csv_lines(store.table, by, rows)]
         assert all(line.isprintable() for line in lines)
     if "made_by" in store.manifest:
         with contextlib.redirect_stdout(io.StringIO()) as out:

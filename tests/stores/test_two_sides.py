@@ -125,7 +125,7 @@ def test_summaries(store: ckdiff.MaskStore) -> None:
     }
     groups = [row["group"] for row in store.summary("dtype")]
     assert groups == ["BF16", "BF16/F32", "F16/F32", "F32/BF16"]
-    lines = list(show_text.csv_lines(store, "tensor", store.summary("tensor")))
+    lines = list(show_text.csv_lines(store.table, "tensor", store.summary("tensor")))
     assert lines[0].startswith("name,dtype,shape,tuned_dtype,base_rows,tuned_rows,elements,")
     assert lines[5].startswith("lm_head,F16,20x30,F32,24,20,600,")
     assert store.summary("tensor", sort="tuned_rows", top=4)[3]["name"] == "embed"
