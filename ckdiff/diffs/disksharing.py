@@ -14,11 +14,12 @@ from ckdiff.checkpoints.places.hub.spool import PAGE, room_for, temporary_folder
 from ckdiff.checkpoints.places.hub.streamed import CONNECTIONS
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.diffs.allotment import Allotment
-from ckdiff.diffs.task import AHEAD, SMALLEST_WINDOW
+from ckdiff.diffs.task import SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, UsageError
 from ckdiff.layout import IntArray
 from ckdiff.options import Options
 from ckdiff.outputs.checks import free_space
+from ckdiff.running.ahead import AHEAD
 
 if TYPE_CHECKING:
     from ckdiff.diffs.comparison import Comparison

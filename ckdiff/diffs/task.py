@@ -7,11 +7,10 @@ given back, and the finished mask bits are encoded and written while they are st
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from ckdiff.diffs.sides import Side, Window
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.layout import Layout, Spans
-from ckdiff.running.threads import Stopped
+from ckdiff.running.ahead import looked_ahead
 from ckdiff.stores.chunkresult import ChunkResult
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.objects import INNER, ObjectWriter
@@ -34,7 +33,6 @@ from ckdiff.stores.sink import ObjectSink
 
 SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
-AHEAD = 3  #: windows asked of the source before they are needed
 
 assert SMALLEST_WINDOW % BLOCK == 0
 
@@ -78,17 +76,7 @@ class DiffTask:
                     if isinstance(reader, MemoryReader):
                         reader.stay(self.stays)
             windows = self.windows(first, end, spans)
-            ahead = deque(islice(windows, AHEAD))
-            for window in ahead:
-                self.prefetch(readers, window)
-            while ahead:
-                window = ahead.popleft()
-                if stop.is_set():
-                    raise Stopped
-                coming = next(windows, None)
-                if coming is not None:
-                    ahead.append(coming)
-                    self.prefetch(readers, coming)
+            for window in looked_ahead(windows, partial(self.prefetch, readers), stop):
                 self._compare(window, readers, results, cast, list(writers.values()), survived)
             objects = {key: writer.finish() for key, writer in writers.items()}
         cast.finish(results)

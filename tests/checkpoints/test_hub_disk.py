@@ -24,8 +24,9 @@ from ckdiff.cli import main
 from ckdiff.diffs.allotment import Allotment
 from ckdiff.diffs.comparison import Comparison, Selection
 from ckdiff.diffs.disksharing import _windows, share_disk
-from ckdiff.diffs.task import AHEAD, LARGEST_WINDOW, SMALLEST_WINDOW
+from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.options import Options
+from ckdiff.running.ahead import AHEAD
 
 MIB = 1 << 20
 KIB = 1 << 10

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.diffs.task import AHEAD
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi
 from ckdiff.kernels.hashing import UNIT
@@ -21,7 +19,8 @@ from ckdiff.kernels.memory import Bytes
 from ckdiff.kernels.paths import COLUMNS, JOB_COLUMNS
 from ckdiff.kernels.timeline import Marching, Sums, columns, moves
 from ckdiff.layout import Layout, Spans
-from ckdiff.running.threads import PerThread, Stopped
+from ckdiff.running.ahead import looked_ahead
+from ckdiff.running.threads import PerThread
 from ckdiff.runs.timelines.chunk import TimelineChunk
 from ckdiff.runs.timelines.file import first_object_key, step_folder
 from ckdiff.runs.timelines.pairs import MarchingPairs
@@ -87,17 +86,7 @@ class TimelineTask:
             room = self.window // (8 * INNER)
             known = stack.enter_context(MaskWindows(self.loaded, room)) if self.loaded else None
             windows = self.windows(first, end, spans)
-            ahead = deque(islice(windows, AHEAD))
-            for window in ahead:
-                self._prefetch(readers, window)
-            while ahead:
-                window = ahead.popleft()
-                if stop.is_set():
-                    raise Stopped
-                coming = next(windows, None)
-                if coming is not None:
-                    ahead.append(coming)
-                    self._prefetch(readers, coming)
+            for window in looked_ahead(windows, partial(self._prefetch, readers), stop):
                 self._march(window, readers, known, into, writers)
             objects = writers.finish()
         return TimelineChunk.of(spans.tensors, into, objects)
