@@ -26,6 +26,8 @@ from ckdiff.stores.matching import Matched, match
 from ckdiff.stores.summaries import Stack, rule_counts, stacks, summarise
 
 Data = dict[str, Any]
+#: stores that are looked at together, and the position of the first of them
+Alike = list[tuple[int, Matched]]
 
 _LISTED = 1000  #: names of tensors that were not compared
 
@@ -98,9 +100,16 @@ def tensors(stores: Sequence[MaskStore], rule: str) -> Data:
     return columns
 
 
+def side_by_side(stores: Sequence[MaskStore], rule: str) -> Alike:
+    """All stores side by side, or each by itself where they have no tensor in common."""
+    try:
+        return [(0, match(stores, rule, least=1))]
+    except PairingError:
+        return [(i, match([store], rule, least=1)) for i, store in enumerate(stores)]
+
+
 def agreement(
-    stores: Sequence[MaskStore],
-    rule: str,
+    alike: Alike,
     *,
     base: Given | None,
     key: str | None,
@@ -112,46 +121,36 @@ def agreement(
     Each is None where there is nothing to say: one store, no base.
     """
     nothing: Data = {"overlap": None, "magnitudes": None}
-    if len(stores) < 2 and base is None:
+    (_, matched), *others = alike
+    if base is None and not others and len(matched.stores) < 2:
         return nothing
-    (_, matched), *others = _alike(stores, rule)
     if others:
         observer.note("note: the stores have no tensor in common: agreement is not shown")
         return nothing
     for note in matched.notes():
         observer.note(note)
     names = ("model", "tensor") if base is None else ("magnitude", "model", "tensor")
-    heard = None if base is None else Magnitudes(matched.dtypes, len(stores))
+    heard = None if base is None else Magnitudes(matched.dtypes, len(matched.stores))
     found = measured(
         matched, names, "model", base=base, key=key, memory=memory, observer=observer, heard=heard
     )
     overlap = None
-    if len(stores) > 1:
+    if len(matched.stores) > 1:
         overlap = found.head() | {"rows": found.rows()}
         overlap["words"] = {name: _words(name) for name in names}
     return {"overlap": overlap, "magnitudes": None if heard is None else heard.rows()}
 
 
-def shapes(
-    stores: Sequence[MaskStore], rule: str, *, memory: str | int | None, observer: Observer
-) -> Data | None:
+def shapes(alike: Alike, *, memory: str | int | None, observer: Observer) -> Data | None:
     """Where inside its matrices an update is, by kind of module, and the stripes of some."""
     out: Data = {"modules": [], "stripes": [], "shared": None}
-    for first, together in _alike(stores, rule):
+    for first, together in alike:
         found, stripes = with_stripes(together, memory=memory, observer=observer)
         for key, rows in (("modules", found.by_module()), ("stripes", stripes.rows())):
             out[key] += [row | {"store": first + row["store"]} for row in rows]
-        if len(stores) == len(found.stores) > 1:
+        if len(alike) == 1 < len(found.stores):
             out["shared"] = _shared(found.shared_rows())
     return out if out["modules"] else None
-
-
-def _alike(stores: Sequence[MaskStore], rule: str) -> list[tuple[int, Matched]]:
-    """All stores side by side, or each by itself where they have no tensor in common."""
-    try:
-        return [(0, match(stores, rule, least=1))]
-    except PairingError:
-        return [(i, match([store], rule, least=1)) for i, store in enumerate(stores)]
 
 
 def _shared(rows: list[Data]) -> Data | None:

@@ -78,12 +78,13 @@ def report(
             output.keep_away_from((), given.paths)
     stores, labels = given.stores, given.labels
     text = common_rule(stores, rule)
+    alike = contents.side_by_side(stores, text)
     data = contents.head(title or _title(given)) | {
         "rule": text,
         "runs": contents.runs(stores, labels, text),
         "timelines": given.said(),
-        "structure": contents.shapes(stores, text, memory=memory, observer=observer),
-        **contents.agreement(stores, text, base=base, key=key, memory=memory, observer=observer),
+        "structure": contents.shapes(alike, memory=memory, observer=observer),
+        **contents.agreement(alike, base=base, key=key, memory=memory, observer=observer),
         "spectrum": None if spectrum is None else _spectrum(spectrum),
         "tensors": contents.tensors(stores, text),
     }
