@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch import nn, optim
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -71,8 +72,7 @@ def main() -> None:
     assert all(map(torch.equal, after.values(), whole(again).values()))
     if rank == 0:
         torch.save(done, folder / "compact.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from leaving import leave
 from safetensors.torch import save_file
 from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
@@ -139,7 +140,7 @@ def main() -> None:
     for name in names:
         SCENARIOS[name](Path(folder))
         dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from leaving import leave
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -101,4 +102,4 @@ if __name__ == "__main__":
     )
     for one in what.split("+"):
         publish(number, where / one, base=one == "base")
-    dist.destroy_process_group()
+    leave()

@@ -30,6 +30,7 @@ def work(rank: int, folder: Path) -> None:
     import torch
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
+    from leaving import leave
     from torch import nn
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.device_mesh import init_device_mesh
@@ -64,7 +65,7 @@ def work(rank: int, folder: Path) -> None:
     old_shards(rank, folder)
     if rank == 0:
         torch.save(full, folder / "full.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def old_shards(rank: int, folder: Path) -> None:

@@ -252,6 +252,7 @@ PROCESS = """if 1:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from ckdiff.training import SubnetworkCallback
+    from tests.helpers.leaving import leave
 
     rank, meeting = int(sys.argv[1]), sys.argv[2]
     whole = lambda tensor: getattr(tensor, "full_tensor", lambda: tensor)()
@@ -285,8 +286,8 @@ PROCESS = """if 1:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     train("ddp")
     train("fsdp")
-    dist.destroy_process_group()
     print("done")
+    leave()
 """
 
 
