@@ -270,7 +270,9 @@ def test_the_weights_are_found_as_in_torch_files() -> None:
     with opened({"encoder": weights, "decoder": {"deep": averaged}}, "encoder") as checkpoint:
         assert checkpoint.table.names == ["w"]
     with opened({"a": averaged, "b": averaged}) as checkpoint:
-        assert checkpoint.table.names == ["a.w", "b.w"]
+        assert checkpoint.table.names == ["a.w", "b.w"]  # a tree of JAX
+    with pytest.raises(CheckpointError, match="choose with --key a or --key b"):
+        opened({"a": {"l.w": np.zeros(3)}, "b": {"l.w": np.zeros(3)}})
     round_and_round: dict[str, Any] = {"w": np.zeros(3)}
     round_and_round["model"] = [round_and_round]
     with opened(round_and_round) as checkpoint:

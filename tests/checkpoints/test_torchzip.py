@@ -164,6 +164,12 @@ TAKEN: dict[str, tuple[Any, str, list[str]]] = {
                        ["encoder.w", "decoder.l.w"]),
     "nested under a name": ({"model": {"net": {"w": W}, "head": {"w": W}}, "epoch": 1}, "model",
                             ["net.w", "head.w"]),
+    "layers": ({"layers": {"0": {"w": W}, "1": {"w": W}}, "epoch": 1}, "layers", ["0.w", "1.w"]),
+    "a tree": ({"layers": {"0": {"w": W}}, "head": {"w": W}}, "", ["layers.0.w", "head.w"]),
+    "a tree under a name": ({"model": {"layers": {"0": {"w": W}, "1": {"w": W}}}}, "model",
+                            ["layers.0.w", "layers.1.w"]),
+    "models under a name": ({"model": {"a": SD, "b": {"w": W}}, "c": {"w": W}}, "model",
+                            [*(f"a.{name}" for name in NAMES), "b.w"]),
     "beside an optimizer": ({"optimizer": OPTIMIZER, "weights": {"w": W}}, "weights", ["w"]),
     "beside an unnamed optimizer": ({"thing": OPTIMIZER, "x": {"w": W}}, "x", ["w"]),
     "beside settings": ({"hyper_parameters": {"w": W}, "lr_schedulers": [{"w": W}],
@@ -208,6 +214,19 @@ def test_several_that_nothing_tells_apart() -> None:
     assert "try --key netG or --key netD" in refused(saved(content), "netX")
     assert "is no mapping" in refused(saved(content), "epoch")
     assert read(saved(content), "optimizer.state.0").names == ["exp_avg", "step"]
+
+
+@pytest.mark.parametrize("parts", [SD, {"w": W}, {"block": {"l.w": W}, "l.w": W}])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_several_models_are_not_one(parts: dict[str, Any], wrapped: bool) -> None:
+    models = {"generator": parts, "discriminator": {"w": W}}
+    under = "nets." if wrapped else ""
+    content = {"nets": models} if wrapped else models
+    said = refused(saved(content))
+    assert "holds 2 groups of tensors, and nothing says which is the model" in said
+    assert f"choose with --key {under}generator or --key {under}discriminator" in said
+    assert read(saved(content), f"{under}discriminator").names == ["w"]
+    assert f"{under}discriminator.w" in read(saved(content), ".").names
 
 
 SETTINGS = ["args", "config", "hparams", "hyper_parameters", "Options"]

@@ -3,10 +3,12 @@
 A candidate is a mapping of texts to tensors; what else lies beside the tensors is let pass. A
 mapping of which all leaves are tensors, ``{"encoder": {"w": ...}, "decoder": {...}}``, is one
 candidate, its names joined by dots, unless one of its keys is a word that is known to lead to
-weights, such as ``state_dict``. A module that was pickled whole is a candidate too, with the names
-that its ``state_dict()`` would have. Nothing under the keys of optimizers, schedulers or settings
-is one, and nothing that looks like the state of an optimizer or of random numbers. Where no
-candidate looks like weights, what does under such keys is found too, so that it can be named.
+weights, such as ``state_dict``, or it only holds state dicts beside each other: ``{"generator":
+{"w": ...}, "discriminator": {"w": ...}}`` is two models. A module that was pickled whole is a
+candidate too, with the names that its ``state_dict()`` would have. Nothing under the keys of
+optimizers, schedulers or settings is one, and nothing that looks like the state of an optimizer or
+of random numbers. Where no candidate looks like weights, what does under such keys is found too, so
+that it can be named.
 
 What is looked through was made from a hostile file: it may be shared, deep, or contain itself. So
 each object is looked at once for each depth, up to a depth, and names have bounds of their own.
@@ -62,9 +64,12 @@ def is_tensor(value: Any) -> bool:
     return type(value) is Tensor or (type(value) is Record and value.tensor)
 
 
-def find(content: Any) -> Found:
-    """All candidates of a file, in the order of the file."""
-    finder = _Finder()
+def find(content: Any, *, trees: bool = False) -> Found:
+    """All candidates of a file, in the order of the file.
+
+    ``trees``: mappings inside of each other may be one model, as in JAX.
+    """
+    finder = _Finder(trees=trees)
     finder.look(content, ())
     found = finder.found
     first = found.candidates[:_MOST_LOOKED_AT]
@@ -200,12 +205,29 @@ def _leading(mapping: dict[Any, Any]) -> bool:
     return False
 
 
+def _several(mapping: dict[Any, Any], *, trees: bool) -> bool:
+    """Whether a mapping of which all leaves are tensors, or its only entry, has nothing but state
+    dicts, two or more: mappings of names with dots, or of names to tensors. Numbers are layers,
+    and no models. In ``trees``, as JAX has them, names without dots are those of parts.
+    """
+    for _ in range(_DEPTH):
+        parts = {key: _mapping(inner) for key, inner in mapping.items() if not is_extra(key)}
+        if len(parts) != 1:
+            break
+        mapping = next(iter(parts.values())) or {}
+    return len(parts) > 1 and not all(map(str.isdecimal, parts)) and all(
+        part
+        and (any("." in key for key in part) or not (trees or any(map(_mapping, part.values()))))
+        for part in parts.values()
+    )  # fmt: skip
+
+
 class _Finder:
     """Looks for candidates; ``everywhere``: also under the keys that are passed over."""
 
-    def __init__(self, *, everywhere: bool = False) -> None:
+    def __init__(self, *, everywhere: bool = False, trees: bool = False) -> None:
         self.found = Found()
-        self._everywhere = everywhere
+        self._everywhere, self._trees = everywhere, trees
         self._seen: dict[int, int] = {}  # object -> the least depth at which it was looked at
         self._taken: set[int] = set()  # objects that are candidates
         self._leaves: dict[int, int] = {}
@@ -258,7 +280,7 @@ class _Finder:
         leads = _leading(mapping)
         inside = any(map(is_known, path)) and len(mapping) > 1
         leaves = self.leaves(value, len(path))
-        if leaves >= 0 and (inside or not leads):
+        if leaves >= 0 and (inside or not (leads or _several(mapping, trees=self._trees))):
             if leaves:
                 self._take(value, path)
             return True

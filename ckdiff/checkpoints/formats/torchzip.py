@@ -128,18 +128,18 @@ def key_text(path: tuple[str, ...] | None, key: str | None) -> str:
 
 
 def chosen_weights(
-    where: str, content: Any, key: str | None
+    where: str, content: Any, key: str | None, *, trees: bool = False
 ) -> tuple[tuple[str, ...] | None, Any, list[str]]:
     """The path of the weights in what a file holds, the weights, and notes of the choice.
 
-    The path is None where nothing was chosen. ``where`` is how messages name the file. Raises
-    CheckpointError where there are none, or nothing says which.
+    The path is None where nothing was chosen. ``where`` is how messages name the file, ``trees``
+    as in ``find``. Raises CheckpointError where there are none, or nothing says which.
     """
     if key:
         return None, _asked_for(where, content, key), []
     if is_tensor(content) or _is_list(content):
         return None, content, []
-    found = find(content)
+    found = find(content, trees=trees)
     candidates = found.candidates
     if not candidates and len(found.aside) == 1 and may_be_taken(found.aside[0][0]):
         candidates = found.aside
@@ -151,7 +151,7 @@ def chosen_weights(
     if len(same) > 1:
         raise CheckpointError(
             f"{where}: holds {len(same):,} groups of tensors, and nothing says which is the model",
-            hint=f"choose with {_keys(same, ' or ')}",
+            hint=f"choose with {_keys(same, ' or ')}, or take all that the file holds with --key .",
         )
     notes = []
     if path:

@@ -29,7 +29,7 @@ def chosen_tensors(
     ``where`` is how messages name the mapping. Raises CheckpointError.
     """
     standing = _Standing()
-    path, chosen, notes = chosen_weights(where, standing.of(content, 0), key)
+    path, chosen, notes = chosen_weights(where, standing.of(content, 0), key, trees=True)
     notes += standing.notes
     text = key_text(path, key)
     named = named_weights(chosen, path, where, text)
