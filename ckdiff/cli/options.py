@@ -244,7 +244,7 @@ gates: Decorator = block(
         "--expect-changed",
         multiple=True,
         metavar="GLOB",
-        help="Fail when a tensor that matches is bit-identical. Repeatable.",
+        help="Fail when a tensor that matches has no changed element. Repeatable.",
     ),
     click.option(
         "--expect-unchanged",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ __all__ = ["Gates", "Verdict", "judge", "refuse_unmatched", "unmatched"]
 
 _NAMED = 5  #: tensors that a reason names
 _LONGEST = 200  #: characters of a name in a reason
+_CHANGED, _IDENTICAL = "not bit-identical", "bit-identical"  #: what a tensor is, in words
 
 
 @dataclass(slots=True)
@@ -36,11 +38,12 @@ class Gates:
 
     fail_above: float | None = None  #: the highest density, under the first rule, that passes
     fail_below: float | None = None  #: the lowest one
-    exit_code: bool = False  #: nothing may differ
+    exit_code: bool = False  #: nothing may differ, nor have other rows
     #: ``exit_code`` asks for the first rule that was given, and not for ``exact`` and dtypes
     by_rule: bool = False
     expect_changed: Sequence[str] = ()  #: globs of tensors, each of which must have a changed bit
-    expect_unchanged: Sequence[str] = ()  #: globs of tensors that must be bit-identical
+    #: globs of tensors that must be bit-identical, and of the same rows and dtype
+    expect_unchanged: Sequence[str] = ()
     allow_unpaired: bool = False  #: a density speaks of the compared tensors only
 
     def __post_init__(self) -> None:
@@ -160,7 +163,8 @@ def _density(result: DiffResult, limit: float, *, above: bool) -> Verdict:
 def _unpaired(result: DiffResult, loose: Sequence[dict[str, Any]]) -> Verdict:
     count, total = len(loose), len(loose) + len(result.table)
     if not loose:
-        return Verdict("unpaired", 0, 0, True, f"all {total:,} tensors were compared")
+        part = f", {len(result.resized):,} of them in part" if result.resized else ""
+        return Verdict("unpaired", 0, 0, True, f"all {total:,} tensors were compared{part}")
     reason = f"{count:,} of {total:,} tensors {_were(count)} not compared, {_such_as(loose)}"
     return Verdict("unpaired", 0, count, False, f"{reason}; --allow-unpaired lets that pass")
 
@@ -175,11 +179,14 @@ def _exit_code(result: DiffResult, loose: Sequence[dict[str, Any]], *, by_rule: 
         said.append(f"{_counted(changed, 'element')} changed under {rule}, such as in {name}")
     if loose:
         said.append(f"{_counted(len(loose), 'tensor')} unpaired, {_such_as(loose)}")
-    retyped = [] if by_rule else result.retyped
-    if retyped:
-        name = named(retyped[0]["name"])
-        said.append(f"{_counted(len(retyped), 'tensor')} of another dtype, such as {name}")
-    value = changed + len(loose) + len(retyped)
+    unlike = [(result.resized, "number of rows")]
+    if not by_rule:
+        unlike.append((result.retyped, "dtype"))
+    for items, what in unlike:
+        if items:
+            count = _counted(len(items), "tensor")
+            said.append(f"{count} of another {what}, such as {named(items[0]['name'])}")
+    value = changed + len(loose) + sum(len(items) for items, _ in unlike)
     reason = "; ".join(said) or f"nothing differs under {rule}"
     return Verdict("exit-code", 0, value, not value, reason)
 
@@ -187,22 +194,21 @@ def _exit_code(result: DiffResult, loose: Sequence[dict[str, Any]], *, by_rule: 
 def _expected(
     result: DiffResult, loose: Sequence[dict[str, Any]], glob: str, *, changed: bool
 ) -> Verdict:
-    """Whether each tensor that matches is as expected; one that was not compared is not."""
+    """Whether each tensor that matches is as expected; one that was not compared is not.
+
+    Nor is one without a changed element whose sides differ in rows or dtype: nothing shows that it
+    was trained, and it is not the same.
+    """
     gate = "expect-changed" if changed else "expect-unchanged"
-    match, names = _matcher(glob), result.table.names
-    counts = result.table.changed["exact"].tolist()
-    grown = {item["name"] for item in result.resized}
-    matching = [i for i, name in enumerate(names) if match(name)]
-    if changed:
-        wrong = [names[i] for i in matching if not counts[i]]
-    else:
-        wrong = [names[i] for i in matching if counts[i] or names[i] in grown]
+    match = _matcher(glob)
+    found = {name: what for name, what in _outcomes(result) if match(name)}
+    wrong = {n: w for n, w in found.items() if w != (_CHANGED if changed else _IDENTICAL)}
     lost = [detail["name"] for detail in loose if match(detail["name"])]
-    against, total = (*wrong, *lost), len(matching) + len(lost)
-    said = list[str]()
-    if wrong:
-        what = "bit-identical" if changed else "not bit-identical"
-        said.append(f"{len(wrong):,} of {total:,} matching tensors {_are(len(wrong))} {what}")
+    against, total = (*wrong, *lost), len(found) + len(lost)
+    said = [
+        f"{count:,} of {total:,} matching tensors {_are(count)} {what}"
+        for what, count in Counter(wrong.values()).items()
+    ]
     if lost:
         said.append(f"{len(lost):,} of {total:,} matching tensors {_were(len(lost))} not compared")
     told = " and ".join(said)
@@ -210,11 +216,27 @@ def _expected(
         shown = ", ".join(map(named, against[:_NAMED]))
         more = f" and {len(against) - _NAMED:,} more" if len(against) > _NAMED else ""
         told += f": {shown}{more}"
-    else:
+    elif total:
         every = "the matching tensor is" if total == 1 else f"all {total:,} matching tensors are"
         told = f"{every} {'changed' if changed else 'bit-identical'}"
+    else:
+        told = "what matches is tied to another tensor, and was compared under its name only"
     reason = f"--{gate} {printable(repr(glob))}: {told}"
     return Verdict(gate, 0, len(against), not against, reason, glob, against)
+
+
+def _outcomes(result: DiffResult) -> Iterator[tuple[str, str]]:
+    """Of each compared tensor the name, and in words what it is."""
+    grown = {item["name"] for item in result.resized}
+    retyped = {item["name"] for item in result.retyped}
+    counts = result.table.changed["exact"].tolist()
+    for name, count in zip(result.table.names, counts, strict=True):
+        if count:
+            yield name, _CHANGED
+        elif name in grown:
+            yield name, "equal only in the rows that both sides have"
+        else:
+            yield name, "equal in value but of two dtypes" if name in retyped else _IDENTICAL
 
 
 # words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from typing import Any
 
 import pytest
 from diff_results import HOSTILE, lacking, result
@@ -75,7 +76,12 @@ def test_tied_tensors_fail_no_gate() -> None:
     found = result({"a": 0}, unpaired=[lacking("head")], tied=[TIED])
     asked = Gates(fail_above=0, exit_code=True, expect_unchanged=["*"])
     assert all(verdict.ok for verdict in judge(found, asked))
-    assert judge(found, Gates(expect_changed=["head"]))[0].ok
+    for only in (Gates(expect_changed=["head"]), Gates(expect_unchanged=["head"])):
+        (verdict,) = judge(found, only)
+        assert verdict.ok
+        assert verdict.reason.endswith(
+            "is tied to another tensor, and was compared under its name only"
+        )
     two = result({"a": 0}, unpaired=[lacking("head"), lacking("x")], tied=[TIED])
     assert judge(two, asked)[1].value == 1
 
@@ -104,11 +110,34 @@ def test_expectations() -> None:
     assert lost.tensors == ("n2",)
 
 
-def test_more_rows_are_not_unchanged() -> None:
-    grown = [{"name": "e", "base": [8, 2], "tuned": [9, 2], "rows": 8}]
-    (verdict,) = judge(result({"e": 0}, resized=grown), Gates(expect_unchanged=["e"]))
-    assert result({"e": 0, "w": 0}, resized=grown).tensors_identical == 1
-    assert not verdict.ok
+GROWN = {"resized": [{"name": "e", "base": [8, 2], "tuned": [9, 2], "rows": 8}]}
+RETYPED = {"retyped": [{"name": "e", "base": "F32", "tuned": "BF16"}]}
+
+
+@pytest.mark.parametrize("unlike", [GROWN, RETYPED, GROWN | RETYPED])
+@pytest.mark.parametrize("count", [0, 1])
+def test_other_rows_or_dtypes_are_not_called_bit_identical(
+    unlike: dict[str, Any], count: int
+) -> None:
+    found = result({"e": count, "w": 0}, **unlike)
+    asked = Gates(exit_code=True, expect_changed=["e"], expect_unchanged=["e"])
+    leaving, changed, unchanged = judge(found, asked)
+    assert (leaving.ok, changed.ok, unchanged.ok) == (False, count > 0, False)
+    for verdict in (changed, unchanged):
+        assert not verdict.reason.removesuffix(": e").endswith((" is bit-identical", "unchanged"))
+        assert ("equal " in verdict.reason) == (count == 0)
+    assert "all" not in unchanged.reason
+
+
+def test_rows_that_only_one_side_has_are_said() -> None:
+    assert result({"e": 0, "w": 0}, **GROWN).tensors_identical == 1
+    found = result({"e": 0, "w": 0}, rules={"atol=1": {"e": 0, "w": 0}}, **GROWN)
+    leaving = judge(found, Gates(exit_code=True, by_rule=True))[0]
+    assert (leaving.ok, leaving.value) == (False, 1)
+    assert leaving.reason == "1 tensor of another number of rows, such as e"
+    _, unpaired = judge(found, Gates(fail_above=1))
+    assert unpaired.ok  # what both sides have was compared, as was asked for
+    assert unpaired.reason == "all 2 tensors were compared, 1 of them in part"
 
 
 def test_what_matches_nothing_is_an_error() -> None:

@@ -214,7 +214,8 @@ def _several(mapping: dict[Any, Any], *, trees: bool) -> bool:
         parts = {key: _mapping(inner) for key, inner in mapping.items() if not is_extra(key)}
         if len(parts) != 1:
             break
-        mapping = next(iter(parts.values())) or {}
+        (only,) = parts.values()
+        mapping = only or {}
     return len(parts) > 1 and not all(map(str.isdecimal, parts)) and all(
         part
         and (any("." in key for key in part) or not (trees or any(map(_mapping, part.values()))))
