@@ -11,9 +11,9 @@ SIGNATURES = {
     # base, elements, masks (addresses), stores, cells ((stores + 1) x WAYS x bins), scratch
     # (CELLS_SCRATCH bytes)
     "cells": "void(int64, int64, int64, int64, int64, int64)",
-    # old, new, bytes, out: places of the elements that differ (uint32; one more may be written),
-    # and old and new elements there -> how many
-    "changes": "int64(int64, int64, int64, int64, int64, int64)",
+    # old, new, bytes, out: blocks (a bit for each 64 bytes, whole words), which bytes of each that
+    # has one differ (uint64), old and new bytes there (LANES more may be written) -> how many
+    "changes": f"int64({', '.join(['int64'] * 7)})",
     # segments (as for agree), their number, stores, threshold, counts (one a row)
     "combine": "void(int64, int64, int64, int64, int64)",
     # base, tuned, words, parameter, mask -> changed
@@ -82,6 +82,11 @@ SIGNATURES = {
     # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
     # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
     "profile": "void(int64, int64, int64, int64, int64, int64)",
+    # data (LANES more bytes are read), words of blocks, blocks and masks as changes finds them,
+    # bytes that are to be there, bytes that may be there (LANES more of both are read), how far
+    # after the start of a page the data begin, out: a byte for each page, set where something was
+    # put, scratch (2 x LANES) -> 1 where neither was there, else 0
+    "put": f"int64({', '.join(['int64'] * 9)})",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
     # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
@@ -275,6 +280,10 @@ BOX_TILE = 64
 BOX_SCRATCH = BOX_TILE * BOX_TILE
 
 # exclusive or as sequences
+
+# what changes in a file
+
+PAGE_BITS = 12  #: what is written is whole pages of so many bytes
 
 LEAST_ZEROS = 4  #: in a row that are a sequence: one is a literal, and no match is below three
 SEQUENCE_BYTES = 16

@@ -13,6 +13,14 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """os.pwrite until everything is written, from byte ``offset`` on; OSError passes through."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
 def start_writeback(fd: int, offset: int = 0, size: int = 0) -> None:
     """Let the disk begin now what a later fsync would have to wait for; ``size`` 0: to the end."""
     if sys.platform == "linux":

@@ -91,7 +91,7 @@ def test_an_image_computes_what_the_linked_code_computes() -> None:
 
 #: a kind of each kernel that has kinds
 KINDS = {
-    "agree": "2", "blend": "16", "cells": "BF16", "changes": "2", "combine": "at-least:2",
+    "agree": "2", "blend": "16", "cells": "BF16", "changes": "portable", "combine": "at-least:2",
     "compare": "F32:rtol", "encode": "1", "gather": "4", "merge": "16f", "moves": "8",
     "narrow": "F64>F16", "paths": "BF16", "runs": "2", "scale": "F4", "scatter": "4",
     "split": "16f portable", "statistics": "BF16", "strided": "tiles 2,1", "sweep": "W16:exact",

@@ -136,7 +136,7 @@ class FirstPass:
             if known is None:
                 after.update(new.data)
             found = tools.finder.find(here, new)
-            if len(found.places):
+            if len(found.masks):
                 self.writer.changes(file, begin + start, len(new), found)
         self.writer.tensor(file, begin, nbytes, (before.digest(), known or after.digest()))
 
@@ -169,7 +169,7 @@ class Noting:
             read_old(self._files[file], begin + start, old, shown)
             before.update(old.data)
             found = tools.finder.find(old, here)
-            if len(found.places):
+            if len(found.masks):
                 differs = True
                 self._writer.changes(file, begin + start, len(here), found)
         if differs:

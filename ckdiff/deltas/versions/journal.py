@@ -3,7 +3,7 @@
     MAGIC, length of the header, header (JSON), its digest, records, a last record
 
 The header says which files of which checkpoint it is of, and between which versions. A record is of
-a part of a file: the units that differ, where they are, what they were and what they are to be. So
+a part of a file: the bytes that differ, where they are, what they were and what they are to be. So
 it does not matter how often, or how far, it has been put into the file. A journal is ours only if
 it is a file of ours, made where it lies, and it is believed only as far as its digests go.
 
@@ -23,28 +23,28 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.halfway import JOURNAL_NAME
 from ckdiff.deltas.ownheader import pread
 from ckdiff.deltas.versions.lock import SyncFolder
 from ckdiff.errors import DeltaError, printable
-from ckdiff.kernels.changes import Changes
-from ckdiff.outputs.writing import start_writeback
+from ckdiff.kernels.changes import BLOCK, Changes
+from ckdiff.outputs.writing import start_writeback, write_at
 
 NEW_NAME = f"{JOURNAL_NAME}.new"
-PART = 1 << 20  #: bytes of a file that a record is of, at most; whole units
-#: bytes that making a record, or reading one, takes: positions, both sides, a mask, what is joined
-RECORD_MEMORY = 20 * PART
+PART = 1 << 20  #: bytes of a file that a record is of, at most
+#: bytes that making a record, or reading one, takes: both sides and which bytes, twice; the part
+RECORD_MEMORY = 6 * PART
 
-#: kinds of records: places are numbers, or one bit for each unit where that is shorter
-CHANGES, TENSOR, LAST, MANY = 1, 2, 3, 4
+#: kinds of records
+CHANGES, TENSOR, LAST = 1, 2, 3
 
-_MAGIC = b"CKDJRNL1"
+_MAGIC = b"CKDJRNL2"
 _START, _DIGEST = struct.Struct("<8sQ"), 16
 _HEAD = struct.Struct("<IIQQIIQ")
 _LARGEST_HEADER = 1 << 26
+_BITS = 8 * BLOCK  # bytes of a file of which one byte says which blocks differ
 _WRITEBACK = 32 << 20  # bytes after which the disk is told to begin
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -56,26 +56,28 @@ class Record(NamedTuple):
     file: int  #: position among the journal's files
     begin: int  #: of the part, or of the tensor, in the file
     size: int  #: bytes of it; of the last record how many there are
-    units: int  #: that differ
-    unit: int  #: bytes of one
+    masks: int  #: blocks of which bytes differ
+    values: int  #: bytes that differ
     digest: int  #: of the fields before it, and of what follows
+
+    @property
+    def blocks(self) -> int:
+        """Bytes that say which blocks differ."""
+        return -(-self.size // _BITS)
 
     @property
     def payload(self) -> int:
         """Bytes that follow it."""
         if self.kind == CHANGES:
-            return self.units * (4 + 2 * self.unit)
-        if self.kind == MANY:
-            return _bits(self.size // self.unit) + 2 * self.units * self.unit
+            return self.blocks + 8 * self.masks + 2 * self.values
         return 2 * _DIGEST if self.kind == TENSOR else 0
 
     def right(self, files: int) -> bool:
         """Whether its numbers make sense."""
         if self.kind == TENSOR:
             return self.file < files
-        if self.kind not in (CHANGES, MANY) or self.unit not in (1, 2) or self.size > PART:
-            return False
-        return self.file < files and self.units <= self.size // self.unit
+        right = self.kind == CHANGES and self.size <= PART and self.file < files
+        return right and self.masks <= 8 * self.blocks and self.values <= self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +129,12 @@ class JournalWriter:
     def changes(self, file: int, begin: int, size: int, found: Changes) -> None:
         """Add what changes in a part of a file."""
         self.changed = True
-        unit, units, kind = found.old.itemsize, len(found.places), CHANGES
-        places: npt.NDArray[np.unsignedinteger] = found.places
-        if 4 * units > _bits(size // unit):
-            flags = np.zeros(size // unit, np.bool_)
-            flags[places] = True
-            places, kind = np.packbits(flags, bitorder="little"), MANY
-        payload = b"".join((places.data, found.old.data, found.new.data))
-        self._add((kind, file, begin, size, units, unit), payload)
+        differ = np.flatnonzero(found.blocks)
+        first, end = int(differ[0]), int(differ[-1]) + 1
+        begin, size = begin + first * _BITS, min(size, end * _BITS) - first * _BITS
+        parts = (found.blocks[first:end], found.masks, found.old, found.new)
+        fields = CHANGES, file, begin, size, len(found.masks), len(found.old)
+        self._add(fields, b"".join(part.data for part in parts))
 
     def tensor(self, file: int, begin: int, size: int, digests: tuple[bytes, bytes]) -> None:
         """Add the digests of a tensor, of what it was and what it is to be."""
@@ -168,12 +168,9 @@ class JournalWriter:
             begun = self._begun if self._end - self._begun > _WRITEBACK else -1
             if begun >= 0:
                 self._begun = at
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(self._fd, view, at)
-            view, at = view[done:], at + done
+        write_at(self._fd, data, at)
         if begun >= 0:
-            start_writeback(self._fd, begun, at - begun)
+            start_writeback(self._fd, begun, at + len(data) - begun)
 
 
 class Journal:
@@ -230,21 +227,10 @@ class Journal:
     def changes(self, at: int) -> tuple[Record, Changes]:
         """What changes in a part of a file. Raises DeltaError."""
         record, payload = self._payload(at)
-        unit, count, total = f"<u{record.unit}", record.units, record.size // record.unit
-        before = 4 * count
-        if record.kind == MANY:
-            before = _bits(total)
-            flags = np.frombuffer(payload, np.uint8, before)
-            bits = np.unpackbits(flags, count=total, bitorder="little")
-            places = np.flatnonzero(bits).astype(np.uint32)
-        else:
-            places = np.frombuffer(payload, "<u4", count)
-        increasing = bool((places[1:] > places[:-1]).all())
-        if len(places) != count or not increasing or (count and int(places[-1]) >= total):
-            raise self.fault(f"its record at byte {at:,} is damaged")
-        old = np.frombuffer(payload, unit, count, before)
-        new = np.frombuffer(payload, unit, count, before + record.unit * count)
-        return record, Changes(places, old, new)
+        held = np.frombuffer(payload, np.uint8)
+        blocks, masks = held[: record.blocks], held[record.blocks :][: 8 * record.masks]
+        values = held[record.blocks + len(masks) :].reshape(2, -1)
+        return record, Changes(blocks, masks.view(np.uint64), *values)
 
     def digests(self, at: int) -> tuple[Record, tuple[bytes, bytes]]:
         """The digests of a tensor: of what it was, and what it is to be. Raises DeltaError."""
@@ -298,11 +284,6 @@ class Journal:
             if not _plain(name):
                 raise self.fault(f"it names {printable(repr(name))}")
         return header
-
-
-def _bits(units: int) -> int:
-    """Bytes of one bit for each."""
-    return -(-units // 8)
 
 
 def _plain(name: object) -> bool:

@@ -14,7 +14,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from ckdiff.checkpoints.halfway import JOURNAL_NAME
@@ -22,7 +21,6 @@ from ckdiff.checkpoints.places.openfile import make_room
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.versions.journal import (
     CHANGES,
-    MANY,
     PART,
     TENSOR,
     Journal,
@@ -31,16 +29,15 @@ from ckdiff.deltas.versions.journal import (
 )
 from ckdiff.deltas.versions.lock import SyncFolder
 from ckdiff.deltas.versions.marker import put_marker
-from ckdiff.errors import OutputError, printable
-from ckdiff.kernels.changes import Changes
+from ckdiff.errors import DeltaError, OutputError, printable
+from ckdiff.kernels.changes import MARGIN, PAGE, Put
 from ckdiff.kernels.memory import Bytes
 from ckdiff.options import Observer
 from ckdiff.outputs.place import write_errors
-from ckdiff.outputs.writing import start_writeback
+from ckdiff.outputs.writing import start_writeback, write_at
 from ckdiff.running.runners import Meter, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
 
-_PAGE_BITS = 12  # what is written is whole pages of so many bytes, but for the ends of a part
 _GROUP = 32  # records that are one piece of work
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -119,7 +116,6 @@ class Putting:
         """
         count = len(self.journal.header.files)
         kinds = {kind: [_Column() for _ in range(count)] for kind in (CHANGES, TENSOR)}
-        kinds[MANY] = kinds[CHANGES]
         for at, record in self.journal.records():
             kinds[record.kind][record.file].add(at, record.begin)
         changes, tensors = ([column.ordered() for column in kinds[k]] for k in (CHANGES, TENSOR))
@@ -196,41 +192,45 @@ class _Task(ABC):
     def one(self, at: int) -> None:
         """Do it to one record."""
 
-    def read(self, record: Record, low: int, size: int) -> Bytes:
-        """Bytes of a record's file, in this thread's buffer."""
-        into = self._buffer()[:size]
+    def read(self, record: Record, low: int, size: int, margin: int = 0) -> Bytes:
+        """Bytes of a record's file, and a ``margin`` of any after them, in this thread's buffer."""
+        into = self._buffer()[: size + margin]
         view, have = into.data, 0
         while have < size:
-            got = os.preadv(self.fds[record.file], [view[have:]], record.begin + low + have)
+            got = os.preadv(self.fds[record.file], [view[have:size]], record.begin + low + have)
             if not got:
                 raise self.journal.fault(f"{called(self.files[record.file].name)} was cut")
             have += got
         return into
 
+    def changed(self, record: Record) -> DeltaError:
+        """The error for a file that is neither what it was nor what it is to be."""
+        name = called(self.files[record.file].name)
+        return self.journal.fault(f"others have changed {name} since it was made")
+
 
 def _buffer() -> Bytes:
-    return np.empty(PART, np.uint8)
+    return np.empty(PART + MARGIN, np.uint8)
 
 
+@dataclass(slots=True)
 class _PutTask(_Task):
+    _put: PerThread[Put] = field(default_factory=lambda: PerThread(lambda: Put(PART)))
+
     def one(self, at: int) -> None:
         record, changes = self.journal.changes(at)
-        if not record.units:
-            return
-        unit = record.unit
-        low, high = int(changes.places[0]) * unit, (int(changes.places[-1]) + 1) * unit
-        held = self.read(record, low, high - low)
-        units = held.view(changes.old.dtype)
-        where = changes.places - changes.places[0]
-        now = units[where]
-        if not _either(now, changes):
-            name = called(self.files[record.file].name)
-            raise self.journal.fault(f"others have changed {name} since it was made")
-        wanted = changes.old if self.undo else changes.new
-        units[where] = wanted
-        for first, stop in _touched(record, changes, now != wanted):
-            first, stop = max(first - record.begin, low), min(stop - record.begin, high)
-            self._write(record, first, held[first - low : stop - low])
+        held = self.read(record, 0, record.size, MARGIN)
+        skew = record.begin % PAGE
+        try:
+            pages = self._put()(changes, held, skew, undo=self.undo)
+        except ValueError:
+            raise self.journal.fault(f"its record at byte {at:,} is damaged") from None
+        if pages is None:
+            raise self.changed(record)
+        # whole pages, but for the ends of the part
+        edges = np.flatnonzero(np.diff(pages, prepend=False, append=False)) * PAGE - skew
+        for first, stop in edges.clip(0, record.size).reshape(-1, 2).tolist():
+            write_at(self.fds[record.file], held[first:stop].data, record.begin + first)
 
     def finish(self, chunk: int) -> None:
         """Let the disk begin with what was written."""
@@ -238,38 +238,6 @@ class _PutTask(_Task):
         first, last = self.journal.record(group[0]), self.journal.record(group[-1])
         end = last.begin + last.size
         start_writeback(self.fds[first.file], first.begin, end - first.begin)
-
-    def _write(self, record: Record, at: int, data: Bytes) -> None:
-        view, at = data.data, record.begin + at
-        while view:
-            done = os.pwrite(self.fds[record.file], view, at)
-            view, at = view[done:], at + done
-
-
-def _either(now: npt.NDArray[np.unsignedinteger], changes: Changes) -> bool:
-    """Whether what is there is the old or the new: of each byte, as a write may end anywhere."""
-    if ((now == changes.old) | (now == changes.new)).all():
-        return True
-    one, old, new = (units.view(np.uint8) for units in (now, changes.old, changes.new))
-    return bool(((one == old) | (one == new)).all())
-
-
-def _touched(
-    record: Record, changes: Changes, differs: npt.NDArray[np.bool_]
-) -> Iterator[tuple[int, int]]:
-    """The runs of pages, as bytes of the file, in which something is to be written."""
-    places = changes.places if differs.all() else changes.places[differs]
-    if not len(places):
-        return
-    page = record.begin >> _PAGE_BITS << _PAGE_BITS
-    begins = places * np.uint32(record.unit) + np.uint32(record.begin - page)
-    first, last = begins >> _PAGE_BITS, (begins + np.uint32(record.unit - 1)) >> _PAGE_BITS
-    ends = np.flatnonzero(first[1:] > last[:-1] + 1)
-    starts = [0, *(ends + 1).tolist()]
-    stops = [*ends.tolist(), len(places) - 1]
-    for start, stop in zip(starts, stops, strict=True):
-        pages = int(first[start]), int(last[stop]) + 1
-        yield page + (pages[0] << _PAGE_BITS), page + (pages[1] << _PAGE_BITS)
 
 
 class _VerifyTask(_Task):
@@ -279,5 +247,4 @@ class _VerifyTask(_Task):
         for low in range(0, record.size, PART):
             state.update(self.read(record, low, min(PART, record.size - low)).data)
         if state.digest() != (before if self.undo else after):
-            name = called(self.files[record.file].name)
-            raise self.journal.fault(f"others have changed {name} since it was made")
+            raise self.changed(record)

@@ -18,7 +18,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.blend import blend_kernel
     from ckdiff.kernels.codegen.casting import narrow_kernel, widen_kernel
     from ckdiff.kernels.codegen.cells import cells_kernel
-    from ckdiff.kernels.codegen.changes import changes_kernel
+    from ckdiff.kernels.codegen.changes import changes_kernel, put_kernel
     from ckdiff.kernels.codegen.combine import combine_kernel
     from ckdiff.kernels.codegen.compare import compare_kernel
     from ckdiff.kernels.codegen.decode import decode_kernel
@@ -72,6 +72,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "pair": pair_kernel,
     "paths": paths_kernel,
     "profile": profile_kernel,
+    "put": put_kernel,
     "runs": runs_kernel,
     "scale": scale_kernel,
     "scatter": scatter_kernel,

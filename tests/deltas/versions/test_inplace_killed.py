@@ -12,19 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from inplace_runs import bf16_model, calls_of, killed, marker_of, stepped, write_local
 from support import Tensor, write_safetensors
 from weight_streams import read_model, tree_digest, write_version
 
 from ckdiff.checkpoints.halfway import is_half_way, refuse_half_way
 from ckdiff.deltas.versions.inplace import apply_in_place, recover
-from ckdiff.deltas.versions.patching import _either
 from ckdiff.errors import CheckpointError, DeltaError, OutputError
-from ckdiff.kernels.changes import ChangeFinder
 
 KINDS = ("xor", "overwrite", "mixed", "seed")
 MOMENTS = 8  #: of each kind at which it is killed
@@ -149,22 +144,6 @@ def test_killed_at_any_time(scene: Scene) -> None:
         scene.check(local)
         scene.work()
         assert scene.digest(local) == scene.trees[2]
-
-
-@given(st.data())
-def test_a_write_may_end_in_the_middle_of_an_element(data: st.DataObject) -> None:
-    size = 2 * data.draw(st.integers(1, 40))
-    old, new = (np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8)
-                for _ in range(2))  # fmt: skip
-    found = ChangeFinder(size).find(old, new)
-    cut = data.draw(st.integers(0, size))
-    torn = np.concatenate([new[:cut], old[cut:]])
-    assert _either(torn.view(np.uint16)[found.places], found)
-    if len(found.places):
-        at = 2 * int(found.places[data.draw(st.integers(0, len(found.places) - 1))])
-        strange = next(byte for byte in range(256) if byte not in (old[at], new[at]))
-        torn[at] = strange
-        assert not _either(torn.view(np.uint16)[found.places], found)
 
 
 # journals that are not believed
