@@ -88,11 +88,11 @@ class HeldArray(Held):
 
     def __init__(self, words: npt.NDArray[Any], dtype: str, owner: Any) -> None:
         """``words`` is a view of ``owner``'s memory, which it keeps alive."""
-        packed = words.flags.c_contiguous and words.dtype.isnative
-        address = int(words.__array_interface__["data"][0]) if packed else 0
-        super().__init__(dtype, words.shape, words.dtype.itemsize, address)
         self._array, self._owner = words, owner
-        self._at = self._now()
+        self._at = at = self._now()
+        packed = words.flags.c_contiguous and words.dtype.isnative
+        address = (at or _address(words)) if packed else 0
+        super().__init__(dtype, words.shape, words.dtype.itemsize, address)
 
     def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
         """See Held."""
@@ -100,9 +100,7 @@ class HeldArray(Held):
 
     def _now(self) -> int:
         """Where the owner's memory is, as far as it can be asked."""
-        if isinstance(self._owner, np.ndarray):
-            return int(self._owner.__array_interface__["data"][0])
-        return 0
+        return _address(self._owner) if isinstance(self._owner, np.ndarray) else 0
 
     def moved(self) -> bool:
         """See Held."""
@@ -111,6 +109,11 @@ class HeldArray(Held):
     def written(self) -> bool:
         """See Held. Nobody counts what is written to an array of numpy."""
         return False
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    """Where an array's first element is. To ask takes a microsecond."""
+    return int(array.__array_interface__["data"][0])
 
 
 def copy_blocks(words: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
