@@ -94,20 +94,8 @@ SLOW: dict[str, str] = {
         test_overwriting_is_killed_at_every_call
         test_overwriting_that_would_take_two_steps_is_refused_before_the_work
     """,
-    "test_gpu": """
-        test_the_benchmark_goes_its_whole_way
-        test_the_benchmark_says_that_nothing_was_measured
-        test_the_memory_of_torch_itself_is_not_counted
-    """,
     "test_gpu_changes": """
         test_against_the_kernels_of_the_cpu
-    """,
-    "test_gpu_fused": """
-        test_a_gpu_would_round_as_the_cpu_does
-        test_a_store_is_the_same_to_the_byte
-        test_every_dtype_and_rule_is_as_on_the_cpu
-        test_tensors_on_the_device_are_not_copied
-        test_what_changed_is_moved_together
     """,
     "test_gpu_tensors": """
         test_nothing_is_copied_and_the_store_is_the_same

@@ -210,9 +210,10 @@ class DeviceRun:
         self, device: Device, task: DiffTask, order: Sequence[Rule], workers: int
     ) -> DeviceKernels | None:
         """What compares on the device; None where its memory is in use. Raises CkdiffError."""
+        from ckdiff.kernels.gpu.device import failed, out_of_memory
         from ckdiff.kernels.gpu.kernels import DeviceKernels
-        from ckdiff.kernels.gpu.pool import failed, out_of_memory
 
+        resident, copied = _resident(task, str(device.device))
         try:
             return DeviceKernels(
                 task.kernels,
@@ -222,7 +223,8 @@ class DeviceRun:
                 window=task.window,
                 workers=workers,
                 memory=self._planned.memory,
-                resident=_resident(task, str(device.device)),
+                resident=resident,
+                copied=copied,
             )
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -244,17 +246,19 @@ def _on_gpu(sides: Sequence[Checkpoint]) -> bool:
     return any(isinstance(side, MemoryCheckpoint) and side.on_gpu() for side in sides)
 
 
-def _resident(task: DiffTask, device: str) -> list[tuple[int, int]]:
-    """Where tensors of both sides are in a device's memory, if they can be compared there as they
-    are: statistics, a cast and an adapter are the CPU's.
+def _resident(task: DiffTask, device: str) -> tuple[list[tuple[int, int]], bool]:
+    """Where tensors of both sides are in a device's memory, and whether there are others. They are
+    compared there as they are: statistics, a cast and an adapter are the CPU's.
     """
     if task.with_statistics or any(task.casting.narrow) or task.merging is not None:
-        return []
-    found = []
+        return [], True
+    found, copied = [], False
     for side in task.sides:
-        if isinstance(side.checkpoint, MemoryCheckpoint):
-            places = side.checkpoint.on_device(device)
-            sizes = side.checkpoint.table.nbytes
-            some = (places > 0) & (sizes > 0)
-            found += list(zip(places[some].tolist(), (places + sizes)[some].tolist(), strict=True))
-    return found
+        if not isinstance(side.checkpoint, MemoryCheckpoint):
+            copied = True
+            continue
+        places, sizes = side.checkpoint.on_device(device), side.checkpoint.table.nbytes
+        some = (places > 0) & (sizes > 0)
+        found += list(zip(places[some].tolist(), (places + sizes)[some].tolist(), strict=True))
+        copied |= bool((some != (sizes > 0)).any())
+    return found, copied

@@ -18,14 +18,14 @@ State = dict[str, torch.Tensor]
 RULES = ("exact", "atol=1e-3", "rtol=1e-2@bf16")
 
 
-def some_states() -> tuple[State, State]:
+def some_states(rows: int = 300) -> tuple[State, State]:
     """Ragged, short and long tensors of several dtypes, strided ones, and one off its place."""
     noise = torch.Generator().manual_seed(3)
     base: State = {}
     for i, kind in enumerate([torch.bfloat16, torch.float32, torch.float64, torch.float16] * 3):
         shape = [(7,), (513,), (64, 64), (100, 77), (3, 5, 11), (1,)][i % 6]
         base[f"t{i:02}"] = torch.randn(shape, generator=noise).to(kind)
-    base["many"] = torch.randint(-9, 9, (300, 500), generator=noise, dtype=torch.int32)
+    base["many"] = torch.randint(-9, 9, (rows, 500), generator=noise, dtype=torch.int32)
     base["bytes"] = torch.randint(0, 9, (1111,), generator=noise, dtype=torch.uint8)
     base["strided"] = torch.randn((40, 50), generator=noise).t()
     base["beside"] = torch.randn(2000, generator=noise).to(torch.bfloat16)[1:]

@@ -1,10 +1,8 @@
 """A process of its own for Triton: it decides at import whether it interprets or compiles.
 
-    python fused_worker.py bits DTYPE...   with TRITON_INTERPRET=1: against the CPU's kernels
-    python fused_worker.py compact DTYPE...   likewise: counts, positions and values
-    python fused_worker.py held HERE THERE   likewise: a diff of tensors that are on the device
-    python fused_worker.py diff BASE TUNED OUT RULE...   likewise: a diff on torch's CPU device
-    python fused_worker.py ptx DTYPE...    compiles for a GPU of which there is none
+    python fused_worker.py all FOLDER   on a GPU, or in the interpreter with TRITON_INTERPRET=1:
+                                        the code against the CPU's kernels
+    python fused_worker.py ptx DTYPE... compiles for a GPU of which there is none
 
 The last line is JSON.
 """
@@ -12,19 +10,24 @@ The last line is JSON.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import naive
 import numpy as np
+import pytest
 import torch
+from checkpoint_pairs import files_of
 from device_changes import changes_agree
 from device_tensors import diffed, pretend, some_states
 from kernel_runs import kernels, run, some_elements, tough_pairs
+from safetensors.torch import save_file
 
-from ckdiff.diffs.plan import plan
-from ckdiff.diffs.run import run as run_plan
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import BLOCK
 from ckdiff.kernels.binding import bind
@@ -32,7 +35,6 @@ from ckdiff.kernels.gpu import compact, compactcode, digests, fused, open_device
 from ckdiff.kernels.gpu.fusedcode import MOST_RULES
 from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.tables import Table
-from ckdiff.options import Observer, Options
 from ckdiff.rules import Rule
 
 T = ["0", "5e-324", "1e-45", "1e-38", "1e-5", "0.25", "65504", "3.4028235677973362e+38",
@@ -42,13 +44,20 @@ K = ["0", "1", "127", "32768", "65535", "2147483648", "4294967295", "92233720368
      "18446744073709551615"]  # fmt: skip
 RULES = [*(f"atol={t}" for t in T), *(f"rtol={r}" for r in R), *(f"ulp={k}" for k in K)]
 CAST = ["exact", "atol=1e-5", "rtol=1e-3", "ulp=2"]
+LONG = [f"rtol={r!r}" for r in (1.2345678901234567, 3.3e-10, 2**-52, 1 - 2**-53)]  # for integers
 MOST = 3000  # elements, as interpreting is slow
+DEVICE = "torch-cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def rules_of(dtype: str) -> list[str]:
-    """As many as can be evaluated at once: all, or on rounded elements fewer of the others."""
+    """As many as can be evaluated at once: all, or on rounded elements fewer of the others. A few
+    where bits alone are compared, or pairs looked up: of one such dtype all.
+    """
+    if not DTYPES[dtype].numeric or (DTYPES[dtype].bits == 8 and dtype != "U8"):
+        return ["exact", "atol=0.25", "rtol=0.3", "ulp=1"]
     rounded = [f"{rule}@{t}" for t, of in naive.ROUNDED.items() if dtype in of for rule in CAST]
-    return ["exact", *rounded, *RULES[:: 2 if rounded else 1]]
+    whole = LONG if dtype in naive.INTEGERS and dtype != "U8" else []
+    return ["exact", *rounded, *whole, *RULES[:: 2 if rounded else 1]]
 
 
 def sides_of(dtype: str) -> tuple[bytes, bytes]:
@@ -62,64 +71,54 @@ def sides_of(dtype: str) -> tuple[bytes, bytes]:
     return x.tobytes(), np.concatenate([y[some], powers * 0]).tobytes()
 
 
-def bits(dtypes: list[str]) -> object:
+def bits(dtype: str, rules: list[str], times: int = 1) -> list[str]:
+    """The rules that find something else than the CPU's kernels do, of two segments."""
+    assert len(rules) <= MOST_RULES
+    of, device = [DTYPES[dtype]], open_device(DEVICE)
+    cpu, parsed = kernels((dtype,), tuple(rules)), [Rule.parse(rule) for rule in rules]
+    using = DeviceKernels(cpu, of, parsed, device, window=BLOCK, workers=1, memory=1 << 30)
+    assert using.device.fused
+    base, tuned = (side * times for side in sides_of(dtype))
+    found, expected = (
+        run(dtype, rules, base, tuned, cuts=[512], offset=3, using=one) for one in (using, None)
+    )
+    assert list(using.messages) == []
+    assert found.hashes == expected.hashes
+    return [
+        f"{dtype} {rule}"
+        for rule, mask in expected.masks.items()
+        if (found.masks[rule] != mask).any() or found.changed[rule] != expected.changed[rule]
+    ]
+
+
+def all_(folder: str) -> object:
     np.seterr(all="ignore")  # numpy computes what a GPU would
-    preparing._TRIED = 4096  # what is tried first; here all is
-    wrong: list[str] = []
-    for dtype in dtypes:
-        rules = rules_of(dtype)
-        assert len(rules) <= MOST_RULES
-        using = DeviceKernels(
-            kernels((dtype,), tuple(rules)),
-            [DTYPES[dtype]],
-            [Rule.parse(rule) for rule in rules],
-            open_device("torch-cpu"),
-            window=BLOCK,
-            workers=1,
-            memory=1 << 30,
-        )
-        assert list(using.messages) == []
-        assert using.device.fused
-        times = 24 if dtype == "BF16" else 1  # for several pieces
-        base, tuned = (side * times for side in sides_of(dtype))
-        cuts = [512, 1536]
-        expected = run(dtype, rules, base, tuned, cuts=cuts, offset=3)
-        found = run(dtype, rules, base, tuned, cuts=cuts, offset=3, using=using)
-        assert found.hashes == expected.hashes
-        wrong += [
-            f"{dtype} {rule}"
-            for rule, mask in expected.masks.items()
-            if (found.masks[rule] != mask).any() or found.changed[rule] != expected.changed[rule]
-        ]
-    return wrong
+    with patch.object(preparing, "_wrong", lambda *_: ""):  # what is tried first; here all is
+        wrong = [one for dtype in DTYPES for one in bits(dtype, rules_of(dtype))]
+        wrong += bits("BF16", ["exact"], times=24)  # several pieces
+        # one dtype of each width, as the code knows no other difference
+        changes = [dtype for dtype in ("U8", "BF16", "F32", "I64") if changes_agree(dtype, 6)]
+    preparing._TRIED = 600
+    states = some_states(20)
+    if DEVICE == "cuda":
+        states = tuple({name: t.cuda() for name, t in state.items()} for state in states)
+    files = [f"{folder}/{side}.safetensors" for side in ("base", "tuned")]
+    for state, file in zip(states, files, strict=True):
+        save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, file)
+    kinds: dict[str, Any] = {"files": files, "tensors": states}
 
+    def stored(device: str) -> dict[str, bytes]:
+        Path(folder, device).mkdir()
+        for name, sides in kinds.items():
+            diffed(*sides, f"{folder}/{device}/{name}", device=device)
+        return files_of(Path(folder, device))
 
-def compact_(dtypes: list[str]) -> object:
-    """Hypothesis draws what the plain twin is held against."""
-    np.seterr(all="ignore")
-    preparing._TRIED = 2000
-    return [dtype for dtype in dtypes if changes_agree(dtype, 6)]
-
-
-def held(places: list[str]) -> object:
-    import pytest
-
-    np.seterr(all="ignore")
-    base, tuned = some_states()
-    diffed(base, tuned, places[0], device="cpu")
-    with pytest.MonkeyPatch.context() as patch:
-        copied = pretend(patch)
-        why = diffed(base, tuned, places[1]).device_why
-    return [why, sum(copied)]
-
-
-def diff(arguments: list[str]) -> object:
-    np.seterr(all="ignore")
-    base, tuned, out, *rules = arguments
-    notes: list[str] = []
-    options = Options(rules=tuple(rules), device="torch-cpu", memory="8GiB", workers=1)
-    with plan(base, tuned, out, options, Observer(note=notes.append)) as planned:
-        return [run_plan(planned).device_why, notes]
+    expected = stored("cpu")
+    with pytest.MonkeyPatch.context() as patched:
+        copied = pretend(patched)
+        found = stored(DEVICE)
+    stores = [name for name in expected if found[name] != expected[name]]
+    return {"bits": wrong, "changes": changes, "stores": stores, "copied": sum(copied)}
 
 
 class Absent:
@@ -140,56 +139,48 @@ class Absent:
         return 0
 
 
-def ptx(dtypes: list[str]) -> object:
+class Compiled:
+    """Compiles what would be launched, with the very arguments."""
+
+    def __init__(self, real: Any, made: Callable[[str], None]) -> None:
+        self.real, self.made = real, made
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **options: Any) -> None:
+            self.made(self.real.warmup(*arguments, grid=grid, **options).asm["ptx"])
+
+        return launch
+
+
+def ptx(*dtypes: str) -> object:
     from triton.runtime import driver
 
     driver.set_active(Absent())
-    made: list[Any] = []
+    found: dict[str, dict[str, int]] = {}
+    cpu = torch.device("cpu")
+    for module, name in ((fused, "compare"), (digests, "digest"), (compactcode, "compact")):
 
-    class Compiled:
-        """Compiles what would be launched, with the very arguments."""
+        def note(text: str, name: str = name) -> None:
+            names = re.findall(r"^\s+(?:@%p\d+ )?([a-z][\w.:]+)", text, re.M)
+            found[f"{name} {dtype}"] = {one: names.count(one) for one in set(names)}
 
-        def __init__(self, real: Any) -> None:
-            self.real = real
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Any:
-            def launch(*arguments: Any, **options: Any) -> None:
-                made.append(self.real.warmup(*arguments, grid=grid, **options))
-
-            return launch
-
-    fused.compare, digests.digest = Compiled(fused.compare), Compiled(digests.digest)
-    compactcode.compact = Compiled(compactcode.compact)
-    found = {}
+        setattr(module, name, Compiled(getattr(module, name), note))
     for dtype in dtypes:
         of = DTYPES[dtype]
-        rules = ["exact", "atol=1e-5", "rtol=1e-3", "ulp=1"]
+        rules = ["exact", *(f"{rule}=1e-3" for rule in ("atol", "rtol")), "ulp=1"]
         rules += [f"rtol=1e-3@{t}" for t, sources in naive.ROUNDED.items() if dtype in sources]
         bounds = [bind(Rule.parse(rule), of) for rule in rules]
-        table = torch.zeros(65536, dtype=torch.int32)
-        code = fused.Fused(of, bounds, torch.device("cpu"), table)
+        code = fused.Fused(of, bounds, cpu, torch.zeros(65536, dtype=torch.int32))
         at = np.array([4096])
-        there = Table.of(at, at, at, at * 0).sent(torch.device("cpu"))
+        there = Table.of(at, at, at, at * 0).sent(cpu)
         masks = torch.zeros(len(rules), 512, dtype=torch.uint8)
         code(there, masks, torch.zeros(len(rules), 1, dtype=torch.int32))
         if dtype in ("BF16", "F6_E2M3"):  # these know no more of a dtype than its width
-            out = torch.zeros(4, 8, dtype=torch.int64)
-            digests.Digests(torch.device("cpu"))(there, out, of.bits)
+            digests.Digests(cpu)(there, torch.zeros(4, 8, dtype=torch.int64), of.bits)
         if dtype == "BF16":
             compact.moved(there, masks[0], torch.zeros(1, dtype=torch.int64), 1, of)
-        for name, compiled in zip(("compare", "digest", "compact"), made, strict=False):
-            text = compiled.asm["ptx"]
-            names = re.findall(r"^\s+(?:@%p\d+ )?([a-z][\w.:]+)", text, re.M)
-            found[f"{name} {dtype}"] = {one: names.count(one) for one in set(names)}
-        made.clear()
     return found
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(
-            {"bits": bits, "compact": compact_, "held": held, "diff": diff, "ptx": ptx}[
-                sys.argv[1]
-            ](sys.argv[2:])
-        )
-    )
+    print(json.dumps({"all": all_, "ptx": ptx}[sys.argv[1]](*sys.argv[2:])))

@@ -101,9 +101,7 @@ def test_memory_that_runs_out_is_told_and_the_store_is_the_same(
     notes: list[str] = []
     there = diff(sides, tmp_path / "there", rules=RULES, notes=notes)
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
-    assert notes[0] == "warning: torch's CPU is out of memory: going on with smaller pieces"
-    assert notes[-1] == "warning: torch's CPU is out of memory: comparing on the CPU from here on"
-    assert len(set(notes)) == 2
+    assert notes == ["warning: torch's CPU is out of memory: comparing on the CPU from here on"]
     assert there.device == "cpu"
     assert there.device_why == "the device ran out of memory"
     assert there.to_dict()["device_why"] == there.device_why

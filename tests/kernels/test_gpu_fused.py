@@ -18,10 +18,8 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from checkpoint_pairs import files_of, some_model, write_side
 from kernel_runs import kernels
 
-import ckdiff
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.kernels import BLOCK, gpu
@@ -34,68 +32,38 @@ from ckdiff.kernels.memory import bytes_at
 from ckdiff.rules import Rule
 
 WORKER = Path(__file__).parents[1] / "helpers" / "fused_worker.py"
-COPIED = 4 * 2000 + 2 * 2 * 1999  # of tensors that are strided, or one element off
+GPU = torch.cuda.is_available()
 with_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
 )
 
 
-def worker(*arguments: str, interpreted: bool, cache: str = "") -> Any:
+def worker(*arguments: str, interpreted: bool, cache: Path) -> Any:
     environment = os.environ | {"TRITON_INTERPRET": str(int(interpreted))}
-    if cache:
-        environment["TRITON_CACHE_DIR"] = cache
+    environment["TRITON_CACHE_DIR"] = str(cache)
     command = [sys.executable, str(WORKER), *arguments]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        command, capture_output=True, text=True, env=environment, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- bits ------------------------------------------------------------------------------------------
-
-
 @with_triton
-@pytest.mark.parametrize("half", [0, 1])
-def test_every_dtype_and_rule_is_as_on_the_cpu(half: int) -> None:
-    assert worker("bits", *list(DTYPES)[half::2], interpreted=True) == []
-
-
-@with_triton
-def test_a_store_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    model = some_model(3, tensors=10, largest=3000)
-    sides = [str(write_side(tmp_path / side, model, side, 1)) for side in ("base", "tuned")]
-    rules = ["exact", "atol=1e-3", "rtol=1e-2@bf16", "ulp=1"]
-    why, notes = worker("diff", *sides, str(tmp_path / "there"), *rules, interpreted=True)
-    assert why == "torch's CPU: it was asked for"
-    assert notes == []
-    ckdiff.diff(*sides, out=tmp_path / "here", rules=rules, memory="8GiB")
-    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
-
-
-@with_triton
-def test_tensors_on_the_device_are_not_copied(tmp_path: Path) -> None:
-    """Their ragged ends are fetched, to be hashed."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    why, copied = worker("held", str(here), str(there), interpreted=True)
-    assert (why, copied) == ("torch's CPU: tensors are on it", COPIED)
-    assert files_of(there) == files_of(here)
-
-
-@with_triton
-def test_what_changed_is_moved_together() -> None:
-    """One dtype of each width, as the code knows no other difference."""
-    assert worker("compact", "U8", "BF16", "F32", "I64", interpreted=True) == []
-
-
-# -- code ------------------------------------------------------------------------------------------
+def test_the_code_says_what_the_cpu_s_kernels_say(tmp_path: Path) -> None:
+    """Every dtype and rule, what is moved together, and whole stores: of files, and of tensors on
+    the device, which are not copied unless they are strided or one element off.
+    """
+    found = worker("all", str(tmp_path), interpreted=not GPU, cache=tmp_path / "cache")
+    copied = 4 * 2000 + 2 * 2 * 1999
+    assert found == {"bits": [], "changes": [], "stores": [], "copied": copied}
 
 
 @with_triton
 def test_a_gpu_would_round_as_the_cpu_does(tmp_path: Path) -> None:
     """Nothing is contracted, and subnormal numbers stay: what the interpreter does not show."""
     dtypes = ["BF16", "F16", "F32", "F64", "U32", "U8", "F6_E2M3"]
-    found = worker("ptx", *dtypes, interpreted=False, cache=str(tmp_path))
+    found = worker("ptx", *dtypes, interpreted=False, cache=tmp_path)
     for name, code in found.items():
         parts = {one: one.split(".") for one in code}
         assert [one for one, part in parts.items() if "ftz" in part] == [], name

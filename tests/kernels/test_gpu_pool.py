@@ -1,34 +1,35 @@
-"""Stages lent to workers, and memory that runs out: who makes pieces smaller, and who waits."""
+"""Stages for all workers: how large they are, what they take, and what if that is not there."""
 
 from __future__ import annotations
 
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
 
 import numpy as np
 import pytest
 import torch
 
 from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.pool import Pool
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes, staging_memory
-from ckdiff.kernels.gpu.staging import Stages
+from ckdiff.kernels.gpu.staging import Pool
 from ckdiff.kernels.gpu.tables import Table
 
 MIB = 1 << 20
 LARGEST = 1 << 22  # elements of a piece
+SIZES = Sizes(LARGEST, 1, 16)
 
 
 class Small(Device):
     """A device with so many bytes of memory."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, why: str = "out of memory") -> None:
         super().__init__(torch.device("cpu"), "a small one")
-        self.room, self.used, self.drops = room, 0, 0
+        self.room, self.why, self.used, self.drops = room, why, 0, 0
 
     def memory(self, size: int) -> torch.Tensor:
         if self.used + size > self.room:
-            raise torch.cuda.OutOfMemoryError("no memory")
+            raise RuntimeError(self.why)
         self.used += size
         found = super().memory(size)
         weakref.finalize(found.untyped_storage(), self._back, size)
@@ -41,111 +42,49 @@ class Small(Device):
         self.drops += 1
 
 
-def pool_of(room: int) -> tuple[Small, Pool, int]:
-    """The device, a pool of stages for bf16 on it, and the bytes of one worker's."""
-    device = Small(room)
-    sizes = Sizes(LARGEST, 1, 16)
-    return device, Pool(device, sizes, LARGEST), 2 * sizes.there(LARGEST)
+def lent_once(pool: Pool) -> int:
+    with pool.lent() as stages:
+        return id(stages)
 
 
-def taken(pool: Pool) -> Stages:
-    stages = pool.take()
-    assert stages is not None
-    return stages
+def test_everything_is_taken_at_once_and_lent() -> None:
+    device = Small(1 << 30)
+    pool = Pool(device, SIZES, 2, 1 << 30)
+    assert pool.elements == LARGEST
+    assert device.used == SIZES.needed(LARGEST, 2) - SIZES.needed(LARGEST, 0)
+    with ThreadPoolExecutor(1) as other, pool.lent() as first:
+        with pool.lent() as second:
+            assert len({id(stage) for stage in (*first, *second)}) == 4
+
+            waiting = other.submit(lent_once, pool)
+            with pytest.raises(TooLate):
+                waiting.result(0.05)
+        assert waiting.result(30) == id(second)
+    del pool, first, second, waiting
+    assert device.used == 0
 
 
-def test_what_is_given_back_is_lent_again() -> None:
-    device, pool, whole = pool_of(1 << 30)
-    first = taken(pool)
-    pool.give_back(first)
-    assert taken(pool) is first
-    second = taken(pool)
-    assert second is not first
-    assert device.used == 2 * whole
-
-
-def test_a_worker_that_finds_no_memory_takes_smaller_stages() -> None:
-    device, pool, whole = pool_of(0)
-    device.room = whole + whole // 2
-    first, second = taken(pool), taken(pool)
-    assert (first.elements, second.elements) == (LARGEST, LARGEST // 2)
+def test_pieces_get_smaller_until_they_fit() -> None:
+    whole = SIZES.needed(LARGEST, 2) - SIZES.needed(LARGEST, 0)
+    device = Small(whole // 3)
+    pool = Pool(device, SIZES, 2, 1 << 30)
+    assert pool.elements == LARGEST // 4
+    assert device.used == whole // 4
+    assert device.drops == 2
     assert list(pool.messages) == [
         "warning: a small one is out of memory: going on with smaller pieces"
     ]
-    assert device.drops == 1
-    pool.give_back(first)  # it is of no use any more
-    del first
-    assert device.used == whole // 2
-    pool.give_back(second)
-    assert taken(pool) is second
 
 
-def test_nobody_makes_pieces_smaller_while_larger_ones_end() -> None:
-    """With room for one worker's only, the second one waits for it: once it is made smaller."""
-    device, pool, whole = pool_of(0)
-    device.room = whole
-    held: list[Stages] = [taken(pool)]
-    found: list[Stages] = []
-    second = threading.Thread(target=lambda: found.append(taken(pool)), daemon=True)
-    second.start()
-    while device.drops < 1:  # it has made pieces smaller, and looks for room again
-        second.join(0.01)
-    second.join(0.2)
-    assert second.is_alive()
-    pool.give_back(held.pop())
-    second.join(30)
-    assert [stages.elements for stages in found] == [LARGEST // 2]
-    assert len(pool.messages) == 1
+@pytest.mark.parametrize("why", ["out of memory", "CUDA error: lost"])
+def test_where_nothing_fits_it_is_an_error(why: str) -> None:
+    device = Small(0, why)
+    with pytest.raises(RuntimeError, match=why):
+        Pool(device, SIZES, 1, 1 << 30)
+    assert device.drops == (LARGEST // SMALLEST).bit_length() - 1 if "memory" in why else True
 
 
-def test_idle_stages_make_room() -> None:
-    device, pool, whole = pool_of(0)
-    device.room = 2 * whole
-    both = [taken(pool), taken(pool)]
-    for stages in both:
-        pool.give_back(stages)
-    del both, stages
-    assert device.used == 2 * whole
-    pool.ran_out(taken(pool))  # such as that intermediate results do not fit
-    assert device.used == 0
-    assert taken(pool).elements == LARGEST // 2
-
-
-def test_giving_up_holds_nothing() -> None:
-    device, pool, _ = pool_of(1 << 30)
-    other = taken(pool)
-    pool.give_back(taken(pool))
-    count = 0
-    while (stages := pool.take()) is not None:
-        count += 1
-        assert stages.elements >= SMALLEST
-        if count == 2:
-            pool.give_back(other)  # or the others would wait for it
-            del other
-        pool.ran_out(stages)
-    assert pool.gave_up
-    assert count == (LARGEST // SMALLEST).bit_length()
-    assert pool.messages[-1].endswith("comparing on the CPU from here on")
-    del stages
-    assert device.used == 0
-
-
-def test_another_error_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(size: int) -> torch.Tensor:
-        raise RuntimeError("CUDA error: lost")
-
-    device, pool, _ = pool_of(1 << 30)
-    with monkeypatch.context() as patch:
-        patch.setattr(device, "memory", lost)
-        with pytest.raises(RuntimeError, match="lost"):
-            pool.take()
-    assert taken(pool).elements == LARGEST
-
-
-# -- sizes -----------------------------------------------------------------------------------------
-
-
-def test_host_memory_follows_the_window_and_is_rounded_as_torch_does() -> None:
+def test_memory_follows_the_window_and_pinned_memory_is_rounded_as_torch_does() -> None:
     windows = [1 << 19, 1 << 20, 1 << 22, 1 << 25]
     found = [staging_memory(window, 4, 16) for window in windows]
     assert found == sorted(found)
@@ -155,24 +94,17 @@ def test_host_memory_follows_the_window_and_is_rounded_as_torch_does() -> None:
     assert found[-1] == 128 * MIB + 4 * MIB + 32 * MIB
     assert [Sizes(1 << 22, 1, bits).largest for bits in (4, 16, 64)] == [1 << 22] * 3
     assert Sizes(100, 1, 16).largest == SMALLEST
-
-
-def test_device_memory_is_counted_in_the_blocks_that_torch_takes() -> None:
-    sizes = Sizes(1 << 25, 1, 16)
-    block = 2 * sizes.there(sizes.largest)  # of each worker, in 2 MiB steps; then what is small
-    assert sizes.needed(sizes.largest, 4) == 4 * -(-block // (2 * MIB)) * 2 * MIB + 32 * MIB
-    block = 2 * sizes.there(SMALLEST)
-    each = 20 * MIB // block
-    assert sizes.needed(SMALLEST, each) == 20 * MIB + 32 * MIB
-    assert sizes.needed(SMALLEST, each + 1) == 40 * MIB + 32 * MIB
+    inside = Sizes(1 << 25, 1, 64, copied=False)  # where nothing is copied, windows are not cut
+    assert inside.largest == 1 << 25
+    assert inside.parts(1 << 25)[0] == 0
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8, 16, 32, 64])
 @pytest.mark.parametrize("length", [1, 511, 512, 5000])
 def test_tables_and_what_is_found_fit_however_short_tensors_are(bits: int, length: int) -> None:
-    sizes = Sizes(SMALLEST, 3, bits)
+    parts = Sizes(SMALLEST, 3, bits).parts(SMALLEST)
     count = SMALLEST // (-(-length // 512) * 512)
     table = Table.of(*np.full((4, count), [[0], [0], [length], [0]]))
-    assert table.here.nbytes <= sizes.tables(SMALLEST)
-    counts = 4 * 3 * table.programs
-    assert 3 * SMALLEST // 8 + 32 * SMALLEST // 512 + counts <= sizes.out(SMALLEST)
+    assert table.here.nbytes <= parts[1]
+    assert 3 * SMALLEST // 8 + 32 * SMALLEST // 512 + 4 * 3 * table.programs <= parts[2]
+    assert not any(size % 16 for size in parts)  # what follows is aligned for wide loads

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Device"]
+from ckdiff.errors import CkdiffError
+
+__all__ = ["HINT", "Device", "failed", "out_of_memory"]
+
+HINT = "run with --device cpu"
 
 
 class Device:
@@ -55,3 +59,14 @@ class Device:
         if self.cuda:
             torch.cuda.empty_cache()
             getattr(torch._C, "_host_emptyCache", lambda: None)()
+
+
+def failed(device: Device, error: RuntimeError) -> CkdiffError:
+    """The error to raise for what a device's own says."""
+    reason = str(error).partition("\n")[0]
+    return CkdiffError(f"{device.name} failed: {reason}", hint=HINT)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Pinned memory that cannot be had is an ordinary RuntimeError of CUDA's."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)

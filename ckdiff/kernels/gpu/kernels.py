@@ -16,11 +16,10 @@ import numpy.typing as npt
 from ckdiff.dtypes import DType
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import BLOCK, Kernels, Results, abi
-from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.pool import HINT, Pool, failed, out_of_memory
+from ckdiff.kernels.gpu.device import HINT, Device, failed, out_of_memory
 from ckdiff.kernels.gpu.preparing import make_slots
-from ckdiff.kernels.gpu.sizes import STAGES, Sizes
-from ckdiff.kernels.gpu.staging import Slot, Stage
+from ckdiff.kernels.gpu.sizes import Sizes
+from ckdiff.kernels.gpu.staging import Pool, Stage
 from ckdiff.kernels.gpu.tables import SIDES
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
@@ -33,9 +32,10 @@ Int64 = npt.NDArray[np.int64]
 class DeviceKernels:
     """Runs windows on a device; shared by all workers.
 
-    When memory runs out there, pieces get smaller, and in the end windows are compared on the CPU;
-    ``messages`` says so. Raises BudgetError where ``memory`` is too little from the start,
-    CkdiffError where the device's code cannot be trusted, and what torch raises.
+    Memory for all of them is taken at once: where there is less than may be used, pieces are
+    smaller. Where it runs out all the same, windows are compared on the CPU. ``messages`` says so.
+    Raises BudgetError where ``memory`` is too little, CkdiffError where the device's code cannot be
+    trusted, and what torch raises.
     """
 
     def __init__(
@@ -49,8 +49,11 @@ class DeviceKernels:
         workers: int,
         memory: int,
         resident: Sequence[tuple[int, int]] = (),
+        copied: bool = True,
     ) -> None:
-        """``resident`` are the addresses, from and to, of tensors in the device's memory."""
+        """``resident`` are the addresses, from and to, of tensors in the device's memory; without
+        ``copied`` there are no others.
+        """
         self.slot_of = cpu.slot_of
         self.device = device
         self._cpu = cpu
@@ -58,68 +61,58 @@ class DeviceKernels:
         self._begins, self._ends = ranges[:, 0], np.maximum.accumulate(ranges[:, 1])
         self._slots = make_slots(cpu, dtypes, rules, device)
         self._bits = np.array([dtype.bits for dtype in dtypes], np.int64)
-        sizes = Sizes(window, len(rules), int(self._bits.max(initial=8)))
-        self._pool = Pool(device, sizes, sizes.fitting(workers, memory))
+        self.gave_up = False  #: whether windows are compared on the CPU from now on
+        sizes = Sizes(window, len(rules), int(self._bits.max(initial=8)), copied=copied)
+        self._pool = Pool(device, sizes, workers, memory)
 
     @property
     def messages(self) -> deque[str]:
         """For people, to be taken out by whoever reports them."""
         return self._pool.messages
 
-    @property
-    def gave_up(self) -> bool:
-        """Whether windows are compared on the CPU from now on."""
-        return self._pool.gave_up
-
     def run(self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
         """See :meth:`ckdiff.kernels.Kernels.run`. Raises CkdiffError where the device fails."""
-        if self.gave_up:
-            self._run_here(segments, masks, into)
-            return
-        segments = segments[segments[:, abi.SEG_ELEMENTS] > 0]
-        try:
-            self._fly(segments, masks, into)
-        except RuntimeError as error:
-            raise failed(self.device, error) from error
-
-    def _fly(self, todo: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
-        """Send what there is to do through stages, piece by piece."""
-        hashing = self.device.fused and into.statistics is None
-        flying: deque[Stage] = deque()  # in the order of addresses, in which statistics are summed
-        stages = self._pool.take() if len(todo) else None
-        try:
-            while len(todo) and stages is not None:
-                if len(flying) == STAGES:
-                    flying.popleft().finish(self._cpu, masks, into)
-                stage = next(stage for stage in stages.each if stage not in flying)
-                piece, rest = _cut(todo, stages.elements, self._bits)
-                there = self._resident(piece)
-                if _started(stage, piece, self._slots, hashing=hashing, resident=there):
-                    flying.append(stage)
-                    todo = rest
-                    continue
-                while flying:
-                    flying.popleft().finish(self._cpu, masks, into)
-                del stage
-                small, stages = stages, None
-                self._pool.ran_out(small)
-                stages = self._pool.take()
-            while flying:
-                flying.popleft().finish(self._cpu, masks, into)
-        finally:
-            for stage in flying:
-                stage.abandon()
-            if stages is not None:
-                self._pool.give_back(stages)
+        todo = segments[segments[:, abi.SEG_ELEMENTS] > 0]
+        if not self.gave_up and len(todo):
+            try:
+                todo = self._fly(todo, masks, into)
+            except RuntimeError as error:
+                raise failed(self.device, error) from error
         if len(todo):
-            self._run_here(todo, masks, into)
+            if self._resident(todo).any():
+                raise CkdiffError(f"{self.device.name} is out of memory", hint=HINT)
+            self._cpu.run(todo, masks, into)
 
-    def _run_here(
-        self, segments: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results
-    ) -> None:
-        if self._resident(segments).any():
-            raise CkdiffError(f"{self.device.name} is out of memory", hint=HINT)
-        self._cpu.run(segments, masks, into)
+    def _fly(self, todo: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> Int64:
+        """Send what there is to do through stages, piece by piece; what is left if memory ends."""
+        hashing = self.device.fused and into.statistics is None
+        with self._pool.lent() as free:
+            flying: deque[Stage] = deque()  # by address: in this order statistics are summed
+            while flying or (len(todo) and not self.gave_up):
+                if len(flying) < len(free) and len(todo) and not self.gave_up:
+                    piece, rest = _cut(todo, self._pool.elements, self._bits)
+                    stage = next(stage for stage in free if stage not in flying)
+                    if self._started(stage, piece, hashing=hashing):
+                        flying.append(stage)
+                        todo = rest
+                else:
+                    flying.popleft().finish(self._cpu, masks, into)
+        return todo
+
+    def _started(self, stage: Stage, piece: Int64, *, hashing: bool) -> bool:
+        """False where memory does not suffice: only that can be done again, on the CPU. A piece
+        that is on its way and does not come back is an error.
+        """
+        try:
+            stage.start(piece, self._slots, hashing=hashing, resident=self._resident(piece))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if not self.gave_up:
+                self.gave_up = True
+                self._pool.warn("comparing on the CPU from here on")
+            return False
+        return True
 
     @property
     def has_tensors(self) -> bool:
@@ -133,25 +126,6 @@ class DeviceKernels:
             return np.zeros(addresses.shape, np.bool_)
         at = np.searchsorted(self._begins, addresses, side="right") - 1
         return np.asarray((at >= 0) & (addresses < self._ends[at]))
-
-
-def _started(
-    stage: Stage,
-    piece: Int64,
-    slots: Sequence[Slot],
-    *,
-    hashing: bool,
-    resident: npt.NDArray[np.bool_],
-) -> bool:
-    """False where memory does not suffice: only that can be done again, once it is on its way a
-    piece that does not come back is an error."""
-    try:
-        stage.start(piece, slots, hashing=hashing, resident=resident)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        return False
-    return True
 
 
 def _cut(todo: Int64, elements: int, bits: Int64) -> tuple[Int64, Int64]:

@@ -12,9 +12,8 @@ from ckdiff.dtypes import DType
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.binding import bind
-from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.pool import HINT, out_of_memory
-from ckdiff.kernels.gpu.staging import Compare, Slot
+from ckdiff.kernels.gpu.device import HINT, Device, out_of_memory
+from ckdiff.kernels.gpu.staging import Slot
 from ckdiff.kernels.gpu.tables import BASE, COLUMNS, FIRST, TUNED, Table
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
@@ -68,7 +67,7 @@ def _fused(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device
         base, tuned = (every >> 8).astype(np.uint8), every.astype(np.uint8)
         lines = np.stack(_compared(cpu, index, dtype, (base, tuned), len(rules))[0])
         pairs = np.unpackbits(lines, axis=-1, bitorder="little").astype(np.int64)
-    code: list[Compare] = []
+    code = []
     for first in range(0, len(bounds), MOST_RULES):
         some = bounds[first : first + MOST_RULES]
         table: torch.Tensor | None = None
@@ -114,7 +113,7 @@ class Plain:
         self._cpu, self._index, self.rules = cpu, index, rules
 
     def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
-        """See Compare."""
+        """See fused.Fused."""
         rows = table.here[: COLUMNS * table.rows].reshape(-1, COLUMNS)
         segments = np.zeros((table.rows, abi.SEG_COLUMNS), np.int64)
         segments[:, abi.SEG_BASE : abi.SEG_ELEMENTS + 1] = rows[:, BASE : TUNED + 2]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +21,17 @@ import torch
 
 from ckdiff.dtypes import DType
 from ckdiff.kernels import Kernels, Results, abi
-from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.sizes import STAGES, Sizes
+from ckdiff.kernels.gpu.device import Device, out_of_memory
+from ckdiff.kernels.gpu.sizes import SMALLEST, STAGES, Sizes, halved
 from ckdiff.kernels.gpu.tables import SIDES, Int64, Table
 from ckdiff.kernels.hashing import UNIT
 
 if TYPE_CHECKING:
     from ckdiff.kernels.gpu.digests import Digests, Ends
+    from ckdiff.kernels.gpu.fused import Fused
+    from ckdiff.kernels.gpu.preparing import Plain
 
-__all__ = ["Compare", "Slot", "Stage", "Stages"]
-
+__all__ = ["Pool", "Slot", "Stage"]
 
 Flags = npt.NDArray[np.bool_]
 
@@ -40,21 +43,12 @@ _move_short = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_
 )
 
 
-class Compare(Protocol):
-    """What compares the rows of a table under ``rules`` rules: see fused.Fused."""
-
-    rules: int
-
-    def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
-        """Write masks, (rules, bytes), which are zeros, and counts, (rules, programs)."""
-
-
 @dataclass(slots=True, eq=False)
 class Slot:
     """What is done with the elements of one dtype."""
 
     dtype: DType
-    code: list[Compare]  #: all rules, one after the other; the first is exact
+    code: Sequence[Fused | Plain]  #: all rules, one after the other; the first is exact
     digests: Digests | None = None  #: where hashes are had on the device
 
     def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
@@ -65,25 +59,56 @@ class Slot:
             code(table, None if masks is None else masks[part], counts[part])
 
 
-class Stages:
-    """The stages of one worker, in one block of each kind of memory."""
+class Pool:
+    """The stages of all workers, made at once: nothing more is taken while windows run."""
 
-    def __init__(self, device: Device, sizes: Sizes, elements: int, generation: int) -> None:
-        """For pieces of so many elements."""
-        self.elements = elements
-        self.generation = generation  #: see :class:`ckdiff.kernels.gpu.pool.Pool`
-        parts = 2 * sizes.side(elements), sizes.tables(elements), sizes.out(elements)
-        # what a piece needs on the device is one block; pinned blocks are rounded up one by one
-        there = device.memory(STAGES * sum(parts)).view(STAGES, -1)
-        here = [device.pinned(STAGES * size).view(STAGES, -1) for size in parts]
-        self.each = [
-            Stage(device, [block[i] for block in here], _cut(there[i], parts))
-            for i in range(STAGES)
-        ]
+    def __init__(self, device: Device, sizes: Sizes, workers: int, memory: int) -> None:
+        """Pieces get smaller where less memory is free than may be used. Raises BudgetError, and
+        what torch raises.
+        """
+        self.elements = sizes.fitting(workers, memory)  #: of a piece
+        self.messages: deque[str] = deque()  #: warnings, to be taken out by whoever reports them
+        self._device, self._sizes = device, sizes
+        self._free: SimpleQueue[list[Stage]] = SimpleQueue()
+        while not self._made(workers):  # now the error is gone, with what its frames held
+            self.elements = halved(self.elements)
+            device.drop_cache()
+        if self.elements < sizes.fitting(workers, memory):
+            self.warn("going on with smaller pieces")
 
-    def release(self) -> None:
-        """Let go of the memory; nothing may be on its way."""
-        self.each.clear()
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[list[Stage]]:
+        """The stages of a worker, once there are some; afterwards the device touches none."""
+        stages = self._free.get()
+        try:
+            yield stages
+        finally:
+            for stage in stages:
+                stage.abandon()
+            self._free.put(stages)
+
+    def warn(self, then: str) -> None:
+        """Say that memory ran out, and what follows."""
+        self.messages.append(f"warning: {self._device.name} is out of memory: {then}")
+
+    def _made(self, workers: int) -> bool:
+        """Whether memory suffices for pieces of this size, or else for smaller ones."""
+        device, parts = self._device, self._sizes.parts(self.elements)
+        try:
+            # what pieces need on the device is one block; pinned blocks are rounded up one by one
+            block = device.memory(workers * STAGES * sum(parts))
+            there = iter(block.view(workers * STAGES, sum(parts)))
+            made = []
+            for _ in range(workers):
+                here = [device.pinned(STAGES * size).view(STAGES, size) for size in parts]
+                made.append([Stage(device, one, _cut(next(there), parts)) for one in zip(*here)])
+        except RuntimeError as error:
+            if not out_of_memory(error) or self.elements == SMALLEST:
+                raise
+            return False
+        for stages in made:
+            self._free.put(stages)
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -132,13 +157,12 @@ class Stage:
         ``resident``, (segments, 2), says which sides are on the device already. Nothing
         waits for the device here. Raises what torch raises; the stage is free again then.
         """
-        flight = self._filled(segments, slots, resident, hashing=hashing)
+        self._flight = self._filled(segments, slots, resident, hashing=hashing)
         try:
-            self._send(flight)
+            self._send(self._flight)
         except BaseException:
             self.abandon()
             raise
-        self._flight = flight
 
     def _filled(
         self, segments: Int64, slots: Sequence[Slot], resident: Flags, *, hashing: bool
@@ -201,10 +225,11 @@ class Stage:
 
     def finish(self, cpu: Kernels, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> None:
         """Wait for the piece, and hand on its bits and counts; hashes and statistics are added."""
-        flight, self._flight = self._flight, None
+        flight = self._flight
         assert flight is not None
         if self.device.cuda:
             self._done.synchronize()
+        self._flight = None
         lines, digests, counts = flight.found(self._here[2], len(masks))
         byte = slice(flight.first // 8, (flight.first + flight.elements) // 8)
         for mask, line in zip(masks, lines.numpy(), strict=True):
@@ -223,12 +248,12 @@ class Stage:
         cpu.measure(segments, masks[0], into)
 
     def abandon(self) -> None:
-        """Wait until the device touches nothing of this any more, and forget the piece."""
-        self._flight = None
-        if self.device.cuda:
+        """Forget the piece, if there is one, once the device touches nothing of it any more."""
+        if self._flight is not None and self.device.cuda:
             with contextlib.suppress(RuntimeError):  # a device that is lost touches nothing
                 self._copying.synchronize()
                 self.device.comparing.synchronize()
+        self._flight = None
 
 
 def _cut(tensor: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
