@@ -20,6 +20,8 @@ _BAND = 2 * PROFILE_STRIP // 8  # bytes
 _MOST_ROWS = (1 << 16) - 1  # that a uint16 counts
 _U16 = np.dtype(np.uint16)
 
+Columns = npt.NDArray[np.uint16] | Int64
+
 
 def memory(width: int) -> int:
     """Bytes that a :class:`Profile` of matrices with so many columns takes."""
@@ -33,11 +35,17 @@ class Profile:
         """``width`` is the number of columns, at least 1."""
         strips = -(-width // PROFILE_STRIP)
         self.width = width
-        self._columns = np.zeros(strips * PROFILE_STRIP, np.int64)
+        self._columns: Int64 | None = None  # of the rows that are not in ``_recent`` any more
         self._recent: npt.NDArray[np.uint16] = np.zeros(strips * PROFILE_STRIP, np.uint16)
         self._rows = 0  # in ``_recent``
         self._bands = np.zeros(strips * _BAND, np.uint8)
         self._totals = np.zeros(PROFILE_TOTALS, np.int64)
+
+    def clear(self) -> None:
+        """Forget all rows; what ``columns`` gave is gone."""
+        self._columns, self._rows = None, 0
+        for counts in (self._recent, self._bands, self._totals):
+            counts.fill(0)
 
     def add(self, mask: Bytes, bit: int, first: int, counts: Int64) -> None:
         """Add as many rows as ``counts`` has, which their ones are added to (int64).
@@ -61,8 +69,10 @@ class Profile:
             if self._rows == _MOST_ROWS:
                 self._flush()
 
-    def columns(self) -> Int64:
-        """The ones of each column so far, int64."""
+    def columns(self) -> Columns:
+        """The ones of each column so far: uint16 where that holds any, or int64. A view."""
+        if self._columns is None:
+            return self._recent[: self.width]
         self._flush()
         return self._columns[: self.width]
 
@@ -87,6 +97,8 @@ class Profile:
         return [int(count) for count in self._totals[2:]]
 
     def _flush(self) -> None:
+        if self._columns is None:
+            self._columns = np.zeros(len(self._recent), np.int64)
         self._columns += self._recent
         self._recent[:] = 0
         self._rows = 0

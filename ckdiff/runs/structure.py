@@ -20,7 +20,7 @@ from ckdiff.options import Observer, checked_int, checked_observer, several_text
 from ckdiff.rules import Rule
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.runs.structures.counting import Counts, Part, ProfileTask, pieces, worker_memory
+from ckdiff.runs.structures.counting import Counts, ProfileTask, pieces, worker_memory
 from ckdiff.runs.structures.energy import Energies
 from ckdiff.runs.structures.file import ProfileFile
 from ckdiff.runs.structures.modules import Stripes
@@ -28,7 +28,7 @@ from ckdiff.runs.structures.result import Structure, as_matrix
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.matching import Matched, StorePath, match
 from ckdiff.stores.table import IntArray
-from ckdiff.stores.tally import Tally
+from ckdiff.stores.tally import miscounted
 
 
 def structure(
@@ -152,7 +152,6 @@ class _Counting:
         self.task = ProfileTask(
             said, matched.starts[:, chosen], shapes, pieces(said.layout, shapes), self._take
         )
-        self._tally = Tally(said)
         self._waiting: dict[int, tuple[Counts, int]] = {}  # with how many rows have come
 
     def need(self) -> Need:
@@ -174,23 +173,27 @@ class _Counting:
         run_chunks(range(chunks), self.task, workers=workers, done=self._done, meter=meter)
 
     def _take(self, counts: Counts) -> None:
+        """Use what was counted of a whole matrix. Raises StoreCorrupt where that is not as many
+        ones as its store says.
+        """
+        said = self.task.said
+        wrong = np.flatnonzero(counts.rows.sum(1) != said.changed[:, counts.tensor])
+        if wrong.size:
+            raise miscounted(said, int(wrong[0]), counts.tensor)
         self._result.take(counts)
         self.heard(counts)
         if self._file is not None:
             self._file.put(counts)
 
-    def _done(self, chunk: int, part: Part) -> None:
-        self._tally.join(part.ones)
-        rows = part.rows
+    def _done(self, chunk: int, rows: Counts | None) -> None:
         if rows is None:
             return
         whole, come = self._waiting.pop(rows.tensor, (None, 0))
         if whole is None:
             stores, height = len(rows.rows), self.task.shapes[rows.tensor][0]
-            whole = Counts(
-                rows.tensor, 0, np.zeros((stores, height), np.int64),
-                np.zeros_like(rows.columns), np.zeros_like(rows.totals),
-            )  # fmt: skip
+            columns = [np.zeros(len(some), np.int64) for some in rows.columns]
+            counted = np.zeros((stores, height), np.int64)
+            whole = Counts(rows.tensor, 0, counted, columns, np.zeros_like(rows.totals))
         whole.join(rows)
         come += rows.rows.shape[1]
         if come < whole.rows.shape[1]:

@@ -56,13 +56,13 @@ class Tally:
         says, and where padding bits are set.
         """
         said, spans = self._said, window.spans
-        self._check_padding(window)
+        check_padding(said, window)
         counts = self._ones(window)
         whole = spans.elements == said.layout.elements[spans.tensors]
         wrong = (counts != said.changed[:, spans.tensors]) & whole
         if wrong.any():
             store, span = np.argwhere(wrong)[0].tolist()
-            raise self._miscounted(store, int(spans.tensors[span]))
+            raise miscounted(said, store, int(spans.tensors[span]))
         for span in np.flatnonzero(~whole).tolist():
             self._put(int(spans.tensors[span]), int(spans.elements[span]), counts[:, span])
 
@@ -80,7 +80,7 @@ class Tally:
             return
         wrong = np.flatnonzero(found != self._said.changed[:, tensor])
         if wrong.size:
-            raise self._miscounted(int(wrong[0]), tensor)
+            raise miscounted(self._said, int(wrong[0]), tensor)
 
     def _ones(self, window: MaskSpans) -> IntArray:
         """(stores, spans): the population count of every span, its padding included."""
@@ -94,32 +94,36 @@ class Tally:
         counting.agree(table, window.memory, ones, np.zeros((rows, 2), np.int64))
         return ones.reshape(window.places.shape)
 
-    def _check_padding(self, window: MaskSpans) -> None:
-        """Bits past a tensor's end are counted: a store that has some was not made by ckdiff."""
-        spans = window.spans
-        ragged = np.flatnonzero(spans.elements % ALIGNMENT)
-        if not len(ragged):
-            return
-        # the last 512 bits of a tensor, of which some are its own
-        blocks = window.memory.view(np.uint64).reshape(-1, ALIGNMENT // 64)
-        foreign = _padding()[spans.elements[ragged] % ALIGNMENT]
-        for store, row in enumerate(window.places):
-            last = (row[ragged] + window.sizes[ragged]) // (ALIGNMENT // 8) - 1
-            wrong = np.flatnonzero((blocks[last] & foreign).any(1))
-            if len(wrong):
-                name = printable(self._said.names[int(spans.tensors[ragged[wrong[0]]])])
-                raise StoreCorrupt(
-                    f"the mask of {name} in {self._said.sources[store].shown} has padding bits "
-                    "that are set",
-                    hint="it was not written by ckdiff like this: make the store again",
-                )
 
-    def _miscounted(self, store: int, tensor: int) -> StoreCorrupt:
-        return StoreCorrupt(
-            f"the mask of {printable(self._said.names[tensor])} in "
-            f"{self._said.sources[store].shown} disagrees with its count",
-            hint="it was not written by ckdiff like this: make the store again",
-        )
+def check_padding(said: Said, window: MaskSpans) -> None:
+    """Raise StoreCorrupt where bits past a tensor's end are set: ckdiff does not write such masks,
+    and whoever counts whole words would count them.
+    """
+    spans = window.spans
+    ragged = np.flatnonzero(spans.elements % ALIGNMENT)
+    if not len(ragged):
+        return
+    # the last 512 bits of a tensor, of which some are its own
+    blocks = window.memory.view(np.uint64).reshape(-1, ALIGNMENT // 64)
+    foreign = _padding()[spans.elements[ragged] % ALIGNMENT]
+    for store, row in enumerate(window.places):
+        last = (row[ragged] + window.sizes[ragged]) // (ALIGNMENT // 8) - 1
+        wrong = np.flatnonzero((blocks[last] & foreign).any(1))
+        if len(wrong):
+            name = printable(said.names[int(spans.tensors[ragged[wrong[0]]])])
+            raise StoreCorrupt(
+                f"the mask of {name} in {said.sources[store].shown} has padding bits that are set",
+                hint="it was not written by ckdiff like this: make the store again",
+            )
+
+
+def miscounted(said: Said, store: int, tensor: int) -> StoreCorrupt:
+    """The error for a tensor whose mask has more ones, or fewer, than its store says."""
+    return StoreCorrupt(
+        f"the mask of {printable(said.names[tensor])} in {said.sources[store].shown} disagrees "
+        "with its count",
+        hint="it was not written by ckdiff like this: make the store again",
+    )
 
 
 @cache

@@ -18,6 +18,7 @@ from naive_profile import shape_of
 from safetensors.numpy import load_file
 
 import ckdiff
+from ckdiff.kernels.profiles import MARGIN
 from ckdiff.layout import Layout
 from ckdiff.runs import structure as door
 from ckdiff.runs.structures import counting
@@ -107,6 +108,51 @@ def test_pieces_hold_everything_once(shapes: list[tuple[int, int]], size: int) -
     assert seen.max(initial=0) <= 1
     for start, elements in zip(layout.starts.tolist(), layout.elements.tolist(), strict=True):
         assert seen[start : start + elements].all()
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 90),
+    width=st.integers(1, 1500),
+    many=st.sampled_from([1, 5]),
+    first=st.sampled_from([0, 512]),
+)
+def test_rows_are_counted_wherever_windows_cut_them(
+    seed: int, rows: int, width: int, many: int, first: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    store = counting._OneStore(width)
+    store._many = many  # of which several are put together, as of a wide matrix
+    for _ in range(2):  # what was counted before is forgotten
+        matrix = rng.random((rows, width)) < 0.3
+        mask = np.packbits(matrix, bitorder="little")
+        counts, at = np.zeros(rows, np.int64), 0
+        store.begin(first, counts)
+        while at < matrix.size:
+            stop = min(at + 512 * int(rng.integers(1, 40)), matrix.size)
+            window = rng.integers(0, 256, -(-(stop - at) // 8) + MARGIN, np.uint8)
+            window[: -(-(stop - at) // 8)] = mask[at // 8 : -(-stop // 8)]
+            store.add(window, first * width + at, first * width + stop)
+            at = stop
+        expected = shape_of(matrix)
+        assert counts.tolist() == expected.rows
+        assert store.profile.columns().tolist() == expected.columns
+        assert store.profile.finish() == (expected.blocks16, expected.blocks128)
+
+
+@given(
+    st.lists(st.integers(0, 9) | st.integers(0, 70_000), min_size=1, max_size=300),
+    st.sampled_from([1, 10]),
+)
+def test_the_top_of_a_profile_is_that_of_its_sorted_counts(counts: list[int], share: int) -> None:
+    for kind in (np.int64, np.uint32):
+        found = Ranked(np.array(counts, kind))
+        assert (found.total, found.touched) == (sum(counts), sum(count > 0 for count in counts))
+        expected = top(counts, share)
+        assert math.isnan(found.top_share(share)) if expected is None else (
+            found.top_share(share) == expected
+        )  # fmt: skip
 
 
 def test_figures_by_hand() -> None:

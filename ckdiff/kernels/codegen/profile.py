@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -24,6 +25,7 @@ from ckdiff.kernels.codegen.words import load_word
 
 _BITS = 8 * BYTES  # of a vector
 _PLANES = 8  # binary digits of a count of at most 255 rows
+_TOGETHER = 8  # rows that are added up before they are counted
 
 
 def _spread(b: Any, value: Value) -> Value:
@@ -36,10 +38,10 @@ def _spread(b: Any, value: Value) -> Value:
 def _bits_at(b: Any, mask: Value, bit: Value) -> Value:
     """The 512 bits from a bit of a mask on; up to 72 bytes are read from the word it is in."""
     address = b.add(mask, b.shl(b.lshr(bit, I64(6)), I64(3)))
-    shift = b.and_(bit, I64(63))
-    low = b.lshr(load_vector(b, address), _spread(b, shift))
-    high = b.shl(load_vector(b, b.add(address, I64(8))), constant(1))  # by 64 would be undefined
-    return b.or_(low, b.shl(high, _spread(b, b.sub(I64(63), shift))))
+    low, high = load_vector(b, address), load_vector(b, b.add(address, I64(8)))
+    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    function = cgutils.get_or_insert_function(b.module, kind, f"llvm.fshr.v{WORDS}i64")
+    return b.call(function, [high, low, _spread(b, bit)])  # shifts by the bit modulo 64
 
 
 def _first_bits(b: Any, number: Value) -> Value:
@@ -126,10 +128,9 @@ def _lanes_set(b: Any, value: Value, bits: int) -> Value:
     return b.zext(b.ctpop(found), I64)
 
 
-def _end_bands(b: Any, row: Value, slots: list[Value], bands: tuple[Value, Value]) -> None:
-    """After a row: count the blocks of what it ends. ``slots`` hold the two totals."""
+def _end_bands(b: Any, after: Value, slots: list[Value], bands: tuple[Value, Value]) -> None:
+    """Before row ``after``: count the blocks of what it ends. ``slots`` hold the two totals."""
     small, large = bands
-    after = b.add(row, I64(1))
     with b.if_then(b.icmp_unsigned("==", b.and_(after, I64(15)), I64(0)), likely=False):
         _add(b, slots[0], _lanes_set(b, b.load(small), 16))
         b.store(b.or_(b.load(large), b.load(small)), large)
@@ -137,6 +138,32 @@ def _end_bands(b: Any, row: Value, slots: list[Value], bands: tuple[Value, Value
         with b.if_then(b.icmp_unsigned("==", b.and_(after, I64(127)), I64(0)), likely=False):
             _add(b, slots[1], _lanes_set(b, b.load(large), 128))
             b.store(constant(0), large)
+
+
+def _carry(b: Any, planes: list[Value], carry: Value) -> None:
+    """Add a vector of ones to the counts of which ``planes`` hold the binary digits."""
+    for plane in planes:
+        digit = b.load(plane)
+        b.store(b.xor(digit, carry), plane)
+        carry = b.and_(digit, carry)
+
+
+def _add_two(b: Any, plane: Value, one: Value, other: Value) -> Value:
+    """Add two vectors of ones to a digit; gives what is carried to the next one."""
+    digit = b.load(plane)
+    either = b.xor(one, other)
+    b.store(b.xor(digit, either), plane)
+    return b.or_(b.and_(one, other), b.and_(digit, either))
+
+
+def _add_rows(b: Any, planes: list[Value], rows: list[Value]) -> None:
+    """Add 2, 4, 8, ... vectors of ones: two at a time, then what two of them carry, and so on."""
+    for plane in planes:
+        if len(rows) == 1:
+            break
+        rows = [_add_two(b, plane, *two) for two in zip(rows[::2], rows[1::2], strict=True)]
+        planes = planes[1:]
+    _carry(b, planes, rows[0])
 
 
 def _spill(b: Any, planes: list[Value], columns: Value) -> None:
@@ -171,14 +198,26 @@ def _strip(
             b.store(b.load(place, align=1), slot)
         slots = [_word_at(b, b.add(totals, I64(8 * i))) for i in range(2)]
         inside = _first_bits(b, left)
-        with cgutils.for_range(b, rows) as row:
-            carry = b.and_(_bits_at(b, mask, b.add(bit, b.mul(row.index, width))), inside)
-            b.store(b.or_(b.load(small), carry), small)
-            for plane in planes:
-                digit = b.load(plane)
-                b.store(b.xor(digit, carry), plane)
-                carry = b.and_(digit, carry)
-            _end_bands(b, b.add(first, row.index), slots, (small, large))
+
+        def add(at: Value, many: int) -> None:
+            begin = b.add(bit, b.mul(at, width))
+            each = [b.add(begin, b.mul(I64(i), width)) for i in range(many)]
+            found = [b.and_(_bits_at(b, mask, place), inside) for place in each]
+            b.store(reduce(b.or_, found, b.load(small)), small)
+            _add_rows(b, planes, found)
+            _end_bands(b, b.add(first, b.add(at, I64(many))), slots, (small, large))
+
+        # rows one by one until as many as are taken together begin at a multiple of their number
+        head = b.and_(b.neg(first), I64(_TOGETHER - 1))
+        head = b.select(b.icmp_unsigned("<", head, rows), head, rows)
+        rounds = b.udiv(b.sub(rows, head), I64(_TOGETHER))
+        done = b.add(head, b.mul(rounds, I64(_TOGETHER)))
+        with cgutils.for_range(b, head) as row:
+            add(row.index, 1)
+        with cgutils.for_range(b, rounds) as some:
+            add(b.add(head, b.mul(some.index, I64(_TOGETHER))), _TOGETHER)
+        with cgutils.for_range(b, b.sub(rows, done)) as row:
+            add(b.add(done, row.index), 1)
         _spill(b, planes, columns)
         for slot, place in zip((small, large), places, strict=True):
             b.store(b.load(slot), place, align=1)

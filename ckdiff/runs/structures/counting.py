@@ -10,17 +10,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ckdiff.kernels import profiles
 from ckdiff.kernels.memory import Bytes, Int64
 from ckdiff.layout import Layout
-from ckdiff.running.threads import Stopped
+from ckdiff.running.threads import PerThread, Stopped
 from ckdiff.stores.maskwalk import MaskSpans, walk, working_memory
-from ckdiff.stores.tally import Said, Tally, Waiting
+from ckdiff.stores.tally import Said, check_padding
 
 Shape = tuple[int, int]  # of a matrix: rows, columns
+Integers = npt.NDArray[np.integer[Any]]
 
 _PIECE = 1 << 25  # elements
 _ROWS = 512  # at whose multiples pieces of a matrix begin
@@ -35,7 +38,7 @@ class Counts:
     tensor: int  #: position in the layout
     first: int  #: row
     rows: Int64  #: (stores, rows): changed elements of each row
-    columns: Int64  #: (stores, columns)
+    columns: Sequence[Integers]  #: of each store those of each column
     #: (stores, 6): blocks of 16 x 16 and of 128 x 128 with changed elements, then the whole fours
     #: of a row with at least 1, 2, 3 and 4
     totals: Int64
@@ -43,16 +46,9 @@ class Counts:
     def join(self, other: Counts) -> None:
         """Take in other rows of the same matrix; ``rows`` has room for all of them."""
         self.rows[:, other.first : other.first + other.rows.shape[1]] = other.rows
-        self.columns += other.columns
+        for mine, more in zip(self.columns, other.columns, strict=True):
+            mine += more
         self.totals += other.totals
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """What one piece gave, but for whole matrices, which went to ``whole``."""
-
-    rows: Counts | None = None  #: of a matrix that goes on in other pieces
-    ones: Waiting = field(default_factory=dict)
 
 
 def pieces(layout: Layout, shapes: Sequence[Shape], size: int = _PIECE) -> list[tuple[int, int]]:
@@ -87,7 +83,9 @@ def worker_memory(shapes: Sequence[Shape], stores: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class ProfileTask:
-    """The chunk task: piece number -> Part. Shared by the threads of a process."""
+    """The chunk task: piece number -> the rows of a matrix that goes on in other pieces, if it has
+    some; whole matrices go to ``whole``. Shared by the threads of a process.
+    """
 
     said: Said
     starts: Int64  #: as in Matched, of the matrices
@@ -95,12 +93,14 @@ class ProfileTask:
     pieces: Sequence[tuple[int, int]]
     whole: Callable[[Counts], None]  #: what becomes of a matrix, on any thread
     on_bytes: Callable[[int], None] = lambda size: None
+    #: of each thread, what counted its last matrix: memory that is there costs less than new one
+    _kept: PerThread[list[_OneStore]] = field(init=False, default_factory=lambda: PerThread(list))
 
-    def __call__(self, chunk: int, stop: threading.Event) -> Part:
+    def __call__(self, chunk: int, stop: threading.Event) -> Counts | None:
         """See ChunkTask. Raises StoreCorrupt and Stopped."""
-        part, tally = Part(), Tally(self.said)
+        part = None
         current: _Matrix | None = None
-        for tensor, start, elements, masks in self._spans(chunk, tally, stop):
+        for tensor, start, elements, masks in self._spans(chunk, stop):
             if current is None or current.tensor != tensor:
                 current = self._begin(tensor, start, chunk)
             current.add(start, elements, masks)
@@ -108,20 +108,20 @@ class ProfileTask:
                 counts = current.counts()
                 if counts.rows.shape[1] == self.shapes[tensor][0]:
                     self.whole(counts)
-                else:
-                    part.rows = counts
-        part.ones = tally.waiting
+                else:  # what counted them goes on with another matrix
+                    counts.columns = [columns.copy() for columns in counts.columns]
+                    part = counts
         return part
 
     def _spans(
-        self, chunk: int, tally: Tally, stop: threading.Event
+        self, chunk: int, stop: threading.Event
     ) -> Iterator[tuple[int, int, int, list[Bytes]]]:
         """Tensor, first element, elements, and each store's bits with what follows on them."""
         layout, sources = self.said.layout, self.said.sources
         for window in walk(layout, self.starts, sources, *self.pieces[chunk]):
             if stop.is_set():
                 raise Stopped
-            tally.add(window)
+            check_padding(self.said, window)
             spans = window.spans
             columns = zip(
                 spans.tensors.tolist(), spans.starts.tolist(), spans.elements.tolist(),
@@ -135,7 +135,11 @@ class ProfileTask:
         layout, (rows, width) = self.said.layout, self.shapes[tensor]
         stop = min(rows * width, self.pieces[chunk][1] - int(layout.starts[tensor]))
         first = start // width
-        return _Matrix(tensor, first, (stop // width - first, width), len(self.said.sources))
+        kept = self._kept()
+        if not kept or kept[0].width != width:
+            kept.clear()  # there is room for one
+            kept += (_OneStore(width) for _ in self.said.sources)
+        return _Matrix(tensor, first, stop // width - first, kept)
 
 
 def _with_margin(window: MaskSpans, at: int, size: int) -> Bytes:
@@ -149,37 +153,30 @@ def _with_margin(window: MaskSpans, at: int, size: int) -> Bytes:
 class _Matrix:
     """Some rows of a matrix that is passing by, of all stores."""
 
-    def __init__(self, tensor: int, first: int, shape: Shape, stores: int) -> None:
-        self.tensor, self._first, (rows, self._width) = tensor, first, shape
-        self._rows = np.zeros((stores, rows), np.int64)
-        self._stores = [_OneStore(self._width, first, counts) for counts in self._rows]
-        self._at = first * self._width  # element
+    def __init__(self, tensor: int, first: int, rows: int, stores: Sequence[_OneStore]) -> None:
+        self.tensor, self._first, self._stores = tensor, first, stores
+        self._rows = np.zeros((len(stores), rows), np.int64)
+        for store, counts in zip(stores, self._rows, strict=True):
+            store.begin(first, counts)
+        self._at, self._end = (row * stores[0].width for row in (first, first + rows))  # elements
 
     @property
     def finished(self) -> bool:
         """Whether all rows have come."""
-        return self._at == (self._first + self._rows.shape[1]) * self._width
+        return self._at == self._end
 
     def add(self, start: int, elements: int, masks: Sequence[Bytes]) -> None:
-        """Add the elements that follow on those before."""
-        column = start % self._width
-        head = min(self._width - column, elements) if column else 0
-        whole, tail = divmod(elements - head, self._width)
-        for mask, store in zip(masks, self._stores, strict=True):
-            if self._width > _WIDE:
-                store.gather(mask, 0, elements)
-                continue
-            store.gather(mask, 0, head)
-            store.add(mask, head, whole)
-            store.gather(mask, head + whole * self._width, tail)
+        """Add the elements that follow on those before; ``start`` is a multiple of 512."""
         self._at = start + elements
+        for mask, store in zip(masks, self._stores, strict=True):
+            store.add(mask, start, self._at)
 
     def counts(self) -> Counts:
         """What was counted, once all rows have come."""
-        totals, columns = zip(*(store.finish() for store in self._stores), strict=True)
-        return Counts(
-            self.tensor, self._first, self._rows, np.stack(columns), np.array(totals, np.int64)
-        )
+        profiled = [store.profile for store in self._stores]
+        totals = np.array([[*one.finish(), *one.fours()] for one in profiled], np.int64)
+        columns = [one.columns() for one in profiled]
+        return Counts(self.tensor, self._first, self._rows, columns, totals)
 
 
 class _OneStore:
@@ -189,63 +186,43 @@ class _OneStore:
     has to be counted once for all of them.
     """
 
-    def __init__(self, width: int, first: int, counts: Int64) -> None:
-        self._width, self._first, self._counts = width, first, counts
-        self._profile = profiles.Profile(width)
-        self._row = 0  # the next one to be added
-        self._room = width * (_GATHERED if width > _WIDE else 1)
-        self._bits: Bytes | None = None
-        self._filled = 0
+    def __init__(self, width: int) -> None:
+        self.width, self.profile = width, profiles.Profile(width)
+        self._many = _GATHERED if width > _WIDE else 1
+        self._bits: Bytes | None = None  # from the byte on in which the next row begins
+        self.begin(0, np.zeros(0, np.int64))
 
-    def add(self, mask: Bytes, bit: int, rows: int) -> None:
-        """Add whole rows, the first of which begins at a bit of ``mask``."""
-        if rows:
-            first = self._row
-            counts = self._counts[first : first + rows]
-            self._profile.add(mask, bit, self._first + first, counts)
-            self._row += rows
+    def begin(self, first: int, counts: Int64) -> None:
+        """Count as many rows as ``counts`` has, from row ``first`` on; forget those of before."""
+        self._first, self._counts = first, counts
+        self._row = first  # the next one to be counted
+        self.profile.clear()
 
-    def gather(self, mask: Bytes, bit: int, elements: int) -> None:
-        """Add the next elements, which need not be whole rows."""
-        if self._bits is None and elements:
-            self._bits = np.zeros(-(-self._room // 8) + profiles.MARGIN, np.uint8)
-        while elements and self._bits is not None:
-            step = min(elements, self._room - self._filled)
-            _put(self._bits, self._filled, mask, bit, step)
-            self._filled += step
-            if self._filled == self._room:
-                self._flush()
-            bit, elements = bit + step, elements - step
+    def add(self, mask: Bytes, start: int, stop: int) -> None:
+        """Add the elements [start, stop) of the matrix; the first one is the first bit."""
+        width, last = self.width, self._first + len(self._counts)
+        while (at := self._row * width) < stop:
+            whole = (stop - at) // width
+            if at >= start and whole and self._many == 1:
+                self._count(mask, at - start, whole)
+                continue
+            goal = min(self._row + self._many, last) * width
+            self._keep(mask, at // 8, start // 8, min(goal, stop))
+            if goal > stop or self._bits is None:
+                return
+            self._count(self._bits, at % 8, goal // width - self._row)
 
-    def _flush(self) -> None:
-        if self._filled and self._bits is not None:
-            self.add(self._bits, 0, self._filled // self._width)
-            self._bits[:] = 0
-            self._filled = 0
+    def _keep(self, mask: Bytes, begin: int, start: int, stop: int) -> None:
+        """Put bits up to ``stop`` into the buffer, which begins with byte ``begin`` of the matrix;
+        ``mask`` does with ``start``.
+        """
+        if self._bits is None:
+            self._bits = np.empty(-(-self._many * self.width // 8) + 1 + profiles.MARGIN, np.uint8)
+        first, end = max(begin, start), -(-stop // 8)
+        self._bits[first - begin : end - begin] = mask[first - start : end - start]
 
-    def finish(self) -> tuple[list[int], Int64]:
-        """Totals and columns, once all rows have come."""
-        self._flush()
-        return [*self._profile.finish(), *self._profile.fours()], self._profile.columns()
-
-
-def _put(target: Bytes, at: int, mask: Bytes, bit: int, elements: int) -> None:
-    """Set the bits of ``target`` from ``at`` on, which are zero, to those of ``mask``."""
-    begin, shift = divmod(at, 8)
-    piece = _bits(mask, bit, elements)
-    if shift:
-        bits = np.unpackbits(piece, count=elements, bitorder="little")
-        piece = np.packbits(np.concatenate([np.zeros(shift, np.uint8), bits]), bitorder="little")
-    target[begin : begin + len(piece)] |= piece
-
-
-def _bits(mask: Bytes, bit: int, elements: int) -> Bytes:
-    """A copy of some bits of a mask that begins with the first one; bits past the end are 0."""
-    first, shift = divmod(bit, 8)
-    piece = mask[first : -(-(bit + elements) // 8)].copy()
-    if shift:
-        bits = np.unpackbits(piece, bitorder="little")[shift : shift + elements]
-        return np.packbits(bits, bitorder="little")
-    if elements % 8:
-        piece[-1] &= (1 << elements % 8) - 1
-    return piece
+    def _count(self, mask: Bytes, bit: int, rows: int) -> None:
+        """Count the rows that come next, the first of which begins at a bit of ``mask``."""
+        begin = self._row - self._first
+        self.profile.add(mask, bit, self._row, self._counts[begin : begin + rows])
+        self._row += rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.errors import StoreError, UsageError
 from ckdiff.options import checked_output
 from ckdiff.outputs.place import Place, write_errors
-from ckdiff.runs.structures.counting import Counts
+from ckdiff.runs.structures.counting import Counts, Integers
 from ckdiff.runs.structures.result import Structure, as_matrix
 
 _MARK = '{"__metadata__":{"format":"ckdiff profiles 1"'  # how the header begins
@@ -61,10 +62,9 @@ class ProfileFile:
     def put(self, counts: Counts) -> None:
         """Write the profiles of a whole matrix; on any thread. Raises OutputError."""
         entries = self._entries[2 * counts.tensor : 2 * counts.tensor + 2]
-        for (_, kind, _, begin), profile in zip(
-            entries, (counts.rows, counts.columns), strict=True
-        ):
-            data = profile.astype("<u4" if kind == "U32" else "<u8").tobytes()
+        both: tuple[Sequence[Integers], ...] = list(counts.rows), counts.columns
+        for (_, kind, _, begin), lines in zip(entries, both, strict=True):
+            data = np.array(lines, "<u4" if kind == "U32" else "<u8").tobytes()
             with write_errors(self.out):
                 _write_at(self._fd, data, len(self._header) + begin)
 

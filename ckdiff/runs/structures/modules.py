@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.runs.structures.counting import Counts
-from ckdiff.runs.structures.result import IntArray, Ranked, Structure
+from ckdiff.runs.structures.counting import Counts, Integers
+from ckdiff.runs.structures.result import Ranked, Structure
 
 BINS = 96  #: of a stripe: so many neighbours are drawn as one
 _KEPT = 6  #: matrices of each store
@@ -56,10 +56,10 @@ class Stripes:
         ]
 
 
-def binned(counts: IntArray, width: int) -> list[float]:
+def binned(counts: Integers, width: int) -> list[float]:
     """Densities of rows, or columns, of ``width`` elements: neighbours share a bin."""
     bins = min(BINS, len(counts))
     edges = np.arange(bins + 1) * len(counts) // bins
-    sums = np.add.reduceat(counts, edges[:-1])
+    sums = np.add.reduceat(counts, edges[:-1], dtype=np.int64)
     found: list[float] = (sums / (np.diff(edges) * width)).tolist()
     return found

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.figures.frames import Framed, Record
-from ckdiff.runs.structures.counting import Counts, Shape
+from ckdiff.runs.structures.counting import Counts, Integers, Shape
 from ckdiff.runs.structures.shown import StructurePlots, structure_html
 from ckdiff.stores.summaries import module_of
 
@@ -26,6 +26,7 @@ COUNTED = ("changed", "rows_touched", "columns_touched", "blocks16_touched", "bl
 RATIOS = ("top1_rows", "top10_rows", "top1_columns", "top10_columns", "gini_rows", "gini_columns")
 _TOPS = ("top10_rows", "top10_columns")
 SHARED = ("rows", "columns")
+_LENGTH = 1 << 16  # of a piece of a profile whose counts are counted
 #: what is measured where the checkpoints are given
 ENERGIES = ("energy_top1", "above_rms_1e-4", "above_rms_1e-3", "above_rms_1e-2")
 
@@ -78,12 +79,12 @@ class Structure(Framed):
         for store in range(len(self.stores)):
             rows, columns = (profile[store] for profile in both)
             small, large, *least = counts.totals[store].tolist()
-            touched = [int(np.count_nonzero(profile)) for profile in (rows, columns)]
-            self.counted[store, i] = [int(rows.sum()), *touched, small, large]
+            ranked = [Ranked(profile) for profile in (rows, columns)]
+            touched = [line.touched for line in ranked]
+            self.counted[store, i] = [ranked[0].total, *touched, small, large]
             exact = [n - more for n, more in zip(least, [*least[1:], 0], strict=True)]
             self.fours[store, i, 1:] = exact
             self.fours[store, i, 0] -= sum(exact)
-            ranked = [Ranked(profile) for profile in (rows, columns)]
             tops = [line.top_share(percent) for line in ranked for percent in (1, 10)]
             self.ratios[store, i] = [*tops, *(line.gini() for line in ranked)]
         for pair, (a, b) in enumerate(self.pairs):
@@ -220,22 +221,34 @@ def top(size: int, percent: int) -> int:
 class Ranked:
     """The counts of rows or columns by size: how many have each count.
 
-    Counts are bounded by the other dimension, so that nothing has to be sorted.
+    Counts are bounded by the other dimension, so that next to nothing has to be sorted.
     """
 
-    def __init__(self, counts: IntArray) -> None:
-        self.size, self.total = len(counts), int(counts.sum())
-        found = np.bincount(counts) if self.size else np.zeros(1, np.int64)
-        self._values = np.flatnonzero(found)
-        self._many = found[self._values]
+    def __init__(self, counts: Integers) -> None:
+        self.size, most = len(counts), int(counts.max(initial=0))
+        if most > _LENGTH:
+            values, many = np.unique(counts, return_counts=True)
+        else:
+            found = np.zeros(most + 1, np.int64)
+            for at in range(0, self.size, _LENGTH):  # numpy makes int64 of them
+                found += np.bincount(counts[at : at + _LENGTH], minlength=most + 1)
+            values = np.flatnonzero(found)
+            many = found[values]
+        self._values, self._many = values.astype(np.int64), many.astype(np.int64)
+        #: from the largest down: how many there are, and how many changes they hold
+        self._lines = np.cumsum(self._many[::-1])
+        self._changes = np.cumsum((self._many * self._values)[::-1])
+        self.total = int(self._changes[-1]) if self.size else 0
+        self.touched = int(self._many[self._values > 0].sum())
 
     def top_share(self, percent: int) -> float:
         """The share of the changes that the most changed ``percent`` % hold; NaN without any."""
         if not self.total:
             return math.nan
-        before = np.cumsum(self._many[::-1]) - self._many[::-1]
-        taken = np.clip(top(self.size, percent) - before, 0, self._many[::-1])
-        return int((taken * self._values[::-1]).sum()) / self.total
+        size = top(self.size, percent)
+        at = int(np.searchsorted(self._lines, size))  # some lines of this count are in, or all
+        beyond = int(self._lines[at]) - size
+        return (int(self._changes[at]) - beyond * int(self._values[-1 - at])) / self.total
 
     def gini(self) -> float:
         """The Gini coefficient; NaN without changes.
@@ -249,7 +262,7 @@ class Ranked:
         return float(weights @ self._values.astype(np.float64)) / (self.size * self.total)
 
 
-def stripes(one: IntArray, other: IntArray) -> float:
+def stripes(one: Integers, other: Integers) -> float:
     """Which share of the most changed 10 % of one run are so in the other; NaN without changes.
 
     Where equals are at the limit, it is what drawing lots among them gives on average.
@@ -265,7 +278,7 @@ def chance(size: int) -> float | None:
     return top(size, 10) / size if size else None
 
 
-def _membership(counts: IntArray, size: int) -> FloatArray:
+def _membership(counts: Integers, size: int) -> FloatArray:
     """1 for those among the ``size`` largest, 0 for others; equals at the limit share the rest."""
     limit = np.partition(counts, len(counts) - size)[len(counts) - size]
     found: FloatArray = (counts > limit).astype(np.float64)
