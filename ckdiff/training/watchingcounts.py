@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from ckdiff.checkpoints.places.heldtorch import held_tensor, synchronize
 from ckdiff.checkpoints.places.memory import MemoryCheckpoint
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.dtypes import DTYPES
+from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Kernels, abi
 from ckdiff.kernels.memory import Bytes, Int64, bytes_at
 from ckdiff.layout import Layout, Spans, bits_of
@@ -24,8 +27,6 @@ from ckdiff.training.moving import side_by_side
 _CHUNK = 1 << 22  # elements that a thread takes at a time
 _PIECE = 1 << 18  # elements: compared with one copy, they are in the cache for the other
 _SLICE = 1 << 24  # elements that a device compares at a time
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass(slots=True)
@@ -40,19 +41,21 @@ class Pair:
 def count(pairs: Sequence[Pair], rule: Rule, renew: int | None = None) -> Int64:
     """How many elements differ under a rule: a row for each pair, a column for each of its copies.
 
-    On the processor by kernels, straight from memory, in as many threads as torch has; on a device
-    by torch, with one wait at the end. ``atol``, ``rtol`` and ``ulp`` of what is on a device are
-    counted by the processor, window by window. The copies in column ``renew`` become what the
-    tensors are now. Raises SourceChanged where a tensor was written to meanwhile.
+    On the processor by kernels, straight from memory, in as many threads as torch has; on a GPU by
+    its own code, with one wait at the end. Where that cannot be used, and on other devices, windows
+    are copied to the processor. The copies in column ``renew`` become what the tensors are now.
+    Raises SourceChanged where a tensor was written to meanwhile.
     """
     columns = len(pairs[0].then) if pairs else 0
     counts = np.zeros((len(pairs), columns), np.int64)
-    there = [_is_there(pair.now) and rule.kind == "exact" for pair in pairs]
-    on_device = [i for i, flag in enumerate(there) if flag]
-    in_memory = [i for i, flag in enumerate(there) if not flag]
+    on_device = [i for i, pair in enumerate(pairs) if _is_there(pair.now)]
     with torch.no_grad():
         if on_device:
-            counts[on_device] = count_by_torch([pairs[i] for i in on_device], rule)
+            try:
+                counts[on_device] = _count_there([pairs[i] for i in on_device], rule)
+            except (CkdiffError, torch.OutOfMemoryError):
+                on_device = []
+        in_memory = sorted({*range(len(pairs))} - {*on_device})
         if in_memory:
             counts[in_memory] = _count_by_kernels([pairs[i] for i in in_memory], rule, renew)
         if renew is not None:
@@ -62,51 +65,41 @@ def count(pairs: Sequence[Pair], rule: Rule, renew: int | None = None) -> Int64:
     return counts
 
 
-def count_by_torch(pairs: Sequence[Pair], rule: Rule) -> Int64:
-    """As ``count``, by operations of torch on the device of each tensor; for exact rules."""
-    found: list[torch.Tensor] = []
-    for pair in pairs:
-        dtype = rule.rounds(DTYPES[pair.held.dtype])
-        target = None if dtype is None else _FLOATS[dtype.name]
-        now = pair.now.reshape(-1)  # a copy where it is not contiguous
-        for then in pair.then:
-            flat, total = then.reshape(-1), torch.zeros((), dtype=torch.int64, device=now.device)
+def _count_there(pairs: Sequence[Pair], rule: Rule) -> Int64:
+    """As ``count``, by the code of the device that each tensor is on. Raises what that raises."""
+    from ckdiff.kernels.gpu.counting import count_changed
+
+    found: dict[torch.device, list[tuple[list[int], torch.Tensor]]] = defaultdict(list)
+    for rows, sides, dtypes in _batches(pairs):
+        counts = count_changed(sides, dtypes, (rule,))[:, 0]
+        found[counts.device].append((rows, counts))
+    total: Int64 = np.zeros(len(pairs) * len(pairs[0].then), np.int64)
+    for some in found.values():  # only here the device is waited for
+        rows = [row for batch, _ in some for row in batch]
+        np.add.at(total, rows, torch.cat([counts for _, counts in some]).tolist())
+    return total.reshape(len(pairs), -1)
+
+
+def _batches(
+    pairs: Sequence[Pair],
+) -> Iterator[tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]], list[str]]]:
+    """What is counted together: the places of counts, both sides, and dtypes. All that is on one
+    device in one piece is; of the others a slice is copied at a time.
+    """
+    together: dict[Any, Any] = defaultdict(lambda: ([], [], []))
+    for i, pair in enumerate(pairs):
+        now = pair.now.contiguous().view(-1)
+        for place, copy in enumerate(pair.then, i * len(pair.then)):
+            then = copy.view(-1)
+            if then.device == now.device and pair.now.is_contiguous():
+                some = place, (then, now), pair.held.dtype
+                for column, value in zip(together[now.device], some, strict=True):
+                    column.append(value)
+                continue
             for at in range(0, len(now), _SLICE):
-                old = flat[at : at + _SLICE].to(now.device, non_blocking=True)
-                new = now[at : at + _SLICE]
-                total += (_seen(old, target) != _seen(new, target)).sum()
-            found.append(total)
-    by_device: dict[torch.device, list[int]] = {}
-    for i, total in enumerate(found):
-        by_device.setdefault(total.device, []).append(i)
-    counts = np.zeros(len(found), np.int64)
-    for some in by_device.values():
-        counts[some] = torch.stack([found[i] for i in some]).tolist()
-    return counts.reshape(len(pairs), -1)
-
-
-def _seen(tensor: torch.Tensor, target: torch.dtype | None) -> torch.Tensor:
-    """The bits of elements as a rule sees them: rounded to ``target``, with one NaN, if there is
-    one.
-    """
-    if target is None:
-        return tensor.view(_WORDS[tensor.element_size()])
-    if tensor.dtype == torch.float64 and target != torch.float32:
-        tensor = _to_odd(tensor)
-    rounded = tensor.to(target)
-    words = rounded.view(_WORDS[rounded.element_size()])
-    return torch.where(rounded.isnan(), torch.iinfo(words.dtype).max, words)
-
-
-def _to_odd(tensor: torch.Tensor) -> torch.Tensor:
-    """float64 as float32, towards zero and then with the last bit set where anything was lost: so
-    that what is rounded next is rounded as if in one step.
-    """
-    near = tensor.to(torch.float32)
-    wide = near.to(torch.float64)
-    words = near.view(torch.int32) - (wide.abs() > tensor.abs()).to(torch.int32)
-    odd = (words | (wide != tensor).to(torch.int32)).view(torch.float32)
-    return torch.where(tensor.isnan(), near, odd)
+                old = then[at : at + _SLICE].to(now.device, non_blocking=True)
+                yield [place], [(old, now[at : at + _SLICE])], [pair.held.dtype]
+    yield from together.values()
 
 
 def _is_there(tensor: torch.Tensor) -> bool:

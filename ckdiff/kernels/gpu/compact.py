@@ -14,7 +14,7 @@ import torch
 
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import UsageError
-from ckdiff.kernels.gpu.counting import RAW, check, current, different, slot_for
+from ckdiff.kernels.gpu.counting import RAW, check, current, slot_for
 from ckdiff.kernels.gpu.staging import Slot
 from ckdiff.kernels.gpu.tables import COLUMNS, MOST, PROGRAM, Table
 from ckdiff.kernels.hashing import UNIT
@@ -50,9 +50,6 @@ def changed_positions(base: Tensor, tuned: Tensor, dtype: str, *, rule: Rule = E
     raw = tuned.detach().reshape(-1).view(RAW[of.bits])
     with current(tuned.device):
         slot = slot_for(dtype, rules, tuned.device)
-        if slot is None:
-            positions = different(base, tuned, of).nonzero().view(-1)
-            return Changed(positions, raw[positions].view(tuned.dtype))
         parts = [_part(slot, base, raw, first) for first in range(0, raw.numel(), MOST)]
         empty = torch.empty(0, dtype=torch.int64, device=raw.device)
         parts = parts or [Changed(empty, empty.to(raw.dtype))]

@@ -1,7 +1,7 @@
 """How many elements changed between tensors that are on a device: one launch for each dtype.
 
-The work is put where the caller's own is, on the current stream of the tensors' device. Where there
-is neither a GPU with Triton nor torch's CPU, ``exact`` alone is counted, with torch's operations.
+The work is put where the caller's own is, on the current stream of the tensors' device: a GPU's,
+with Triton, or torch's CPU.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def count_changed(
 
     The tensors of all pairs are contiguous and on one device, those of a pair of one size.
     ``dtypes`` are their names in safetensors, one a pair. On a GPU nothing waits for the device,
-    and besides the result a number is written for 4,096 elements. Raises UsageError, and
-    CkdiffError where the device's code cannot be trusted.
+    and besides the result a number is written for 4,096 elements. Raises UsageError, also for
+    other devices, and CkdiffError where the device's code cannot be trusted.
     """
     for (base, tuned), name in zip(pairs, dtypes, strict=True):
         check(base, tuned, DTYPES[name])
@@ -60,10 +60,6 @@ def count_changed(
         for name in dict.fromkeys(dtypes):
             slot = slot_for(name, every, where)
             some = [i for i, one in enumerate(dtypes) if one == name]
-            if slot is None:
-                for i in some:
-                    out[i] = different(*pairs[i], DTYPES[name]).sum()
-                continue
             for table, owners in _tables([(i, *pairs[i]) for i in some], DTYPES[name]):
                 counts = torch.empty((len(every), table.programs), dtype=torch.int32, device=where)
                 slot.compare(table.sent(where), None, counts)
@@ -90,26 +86,15 @@ def check(base: Tensor, tuned: Tensor, dtype: DType) -> None:
                      hint="give contiguous tensors of one dtype and device")  # fmt: skip
 
 
-def different(base: Tensor, tuned: Tensor, dtype: DType) -> Tensor:
-    """bool (elements,): where bits differ, with torch's operations. Raises UsageError."""
-    if dtype.bits < 8:
-        raise UsageError(f"{dtype.name} is compared on a GPU through Triton", hint="install it")
-    x, y = (side.detach().reshape(-1).view(RAW[dtype.bits]) for side in (base, tuned))
-    return x != y
-
-
-def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot | None:
+def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot:
     """What compares elements of a dtype on a device, whose code is made and tried once.
 
-    None where torch's operations have to do. Raises UsageError where they cannot, and CkdiffError.
+    Raises UsageError and CkdiffError as ``count_changed`` does.
     """
-    if where.type in ("cuda", "cpu") and (where.type == "cpu" or _has_triton()):
-        return _slot(dtype, rules, str(where), _interpreted())
-    if len(rules) > 1:
-        raise UsageError(
-            f"{rules[1]} on {where.type} needs a GPU with Triton", hint="compare copies on the CPU"
-        )
-    return None
+    if where.type not in ("cuda", "cpu") or (where.type == "cuda" and not _has_triton()):
+        raise UsageError(f"tensors on {where.type} are compared there by Triton, which is missing",
+                         hint="compare copies on the CPU")  # fmt: skip
+    return _slot(dtype, rules, str(where), _interpreted())
 
 
 @lru_cache(64)

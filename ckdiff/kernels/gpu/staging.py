@@ -101,7 +101,8 @@ class Pool:
             made = []
             for _ in range(workers):
                 here = [device.pinned(STAGES * size).view(STAGES, size) for size in parts]
-                made.append([Stage(device, one, _cut(next(there), parts)) for one in zip(*here)])
+                each = zip(*here, strict=True)
+                made.append([Stage(device, one, _cut(next(there), parts)) for one in each])
         except RuntimeError as error:
             if not out_of_memory(error) or self.elements == SMALLEST:
                 raise
