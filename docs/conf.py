@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def _without_repository(app: Any, name: str, source: list[str]) -> None:
         source[0] = _OUTSIDE.sub(r"\1 (`\2` in the repository)", source[0])
 
 
+def _pictures(app: Any, error: Exception | None) -> None:
+    """Pictures that a page names in HTML, for light and dark screens, are not seen by Sphinx."""
+    if error is None:
+        for path in sorted((ROOT / "docs" / "paper").glob("*.svg")):
+            out = Path(app.outdir) / "paper"
+            out.mkdir(exist_ok=True)
+            shutil.copyfile(path, out / path.name)
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _without_repository)
+    app.connect("build-finished", _pictures)

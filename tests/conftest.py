@@ -165,6 +165,9 @@ SLOW: dict[str, str] = {
     "test_paper_published": """
         test_a_pair_is_streamed_and_held_against_the_table
     """,
+    "test_paper_walk": """
+        test_it_runs
+    """,
     "test_progress": """
         test_compiling_is_really_said
     """,
@@ -278,7 +281,7 @@ SLOW: dict[str, str] = {
 #: of which every test is slow: they start clusters, torch or many processes
 SLOW_FILES = (
     "test_cluster test_faults_store test_hub_interrupts test_gpu test_gpu_fused test_gpu_pool "
-    "test_paper_end_to_end"
+    "test_paper_end_to_end test_paper_trl"
 )
 
 

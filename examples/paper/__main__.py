@@ -1,4 +1,4 @@
-"""``python examples/paper run|report|collect``: see each one's ``--help``."""
+"""``python examples/paper run|check-trl|collect|report``: see each one's ``--help``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("job")
     collect = commands.add_parser("collect", help="copy results and the main runs' masks")
     collect.add_argument("--to", type=Path, default=HERE / "results")
-    for each in (run, one, collect):
+    trl = commands.add_parser("check-trl", help="four main runs again, with TRL's trainers")
+    for each in (run, one, collect, trl):
         each.add_argument("--build", type=Path, default=ROOT / "build" / "paper")
     report = commands.add_parser("report", help="write the page from stored results")
     report.add_argument("--results", type=Path, default=HERE / "results")
@@ -40,7 +41,7 @@ def main() -> int:
     options = parser().parse_args()
     from paper import commands
 
-    command = getattr(commands, options.command)
+    command = getattr(commands, options.command.replace("-", "_"))
     return int(command(options))
 
 

@@ -7,11 +7,15 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paper import work as working
-from paper.build import Build, read_json
+from paper.build import Build, read_json, write_json
+from paper.runs import of
 from paper.schedule import Mismatch, compare, run_all, settle
+
+if TYPE_CHECKING:
+    from paper.train import Setting
 
 #: what is smaller in the matrix for tests
 SMALL: dict[str, Any] = {"scale": "tiny", "often": 64, "ends": 128, "pool": 128}
@@ -58,14 +62,19 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed or differing else 0
 
 
-def work(options: argparse.Namespace) -> int:
-    """Do one job of the matrix that the build folder is for."""
+def setting_of(build: Build) -> Setting:
+    """What a build folder is for."""
     from paper.base import Recipe
     from paper.train import Setting
 
-    build = Build(options.build.resolve())
     stored = read_json(build.root / "setting.json")
-    setting = Setting(build, **{**stored, "recipe": Recipe(**stored["recipe"])})
+    return Setting(build, **{**stored, "recipe": Recipe(**stored["recipe"])})
+
+
+def work(options: argparse.Namespace) -> int:
+    """Do one job of the matrix that the build folder is for."""
+    build = Build(options.build.resolve())
+    setting = setting_of(build)
     found = [each for each in working.jobs_of(setting.matrix) if each.name == options.job]
     if not found:
         print(f"error: no job is called {options.job}: see run --list", file=sys.stderr)
@@ -74,6 +83,20 @@ def work(options: argparse.Namespace) -> int:
     with working.alone(build, options.job):
         if options.job == working.AGREEMENT or not working.is_done(build, found[0]):
             working.work(setting, found[0])
+    return 0
+
+
+def check_trl(options: argparse.Namespace) -> int:
+    """Train SFT, DPO, KTO and GRPO with TRL too, and hold them against ours, which must be done."""
+    from paper.trl_check import NAME, ROWS, check_all
+
+    build = Build(options.build.resolve())
+    lost = [name for name in ROWS if not build.result(of(name, "main").name).exists()]
+    if lost:
+        only = of(lost[0], "main").name
+        print(f"error: {only} is not done: run --only {only} first", file=sys.stderr)
+        return 2
+    write_json(build.result(NAME), check_all(setting_of(build), say))
     return 0
 
 

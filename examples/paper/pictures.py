@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckdiff.figures.figure import Figure, Row, Spec, of_rows, tooltip
@@ -12,19 +12,19 @@ from paper.claims_masked import shares
 from paper.results import Result, Results, accuracy, course, density, density_f32, gain, reward
 from paper.retrain import FULL, MASKS
 
+DASHES = {"domain": ["mixed", "f32", "bf16"], "range": [[1, 0], [6, 3], [1, 2]]}
 #: ten algorithms want two colours more than there usually are
 TEN = {"range": [*CATEGORIES, "#882255", "#117733"]}
+
+LOG = {"type": "log", "nice": False, "padding": 8}
+#: what differs between the runs of a question, in the order in which it is shown
+KINDS = ("seeds", "tasks", "algorithms", "seeds and algorithms", "ablations")
 
 
 def axis(field: str, title: str, form: str = "", **more: Any) -> Spec:
     """A quantitative axis."""
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "axis": {"format": form},
-        **more,
-    }
+    out = {"field": field, "type": "quantitative", "title": title, **more}
+    return out | ({"axis": {"format": form}} if form else {})
 
 
 def named(field: str, title: str | None = None, **more: Any) -> Spec:
@@ -42,6 +42,7 @@ def _courses(runs: Iterable[Result]) -> list[Row]:
         {
             "algorithm": result["run"]["algorithm"],
             "arm": _arm(result),
+            **{key: result["run"][key] for key in ("optimizer", "precision")},
             "run": result["run"]["name"],
             **point,
         }
@@ -57,58 +58,58 @@ def density_by_gain(results: Results) -> Figure:
     encoding = {
         "x": axis("gained", "mean reward gained, stored model"),
         "y": axis("density", "changed weights of the stored model", "%"),
-        "color": named("algorithm", "algorithm", scale=TEN),
-        "strokeDash": named("arm", "optimizer, precision"),
+        "color": named("algorithm", scale=TEN),
+        "strokeDash": named("precision", scale=DASHES),
         "detail": {"field": "run"},
         "order": {"field": "step"},
         "tooltip": tooltip(*fields),
     }
-    spec = {
-        "mark": {"type": "line", "strokeWidth": 1.4, "point": {"size": 12}},
-        "encoding": encoding,
-    }
+    line = {"type": "line", "strokeWidth": 1.4, "point": {"size": 12}}
+    part = {"mark": line, "width": 330, "height": 360, "encoding": encoding}
     return Figure(
         "density-by-gain",
         "Density against reward gained",
         "Each line is a run of seed 1, each point a checkpoint. Lines that lie apart at one gain "
         "are runs that pay for the same learning with different numbers of weights.",
         _courses(full),
-        of_rows({**spec, "width": 560, "height": 380}),
+        beside("optimizer", ("adamw", "sgd"), part),
     )
+
+
+def beside(field: str, values: Sequence[str], part: Spec) -> Spec:
+    """A part for each value, side by side."""
+    facet = {"field": field, "type": "nominal", "title": None, "sort": values}
+    return of_rows({"facet": facet, "spec": part})
 
 
 def dynamics(results: Results) -> Figure:
     """Density and coverage of the final mask along the steps."""
     runs = results.of(algorithm="grpo", task="sort")
     runs = [each for each in runs if each["run"]["group"] in ("main", "sgd", "precision")]
+    what = ("density", "coverage")
     rows = [
-        {"what": what, "value": point[what], **{k: point[k] for k in ("arm", "run", "step")}}
-        for point in _courses(runs)
-        for what in ("density", "coverage")
+        {"what": each, "value": point[each], **{k: point[k] for k in ("arm", "run", "step")}}
+        for point in _courses(sorted(runs, key=_arm))
+        for each in what
     ]
-    part = {
-        "mark": {"type": "line"},
-        "width": 260,
-        "height": 240,
-        "encoding": {
-            "x": axis("step", "step"),
-            "y": axis("value", "", "%"),
-            "color": named("arm", "optimizer, precision"),
-            "detail": {"field": "run"},
-        },
+    encoding = {
+        "x": axis("step", "step"),
+        "y": axis("value", "", "%"),
+        "color": named("arm"),
+        "detail": {"field": "run"},
     }
-    facet = {"facet": {"field": "what", "type": "nominal", "title": None}, "spec": part}
     return Figure(
         "dynamics",
         "GRPO over its steps",
         "Density of the update, and which share of the final mask is there already.",
         rows,
-        of_rows({**facet, "resolve": {"scale": {"y": "shared"}}}),
+        beside("what", what, {"mark": "line", "width": 300, "height": 220, "encoding": encoding}),
     )
 
 
 def precisions(results: Results) -> Figure:
     """Stored and float32 density of GRPO by arm."""
+    runs = results.of(algorithm="grpo", task="sort")
     rows = [
         {
             "arm": f"{_arm(each)}, {each['run']['lr']:g}",
@@ -116,7 +117,7 @@ def precisions(results: Results) -> Figure:
             "density": value,
             "gained": gain(each),
         }
-        for each in results.of(algorithm="grpo", task="sort")
+        for each in sorted(runs, key=lambda each: (_arm(each), each["run"]["lr"]))
         if each["run"]["group"] in ("main", "sgd", "precision", "sweep")
         for kind, value in (("stored, bfloat16", density(each)), ("float32", density_f32(each)))
     ]
@@ -147,18 +148,19 @@ def agreements(results: Results) -> Figure:
         if lifts(each, null).values
     ]
     encoding = {
-        "x": axis("lift", "shared weights over those by chance", scale={"zero": False}),
-        "y": named("question"),
+        "x": axis("lift", "shared weights over those by chance", scale=LOG),
+        "y": named("question", axis={"labelLimit": 300}),
         "color": named("null", "what chance knows"),
         "shape": named("null", "what chance knows"),
     }
-    spec = {"mark": {"type": "point", "size": 50}, "width": 380, "encoding": encoding}
+    points = {"mark": {"type": "point", "size": 50}, "encoding": encoding}
+    chance = {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"x": {"datum": 1}}}
     return Figure(
         "agreement",
         "How far beyond chance masks agree",
         "1 is chance. What is left given magnitudes is not due to small weights flipping easily.",
-        rows,
-        of_rows({**spec, "height": {"step": 18}}),
+        sorted(rows, key=lambda row: KINDS.index(row["question"].partition(":")[0])),
+        of_rows({"layer": [chance, points], "width": 380, "height": {"step": 18}}),
     )
 
 

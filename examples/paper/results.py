@@ -31,6 +31,12 @@ class Spread:
         low, high = min(self.values), max(self.values)
         return f"{_said(self.mean)} ({_said(low)}–{_said(high)}, {len(self.values)} {self.of}s)"
 
+    @property
+    def short(self) -> str:
+        """The same for a cell of a table."""
+        low, high = _said(min(self.values)), _said(max(self.values))
+        return _said(self.mean) + (f" ({low}–{high})" if high != low else "")
+
 
 def _said(value: float) -> str:
     """Three digits after the point; more where that would be nothing."""
@@ -45,6 +51,7 @@ class Results:
     runs: dict[str, Result]
     agreement: Result
     setting: Result
+    trl: Result  #: what TRL's trainers made of some runs; empty where they were not asked
 
     def of(self, **wanted: Any) -> list[Result]:
         """The full runs (no mask) whose configuration has these values."""
@@ -74,7 +81,11 @@ def load_results(folder: Path) -> Results:
     if missing:
         raise FileNotFoundError(f"{folder} has no {', '.join(sorted(missing))}.json")
     runs = {name: each for name, each in found.items() if "measured" in each}
-    return Results(found["base"], runs, found["agreement"], found["setting"])
+    for each in runs.values():
+        often = found["base"].get("often", {}).get(each["run"]["task"])
+        if often and each["run"]["start"] == "base":
+            each["start"]["often"] = often["stored"]
+    return Results(found["base"], runs, found["agreement"], found["setting"], found.get("trl", {}))
 
 
 def spread(results: Iterable[Result], value: Callable[[Result], float | None]) -> Spread:
@@ -88,8 +99,17 @@ def density(result: Result) -> float:
     return float(result["measured"]["density"]["exact"])
 
 
+def density_tolerant(result: Result) -> float:
+    """The share that it has changed by more than the papers' tolerance, 1e-5."""
+    return float(result["measured"]["density"]["atol=1e-5"])
+
+
 def density_f32(result: Result) -> float:
     return float(result["measured"]["density_f32"]["exact"])
+
+
+def density_f32_tolerant(result: Result) -> float:
+    return float(result["measured"]["density_f32"]["atol=1e-5"])
 
 
 def reward(result: Result, kind: str = "stored") -> float:
@@ -124,8 +144,11 @@ def share_of_gain(masked: Result, full: Result, kind: str = "") -> float | None:
 
 
 def course(result: Result) -> list[dict[str, float]]:
-    """Along a run's checkpoints: step, reward gained (stored model), density, coverage."""
-    start = float(result["start"]["stored"]["reward"])
+    """Along a run's checkpoints: step, reward gained (stored model), density, coverage.
+
+    Checkpoints are scored by fewer prompts than ends, and so is where they are counted from.
+    """
+    start = float(result["start"].get("often", result["start"]["stored"])["reward"])
     pairs = zip(result["curve"], result["measured"]["steps"], strict=True)
     return [
         {

@@ -114,6 +114,8 @@ def _base(setting: Any) -> dict[str, Any]:
         "recipe": dataclasses.asdict(setting.recipe),
         "parameters": sum(each.numel() for each in model.parameters()),
         "scores": {task: scores(setting, model, task, setting.ends) for task in TASKS},
+        # by the prompts of checkpoints: what is gained along a run is counted from here
+        "often": {task: scores(setting, model, task, setting.often) for task in TASKS},
     }
 
 

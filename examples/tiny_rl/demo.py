@@ -86,7 +86,8 @@ def main() -> None:
         "    import ckdiff\n"
         '    store = ckdiff.open_store("demo-out/rl_seed1.zarr")\n'
         '    store.mask("model.layers.0.self_attn.q_proj.weight")    # bool, the tensor\'s shape\n'
-        "examples/tiny_rl/README.md says how the checkpoints were made and what they do not show."
+        "examples/tiny_rl/README.md says how the checkpoints were made and what they do not show.\n"
+        "`make paper` trains ten algorithms and judges what the papers claim: docs/paper.md."
     )
 
 
