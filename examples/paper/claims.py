@@ -6,7 +6,7 @@ a trial of some of its arms was known.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paper.results import (
@@ -29,11 +29,12 @@ BEYOND = 1.1  #: lift from which masks agree beyond a null
 
 @dataclass(frozen=True)
 class Found:
-    """A verdict, and the numbers it rests on: some sentences, and a line for each kind of run."""
+    """A verdict, and the numbers it rests on: some sentences, and rows under a head."""
 
     verdict: str
     ours: str
-    lines: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    rows: Sequence[Sequence[object]] = ()
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,9 @@ def rounding(results: Results) -> Found:
     runs = [each for each in runs if gain(each, "masters") >= ENOUGH]
     halves = results.of(algorithm="grpo", precision="bf16", task="sort")
     text = (
-        f"float32 weights: {spread(runs, density_f32)} changed; the same runs stored in bfloat16: "
-        f"{spread(runs, density)}; trained in bfloat16 throughout: {spread(halves, density)}, "
-        f"reward gained {spread(halves, gain)}."
+        f"Of float32 weights {spread(runs, density_f32)} changed; of the same runs, stored in "
+        f"bfloat16, {spread(runs, density)}; of runs in bfloat16 throughout "
+        f"{spread(halves, density)}, for a gain of {spread(halves, gain)} reward."
     )
     if not runs:
         return Found(UNTESTED, text)

@@ -54,12 +54,11 @@ def picture(figure: Figure) -> str:
 
 def judged(claim: Claim, found: Found, drawn: dict[str, Figure]) -> str:
     """A claim: the verdict, what was published, what is found here."""
-    lines = [f"- {line}" for line in found.lines]
     parts = [
         f"### {claim.title}\n",
         f"**{found.verdict.capitalize()}.** Published: {claim.published}.\n",
         found.ours + "\n",
-        *(["\n".join(lines) + "\n"] if lines else []),
+        *([tables.table(found.head, found.rows) + "\n"] if found.rows else []),
         *([picture(drawn[claim.figure])] if claim.figure in drawn else []),
     ]
     return "\n".join(parts)

@@ -21,7 +21,7 @@ from paper.results import (
     spread,
 )
 from paper.retrain import AGAIN, FULL, MASKS
-from paper.runs import MATRICES
+from paper.runs import ALGORITHMS, MATRICES
 
 #: by which rules weights of two trainings are held against each other
 EQUAL = ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")
@@ -92,13 +92,13 @@ def by_trl(results: Results) -> str:
     if not results.trl:
         return "Not run: `python examples/paper check-trl` does it.\n"
     rows, apart, seeds = [], [], []
-    for name, each in results.trl["runs"].items():
-        theirs, ours, agreed = each["trl"], each["ours"], each["agreement"]
+    for name in sorted(results.trl["runs"], key=ALGORITHMS.index):
+        theirs, ours, agreed = (results.trl["runs"][name][k] for k in ("trl", "ours", "agreement"))
         every = spread(results.of(algorithm=name, group="main", task="sort"), density)
         reward = [side["end"]["stored"]["reward"] for side in (theirs, ours)]
         apart.append(abs(theirs["density"] - ours["density"]))
         seeds.append(max(every.values, default=0.0) - min(every.values, default=0.0))
-        numbers = (theirs["density"], ours["density"], *reward, *agreed.values())
+        numbers = (theirs["density"], ours["density"], *reward, agreed["jaccard"], agreed["cosine"])
         rows.append((name, *(f"{number:.4f}" for number in numbers), every))
     head = ("algorithm", "density, TRL", "ours", "reward, TRL", "ours", "Jaccard of the masks",
             "cosine of the updates", "density, our seeds")  # fmt: skip

@@ -17,6 +17,7 @@ from paper.results import Results, density_at, load_results, share_of_gain, spre
 from paper.runs import of, small_matrix
 from paper.train import Session, Setting
 from paper.work import AGREEMENT, Job, is_done, jobs_of, work
+from sentences import sentences, words
 
 import ckdiff
 
@@ -136,6 +137,7 @@ def test_the_page(results: Results, setting: Setting, tmp_path: Path) -> None:
     lost = len(small_matrix()) - len(NAMES)
     assert f"the page was made without {lost} of the matrix" in page
     assert "(the untrained base)" in page
+    assert max(words(sentence) for sentence in sentences(page)) <= 45, "it can be read"
 
 
 def test_a_result_of_another_run_is_not_taken(setting: Setting) -> None:
