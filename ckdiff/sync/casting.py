@@ -23,7 +23,7 @@ class PublishedView(Checkpoint):
     def __init__(self, source: Checkpoint, positions: Sequence[int], dtypes: Sequence[str]) -> None:
         """``positions`` in the source's table; ``dtypes`` what each of them becomes."""
         table = source.table
-        self.label, self._source = source.label, source
+        self.label, self.source = source.label, source
         self.positions = np.array(positions, np.int64)
         self.stored = [table.dtypes[i] for i in positions]
         self.bits = np.array(
@@ -43,31 +43,31 @@ class PublishedView(Checkpoint):
 
     def reader(self) -> SpanReader:
         """See Checkpoint."""
-        reader = self._source.reader()
+        reader = self.source.reader()
         return _CastReader(self, reader) if self.cast.any() else _PlacedReader(self, reader)
 
     def reader_memory(self, window: int) -> int:
         """See Checkpoint."""
         if not self.cast.any():
-            return self._source.reader_memory(window)
+            return self.source.reader_memory(window)
         most = int((-(-self.bits[:, 0] // self.bits[:, 1]))[self.cast].max())
-        return self._source.reader_memory(window * most) + window + _SLACK
+        return self.source.reader_memory(window * most) + window + _SLACK
 
     def fingerprint(self) -> list[Any]:
         """See Checkpoint."""
-        return ["published", self._source.fingerprint(), self.table.dtypes]
+        return ["published", self.source.fingerprint(), self.table.dtypes]
 
     def verify(self) -> None:
         """See Checkpoint."""
-        self._source.verify()
+        self.source.verify()
 
     def missing_bytes(self) -> Mapping[tuple[str, ...], int]:
         """See Checkpoint."""
-        return self._source.missing_bytes()
+        return self.source.missing_bytes()
 
     def fetch(self) -> None:
         """See Checkpoint."""
-        self._source.fetch()
+        self.source.fetch()
 
 
 class _PlacedReader:

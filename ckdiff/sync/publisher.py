@@ -40,10 +40,12 @@ class Publisher:
     versions without a base in files.
 
     It keeps one copy of the model's bytes as published: in ``snapshot="memory"``, in a file without
-    a name beside the versions (``"disk"``), or where there is room (``"auto"``). ``memory`` bounds
-    what is used besides it. With ``background`` a call returns when everything was compared, and
-    the version is brought to the disk by a thread; what goes wrong there is raised by the next
-    call. Config and tokenizer files of full versions come from ``config_from``, or from the base.
+    a name beside the versions (``"disk"``), or where there is room (``"auto"``); with ``"device"``
+    there are copies beside weights on a GPU too, so that only what changed comes from there.
+    ``memory`` bounds what is used besides. With ``background`` a call returns when everything was
+    compared, and the version is brought to the disk by a thread; what goes wrong there is raised by
+    the next call. Config and tokenizer files of full versions come from ``config_from``, or from
+    the base.
 
     A version is there whole or not at all. After an error the next one is made from the newest that
     is complete. For one thread; a context manager. Raises UsageError, what opening raises,
@@ -207,6 +209,9 @@ class Publisher:
             state.version + 1, state.version, self._settings.encoding, self._settings.checksum
         )
         place = self._place(said.version)
+        view = state.snapshot.advanced(view, self._where.observer.note)
+        if state.snapshot.shadow is not None:
+            self._touched()
         making = Making(state.snapshot, view, said, place)
         try:
             making.encode(self._where.options, self._where.observer, self._touched)
@@ -240,7 +245,7 @@ class Publisher:
             state.snapshot = Snapshot(view.table, self._where.kind, self._where.stream)
             state.table = view.table
         snapshot = state.snapshot
-        copy_into(snapshot, view, self._where)
+        copy_into(snapshot, snapshot.advanced(view, self._where.observer.note), self._where)
         size = int(snapshot.table.nbytes.sum())
         found = Published(number, True, len(snapshot.table), size, size, 1.0, 0.0)
         options, observer, beside = self._where.options, self._where.observer, self._beside()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from ckdiff.errors import BudgetError, UsageError, printable
 from ckdiff.kernels.memory import Bytes
 from ckdiff.outputs.checks import free_space
 from ckdiff.outputs.place import write_errors
+from ckdiff.sync.casting import PublishedView
+from ckdiff.sync.shadow import Shadow
 
-KINDS = ("memory", "disk", "auto")
+KINDS = ("memory", "disk", "auto", "device")
 _ALIGNED = 64  # bytes: of a cache line
 _SPARE = 512 * MIB  # that have to be free besides, for one in memory
 
@@ -29,7 +32,8 @@ class Snapshot(Checkpoint):
     """A checkpoint of tensors of ``table`` that can be written to, byte by byte; zeros at first.
 
     It is one copy of the model's bytes: anonymous memory, or a file without a name in ``folder``
-    of which the system keeps in memory what fits. Not for several writers of one tensor.
+    of which the system keeps in memory what fits. Of kind ``device`` it is as ``auto``, and there
+    are copies of weights beside them on their device. Not for several writers of one tensor.
     """
 
     label = "the snapshot"
@@ -41,7 +45,8 @@ class Snapshot(Checkpoint):
         self._begins = np.cumsum(sizes) - sizes
         size = max(1, int(sizes.sum()))
         #: whether it is a file
-        self.on_disk = kind == "disk" or (kind == "auto" and available_memory() < size + _SPARE)
+        self.on_disk = kind == "disk" or (kind != "memory" and available_memory() < size + _SPARE)
+        self.shadow = Shadow() if kind == "device" else None
         memory = _of_file(size, folder) if self.on_disk else _anonymous(size)
         self._bytes: Bytes | None = np.frombuffer(memory, np.uint8)
         self._address = int(self._bytes.__array_interface__["data"][0])
@@ -51,6 +56,10 @@ class Snapshot(Checkpoint):
         assert self._bytes is not None, "it was closed"
         begin = int(self._begins[at])
         return self._bytes[begin : begin + int(self.table.nbytes[at])]
+
+    def advanced(self, view: PublishedView, note: Callable[[str], None]) -> PublishedView:
+        """The view as this is best made equal to it, all of it: see Shadow.over."""
+        return view if self.shadow is None else self.shadow.over(view, self, note)
 
     def reader(self) -> SpanReader:
         """See Checkpoint."""

@@ -42,20 +42,20 @@ def is_here(tensor: Any) -> bool:
 class HeldTensor(Held):
     """A tensor, on whatever device: see the classes of those that are here, and are not."""
 
-    __slots__ = ("_at", "_tensor", "_version")
+    __slots__ = ("_at", "_version", "tensor")
 
     def __init__(self, tensor: Any, dtype: str, *, here: bool) -> None:
-        self._tensor, self._at, self._version = tensor, int(tensor.data_ptr()), _version(tensor)
+        self.tensor, self._at, self._version = tensor, int(tensor.data_ptr()), _version(tensor)
         address = self._at if here and tensor.is_contiguous() else 0
         super().__init__(dtype, tuple(tensor.shape), tensor.element_size(), address)
 
     def moved(self) -> bool:
         """See Held."""
-        return int(self._tensor.data_ptr()) != self._at
+        return int(self.tensor.data_ptr()) != self._at
 
     def written(self) -> bool:
         """See Held: torch counts what is done to a tensor in place, but not through ``.data``."""
-        return _version(self._tensor) != self._version
+        return _version(self.tensor) != self._version
 
 
 class HeldHere(HeldTensor):
@@ -66,8 +66,8 @@ class HeldHere(HeldTensor):
     def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
         """See Held."""
         # not by numpy(): the storage could not be resized any more, as what shards a model does
-        memory = bytes_at(self._at, _reach(self._tensor))
-        steps = tuple(step * self.width for step in self._tensor.stride())
+        memory = bytes_at(self._at, _reach(self.tensor))
+        steps = tuple(step * self.width for step in self.tensor.stride())
         words: npt.NDArray[Any] = np.ndarray(self.words, f"u{self.width}", memory, strides=steps)
         self.copy_words(words, first, into)
 
@@ -75,29 +75,29 @@ class HeldHere(HeldTensor):
 class HeldOnDevice(HeldTensor):
     """A tensor on a device, of which windows are copied to the memory of this machine."""
 
-    __slots__ = ("_torch",)
+    __slots__ = ("torch",)
 
     def __init__(self, tensor: Any, dtype: str, torch: Any) -> None:
         super().__init__(tensor, dtype, here=False)
-        self._torch = torch
+        self.torch = torch
 
     def on_gpu(self) -> bool:
         """Whether it is on a device that diffs can be made on."""
-        return str(self._tensor.device.type) == "cuda"
+        return str(self.tensor.device.type) == "cuda"
 
     def there(self, device: str) -> int:
         """Where it is in the memory of this device, packed and aligned as code there likes it; 0
         where it is not.
         """
-        packed = self._tensor.is_contiguous() and not self._at % 16
-        return self._at if packed and str(self._tensor.device) == device else 0
+        packed = self.tensor.is_contiguous() and not self._at % 16
+        return self._at if packed and str(self.tensor.device) == device else 0
 
     def copy(self, first: int, into: npt.NDArray[np.uint8]) -> None:
         """See Held. Of a strided tensor, a window is packed on the device first."""
-        torch = self._torch
+        torch = self.torch
         # as whole numbers: what is copied are bits then, whatever they stand for
         kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[self.width]
-        words, out = self._tensor.detach().view(kind), torch.from_numpy(into).view(kind)
+        words, out = self.tensor.detach().view(kind), torch.from_numpy(into).view(kind)
         if words.is_contiguous():
             out.copy_(words.reshape(-1)[first : first + len(out)])
             return
