@@ -1,46 +1,62 @@
-"""Every benchmark, one after the other; `--quick` for a smoke run. shape70b takes minutes.
+"""Measures the page of figures again: every table on it is what a program here printed.
 
-python bench/all.py [--quick]
+    python bench/all.py [--page docs/performance.md] [--write] [--only PROGRAM ...] [--quick]
+
+What stands between ``<!-- bench/PROGRAM.py OPTIONS -->`` and ``<!-- end -->`` is replaced by what
+that command prints, and between ``<!-- machine -->`` and the same by the machine's name. The page
+is printed, or with --write put into its place. A program that fails, or that has nothing to measure
+here (there is no GPU), leaves what stood there. All of it takes some twenty minutes; --quick is a
+smoke test.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-PROGRAMS = (
-    "casting",
-    "codecs",
-    "kernels",
-    "mask_kernels",
-    "many_tensors",
-    "memory",
-    "monitor",
-    "diff",
-    "overlap",
-    "delta",
-    "gpu",
-    "hub",
-    "cluster",
-    "out_of_core",
-    "publisher",
-    "sparse_step",
-    "structure",
-    "report",
-    "timeline",
-    "shape70b",
-)
+from common import machine
+
+HERE = Path(__file__).parent
+PART = re.compile(r"(<!-- (machine|bench/\w+\.py)(| [^>]*) -->\n).*?(?=<!-- end -->)", re.S)
 
 
 def main() -> None:
-    quick = ["--quick"] if "--quick" in sys.argv[1:] else []
-    for name in PROGRAMS:
-        if quick and name == "shape70b":
-            continue
-        command = [sys.executable, str(Path(__file__).parent / f"{name}.py"), *quick]
-        print(f"\n$ python bench/{name}.py {' '.join(quick)}", flush=True)
-        subprocess.run(command, check=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put the page into its place")
+    parser.add_argument("--only", nargs="+", help="names of programs, such as diff")
+    parser.add_argument("--quick", action="store_true", help="small and once: figures mean nothing")
+    a = parser.parse_args()
+    failed = list[str]()
+
+    def measured(part: re.Match[str]) -> str:
+        mark, program, options = part[1], part[2], part[3].split()
+        if program == "machine":
+            return part[0] if a.only else f"{mark}{machine()}\n"
+        if a.only and Path(program).stem not in a.only:
+            return part[0]
+        began = time.perf_counter()
+        command = [sys.executable, str(HERE.parent / program), *(["--quick"] * a.quick or options)]
+        environment = {**os.environ, "CKDIFF_BENCH_PAGE": "1"}
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+        if run.returncode:
+            failed.append(program)
+        print(f"{program}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        there = not run.returncode and "|---|" in run.stdout
+        return f"{mark}\n{run.stdout.strip()}\n\n" if there else part[0]
+
+    page = PART.sub(measured, a.page.read_text("utf-8"))
+    if a.write:
+        a.page.write_text(page, "utf-8")
+    else:
+        print(page)
+    if failed:
+        raise SystemExit(f"failed, and left as they were: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

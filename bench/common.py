@@ -239,8 +239,10 @@ def median(values: Sequence[float]) -> float:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table under the machine's name."""
-    print(f"\n{title}\n\n{machine()}\n")
+    """Print a Markdown table under its title; and the machine's name, but for all.py's page."""
+    print(f"\n**{title}**\n")
+    if "CKDIFF_BENCH_PAGE" not in os.environ:
+        print(f"{machine()}\n")
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for row in rows:

@@ -308,8 +308,8 @@ def warm(contestants: dict[str, Tool], a: argparse.Namespace) -> None:
 
 
 COLUMNS = [
-    "tool", "MB", "size ×", "above floor", "create s", "×", "GB/s in", "apply s", "×", "GB/s out",
-    "around s", "create RssAnon / RSS MiB", "apply RssAnon / RSS MiB", "exact",
+    "tool", "MB", "size ×", "above floor", "create s", "×", "apply s", "×",
+    "RssAnon MiB, create / apply", "exact",
 ]  # fmt: skip
 
 
@@ -317,26 +317,18 @@ def ratio(value: float, ours: float | None) -> str:
     return f"{value / ours:.2f}" if ours else ""
 
 
-def row(
-    title: str, got: dict[str, Any], us: dict[str, Any] | None, side: int, low: float
-) -> list[object]:
-    create, apply = got["create"], got["apply"]
-    return [
+def row(title: str, got: dict[str, Any], us: dict[str, Any] | None, low: float) -> list[object]:
+    cells: list[object] = [
         title,
         got["bytes"] / 1e6,
         ratio(got["bytes"], us and us["bytes"]),
         f"{got['bytes'] / low - 1:.1%}",
-        create["seconds"],
-        ratio(create["seconds"], us and us["create"]["seconds"]),
-        2 * side / create["seconds"] / 1e9,
-        apply["seconds"],
-        ratio(apply["seconds"], us and us["apply"]["seconds"]),
-        side / apply["seconds"] / 1e9,
-        got["around_seconds"],
-        f"{create['rss_anon_mib']} / {create['rss_mib']}",
-        f"{apply['rss_anon_mib']} / {apply['rss_mib']}",
-        got["rebuilt"],
     ]
+    for stage in ("create", "apply"):
+        seconds = got[stage]["seconds"]
+        cells += [seconds, ratio(seconds, us and us[stage]["seconds"])]
+    peaks = [got[stage]["rss_anon_mib"] for stage in ("create", "apply")]
+    return [*cells, f"{peaks[0]} / {peaks[1]}", got["rebuilt"]]
 
 
 def describe(low: Floor) -> None:
@@ -367,10 +359,10 @@ def one_pair(a: argparse.Namespace, kind: str, density: float) -> dict[str, Any]
         what = "updates of equal size, rounded" if kind == "rl" else "steps of changed elements"
         times = f"median of {a.rounds}" if a.rounds > 1 else "once"
         table(
-            f"**Deltas, 2 x {a.gib:g} GiB bf16, density {density:g}, {what}, {times}**",
+            f"Deltas, 2 x {a.gib:g} GiB bf16, density {density:g}, {what}, {times}",
             COLUMNS,
             [
-                row(contestants[key].title, got, found.get("packed"), side, low.given)
+                row(contestants[key].title, got, found.get("packed"), low.given)
                 for key, got in found.items()
             ],
         )
@@ -409,6 +401,9 @@ def main() -> None:
     a = parser.parse_args()
     if a.quick:
         a.gib, a.density, a.only = 1 / 64, a.density[:1], a.only or ["packed", "indices", "xor1"]
+    if a.only and (missing := tools(a.only, a.python)[1]):
+        print("\n".join(missing))
+        return
     pairs = [one_pair(a, kind, density) for kind in a.kind for density in a.density]
     if a.json:
         print(json.dumps({"machine": machine(), "pairs": pairs}, indent=1))

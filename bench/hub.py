@@ -78,7 +78,7 @@ def main() -> None:
         return
     least = found["download"]["seconds"]
     table(
-        f"**2 x {a.gib:g} GiB from a local hub, median of {a.rounds}**",
+        f"2 x {a.gib:g} GiB from a local hub, median of {a.rounds}",
         ["what", "s", "time / download", "peak RssAnon MiB", "peak disk MiB"],
         [
             [name, got["seconds"], got["seconds"] / least, got["rss_anon"], got["disk"]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,13 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
+PAGE = BENCH.parent / "docs/performance.md"
 
 
 @pytest.mark.parametrize(
     "name",
     [
+        "answers",
         "casting",
         "codecs",
         "formats",
@@ -39,6 +43,35 @@ def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "|---|" in run.stdout
+
+
+def test_every_table_of_the_page_has_a_program() -> None:
+    parts = re.split(r"<!-- (?:bench/(\w+\.py)([^>]*)|machine|end) -->\n", PAGE.read_text("utf-8"))
+    texts, programs, options = parts[::3], parts[1::3], parts[2::3]
+    assert programs.count("answers.py") == 1
+    for text, program, asked in zip(texts, [None, *programs], ["", *options], strict=True):
+        assert program is not None or "|---|" not in text, text[:300]
+        if program is not None:
+            source = (BENCH / program).read_text("utf-8") + (BENCH / "common.py").read_text("utf-8")
+            for word in shlex.split(asked):
+                assert not word.startswith("--") or f'"{word}"' in source, (program, word)
+
+
+def test_the_page_is_measured_again(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    parts = (
+        "<!-- bench/codecs.py -->\nold\n<!-- end -->\nkept <!-- machine -->\nold\n<!-- end -->\n"
+    )
+    left = "<!-- bench/gpu.py -->\nof a card\n<!-- end -->\n"
+    page.write_text(parts + left, "utf-8")
+    command = [sys.executable, str(BENCH / "all.py"), "--quick", "--write", "--page", str(page)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    text = page.read_text("utf-8")
+    assert text.startswith("<!-- bench/codecs.py -->\n\n**Random masks**\n\n| density |")
+    assert "old" not in text
+    assert " cores, " in text.partition("kept <!-- machine -->\n")[2]
+    assert text.endswith(left)
 
 
 def test_diff_benchmark_counts_like_its_rivals(tmp_path: Path) -> None:
