@@ -48,7 +48,7 @@ def _of_file(folder: Folder, parent: str, name: str) -> Choice:
         return _of_directory(folder, parent)
     if (rank := rank_of(name)) is not None and rank[1] > 1:
         raise CheckpointError(
-            f"{where(folder, path)}: is what one of {rank[1]:,} ranks has of a model",
+            f"{where(folder, path)}: holds one rank's part of a model, of {rank[1]:,} ranks",
             hint="give the directory that has the files of all ranks",
         )
     refused = not_weights(folder, path)
@@ -67,7 +67,10 @@ def _one_of_pieces(folder: Folder, parent: str, name: str) -> tuple[str, ...]:
     if first is None or not all(has_pieces(folder, inside(parent, n)) for n in (name, first)):
         return ()
     path = where(folder, inside(parent, name))
-    return (f"{WARNING}{path}: has pieces of tensors only; for all of them give the directory",)
+    return (
+        f"{WARNING}{path}: holds only parts of its tensors; give the directory to compare all of "
+        "them",
+    )
 
 
 def _of_directory(folder: Folder, sub: str) -> Choice:

@@ -94,7 +94,7 @@ def _elsewhere(path: str, scheme: str) -> CheckpointError:
     elif scheme in ("http", "https", "ftp"):
         what, how = "is a web address", "download it first; for a model of the hub write hf://"
     else:
-        what, how = f"is an address of a kind ({called(scheme)}) that is not read", "copy it here"
+        what, how = f"is an address that ckdiff cannot read ({called(scheme)})", "copy it here"
     return CheckpointError(f"{called(path)}: {what}", hint=f"{how}, and give the local path")
 
 

@@ -217,7 +217,10 @@ def open_keyed(stack: ExitStack, given: Given | None, key: str) -> Checkpoint:
     ``stack``. Raises UsageError where there is none.
     """
     if given is None:
-        raise UsageError("a key says where in a base the weights are", hint="give the base")
+        raise UsageError(
+            "--key says where in the base the weights are, and there is no base",
+            hint="give the base",
+        )
     return open_all(stack, given, key=checked_text("key", key))[0]
 
 

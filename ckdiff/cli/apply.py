@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--in-place",
     is_flag=True,
-    help="Change the files of BASE where they lie: what changed of them.",
+    help="Change the files of BASE where they lie, instead of writing new ones.",
 )
 @click.option(
     "--find-base",
@@ -80,7 +80,7 @@ def command(
         return
     took = f"in {formats.duration(result.seconds)}, {formats.rate(result.size, result.seconds)}"
     what = f"{formats.counted(result.tensors, 'tensor')}, {format_size(result.size)}"
-    how = "not the tuned checkpoint: a delta is lossy" if result.lossy else "verified"
+    how = "not all of the tuned checkpoint, as a delta was lossy" if result.lossy else "verified"
     if isinstance(result, AppliedVersions):
         how = f"version {result.version}, {how}"
     line = f"{result.out}: {what}, {how}, {took}{copied_too(result.copied)}"

@@ -24,7 +24,7 @@ from ckdiff.cli.output import write_json, write_lines
     metavar="SIZE",
     default="5GB",
     show_default=True,
-    help="Bytes of tensors in one file, at most, unless it is one tensor.",
+    help="The most bytes of tensors in one file; a larger tensor has a file of its own.",
 )
 @options.config
 @options.files

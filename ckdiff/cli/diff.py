@@ -54,7 +54,12 @@ docs/ci.md."""
 @options.output("STORE", "Write the masks to this mask store.", required=False)
 @options.rules
 @click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; this wins.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out tensors that match, even if --include takes them.",
+)
 @click.option(
     "--rename", multiple=True, metavar="REGEX=REPL", help="Rename tuned tensors first (re.sub)."
 )
@@ -62,7 +67,7 @@ docs/ci.md."""
 @click.option(
     "--base-adapter",
     metavar="DIR",
-    help="Merge this LoRA adapter of PEFT into BASE on the fly.",
+    help="Compare BASE with this LoRA adapter of PEFT merged into it.",
 )
 @click.option("--tuned-adapter", metavar="DIR", help="The same for TUNED.")
 @click.option(
@@ -97,7 +102,7 @@ docs/ci.md."""
     metavar="SIZE",
     default="1GiB",
     show_default=True,
-    help="--stream: bound on the disk that is used meanwhile.",
+    help="With --stream: the most disk space to use meanwhile.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
 @options.overwrite

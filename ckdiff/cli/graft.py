@@ -13,7 +13,12 @@ from ckdiff.cli.output import write_json, write_lines
 @click.command("graft")
 @click.argument("base")
 @click.argument("tuned")
-@click.option("--mask", required=True, metavar="STORE", help="Where TUNED's elements are taken.")
+@click.option(
+    "--mask",
+    required=True,
+    metavar="STORE",
+    help="The mask store: where it has ones, elements are taken from TUNED.",
+)
 @options.output("PATH", "Write the checkpoint there: a directory, or a file if BASE is one.")
 @options.one_rule
 @click.option(
@@ -22,7 +27,7 @@ from ckdiff.cli.output import write_json, write_lines
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Find no parts of the mask inside fused tensors.",
+    help="Do not look inside fused tensors for the parts that the mask names.",
 )
 @options.key
 @options.config

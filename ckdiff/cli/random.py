@@ -21,7 +21,7 @@ from ckdiff.cli import options
     type=options.Choice(["tensor", "model"]),
     default="tensor",
     show_default=True,
-    help="Keep the number in each tensor, or only in all together.",
+    help="Keep the number of changes in each tensor, or only their sum.",
 )
 @options.from_stores
 def command(like: str, out: str, as_json: bool, **asked: Any) -> None:

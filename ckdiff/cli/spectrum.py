@@ -22,7 +22,9 @@ from ckdiff.cli import options
 )
 @options.key
 @click.option(
-    "--common-rows", is_flag=True, help="Of matrices of other heights take what both have."
+    "--common-rows",
+    is_flag=True,
+    help="Where one side has more rows, take the rows that both have.",
 )
 @click.option(
     "--no-unfuse",

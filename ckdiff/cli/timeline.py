@@ -38,7 +38,12 @@ What each number means: docs/timeline.md."""
     "@bf16, @f16 or @f32.",
 )
 @click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; this wins.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out tensors that match, even if --include takes them.",
+)
 @options.key
 @click.option(
     "--no-first-moves",
@@ -46,7 +51,7 @@ What each number means: docs/timeline.md."""
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Do not keep when each element first moved: a byte of it before compression.",
+    help="Do not keep when each element first moved, a byte for each before compression.",
 )
 @click.option(
     "--stats",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ckdiff.stores.chunkresult import ChunkResult
 
 
-_NOTHING = "--dequantize: nothing is quantised in a way that is known"
+_NOTHING = "--dequantize: no tensor is quantised in a way that ckdiff knows"
 _READ_AHEAD = 1 << 25  # elements read for each worker while it is not there yet
 
 
@@ -196,8 +196,8 @@ class Comparison:
             return None
         return (
             f"{len(same):,} tensors are the same memory on both sides, such as "
-            f"{printable(self.pairing.names[int(same[0])])}: what is to be compared with later "
-            "values has to be copied, as by clone()"
+            f"{printable(self.pairing.names[int(same[0])])}: keep a copy, such as clone(), "
+            "of what you compare with later values"
         )
 
     def to_read(self, first: int, stop: int) -> Spans:

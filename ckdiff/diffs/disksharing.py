@@ -63,7 +63,7 @@ def share_disk(
         raise UsageError("neither checkpoint is on the hub", hint="leave out --stream")
     if on_cluster:
         raise UsageError(
-            "streaming is for this process, and not for the workers of a cluster",
+            "the workers of a cluster cannot stream",
             hint="leave out --stream, or --scheduler",
         )
     if not streams:  # all of it is in the cache

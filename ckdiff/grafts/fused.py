@@ -64,7 +64,9 @@ class _Making:
         elements, width = prod(table.shapes[position]), DTYPES[dtype].bits // 8
         found = woven(elements, width, lying)
         if problem is None and found is None:
-            problem = f"the parts of {name} lie in it in a way that is only read"
+            problem = (
+                f"the parts of {name} lie in it in an order that ckdiff reads and does not write"
+            )
         if problem is not None or found is None:
             self.problems.append(problem or "")
             return

@@ -119,12 +119,12 @@ class Plan:
         """What a user should know before the result is taken for more than it is."""
         if self.unmasked:
             yield (
-                f"of the base's tensors {len(self.unmasked):,} are not in the mask store and stay "
+                f"{len(self.unmasked):,} of the base's tensors are not in the mask store and stay "
                 f"as they are: {several(self.unmasked)}"
             )
         if self.partly:
             yield (
-                f"of {len(self.partly):,} tensors the mask is of the first rows only: the base's "
+                f"the mask has only the first rows of {len(self.partly):,} tensors: the base's "
                 f"others stay as they are, the tuned ones are left out: {several(self.partly)}"
             )
         retyped = sum(one != other for one, other in self.every_kind)
@@ -135,7 +135,7 @@ class Plan:
             )
         if self.left_out:
             yield (
-                f"of the tuned tensors {len(self.left_out):,} are not in the base and are left "
+                f"{len(self.left_out):,} of the tuned tensors are not in the base and are left "
                 f"out: {several(self.left_out)}"
             )
 

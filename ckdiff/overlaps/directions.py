@@ -61,8 +61,8 @@ def directions(
     """
     if len(tuned) != len(matched.stores):
         raise UsageError(
-            f"{len(matched.stores)} stores have as many tuned checkpoints, and {len(tuned)} were "
-            "given",
+            f"{len(matched.stores)} stores need {len(matched.stores)} tuned checkpoints, and "
+            f"{len(tuned)} were given",
             hint="give --tuned once for each store, in their order",
         )
     groups, index = group_index(matched.names, matched.dtypes, by)

@@ -149,7 +149,9 @@ def measured(
 
 def _check_tuned(base: Given | None, tuned: Sequence[Given]) -> None:
     if base is None and tuned:
-        raise UsageError("directions are from a base", hint="give it with --base")
+        raise UsageError(
+            "--tuned needs the base that the runs started from", hint="give it with --base"
+        )
 
 
 def _with_found(
@@ -168,8 +170,8 @@ def _with_found(
             why = f": {error.message}"
     named = " or ".join(name for name in NULLS if NULLS[name].reads_base)
     observer.note(
-        f"hint: --base is read by --null {named}, and for directions, for which --tuned names the "
-        f"tuned checkpoint of each store{why}"
+        f"hint: --base was not needed: only --null {named} reads it, and directions, for which "
+        f"--tuned names the tuned checkpoint of each store{why}"
     )
     return result
 

@@ -24,8 +24,8 @@ def refuse_values(matched: Matched, *sides: TensorTable) -> None:
         selection = store.manifest.get("selection", {})
         if isinstance(selection, dict) and selection.get("dequantize"):
             raise PairingError(
-                f"{printable(str(store.path))} was made with --dequantize: it marks values, and "
-                "codes that are taken over without their scales are other values",
+                f"{printable(str(store.path))} was made with --dequantize: its ones are of "
+                "values, and stored codes mean other values without their scales",
                 hint=_HINT,
             )
     codes = [_codes(side) for side in sides]
@@ -36,14 +36,14 @@ def refuse_values(matched: Matched, *sides: TensorTable) -> None:
             continue
         if dtype not in (*QUANTISED, "U8"):
             raise PairingError(
-                f"the mask of {printable(name)} is of {dtype} values, and what is stored are codes "
-                "with scales: taken over without these they are other values",
+                f"the mask of {printable(name)} is of {dtype} values, and the files hold "
+                "codes, which mean other values without their scales",
                 hint=_HINT,
             )
         if not all(coded):
             raise PairingError(
-                f"{printable(name)} is quantised on one side only: its codes are no values of the "
-                "other side's",
+                f"{printable(name)} is quantised on one side only: the other side has no such "
+                "codes",
                 hint="give two checkpoints that are both quantised, or neither",
             )
 

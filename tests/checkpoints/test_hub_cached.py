@@ -431,7 +431,7 @@ def test_what_is_no_hub(hub: Hub) -> None:
         return True
 
     hub.fault = page
-    assert "answers is no answer of a hub" in error("info", "hf://org/base")
+    assert "does not answer as a hub does" in error("info", "hf://org/base")
 
     def no_commit(request: Request, handler: Handler) -> bool:
         handler.say(200, {"id": "org/base", "siblings": []})

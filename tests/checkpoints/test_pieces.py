@@ -140,7 +140,7 @@ def test_metadata_that_cannot_be_read(tmp_path: Path, info: str) -> None:
 
 def test_one_of_several_files_is_said_to_be_one(tmp_path: Path) -> None:
     """The first pieces look like whole tensors: nothing says that more follows."""
-    said = "has pieces of tensors only; for all of them give the directory"
+    said = "holds only parts of its tensors; give the directory to compare all of them"
     first, other = (tmp_path / "run" / f"{part}.safetensors" for part in "ab")
     for path, at in ((first, 0), (other, 4)):
         info = {SHARDING: json.dumps({"w": {"saved_offsets": [at]}})}

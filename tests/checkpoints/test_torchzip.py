@@ -236,7 +236,9 @@ SETTINGS = ["args", "config", "hparams", "hyper_parameters", "Options"]
 def test_weights_among_settings_are_suggested(key: str) -> None:
     content = {key: {"model": SD}, "epoch": 1, "optimizer": OPTIMIZER}
     said = refused(saved(content))
-    assert f"has tensors under {key}.model only, where weights are not taken unasked" in said
+    assert (
+        f"has tensors only under {key}.model, which is compared only when it is asked for" in said
+    )
     assert f"(choose with --key {key}.model)" in said
     assert read(saved(content), f"{key}.model").names == NAMES
     assert f"(try --key {key}.model)" in refused(saved(content), f"{key}.modl")

@@ -71,7 +71,7 @@ class _Reading:
             )
         metadata = read_pickle([raw], len(raw), self.where, rate=_RATE)
         if type(metadata) is not Record or metadata.what.qualname != "Metadata":
-            raise self._wrong("is not that of a torch.distributed.checkpoint")
+            raise self._wrong("is not the metadata of a torch.distributed.checkpoint")
         self._metadata = metadata
         self._listed = self._dict(metadata, "state_dict_metadata")
         self._stored = self._dict(metadata, "storage_data")
@@ -120,7 +120,7 @@ class _Reading:
         content: dict[Any, Any] = {}
         for key, entry in self._listed.items():
             if type(key) is not str or type(entry) is not Record:
-                raise self._wrong("lists what is no tensor")
+                raise self._wrong("lists an entry that is not a tensor")
             if entry.what.qualname != "TensorStorageMetadata":
                 continue  # bytes: what is no tensor is pickled
             dtype, shape = _dtype(entry), entry.field("size")

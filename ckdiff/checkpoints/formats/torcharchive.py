@@ -33,7 +33,7 @@ _OTHER_BYTES = {"complex128": 16, "complex32": 4, "qint32": 4, "quint4x2": 1}
 _SMALL_RECORD = 16  # bytes that say the order of bytes, and more
 _FURTHEST = 1 << 60
 #: torch.save never does, although torch.load reads it
-_COMPRESSED = "compressed, and only what lies in the file as torch.save writes it is read"
+_COMPRESSED = "compressed, as torch.save never writes it"
 _UNPACK = "load it with torch and save it again"
 _SAVE_AGAIN = "is the file whole? load it with torch and save it again"
 

@@ -14,7 +14,7 @@ _OLD = f"save it anew, with torch: {_PLAIN}"
 def refusal(head: bytes, where: str) -> CheckpointError:
     """The error for a file that is no zip; ``head`` are its first bytes, 1024 if it has them."""
     what, advice = _what(head)
-    return CheckpointError(f"{where}: is no torch file that is read here: {what}", hint=advice)
+    return CheckpointError(f"{where}: cannot be read as a torch file: {what}", hint=advice)
 
 
 def _what(head: bytes) -> tuple[str, str]:
@@ -36,7 +36,7 @@ def _what(head: bytes) -> tuple[str, str]:
         return "it is empty", "fetch it again"
     found = guess(head)
     if found is None:
-        return "what it is cannot be told", "is the file whole? fetch it again"
+        return "nothing in it says what it is", "is the file whole? fetch it again"
     return f"it looks like {found[0]}", found[1]
 
 

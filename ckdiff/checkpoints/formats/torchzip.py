@@ -210,8 +210,8 @@ def _no_candidate(where: str, found: Found) -> CheckpointError:
     if found.aside:
         paths = sorted((path for path, _ in found.aside), key=rank)
         return CheckpointError(
-            f"{where}: has tensors under {shown('.'.join(paths[0]))} only, where weights are not "
-            "taken unasked",
+            f"{where}: has tensors only under {shown('.'.join(paths[0]))}, which is compared only "
+            "when it is asked for",
             hint=f"choose with {_keys(paths, ' or ')}",
         )
     if found.passed:
@@ -222,7 +222,7 @@ def _no_candidate(where: str, found: Found) -> CheckpointError:
         return CheckpointError(f"{where}: {what}", hint="give the file that has the weights")
     return CheckpointError(
         f"{where}: holds no tensors by name",
-        hint="a state dict is compared: torch.save(model.state_dict(), FILE)",
+        hint="save a state dict: torch.save(model.state_dict(), FILE)",
     )
 
 
@@ -230,9 +230,9 @@ def nothing_named(where: str, path: str, left: list[tuple[str, str]]) -> Checkpo
     """The error where no tensor is left to compare; ``left`` were left out, with the reason."""
     if not left:
         if path:
-            under, hint = f" under --key {shown(path)}", "see what else is in it, without --key"
+            under, hint = f" under --key {shown(path)}", "leave --key out to see what is in it"
         else:
-            under, hint = " that are weights", "give what has the weights of a model"
+            under, hint = " that are weights", "give the file that has the model's weights"
         return CheckpointError(f"{where}: has no tensors{under}", hint=hint)
     name, reason = left[0]
     sharded = "DTensor" in reason

@@ -21,7 +21,7 @@ def signers_of(
     if keys is not None:
         return Signers(keys, signature)
     if signature is not None:
-        raise UsageError("a signature is held against keys", hint="give --verify-signature KEYS")
+        raise UsageError("a signature is checked with keys", hint="give --verify-signature KEYS")
     return None
 
 

@@ -136,8 +136,8 @@ def _groups(masks: Masks, like: Checkpoint | None) -> tuple[dict[str, IntArray],
     files = like.file_index
     if not like.in_files:
         raise CheckpointError(
-            f"{printable(like.label)} has no safetensors files with whole tensors in them, which "
-            "the masks could be spread over",
+            f"{printable(like.label)} is not in safetensors files of whole tensors: there are no "
+            "shards to spread the masks over",
             hint="leave out --like, or make such files of it with `ckdiff convert`",
         )
     groups: dict[str, list[int]] = {}
@@ -178,8 +178,8 @@ def _tell(masks: Masks, left_out: list[str], observer: Observer) -> None:
     if masks.resized:
         names = [masks.names[i] for i in sorted(masks.resized)]
         observer.note(
-            f"of {len(names):,} of the tensors only the rows that both sides have were compared, "
-            f"and their masks have no others: {several(names)}"
+            f"{len(names):,} tensors were compared in the rows that both sides have, and their "
+            f"masks have no others: {several(names)}"
         )
     if left_out:
         observer.note(

@@ -151,7 +151,7 @@ def _check_extent(
         total += elements
     if total > _MOST:
         raise CheckpointError(
-            f"{printable(source)} speaks of {total:,} elements, more than any model has",
+            f"{printable(source)} declares {total:,} elements, more than any model has",
             hint="is the file whole? make it again",
         )
 

@@ -134,8 +134,8 @@ class StreamReader:
             piece = self._begin(key, wanted)
         if piece is None:
             raise BudgetError(
-                f"a spool of {format_size(self._size)} is too small for a window of "
-                f"{format_size(int(nbytes.sum()))}",
+                f"{format_size(self._size)} of disk is too little to stream through: one worker "
+                f"needs {format_size(int(nbytes.sum()))} at a time",
                 hint="raise --disk, or lower --workers",
             )
         self._held.append(key)
