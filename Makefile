@@ -53,6 +53,7 @@ lint: $(VENV)/.test
 # every run of the paper, from nothing, in build/paper; stopped, the same command goes on
 paper: $(VENV)/.test
 	$(BIN)/python examples/paper run
+	$(BIN)/python examples/paper check-trl
 
 # docs/paper.md and its figures from the stored results, without training
 paper-report: $(VENV)/.test
