@@ -2,8 +2,9 @@
 
     python bench/gpu.py [--gib 4] [--rounds 3] [--memory 4GiB] [--device-memory 4GiB] [--dir DIR]
 
-Runs from a checkout, in less than three minutes. Without a GPU it says so, and measures nothing;
-``--device torch-cpu --quick`` goes the same way on torch's CPU device, for tests.
+Runs from a checkout, in less than three minutes, of which it says how many it took. Without a GPU
+it says so, and measures nothing; ``--rehearse`` goes the whole way on torch's CPU device, small and
+once: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,13 +26,14 @@ from ckdiff.budget import MIB, format_size, parse_size, usable_cores
 from ckdiff.diffs.plan import plan
 from ckdiff.diffs.run import run as run_plan
 from ckdiff.errors import UsageError
-from ckdiff.kernels.gpu import counting, open_device
+from ckdiff.kernels.gpu import open_device
 from ckdiff.kernels.gpu.compact import changed_positions
 from ckdiff.kernels.gpu.counting import count_changed, slot_for
 from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.tables import PROGRAM, Table
+from ckdiff.kernels.gpu.tables import Table
 from ckdiff.options import Options
 from ckdiff.rules import Rule
+from ckdiff.sync import Publisher
 
 RULES = ("exact", "atol=1e-5", "rtol=1e-3", "ulp=1")
 IN_A_ROW = 10  # calls that are timed together
@@ -60,10 +63,7 @@ def bus(device: Device, size: int, rounds: int) -> tuple[float, float]:
     here, there, other = device.pinned(size), device.memory(size), device.memory(size)
     rates = []
     for to, of, times in ((there, here, 1), (here, there, 1), (other, there, 2)):
-
-        def copy(to: torch.Tensor = to, of: torch.Tensor = of) -> None:
-            to.copy_(of, non_blocking=True)
-
+        copy = partial(to.copy_, of, non_blocking=True)
         rates.append(times * size / seconds(device, copy, rounds))
     names = ("host to device, pinned", "device to host, pinned", "in the device, read and written")
     rows: list[list[object]] = [[name, rate / 1e9] for name, rate in zip(names, rates, strict=True)]
@@ -80,32 +80,20 @@ def inside(device: Device, elements: int, memory: float, rounds: int) -> None:
     rules = tuple(Rule.parse(rule) for rule in RULES)
     work: dict[str, Callable[[], object]] = {}
     for some in (rules[:1], rules):
-        slot = slot_for("BF16", some, where)
-        assert slot is not None
+        slot, said = slot_for("BF16", some, where), ", ".join(map(str, some))
         at = (torch.tensor([n]).numpy() for n in (base.data_ptr(), tuned.data_ptr(), elements, 0))
         numbers = Table.of(*at).sent(where)
         masks = torch.zeros((len(some), elements // 8), dtype=torch.uint8, device=where)
-        programs = -(-elements // PROGRAM)
-        counts = torch.zeros((len(some), programs), dtype=torch.int32, device=where)
-        said = ", ".join(map(str, some))
-        work[f"counts and masks: {said}"] = (
-            lambda slot=slot, numbers=numbers, masks=masks, counts=counts: slot.compare(
-                numbers, masks, counts
-            )
-        )
-        work[f"counts of tensors: {said}"] = lambda some=some: count_changed(
-            [(base, tuned)], ["BF16"], some
-        )
+        counts = torch.zeros((len(some), numbers.programs), dtype=torch.int32, device=where)
+        work[f"counts and masks: {said}"] = partial(slot.compare, numbers, masks, counts)
+        work[f"counts of tensors: {said}"] = partial(count_changed, [(base, tuned)], ["BF16"], some)
         if slot.digests is not None:
             digests = torch.zeros((4, elements // 512), dtype=torch.int64, device=where)
-            work["content hashes"] = lambda slot=slot, numbers=numbers, digests=digests: (
-                slot.digests(numbers, digests, 16)
-            )
-    work["positions and values, 1 % changed"] = lambda: changed_positions(base, tuned, "BF16")
+            work["content hashes"] = partial(slot.digests, numbers, digests, 16)
+    work["positions and values, 1 % changed"] = partial(changed_positions, base, tuned, "BF16")
 
     def plainly() -> object:
-        found = counting.different(base, tuned, slot.dtype).nonzero().view(-1)
-        return tuned[found]
+        return tuned[(base.view(torch.int16) != tuned.view(torch.int16)).nonzero().view(-1)]
 
     work["the same with torch.nonzero and a gather"] = plainly
     rows: list[list[object]] = []
@@ -116,38 +104,49 @@ def inside(device: Device, elements: int, memory: float, rounds: int) -> None:
     table(f"On the device, {elements >> 20} Mi elements: {device.name}", head, rows)
 
 
-def whole(device: Device, a: argparse.Namespace, to_device: float) -> None:
+def publishing(device: Device, elements: int, root: Path, rounds: int) -> None:
+    """Versions of a model on the device: all of it copied, or only what changed."""
+    rows: list[list[object]] = []
+    for kind in ("memory", "device"):
+        weight = torch.zeros(elements, dtype=torch.bfloat16, device=device.device)
+        weight.view(torch.int16).random_(1000)
+        changes = torch.rand(elements, device=device.device) < CHANGED
+        with Publisher(root / f"stream-{kind}", snapshot=kind) as publisher:
+            found = []
+            for _ in range(rounds + 2):  # the first is full, and the second brings kernels
+                weight.view(torch.int16)[changes] ^= 1
+                found.append(publisher.publish({"w": weight}).seconds)
+        rows.append([kind, 2 * elements / median(found[2:]) / 1e9])
+    head = ["snapshot", "GB/s of weights"]
+    table(f"Publishing {elements >> 20} Mi bf16 weights, 1 % changed: {device.name}", head, rows)
+
+
+def whole(device: Device, a: argparse.Namespace, root: Path, to_device: float) -> None:
     """Diffs from the page cache, on the CPU and on the device, in turn."""
     there = "cuda" if device.cuda else "torch-cpu"
     several = [n for n in (2, 4, 8, 16) if n <= usable_cores()] or [1]
-    with tempfile.TemporaryDirectory(dir=a.dir) as folder:
-        root = Path(folder)
-        changed = make_pair(root, a.gib, CHANGED)
+    changed = make_pair(root, a.gib, CHANGED)
 
-        def run(where: str, rules: tuple[str, ...], workers: int) -> float:
-            options = Options(
-                rules=rules, workers=workers, memory=a.memory, device=where,
-                device_memory=a.device_memory,
-            )  # fmt: skip
-            with plan(root / "base", root / "tuned", None, options) as planned:
-                sizes[where, workers] = planned.allotment.window
-                result = run_plan(planned)
-            assert result.rules["exact"]["changed"] == changed, "WRONG COUNT"
-            return result.seconds
+    def run(where: str, rules: tuple[str, ...], workers: int) -> float:
+        options = Options(rules=rules, workers=workers, memory=a.memory, device=where,
+                          device_memory=a.device_memory)  # fmt: skip
+        with plan(root / "base", root / "tuned", None, options) as planned:
+            sizes[where, workers] = planned.allotment.window
+            result = run_plan(planned)
+        assert result.rules["exact"]["changed"] == changed, "WRONG COUNT"
+        return result.seconds
 
-        sizes: dict[tuple[str, int], int] = {}
-        contestants: dict[str, Callable[[], float]] = {}
-        shapes = {}
-        for workers in several:
-            for rules in (RULES[:1], RULES) if workers == several[-1] else (RULES[:1],):
-                for where in ("cpu", there):
-                    name = f"{where}, {workers} workers, {len(rules)} rule{'s'[: len(rules) - 1]}"
-                    shapes[name] = where, workers
-                    contestants[name] = lambda where=where, rules=rules, workers=workers: run(
-                        where, rules, workers
-                    )
-        take_turns(contestants, 1)  # the page cache, kernels, torch
-        times = take_turns(contestants, a.rounds)
+    sizes: dict[tuple[str, int], int] = {}
+    contestants: dict[str, Callable[[], float]] = {}
+    shapes = {}
+    for workers in several:
+        for rules in (RULES[:1], RULES) if workers == several[-1] else (RULES[:1],):
+            for where in ("cpu", there):
+                name = f"{where}, {workers} workers, {len(rules)} rule{'s'[: len(rules) - 1]}"
+                shapes[name] = where, workers
+                contestants[name] = partial(run, where, rules, workers)
+    take_turns(contestants, 1)  # the page cache, kernels, torch
+    times = take_turns(contestants, a.rounds)
     rows: list[list[object]] = []
     for name, found in times.items():
         rate = 2 * a.gib * 2**30 / median(found)
@@ -165,28 +164,33 @@ def main() -> None:
     parser.add_argument("--memory", default="4GiB", help="as of ckdiff diff")
     parser.add_argument("--device-memory", default="4GiB", help="as of ckdiff diff")
     parser.add_argument("--dir", help="where the pair goes (default: a temporary directory)")
-    parser.add_argument("--device", choices=["cuda", "torch-cpu"], default="cuda")
+    parser.add_argument("--rehearse", action="store_true", help="on torch's CPU device, small")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
+    began = time.perf_counter()
     try:
-        device = open_device(a.device)
+        device = open_device("torch-cpu" if a.rehearse else "cuda")
     except UsageError as error:
         print(f"nothing was measured: {error.message}")
         return
-    if a.quick:
+    small = a.quick or a.rehearse
+    if small:
         a.gib, a.rounds = 1 / 16, 1
-    elements = 1 << 20 if a.quick else 1 << 28
-    to_device, memory = bus(device, MIB if a.quick else 256 * MIB, a.rounds)
+    elements = 1 << 20 if small else 1 << 28
+    to_device, memory = bus(device, MIB if small else 256 * MIB, a.rounds)
     inside(device, elements, memory, a.rounds)
-    if device.cuda:
+    with tempfile.TemporaryDirectory(dir=a.dir) as folder:
+        publishing(device, elements, Path(folder), a.rounds)
         device.drop_cache()
-        torch.cuda.reset_peak_memory_stats(device.device)
-    whole(device, a, to_device)
+        if device.cuda:
+            torch.cuda.reset_peak_memory_stats(device.device)
+        whole(device, a, Path(folder), to_device)
     if device.cuda:
         most, allowed = torch.cuda.max_memory_reserved(device.device), parse_size(a.device_memory)
         kept = "kept" if most <= allowed else "NOT KEPT"
         print(f"\nmost device memory that torch reserved in diffs: {format_size(most)} of "
               f"{format_size(allowed)} allowed: {kept}")  # fmt: skip
+    print(f"\nin {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":
