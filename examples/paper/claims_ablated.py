@@ -52,7 +52,7 @@ def little_effect(*names: str) -> Callable[[Results], Found]:
         head = ("with", "density", "without", "reward gained", "without", "at work without")
         if not same:
             return Found(UNTESTED, "Every such ablation is vacuous or missing.", head, rows)
-        text = f"GRPO, usually at 1e-5. It hardly matters where densities are less than {LITTLE} apart."
+        text = f"GRPO at 1e-5. It hardly matters where densities are less than {LITTLE} apart."
         return Found(HOLDS if all(same) else CAVEAT if any(same) else FAILS, text, head, rows)
 
     return judge

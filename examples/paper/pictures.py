@@ -9,16 +9,15 @@ from ckdiff.figures.figure import Figure, Row, Spec, of_rows, tooltip
 from ckdiff.figures.style import CATEGORIES
 from paper.claims import lifts
 from paper.claims_masked import shares
-from paper.results import Result, Results, accuracy, course, density, density_f32, gain, reward
+from paper.results import Result, Results, course, density, density_f32, gain
 from paper.retrain import FULL, MASKS
+from paper.tables import NULLS, in_order
 
 DASHES = {"domain": ["mixed", "f32", "bf16"], "range": [[1, 0], [6, 3], [1, 2]]}
 #: ten algorithms want two colours more than there usually are
-TEN = {"range": [*CATEGORIES, "#882255", "#117733"]}
+TEN = {"range": [*CATEGORIES, "#AA3377", "#228833"]}
 
 LOG = {"type": "log", "nice": False, "padding": 8}
-#: what differs between the runs of a question, in the order in which it is shown
-KINDS = ("seeds", "tasks", "algorithms", "seeds and algorithms", "ablations")
 
 
 def axis(field: str, title: str, form: str = "", **more: Any) -> Spec:
@@ -64,7 +63,7 @@ def density_by_gain(results: Results) -> Figure:
         "order": {"field": "step"},
         "tooltip": tooltip(*fields),
     }
-    line = {"type": "line", "strokeWidth": 1.4, "point": {"size": 12}}
+    line = {"type": "line", "strokeWidth": 1.4, "aria": False, "point": {"size": 12, "aria": False}}
     part = {"mark": line, "width": 330, "height": 360, "encoding": encoding}
     return Figure(
         "density-by-gain",
@@ -143,8 +142,8 @@ def agreements(results: Results) -> Figure:
     """Mean lifts of each question, by null."""
     rows = [
         {"question": name, "null": null, "lift": lifts(each, null).mean}
-        for name, each in results.agreement["questions"].items()
-        for null in ("model", "tensor", "magnitude", "rowcol")
+        for name, each in sorted(results.agreement["questions"].items(), key=in_order)
+        for null in NULLS
         if lifts(each, null).values
     ]
     encoding = {
@@ -159,7 +158,7 @@ def agreements(results: Results) -> Figure:
         "agreement",
         "How far beyond chance masks agree",
         "1 is chance. What is left given magnitudes is not due to small weights flipping easily.",
-        sorted(rows, key=lambda row: KINDS.index(row["question"].partition(":")[0])),
+        rows,
         of_rows({"layer": [chance, points], "width": 380, "height": {"step": 18}}),
     )
 
@@ -195,16 +194,3 @@ def figures(results: Results) -> list[Figure]:
         each(results) for each in (density_by_gain, precisions, dynamics, agreements, retraining)
     )
     return [figure for figure in made if figure.rows]
-
-
-def scores_of(result: Result) -> dict[str, float]:
-    """What the tables say of a run."""
-    return {
-        "accuracy": accuracy(result),
-        "reward": reward(result),
-        "accuracy_f32": accuracy(result, "masters"),
-        "reward_f32": reward(result, "masters"),
-        "density": density(result),
-        "density_1e-5": float(result["measured"]["density"]["atol=1e-5"]),
-        "density_f32": density_f32(result),
-    }

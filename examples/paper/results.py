@@ -34,6 +34,8 @@ class Spread:
     @property
     def short(self) -> str:
         """The same for a cell of a table."""
+        if not self.values:
+            return "–"
         low, high = _said(min(self.values)), _said(max(self.values))
         return _said(self.mean) + (f" ({low}–{high})" if high != low else "")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 from paper.claims import ENOUGH, RL, lifts
-from paper.pictures import scores_of
 from paper.results import (
     Result,
     Results,
     Spread,
+    accuracy,
     density,
     density_f32,
     density_f32_tolerant,
@@ -25,6 +25,8 @@ from paper.runs import ALGORITHMS, MATRICES
 
 #: by which rules weights of two trainings are held against each other
 EQUAL = ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")
+#: what differs between the runs of a question, in the order in which it is shown
+KINDS = ("seeds", "tasks", "algorithms", "seeds and algorithms", "ablations")
 NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 
@@ -147,23 +149,27 @@ def _row(
     return full, kind, said[0], shares[0], said[1], shares[1]
 
 
+def in_order(asked: tuple[str, Result]) -> tuple[int, str]:
+    """Questions by what differs between their runs."""
+    return KINDS.index(asked[0].partition(":")[0]), asked[0]
+
+
 def overlaps(results: Results) -> str:
     """Every question: how far masks and updates agree, and the controls."""
     rows = []
-    for name, each in results.agreement["questions"].items():
-        pairs = each["pairs"]
-
-        def said(key: str, pairs: Sequence[Result] = pairs) -> Spread:
-            return Spread(tuple(p[key] for p in pairs if p.get(key) is not None), "pair")
-
-        nulls = [f"{lifts(each, null).mean:.2f}" for null in NULLS if lifts(each, null).values]
+    for name, each in sorted(results.agreement["questions"].items(), key=in_order):
+        agreed = [
+            Spread(tuple(pair[key] for pair in each["pairs"] if pair.get(key) is not None)).short
+            for key in ("jaccard", "cosine", "same_direction")
+        ]
+        nulls = [lifts(each, null).short for null in NULLS]
         controls = [
             f"{each['controls'][kind]['jaccard'] or 0:.3f}" for kind in ("random", "shuffled")
         ]
-        agreed = (said("jaccard"), *(nulls or ["–"] * len(NULLS)), said("cosine"))
-        rows.append((name, *agreed, said("same_direction"), *controls))
-    head = ("runs", "Jaccard", *(f"lift, {null}" for null in NULLS), "cosine of the updates",
-            "moved the same way", "Jaccard, random", "Jaccard, shuffled")  # fmt: skip
+        rows.append((name, *agreed, *nulls, *controls))
+    head = ("runs", "Jaccard", "cosine of the updates", "moved the same way",
+            *(f"lift, {null}" for null in NULLS), "Jaccard, random", "Jaccard, shuffled",
+            )  # fmt: skip
     return table(head, rows)
 
 
@@ -184,6 +190,19 @@ def missing(results: Results) -> str:
     if not lost:
         return f"All {len(wanted)} runs of the matrix are here.\n"
     return f"Of these, the page was made without {len(lost)} of the matrix: {', '.join(lost)}.\n"
+
+
+def scores_of(result: Result) -> dict[str, float]:
+    """What the tables say of a run."""
+    return {
+        "accuracy": accuracy(result),
+        "reward": reward(result),
+        "accuracy_f32": accuracy(result, "masters"),
+        "reward_f32": reward(result, "masters"),
+        "density": density(result),
+        "density_1e-5": float(result["measured"]["density"]["atol=1e-5"]),
+        "density_f32": density_f32(result),
+    }
 
 
 def all_runs(results: Results) -> str:

@@ -214,9 +214,11 @@ def train(setting: Setting, run: Run, folder: Path) -> Learner:
     return learner
 
 
-def check(setting: Setting, run: Run) -> dict[str, Any]:
+def check(setting: Setting, name: str) -> dict[str, Any]:
     """Train a run of the matrix with TRL, and hold it against ours, which must be done."""
     build = setting.build
+    ours = read_json(build.result(name))
+    run = Run(**ours["run"])
     twin = dataclasses.replace(run, name=f"trl-{run.name}", group="trl")
     began = time.process_time()
     learner = train(setting, twin, build.folder(twin.name))
@@ -228,9 +230,8 @@ def check(setting: Setting, run: Run) -> dict[str, Any]:
         build.base, build.tuned(twin.name), build.store(twin.name), workers=1, overwrite=True
     )
     trained = ckdiff.diff(build.base, build.masters(twin.name), workers=1)
-    ours = read_json(build.result(run.name))
     return {
-        "run": run.name,
+        "run": name,
         "trl": {
             "end": scores(setting, learner.masters, run.task, setting.ends),
             "density": densities(stored)["exact"],
@@ -245,7 +246,7 @@ def check(setting: Setting, run: Run) -> dict[str, Any]:
             "kl": ours["kl"],
             "cpu_seconds": ours["cpu_seconds"],
         },
-        "agreement": agreement(build, run.name, twin.name),
+        "agreement": agreement(build, name, twin.name),
     }
 
 
@@ -270,7 +271,7 @@ def check_all(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"{'':6} {'density, TRL':>12} {'ours':>7} {'reward, TRL':>12} {'ours':>7} {'Jaccard':>8}")
     found: dict[str, Any] = {"trl": trl.__version__, "runs": {}}
     for name in ROWS:
-        each = found["runs"][name] = check(setting, of(name, "main"))
+        each = found["runs"][name] = check(setting, of(name, "main").name)
         theirs, ours = each["trl"], each["ours"]
         reward = [side["end"]["stored"]["reward"] for side in (theirs, ours)]
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import xml.etree.ElementTree
@@ -12,6 +13,7 @@ import pytest
 import torch
 from example_programs import NAMES, one_thread, small_setting  # noqa: F401
 from paper.build import load_weights, read_json, write_json
+from paper.commands import collect
 from paper.report import write_report
 from paper.results import Results, density_at, load_results, share_of_gain, spread
 from paper.runs import of, small_matrix
@@ -138,6 +140,22 @@ def test_the_page(results: Results, setting: Setting, tmp_path: Path) -> None:
     assert f"the page was made without {lost} of the matrix" in page
     assert "(the untrained base)" in page
     assert max(words(sentence) for sentence in sentences(page)) <= 45, "it can be read"
+
+
+def test_what_is_collected_makes_the_same_page(
+    results: Results, setting: Setting, tmp_path: Path
+) -> None:
+    kept, root = tmp_path / "kept", setting.build.root
+    write_json(root / "setting.json", read_json(root / "results" / "setting.json"))
+    assert collect(argparse.Namespace(build=root, to=kept)) == 0
+    one, two = (
+        write_report(each, tmp_path / str(at)) for at, each in enumerate((root / "results", kept))
+    )
+    assert one.read_bytes() == two.read_bytes()
+    main = {name for name in NAMES if results.runs[name]["run"]["group"] == "main"}
+    assert {path.stem for path in (kept / "masks").iterdir()} == main
+    size = sum(path.stat().st_size for path in (kept / "masks").iterdir())
+    assert size < 1.2 * len(main) * results.base["parameters"] / 8 + 10_000 * len(main)
 
 
 def test_a_result_of_another_run_is_not_taken(setting: Setting) -> None:

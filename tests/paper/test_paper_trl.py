@@ -103,7 +103,7 @@ def test_answers_are_rewarded_as_in_our_runs() -> None:
 def test_the_check_and_what_the_page_says_of_it(setting: Setting) -> None:
     run = dataclasses.replace(run_of("dpo"), name="dpo-sort-1")
     result = work(setting, Job(run.name, run=run))
-    found = trl_check.check(setting, run)
+    found = trl_check.check(setting, run.name)
     theirs, there = found["trl"], found["ours"]
     assert found["agreement"]["jaccard"] > 0.95
     assert found["agreement"]["cosine"] == pytest.approx(1, abs=1e-3)
