@@ -174,7 +174,8 @@ def reference_in_place(local_folder: Path, version: Path, workers: int) -> None:
 def unsynced() -> Iterator[None]:
     """Nobody waits for the disk, nor tells it to begin: what is left is the work itself."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(os, "fsync", lambda fd: None))
+        for name in ("fsync", "fdatasync"):
+            stack.enter_context(patch.object(os, name, lambda fd: None))
         for module in (journal, patching):
             stack.enter_context(patch.object(module, "start_writeback", lambda *_: None))
         yield

@@ -12,8 +12,9 @@ SIGNATURES = {
     # (CELLS_SCRATCH bytes)
     "cells": "void(int64, int64, int64, int64, int64, int64)",
     # old, new, bytes, out: blocks (a bit for each 64 bytes, whole words), which bytes of each that
-    # has one differ (uint64), old and new bytes there (LANES more may be written) -> how many
-    "changes": f"int64({', '.join(['int64'] * 7)})",
+    # has one differ (uint64; room for all of them, whole words of blocks), old and new bytes there
+    # (LANES more may be written), how many blocks and bytes differ (two int64)
+    "changes": f"void({', '.join(['int64'] * 8)})",
     # segments (as for agree), their number, stores, threshold, counts (one a row)
     "combine": "void(int64, int64, int64, int64, int64)",
     # base, tuned, words, parameter, mask -> changed
@@ -82,11 +83,12 @@ SIGNATURES = {
     # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
     # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
     "profile": "void(int64, int64, int64, int64, int64, int64)",
-    # data (LANES more bytes are read), words of blocks, blocks and masks as changes finds them,
-    # bytes that are to be there, bytes that may be there (LANES more of both are read), how far
-    # after the start of a page the data begin, out: a byte for each page, set where something was
-    # put, scratch (2 x LANES) -> 1 where neither was there, else 0
-    "put": f"int64({', '.join(['int64'] * 9)})",
+    # data, bytes (LANES more are read), blocks and masks as changes finds them, how many masks,
+    # bytes that are to be there, bytes that may be there (LANES more of both are read), how many,
+    # how far after the start of a page the data begin, out: a byte for each page, set where
+    # something was put, scratch (PUT_SCRATCH) -> 0, 1 where neither was there, or -1 where blocks,
+    # masks and bytes do not fit each other
+    "put": f"int64({', '.join(['int64'] * 11)})",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
     # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
@@ -279,11 +281,12 @@ BOX_TILE = 64
 #: the largest tile, whose elements have one byte
 BOX_SCRATCH = BOX_TILE * BOX_TILE
 
-# exclusive or as sequences
-
 # what changes in a file
 
 PAGE_BITS = 12  #: what is written is whole pages of so many bytes
+PUT_SCRATCH = 16 * LANES  #: both sides of 8 blocks
+
+# exclusive or as sequences
 
 LEAST_ZEROS = 4  #: in a row that are a sequence: one is a literal, and no match is below three
 SEQUENCE_BYTES = 16

@@ -19,7 +19,18 @@ from support import Tensor, write_safetensors
 from weight_streams import Model
 
 #: what a change in place does to the file system
-CALLS = ("pwrite", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "open", "write")
+CALLS = (
+    "pwrite",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "open",
+    "write",
+)
 
 
 def calls_of(work: Callable[[], object]) -> int:

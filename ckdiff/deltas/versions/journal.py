@@ -29,8 +29,8 @@ from ckdiff.checkpoints.halfway import JOURNAL_NAME
 from ckdiff.deltas.ownheader import pread
 from ckdiff.deltas.versions.lock import SyncFolder
 from ckdiff.errors import DeltaError, printable
-from ckdiff.kernels.changes import BLOCK, Changes
-from ckdiff.outputs.writing import start_writeback, write_at
+from ckdiff.kernels.changes import GROUP, MARGIN, Changes, Kept
+from ckdiff.outputs.writing import start_writeback, sync_data, write_at
 
 NEW_NAME = f"{JOURNAL_NAME}.new"
 PART = 1 << 20  #: bytes of a file that a record is of, at most
@@ -44,8 +44,7 @@ _MAGIC = b"CKDJRNL2"
 _START, _DIGEST = struct.Struct("<8sQ"), 16
 _HEAD = struct.Struct("<IIQQIIQ")
 _LARGEST_HEADER = 1 << 26
-_BITS = 8 * BLOCK  # bytes of a file of which one byte says which blocks differ
-_WRITEBACK = 32 << 20  # bytes after which the disk is told to begin
+_WRITEBACK = 4 << 20  # bytes after which the disk is told to begin
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -63,7 +62,7 @@ class Record(NamedTuple):
     @property
     def blocks(self) -> int:
         """Bytes that say which blocks differ."""
-        return -(-self.size // _BITS)
+        return 8 * -(-self.size // GROUP)
 
     @property
     def payload(self) -> int:
@@ -131,7 +130,7 @@ class JournalWriter:
         self.changed = True
         differ = np.flatnonzero(found.blocks)
         first, end = int(differ[0]), int(differ[-1]) + 1
-        begin, size = begin + first * _BITS, min(size, end * _BITS) - first * _BITS
+        begin, size = begin + first * GROUP, min(size, end * GROUP) - first * GROUP
         parts = (found.blocks[first:end], found.masks, found.old, found.new)
         fields = CHANGES, file, begin, size, len(found.masks), len(found.old)
         self._add(fields, b"".join(part.data for part in parts))
@@ -141,12 +140,11 @@ class JournalWriter:
         self._add((TENSOR, file, begin, size, 0, 0), b"".join(digests))
 
     def finish(self) -> None:
-        """Give it its name, when all of it is on the disk."""
+        """Give it its name, when all of it is on the disk; ``drop_marker`` brings that there."""
         self._add((LAST, 0, 0, self._count, 0, 0), b"")
-        os.fsync(self._fd)
+        sync_data(self._fd)
         fds = {"src_dir_fd": self._folder.fd, "dst_dir_fd": self._folder.fd}
         os.rename(NEW_NAME, JOURNAL_NAME, **fds)
-        self._folder.sync()
 
     def close(self) -> None:
         """Close it, and remove what was not finished; may be called more than once."""
@@ -224,18 +222,17 @@ class Journal:
             at += _HEAD.size + record.payload
             count += 1
 
-    def changes(self, at: int) -> tuple[Record, Changes]:
+    def changes(self, at: int) -> tuple[Record, Kept]:
         """What changes in a part of a file. Raises DeltaError."""
-        record, payload = self._payload(at)
-        held = np.frombuffer(payload, np.uint8)
-        blocks, masks = held[: record.blocks], held[record.blocks :][: 8 * record.masks]
-        values = held[record.blocks + len(masks) :].reshape(2, -1)
-        return record, Changes(blocks, masks.view(np.uint64), *values)
+        record, payload = self._payload(at, MARGIN)
+        words = np.frombuffer(payload, np.uint64, record.blocks // 8 + record.masks)
+        blocks, masks = np.split(words, [record.blocks // 8])
+        return record, Kept(blocks, masks, np.frombuffer(payload, np.uint8, offset=words.nbytes))
 
     def digests(self, at: int) -> tuple[Record, tuple[bytes, bytes]]:
         """The digests of a tensor: of what it was, and what it is to be. Raises DeltaError."""
         record, payload = self._payload(at)
-        return record, (payload[:_DIGEST], payload[_DIGEST:])
+        return record, (bytes(payload[:_DIGEST]), bytes(payload[_DIGEST:]))
 
     def record(self, at: int) -> Record:
         raw = pread(self._fd, at, _HEAD.size)
@@ -243,12 +240,16 @@ class Journal:
             raise self.fault("it is cut")
         return Record._make(_HEAD.unpack(raw))
 
-    def _payload(self, at: int) -> tuple[Record, bytes]:
+    def _payload(self, at: int, margin: int = 0) -> tuple[Record, bytearray]:
+        """What follows a record's head, and a ``margin`` of zeros."""
         record = self.record(at)
         if not record.right(len(self.header.files)):
             raise self.fault(f"its record at byte {at:,} is damaged")
-        payload = pread(self._fd, at + _HEAD.size, record.payload)
-        if _digest(record[:-1], payload) != record.digest:
+        payload = bytearray(record.payload + margin)
+        held = memoryview(payload)[: record.payload]
+        if os.preadv(self._fd, [held], at + _HEAD.size) < len(held):
+            raise self.fault("it is cut")
+        if _digest(record[:-1], held) != record.digest:
             raise self.fault(f"its record at byte {at:,} is damaged")
         return record, payload
 
@@ -293,7 +294,7 @@ def _plain(name: object) -> bool:
     )  # fmt: skip
 
 
-def _digest(fields: tuple[int, ...], payload: bytes) -> int:
+def _digest(fields: tuple[int, ...], payload: bytes | memoryview) -> int:
     state = xxhash.xxh3_64(_HEAD.pack(*fields, 0))
     state.update(payload)
     return state.intdigest()

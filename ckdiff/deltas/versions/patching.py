@@ -34,7 +34,7 @@ from ckdiff.kernels.changes import MARGIN, PAGE, Put
 from ckdiff.kernels.memory import Bytes
 from ckdiff.options import Observer
 from ckdiff.outputs.place import write_errors
-from ckdiff.outputs.writing import start_writeback, write_at
+from ckdiff.outputs.writing import start_writeback, sync_data, write_at
 from ckdiff.running.runners import Meter, run_chunks
 from ckdiff.running.threads import PerThread, Stopped
 
@@ -106,7 +106,7 @@ class Putting:
             for fd in self.files:
                 start_writeback(fd)
             for fd in self.files:
-                os.fsync(fd)
+                sync_data(fd)
             settle(self.folder, version)
         return version
 
@@ -155,7 +155,8 @@ def settle(folder: SyncFolder, version: int | None) -> None:
     if version is not None:
         put_marker(folder, version)
     folder.remove(JOURNAL_NAME)
-    folder.sync()
+    if version is None:  # beside a marker a journal says nothing
+        folder.sync()
 
 
 def _in_turn(columns: Sequence[array[int]], size: int) -> list[array[int]]:
@@ -220,16 +221,13 @@ class _PutTask(_Task):
     def one(self, at: int) -> None:
         record, changes = self.journal.changes(at)
         held = self.read(record, 0, record.size, MARGIN)
-        skew = record.begin % PAGE
         try:
-            pages = self._put()(changes, held, skew, undo=self.undo)
+            runs = self._put()(changes, held, record.begin % PAGE, undo=self.undo)
         except ValueError:
             raise self.journal.fault(f"its record at byte {at:,} is damaged") from None
-        if pages is None:
+        if runs is None:
             raise self.changed(record)
-        # whole pages, but for the ends of the part
-        edges = np.flatnonzero(np.diff(pages, prepend=False, append=False)) * PAGE - skew
-        for first, stop in edges.clip(0, record.size).reshape(-1, 2).tolist():
+        for first, stop in runs:
             write_at(self.fds[record.file], held[first:stop].data, record.begin + first)
 
     def finish(self, chunk: int) -> None:
