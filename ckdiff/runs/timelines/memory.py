@@ -94,8 +94,11 @@ def _reading(checkpoint: Checkpoint, bits: int, window: int) -> int:
 
 
 def _together(sides: int) -> int:
-    """Elements of a window in which all sides are a few ten MiB."""
+    """Elements of a window in which all sides are a hundred MiB or so.
+
+    What is done once for a window and side costs more than masks that do not stay in the cache.
+    """
     window = LARGEST_WINDOW
-    while window > SMALLEST_WINDOW and window * sides > LARGEST_WINDOW * 4:
+    while window > SMALLEST_WINDOW and window * sides > LARGEST_WINDOW * 16:
         window //= 2
     return window
