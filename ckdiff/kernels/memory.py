@@ -34,7 +34,7 @@ def place(array: Array, dtype: np.dtype[Any], least: int = 0) -> int:
     if array.size < least:
         raise ValueError(f"a kernel needs {least} items here, and got {array.size}")
     if array.flags.writeable and array.size:  # what numpy says of its memory takes longer
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     return int(array.ctypes.data)
 
 
