@@ -50,14 +50,15 @@ class Claim:
 def everywhere_sparse(results: Results) -> Found:
     learnt = [each for name in RL for each in results.of(algorithm=name) if gain(each) >= ENOUGH]
     if not learnt:
-        return Found(UNTESTED, "no run gained enough reward")
+        return Found(UNTESTED, "No run gained enough reward.")
     main = [each for each in learnt if each["run"]["group"] == "main"]
     inside = [0.05 <= density(each) <= 0.30 for each in learnt]
+    trained = [each for each in learnt if each["run"]["precision"] != "bf16"]
     text = (
-        f"RL runs that gained at least {ENOUGH} reward changed {spread(learnt, density)} of the "
-        f"stored weights, by more than 1e-5 {spread(learnt, density_tolerant)}; "
-        f"those of the main arm changed {spread(main, density)}; "
-        f"of the float32 weights all runs changed {spread(learnt, density_f32)}."
+        f"{sum(inside)} of {len(inside)} RL runs that gained at least {ENOUGH} reward lie there. "
+        f"They changed {spread(learnt, density)} of the stored weights, by more than 1e-5 "
+        f"{spread(learnt, density_tolerant)}; those of the main arm {spread(main, density)}. "
+        f"Of float32 weights those that have them changed {spread(trained, density_f32)}."
     )
     mains = [0.05 <= density(each) <= 0.30 for each in main]
     return Found(HOLDS if all(inside) else CAVEAT if mains and all(mains) else FAILS, text)
@@ -66,7 +67,7 @@ def everywhere_sparse(results: Results) -> Found:
 def sft_dense(results: Results) -> Found:
     sft, grpo = (results.of(algorithm=name, group="main", task="sort") for name in ("sft", "grpo"))
     if not sft or not grpo:
-        return Found(UNTESTED, "a run is missing")
+        return Found(UNTESTED, "No such run is here.")
     level = 0.8 * min(gain(each) for each in [*sft, *grpo])
     equal = [spread(each, lambda one: density_at(one, level)) for each in (sft, grpo)]
     text = (
@@ -77,7 +78,9 @@ def sft_dense(results: Results) -> Found:
         return Found(UNTESTED, text)
     if min(map(density, sft)) >= 0.85 and max(map(density, grpo)) <= 0.5:
         return Found(HOLDS, text)
-    return Found(CAVEAT if min(equal[0].values) > max(equal[1].values) else FAILS, text)
+    if min(equal[0].values) > max(equal[1].values):
+        return Found(CAVEAT, "Denser than GRPO at the same gain, but not dense. " + text)
+    return Found(FAILS, "No denser than GRPO at the same gain. " + text)
 
 
 def lifts(question: Result, null: str) -> Spread:
@@ -93,7 +96,7 @@ def agree(start: str) -> Callable[[Results], Found]:
         asked = results.question(start)
         known = {name: each for name, each in asked.items() if lifts(each, "tensor").values}
         if not known:
-            return Found(UNTESTED, "no pair of runs has masks to compare")
+            return Found(UNTESTED, "No pair of runs has masks to compare.")
         by_null = {
             null: {name: lifts(each, null).mean for name, each in known.items()}
             for null in ("tensor", "magnitude")
@@ -105,9 +108,14 @@ def agree(start: str) -> Callable[[Results], Found]:
             f"Jaccard {Spread(tuple(jaccards), 'pair')}; lift inside tensors {tensor}, given "
             f"magnitudes {magnitude}, least for {least.partition(': ')[2] or least}."
         )
-        if min(tensor.values) >= BEYOND:
-            return Found(HOLDS if min(magnitude.values) >= BEYOND else CAVEAT, text)
-        return Found(CAVEAT if max(tensor.values) >= BEYOND else FAILS, text)
+        inside, given = (sum(x >= BEYOND for x in each.values) for each in (tensor, magnitude))
+        why = (
+            f"A lift of at least {BEYOND} inside tensors in {inside} of {len(known)} groups, given "
+            f"magnitudes in {given}. "
+        )
+        if inside == len(known):
+            return Found(HOLDS if given == len(known) else CAVEAT, why + text)
+        return Found(CAVEAT if inside else FAILS, why + text)
 
     return judge
 
@@ -116,7 +124,7 @@ def layers_alike(results: Results) -> Found:
     runs = [each for name in RL for each in results.of(algorithm=name, group="main")]
     runs = [each for each in runs if density(each) > 0]
     if not runs:
-        return Found(UNTESTED, "no run changed anything")
+        return Found(UNTESTED, "No run changed anything.")
 
     def ratio(result: Result) -> float | None:
         found = [v for k, v in result["measured"]["layers"].items() if ".layers." in k]

@@ -45,7 +45,7 @@ def suffices(results: Results) -> Found:
         rows.append((f"`{full}`", own, drawn, *stored))
         verdicts.append(own.mean >= CLOSE and own.mean - drawn.mean >= 0.1)
     if not verdicts:
-        return Found(UNTESTED, "no full run gained enough")
+        return Found(UNTESTED, "No such run is here, or no full run gained enough.")
     text = (
         "Share of the full run's gain, judged by the weights that the forward pass sees. In mixed "
         "precision the own mask recovers it nearly by construction: a weight outside the mask "
@@ -73,7 +73,7 @@ def same_weights(results: Results) -> Found:
         rows.append((f"`{full}`", *(x for one, two in pairs for x in (one, f"{two:.3f}"))))
         verdicts.append(min(like[0].values) >= CLOSE and min(like[0].values) - base[0] > 0.05)
     if not verdicts:
-        return Found(UNTESTED, "a run is missing")
+        return Found(UNTESTED, "No such run is here.")
     text = (
         "Share of the float32 weights that equal the full run's when the own mask is trained. A "
         "tolerance that the untrained base passes says nothing."

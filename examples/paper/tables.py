@@ -27,6 +27,7 @@ from paper.runs import ALGORITHMS, MATRICES
 EQUAL = ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")
 #: what differs between the runs of a question, in the order in which it is shown
 KINDS = ("seeds", "tasks", "algorithms", "seeds and algorithms", "ablations")
+HIGH = 0.7  #: a reward that only runs reach which have mended most
 NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 
@@ -38,13 +39,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def gate(results: Results) -> str:
     """Whether RL works at all in these runs, without which nothing else means anything."""
-    rows = []
+    rows, bests = [], []
     for name, runs in _main(results).items():
         best = max(reward(each, "masters") for each in results.of(algorithm=name, task="sort"))
+        bests.append(best)
         enough = "yes" if min(map(gain, runs)) >= ENOUGH else "**no**"
         rows.append((name, spread(runs, gain), enough, f"{best:.3f}"))
     head = ("algorithm", "reward gained, main arm", f"at least {ENOUGH}", "best reward of any arm")
-    return table(head, rows)
+    return (
+        f"{table(head, rows)}\n\n{sum(best >= HIGH for best in bests)} algorithms have an arm that "
+        f"reaches a reward of {HIGH}."
+    )
 
 
 def by_algorithm(results: Results) -> str:
@@ -189,7 +194,8 @@ def missing(results: Results) -> str:
     lost = [name for name in wanted if name not in results.runs]
     if not lost:
         return f"All {len(wanted)} runs of the matrix are here.\n"
-    return f"Of these, the page was made without {len(lost)} of the matrix: {', '.join(lost)}.\n"
+    said = f"The page was made without {len(lost)} of the {len(wanted)} runs of the matrix."
+    return f"<details><summary>{said}</summary>{', '.join(lost)}</details>\n"
 
 
 def scores_of(result: Result) -> dict[str, float]:
