@@ -74,7 +74,8 @@ def _size(results: Results) -> list[str]:
     said = []
     for rate in (rates[0], rates[-1]):
         there = [each for each in runs if each["run"]["lr"] == rate]
-        said.append(f"{spread(there, density)} at {rate:g}, gaining {spread(there, gain)} reward")
+        at = f"{rate:g}".replace("e-0", "e-")
+        said.append(f"{spread(there, density)} at {at}, gaining {spread(there, gain)} reward")
     return ["- *Size of the update*: GRPO with AdamW changed", f"  {said[0]},", f"  and {said[1]}."]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebooks import executed
 from source import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
@@ -54,17 +53,8 @@ def test_what_is_stored(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")  # of the libraries that run it
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix, "share", "jupyter")))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     stored = nbformat.read(path, as_version=4)
-    again = nbformat.from_dict(json.loads(json.dumps(stored)))
-    for cell in again.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(again, timeout=120, kernel_name="python3", resources=where).execute()
+    again = executed(path, tmp_path, tmp_path, monkeypatch)
     assert pictures(again) == pictures(stored) != []
     kinds = [sorted(data) for data in outputs(stored)]
     assert [sorted(data) for data in outputs(again)] == kinds
