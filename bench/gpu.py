@@ -88,7 +88,7 @@ def inside(device: Device, elements: int, memory: float, rounds: int) -> None:
         work[f"counts and masks: {said}"] = partial(slot.compare, numbers, masks, counts)
         work[f"counts of tensors: {said}"] = partial(count_changed, [(base, tuned)], ["BF16"], some)
         if slot.digests is not None:
-            digests = torch.zeros((4, elements // 512), dtype=torch.int64, device=where)
+            digests = torch.zeros((4, numbers.programs), dtype=torch.int64, device=where)
             work["content hashes"] = partial(slot.digests, numbers, digests, 16)
     work["positions and values, 1 % changed"] = partial(changed_positions, base, tuned, "BF16")
 

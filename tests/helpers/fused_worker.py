@@ -176,7 +176,7 @@ def ptx(*dtypes: str) -> object:
         masks = torch.zeros(len(rules), 512, dtype=torch.uint8)
         code(there, masks, torch.zeros(len(rules), 1, dtype=torch.int32))
         if dtype in ("BF16", "F6_E2M3"):  # these know no more of a dtype than its width
-            digests.Digests(cpu)(there, torch.zeros(4, 8, dtype=torch.int64), of.bits)
+            digests.Digests(cpu)(there, torch.zeros(4, 1, dtype=torch.int64), of.bits)
         if dtype == "BF16":
             compact.moved(there, masks[0], torch.zeros(1, dtype=torch.int64), 1, of)
     return found

@@ -7,6 +7,7 @@ code of a GPU, which nobody runs. Both in processes of their own.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -17,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import xxhash
 from kernel_runs import kernels
 
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import CkdiffError, UsageError
-from ckdiff.kernels import BLOCK, gpu
+from ckdiff.kernels import BLOCK, gpu, hashing
 from ckdiff.kernels.gpu import preparing
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
@@ -117,18 +117,17 @@ class Pretended:
         if masks is not None and self.wrong == "bits":
             masks[-1, 1] ^= 1
 
-    def digests(self, table: Table, digests: torch.Tensor, bits: int) -> None:
+    def digests(self, table: Table, sums: torch.Tensor, bits: int) -> None:
         rows = table.here[: COLUMNS * table.rows].reshape(-1, COLUMNS).tolist()
-        size = 64 * bits
-        for base, tuned, elements, at, *_ in rows:
-            for unit in range(elements // 512):
-                for side, address in enumerate((base, tuned)):
-                    found = xxhash.xxh3_128_intdigest(bytes_at(address + unit * size, size).data)
-                    low = found & (1 << 64) - 1
-                    for half, number in enumerate((low, found >> 64)):
-                        digests.numpy().view(np.uint64)[2 * side + half, at + unit] = number
+        size, found = 64 * bits, sums.numpy().view(np.uint64)
+        found[:] = 0
+        for base, tuned, elements, _, program, begin in rows:
+            for unit, side in itertools.product(range(elements // 512), range(2)):
+                data = bytes_at((base, tuned)[side] + unit * size, size).data
+                weighted = hashing.add_units(data, begin + unit, size)
+                found[2 * side : 2 * side + 2, program + unit // 8] += np.array(weighted, np.uint64)
         if self.wrong == "hashes":
-            digests[3, 7] += 1
+            sums[3, 1] += 1
 
     @property
     def dtype(self) -> DType:

@@ -106,5 +106,5 @@ def test_tables_and_what_is_found_fit_however_short_tensors_are(bits: int, lengt
     count = SMALLEST // (-(-length // 512) * 512)
     table = Table.of(*np.full((4, count), [[0], [0], [length], [0]]))
     assert table.here.nbytes <= parts[1]
-    assert 3 * SMALLEST // 8 + 32 * SMALLEST // 512 + 4 * 3 * table.programs <= parts[2]
+    assert 3 * SMALLEST // 8 + (32 + 4 * 3) * table.programs <= parts[2]
     assert not any(size % 16 for size in parts)  # what follows is aligned for wide loads

@@ -1,4 +1,4 @@
-"""Content hashes of what is on a device: digests of whole units there, their sums here."""
+"""Content hashes of what is on a device: of whole units there, of what is left after them here."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.hashcode import WORDS, digest, ends, starts
 from ckdiff.kernels.gpu.tables import COLUMNS, PROGRAM, SIDES, Int64, Table, sent
 from ckdiff.kernels.hashing import UNIT
-from ckdiff.kernels.memory import UInt64
 
-__all__ = ["Digests", "Ends", "add", "tails"]
+__all__ = ["Digests", "Ends", "tails"]
 
 _OPTIONS = {"num_warps": 2}
 
@@ -24,43 +23,19 @@ class Digests:
     def __init__(self, device: torch.device) -> None:
         self._words = torch.from_numpy(np.array(WORDS, np.uint64).view(np.int64)).to(device)
 
-    def __call__(self, table: Table, digests: torch.Tensor, bits: int) -> None:
-        """Write ``digests``, int64 (4, units): low and high halves of base and tuned.
+    def __call__(self, table: Table, sums: torch.Tensor, bits: int) -> None:
+        """Write ``sums``, int64 (4, programs), of digests of whole units with their weights: low
+        and high halves of base and tuned, modulo 2**64.
 
         The table is on the device, its addresses are multiples of 8, its elements have so many
-        bits. What is not the place of a whole unit is left as it is.
+        bits.
         """
         size = UNIT * bits // 8
         low, high = starts(size)
         digest[(table.programs,)](
-            **table.arguments(), digests=digests, words=self._words, units=digests.shape[1],
+            **table.arguments(), sums=sums, words=self._words, programs=table.programs,
             SIZE=size, LOW=low, HIGH=high, UNITS=PROGRAM // UNIT, COLUMNS=COLUMNS, **_OPTIONS,
         )  # fmt: skip
-
-
-def add(digests: UInt64, segments: Int64, first: int, hashes: UInt64) -> None:
-    """Add the digests of the segments' whole units, with their weights, to (rows, 4) sums.
-
-    ``first`` is the position of the first unit of ``digests``, uint64 (4, units).
-    """
-    segments = segments[segments[:, abi.SEG_ELEMENTS] >= UNIT]
-    if not len(segments):
-        return
-    units = segments[:, abi.SEG_ELEMENTS] // UNIT
-    begin = np.cumsum(units) - units
-    every = np.arange(units.sum())
-    at = np.repeat((segments[:, abi.SEG_POSITION] - first) // UNIT - begin, units) + every
-    weights = _weights(np.repeat(segments[:, abi.SEG_UNIT] - begin, units) + every)
-    sums = np.add.reduceat(digests[:, at] * weights, begin, axis=1)
-    np.add.at(hashes, segments[:, abi.SEG_ROW], sums.T)
-
-
-def _weights(units: Int64) -> UInt64:
-    """:func:`ckdiff.kernels.hashing.weight` of many."""
-    x = units.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((x ^ (x >> np.uint64(31))) | np.uint64(1))
 
 
 def tails(segments: Int64, bits: npt.NDArray[np.int64]) -> Int64:

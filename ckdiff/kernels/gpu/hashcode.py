@@ -40,37 +40,48 @@ def starts(size: int) -> tuple[int, int]:
 
 # as in fusedcode
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["units"], do_not_specialize_on_alignment=["rows", "owners", "digests"]
+    do_not_specialize=["programs"], do_not_specialize_on_alignment=["rows", "owners", "sums"]
 )
 def digest(
     rows: tl.tensor,
     owners: tl.tensor,
-    digests: tl.tensor,
+    sums: tl.tensor,
     words: tl.tensor,
-    units: tl.tensor,
+    programs: tl.tensor,
     SIZE: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     UNITS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Digests of the whole units of both sides; UNITS a program, each of SIZE bytes.
+    """Sums of the weighted digests of whole units of both sides; UNITS a program, of SIZE bytes.
 
-    ``digests``: int64 (4, units), low and high half of the base, then of the tuned side; a unit is
-    where its bits are in a mask. ``words``: WORDS. LOW and HIGH: see ``starts``. Addresses are
-    multiples of 8.
+    ``sums``: int64 (4, programs), low and high half of the base, then of the tuned side. ``words``:
+    WORDS. LOW and HIGH: see ``starts``. Addresses are multiples of 8.
     """
     program = tl.program_id(0)
     row = rows + tl.load(owners + program) * COLUMNS
     unit = (program - tl.load(row + 4).to(tl.int32)) * UNITS + tl.arange(0, UNITS)
     whole = unit < tl.load(row + 2).to(tl.int32) // 512
-    out = digests + tl.load(row + 3) + unit
+    weight = tl.where(whole, _weight((tl.load(row + 5) + unit).to(tl.uint64)), 0)
     for side in tl.static_range(2):
         data = tl.load(row + side).to(tl.pointer_type(tl.uint64))
-        sums = _sums(data + (unit.to(tl.int64) * (SIZE // 8))[:, None], whole[:, None], words, SIZE)
-        low, high = _merged(sums, words + 32, LOW, UNITS), _merged(sums, words + 40, HIGH, UNITS)
-        tl.store(out + (2 * side) * units, low.to(tl.int64, bitcast=True), mask=whole)
-        tl.store(out + (2 * side + 1) * units, high.to(tl.int64, bitcast=True), mask=whole)
+        found = _sums(
+            data + (unit.to(tl.int64) * (SIZE // 8))[:, None], whole[:, None], words, SIZE
+        )
+        for half in tl.static_range(2):
+            half_digest = _merged(found, words + 32 + 8 * half, HIGH if half else LOW, UNITS)
+            total = tl.sum(half_digest * weight, axis=0).to(tl.int64, bitcast=True)
+            tl.store(sums + (2 * side + half) * programs + program, total)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _weight(unit: tl.tensor) -> tl.tensor:
+    """:func:`ckdiff.kernels.hashing.weight`."""
+    x = unit + 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return (x ^ (x >> 31)) | 1
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -81,7 +81,7 @@ def _fused(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device
 
 def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> str:
     """What of some elements is not as on the CPU."""
-    from ckdiff.kernels.gpu.digests import add, tails
+    from ckdiff.kernels.gpu.digests import tails
 
     sides = _tough(slot.dtype)
     bits = slot.dtype.bits
@@ -90,7 +90,7 @@ def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> 
     table = Table.of(*(np.array([number]) for number in numbers)).sent(device.device)
     units = -(-_TRIED // UNIT)
     masks = torch.zeros((rules, 64 * units), dtype=torch.uint8, device=device.device)
-    digests = torch.zeros((4, units), dtype=torch.int64, device=device.device)
+    digests = torch.zeros((4, table.programs), dtype=torch.int64, device=device.device)
     counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=device.device)
     slot.compare(table, masks, counts)
     assert slot.digests is not None
@@ -101,7 +101,7 @@ def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> 
         return "bits"
     segment = _segment(index, slot.dtype, sides)
     into = Results(1, rules, with_statistics=False)
-    add(digests.cpu().numpy().view(np.uint64), segment, 0, into.hashes)
+    into.hashes += table.sums(digests.cpu().numpy()).view(np.uint64)
     cpu.measure(tails(segment, np.array([bits])), lines[0], into)
     return "" if (into.hashes == expected.hashes).all() else "hashes"
 

@@ -30,11 +30,11 @@ class Sizes:
         self.largest = max(SMALLEST, most // BLOCK * BLOCK)  #: elements of a piece
 
     def parts(self, elements: int) -> tuple[int, int, int]:
-        """Bytes of both sides, of the tables that say where elements are, and of masks, digests and
-        counts. All are multiples of 16.
+        """Bytes of both sides, of the tables that say where elements are, and of masks, sums of
+        digests and counts. All are multiples of 16.
         """
-        units, rules = elements // UNIT, self._rules
-        found = rules * elements // 8 + 32 * units + 4 * rules * (elements // PROGRAM + units)
+        programs, rules = elements // PROGRAM + elements // UNIT, self._rules
+        found = rules * elements // 8 + (32 + 4 * rules) * programs
         return 2 * elements * self._bits // 8, table_bytes(elements), found
 
     def pinned(self, elements: int) -> int:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -125,15 +125,17 @@ class _Flight:
     hashing: bool  #: on the device
     ends: Ends | None = None  #: of what is on the device already
 
-    def found(self, out: torch.Tensor, rules: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
-        """Masks, digests and the counts of each part in ``out``."""
-        units, programs = self.elements // UNIT, [table.programs for _, table, _ in self.parts]
-        shares = [rules * 64 * units, 32 * units, *(4 * rules * n for n in programs)]
-        masks, digests, *counts = _cut(out, shares)
+    def found(
+        self, out: torch.Tensor, rules: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Masks, and the sums of digests and the counts of each part in ``out``."""
+        programs = [table.programs for _, table, _ in self.parts]
+        sizes = [32 * n for n in programs] + [4 * rules * n for n in programs]
+        masks, *others = _cut(out, [rules * self.elements // 8, *sizes])
         return (
             masks.view(rules, -1),
-            digests.view(torch.int64).view(4, -1),
-            [ones.view(torch.int32).view(rules, -1) for ones in counts],
+            [sums.view(torch.int64).view(4, -1) for sums in others[: len(programs)]],
+            [ones.view(torch.int32).view(rules, -1) for ones in others[len(programs) :]],
         )
 
 
@@ -190,7 +192,8 @@ class Stage:
             of = segments[:, abi.SEG_SLOT] == number
             units_at = (position[of] - first) // UNIT
             base, tuned = (side[of] for side in sides)
-            table = Table.of(base, tuned, segments[of, abi.SEG_ELEMENTS], units_at)
+            begin = segments[of, abi.SEG_UNIT]
+            table = Table.of(base, tuned, segments[of, abi.SEG_ELEMENTS], units_at, begin)
             parts.append((slots[number], table, of))
         elements = int(position[-1] + units[-1] * UNIT) - first
         flight = _Flight(copied, bits, first, elements, size, parts, hashing)
@@ -236,12 +239,14 @@ class Stage:
         for mask, line in zip(masks, lines.numpy(), strict=True):
             mask[byte] = line
         segments = flight.segments
-        for (_, table, of), ones in zip(flight.parts, counts, strict=True):
+        for (_, table, of), sums, ones in zip(flight.parts, digests, counts, strict=True):
             np.add.at(into.changed, segments[of, abi.SEG_ROW], table.sums(ones.numpy()))
+            if flight.hashing:
+                found = table.sums(sums.numpy()).view(np.uint64)
+                np.add.at(into.hashes, segments[of, abi.SEG_ROW], found)
         if flight.hashing:
-            from ckdiff.kernels.gpu.digests import add, tails
+            from ckdiff.kernels.gpu.digests import tails
 
-            add(digests.numpy().view(np.uint64), segments, flight.first, into.hashes)
             segments = tails(segments, flight.bits)
             if flight.ends is not None:
                 flight.ends.place(segments)
@@ -268,9 +273,9 @@ def _compare(flight: _Flight, there: torch.Tensor, here: torch.Tensor) -> None:
     rules = sum(code.rules for code in flight.parts[0][0].code)
     masks, digests, counts = flight.found(there, rules)
     masks.zero_()  # padding between tensors
-    for (slot, table, _), ones in zip(flight.parts, counts, strict=True):
+    for (slot, table, _), sums, ones in zip(flight.parts, digests, counts, strict=True):
         slot.compare(table, masks, ones)
         if flight.hashing and slot.digests is not None:
-            slot.digests(table, digests, slot.dtype.bits)
-    used = masks.nbytes + digests.nbytes + sum(ones.nbytes for ones in counts)
+            slot.digests(table, sums, slot.dtype.bits)
+    used = sum(part.nbytes for part in (masks, *digests, *counts))
     here[:used].copy_(there[:used], non_blocking=True)

@@ -25,9 +25,10 @@ SIDES = (abi.SEG_BASE, abi.SEG_TUNED)  #: the columns of addresses in segments
 
 PROGRAM = 4096  #: elements of a program
 MOST = 1 << 28  #: elements of a row, at most; the code counts them in 32 bits
-#: base and tuned (addresses), elements, the unit of a mask where its bits begin, its first program
-BASE, TUNED, ELEMENTS, AT, FIRST = range(5)
-COLUMNS = 6  # of the last one nobody asks: rows begin at multiples of 16 bytes
+#: base and tuned (addresses), elements, the unit of a mask where its bits begin, its first program,
+#: and which unit of its tensor its first one is
+BASE, TUNED, ELEMENTS, AT, FIRST, UNIT_OF = range(6)
+COLUMNS = 6
 
 
 def table_bytes(elements: int) -> int:
@@ -48,18 +49,20 @@ class Table:
     numbers: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, base: Int64, tuned: Int64, elements: Int64, units: Int64) -> Table:
+    def of(
+        cls, base: Int64, tuned: Int64, elements: Int64, units: Int64, begin: Int64 | int = 0
+    ) -> Table:
         """The table of rows of ``elements``, each at most MOST and none of them 0.
 
         ``base`` and ``tuned`` are addresses in the device's memory, ``units`` say where in a mask
-        the bits of each row begin.
+        the bits of each row begin, ``begin`` which units of their tensors the first ones are.
         """
         if len(elements) and not (elements.min() > 0 and elements.max() <= MOST):
             raise ValueError(f"a row of a launch has 1 to {MOST:,} elements")
         programs = -(-elements // PROGRAM)
         firsts = np.cumsum(programs) - programs
         rows = np.zeros((len(elements), COLUMNS), np.int64)
-        for column, values in enumerate((base, tuned, elements, units, firsts)):
+        for column, values in enumerate((base, tuned, elements, units, firsts, begin)):
             rows[:, column] = values
         owners = np.repeat(np.arange(len(elements)), programs)
         aligned = not ((base | tuned) & 15).any()
@@ -77,8 +80,8 @@ class Table:
         self.numbers = sent(self.here, device)
         return self
 
-    def sums(self, counts: npt.NDArray[np.int32]) -> Int64:
-        """int64 (rows, rules) of ``counts``, which is (rules, programs)."""
+    def sums(self, counts: npt.NDArray[np.signedinteger]) -> Int64:
+        """int64 (rows, n), modulo 2**64, of numbers for each program, (n, programs)."""
         return np.add.reduceat(counts, self.firsts, axis=1, dtype=np.int64).T
 
 
