@@ -51,8 +51,8 @@ def worker(*arguments: str, interpreted: bool, cache: Path) -> Any:
 
 @with_triton
 def test_the_code_says_what_the_cpu_s_kernels_say(tmp_path: Path) -> None:
-    """Every dtype and rule, what is moved together, and whole stores: of files, and of tensors on
-    the device, which are not copied unless they are strided or one element off.
+    """Every dtype and rule, what is moved together, and a store of tensors on the device, which are
+    not copied unless they are strided or one element off.
     """
     found = worker("all", str(tmp_path), interpreted=not GPU, cache=tmp_path / "cache")
     copied = 4 * 2000 + 2 * 2 * 1999
