@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.places.memory import MemoryReader
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.checkpoints.views.blockscalereader import ScaledReader
 from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
 from ckdiff.diffs.rows import cut_in_rows
@@ -144,15 +145,20 @@ class DiffTask:
         return cut_in_rows(segments, rows, bits)
 
     def _prefer_rows(self, readers: Sequence[SpanReader]) -> None:
-        """Let readers not gather what can be compared row by row. Sums of floats would come in
-        another order, and a device, a cast and an adapter take spans as they are.
+        """Let readers not gather what can be compared row by row, nor make values before they are
+        compared. Of rows sums of floats would come in another order, and a device, a cast and an
+        adapter take spans as they are.
         """
-        narrow = any(self.casting.narrow)
-        if self.with_statistics or narrow or self.merging is not None:
+        if self.merging is not None or not isinstance(self.comparing, Kernels):
             return
-        for reader in readers:
-            if isinstance(reader, PieceReader) and isinstance(self.comparing, Kernels):
-                reader.give_rows()
+        pieces = [reader for reader in readers if isinstance(reader, PieceReader)]
+        if not self.with_statistics and not any(self.casting.narrow):
+            for piece in pieces:
+                piece.give_rows()
+        for reader, narrow in zip(readers, self.casting.narrow, strict=True):
+            late = self.comparing.makes and not narrow and not pieces
+            if late and isinstance(reader, ScaledReader):
+                reader.give_recipes()
 
     def _buffers(self) -> list[npt.NDArray[np.uint8]]:
         if not hasattr(self._local, "masks"):

@@ -10,7 +10,8 @@ TypeError or ValueError (:mod:`~ckdiff.kernels.memory`). Where many spans are wa
 their table has, in place of addresses, positions in an array that is given with it. What readers of
 checkpoints and torch give are addresses: :func:`~ckdiff.kernels.memory.views` makes arrays of them
 where they arrive. There is one exception, for the sake of tensors by the thousand in a window: the
-columns SEG_BASE and SEG_TUNED of what :meth:`Kernels.run` walks are what a reader gave.
+columns SEG_BASE and SEG_TUNED of what :meth:`Kernels.run` walks are what a reader gave: addresses
+of elements or, negative, of the first of its recipes for a segment (:mod:`ckdiff.kernels.scaling`).
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ class Kernels:
         self._slots = slots
         self._drive = c_function("drive").ctypes
         self._xxh3 = hashing.xxh3_128_address()
+
+    @property
+    def makes(self) -> bool:
+        """Whether segments may have recipes: else bytes are hashed where they lie."""
+        return bool(self._xxh3)
 
     def run(self, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
         """Compare the segments of one window.

@@ -26,7 +26,8 @@ SIGNATURES = {
     # (DRAW_SCRATCH bytes): sets the bits of the elements whose keys are at most the limit -> their
     # number
     "draw": "int64(uint64, uint64, int64, int64, uint64, int64, int64)",
-    # segments, their number, slots, columns of a slot, rules (the first must be exact), masks (one
+    # segments (where an address is negative it is that of a recipe, and the side is made block by
+    # block), their number, slots, columns of a slot, rules (the first must be exact), masks (one
     # address a rule), counts (row-major rows x rules), hashes (rows x 4 uint64, or 0), XXH3 (its
     # address), statistics (rows x COLUMNS, or 0), scratch (SCRATCH_BYTES, zeroed)
     "drive": f"void({', '.join(['int64'] * 11)})",
@@ -46,11 +47,10 @@ SIGNATURES = {
     # left (rows x rank), right (rank x columns), added (or 0), out, rows, columns (a multiple of
     # LANES), rank, bits of the scale; all F32: out = added + scale * (left @ right)
     "lowrank": f"void({', '.join(['int64'] * 8)})",
-    # F4 as rows of pairs, which are two rows of values, the low halves first: pairs, bytes from row
-    # to row, scales (F32, a row for each group), bytes from row to row, rows of values in a group,
-    # out (F32), bytes from row to row, first row of values, rows, columns, scratch (4 x LANES
-    # bytes): multiplies them; whole words of LANES columns are read
-    "halves": f"void({', '.join(['int64'] * 11)})",
+    # a recipe (RECIPE_FIELDS int64, moved on), out (F32), elements: values of F4 in rows of pairs,
+    # which are two rows of values, the low halves first; 32 rows of values have a row of scales
+    # (F8_E8M0); LANES more bytes of pairs and of scales are read
+    "halves": "void(int64, int64, int64)",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
     # segments (MARCH_HEAD, then MARCH_SIDE for each side, then MARCH_PAIR for each pair), their
@@ -91,9 +91,8 @@ SIGNATURES = {
     "put": f"int64({', '.join(['int64'] * 11)})",
     # base, tuned, words, classes, state as for merge, scratch (LANES bytes)
     "split": "void(int64, int64, int64, int64, int64, int64)",
-    # source, out (F32), elements, scales (F32), walk (WALK_FIELDS int64), scratch (SCALE_SCRATCH,
-    # zeroed): multiplies elements by the scales of their blocks
-    "scale": "void(int64, int64, int64, int64, int64, int64)",
+    # as for halves: multiplies elements by the scales of their blocks
+    "scale": "void(int64, int64, int64)",
     # base, tuned, bytes, bytes of a block, out: literals (RUNS_MARGIN more may be written), out:
     # sequences (SEQUENCE_BYTES each), out: RUNS_COLUMNS for each block, int64: the exclusive or as
     # sequences of zstd
@@ -238,17 +237,26 @@ CLASS_COLUMNS = 6
 
 #: a word of 64 elements of the widest dtype for what is read, and one for what is written
 CAST_SCRATCH = 2 * LANES * 8
-SCALE_PIECE = 1 << 11  #: elements whose scales are laid out at a time; a multiple of LANES
-#: the scales of a piece, F32, then room for a run that is written in whole words, then as to cast
-SCALE_SCRATCH = 4 * (SCALE_PIECE + LANES) + CAST_SCRATCH
-#: which scale is whose, int64: columns of a matrix and its rows, rows and columns of a block,
-#: scales in a row of blocks; then where the walk begins: column, row, row in the block, column in
-#: the block, and the positions of the row's first scale and of the block's
+
+# quantised elements by value
+
+#: dtypes of scales, in the order by which recipes know them
+SCALE_DTYPES = (
+    "F32", "F8_E8M0", "BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+)  # fmt: skip
+#: a recipe for values, int64: who makes them (the address of a kernel), how many are still to be
+#: made, where the driver has a block of them written, where elements and scales are, the dtype of
+#: these, and bytes of one; columns of a matrix and its rows, rows and columns of a block, scales in
+#: a row of blocks; then where the walk is: column, row, row in the block, column in the block, and
+#: the positions of the row's first scale and of the block's. Recipes that lie one behind the other
+#: make the values of one span.
 (
-    WALK_WIDTH, WALK_ROWS, WALK_BLOCK_ROWS, WALK_BLOCK_COLUMNS, WALK_SCALES,
+    RECIPE_MAKER, RECIPE_LEFT, RECIPE_ROOM,
+    RECIPE_SOURCE, RECIPE_SCALES, RECIPE_DTYPE, RECIPE_BYTES,
+    WALK_WIDTH, WALK_ROWS, WALK_BLOCK_ROWS, WALK_BLOCK_COLUMNS, WALK_ACROSS,
     WALK_COLUMN, WALK_ROW, WALK_IN_ROW, WALK_IN_COLUMN, WALK_FIRST, WALK_SCALE,
-) = range(11)  # fmt: skip
-WALK_FIELDS = 11
+) = range(18)  # fmt: skip
+RECIPE_FIELDS = 18
 
 # moving chosen elements
 

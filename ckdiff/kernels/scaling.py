@@ -6,25 +6,21 @@ positive quiet NaN without a payload: what a processor makes of two NaNs is not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi
-from ckdiff.kernels.casting import widen
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels.compiled import Function, c_function
 from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room, within
 
 #: dtypes of quantised elements; F4 is E2M1, two to a byte, the low half first
 QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "F4")
 _GROUP = 32  # rows of F4 that lie turned and share a scale
-_F32: np.dtype[Any] = np.dtype(np.float32)
-
-Float32 = npt.NDArray[np.float32]
+_NOWHERE = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +41,14 @@ class Scaling:
     matrices: int = 1
 
     def __post_init__(self) -> None:
-        scale = DTYPES[self.scale_dtype]
-        if self.dtype not in QUANTISED or not (
-            scale.name in ("F32", "F8_E8M0") or DTYPES["F32"].holds(scale)
-        ):
+        if self.dtype not in QUANTISED or self.scale_dtype not in abi.SCALE_DTYPES:
             raise ValueError(f"{self.dtype} is not scaled by {self.scale_dtype}")
         if min(self.rows, self.columns, *self.block, self.matrices) < 1 or self.elements >> 60:
             raise ValueError("a matrix and its blocks have rows and columns")
+        if self.dtype == "F4" and (
+            self.columns % 2 or (self.block[1] % 2 and 1 < self.block[1] < self.columns)
+        ):
+            raise ValueError("rows of F4, and of its blocks, have whole bytes")
 
     @property
     def elements(self) -> int:
@@ -80,17 +77,16 @@ class Scaling:
             last = high + self._across
         return first, last
 
-    def walk(self, start: int, first: int) -> Int64:
-        """What the kernel takes to begin at ``start``, with scales from position ``first`` on."""
+    def walk(self, start: int, first: int) -> tuple[int, ...]:
+        """The part of a recipe that begins at ``start``, with scales from position ``first`` on."""
         row, column = divmod(start, self.columns)
         row_in_matrix = row % self.rows
         at = self._line(row) - first
         in_block = row_in_matrix % self.block[0], column % self.block[1]
-        found = (
+        return (
             self.columns, self.rows, *self.block, self._across,
             column, row_in_matrix, *in_block, at, at + column // self.block[1],
         )  # fmt: skip
-        return np.array(found, np.int64)
 
     @property
     def _across(self) -> int:
@@ -103,83 +99,75 @@ class Scaling:
         return (matrix * down + row // self.block[0]) * self._across
 
 
-def scale(
-    elements: Bytes, scaling: Scaling, start: int, scales: Bytes, first: int, out: Bytes
-) -> None:
-    """Write the values of elements to ``out``, as float32: as many as it has room for.
+class Recipe(NamedTuple):
+    """How some values are made, in order: arrays that must stay until they are."""
+
+    kernel: Function
+    values: int  #: how many
+    row: tuple[int, ...]  #: where elements and scales are, and the walk over them
+
+    def make(self, out: Bytes) -> None:
+        """Write all values to ``out``, as float32. Releases the GIL. ValueError: no room."""
+        written = room(out, U8, 4 * self.values)
+        self.kernel.ctypes(place(table([self], _NOWHERE), I64), written, self.values)
+
+
+def table(recipes: Sequence[Recipe], into: Bytes) -> Int64:
+    """What the driver takes: each span's recipes lie one behind the other.
+
+    ``into`` is where it has the values of a block written, ``4 * abi.BLOCK`` bytes. The table is
+    good for one walk.
+    """
+    to = room(into, U8)
+    rows = [(kernel.address, values, to, *row) for kernel, values, row in recipes]
+    return np.array(rows, np.int64).reshape(-1, abi.RECIPE_FIELDS)
+
+
+def scaled(
+    elements: Bytes, scaling: Scaling, start: int, count: int, scales: Bytes, first: int
+) -> Recipe:
+    """Values of elements and the scales of their blocks.
 
     ``elements`` begins with the element at position ``start`` of the flat tensor, which must begin
     a byte, and ``scales`` with the scale at position ``first``: those that ``scaling.needed`` says
-    must be in it, which may be all of them. All three are bytes. Scales that are not float32 are
-    converted aside, four bytes for each that is needed. Releases the GIL. Raises ValueError where
-    something lies outside, and TypeError for arrays of something else.
-    """
-    count = len(out) // 4
-    bits, width = DTYPES[scaling.dtype].bits, DTYPES[scaling.scale_dtype].bits // 8
-    within(start, start + count, scaling.elements)
-    if start * bits % 8 or len(out) % 4:
-        raise ValueError("elements begin with a byte, and four bytes are written for each")
-    if not count:
-        return
-    low, high = scaling.needed(start, start + count)
-    within(low - first, high - first, len(scales) // width)
-    place(scales, U8)
-    factors = _as_float32(scales[(low - first) * width : (high - first) * width], scaling)
-    walk, scratch = scaling.walk(start, low), np.zeros(abi.SCALE_SCRATCH, np.uint8)
-    c_function("scale", scaling.dtype).ctypes(
-        place(elements, U8, -(-count * bits // 8)), room(out, U8, 4 * count), count,
-        place(factors, U8, 4 * (high - low)), place(walk, I64, abi.WALK_FIELDS),
-        room(scratch, U8),
-    )  # fmt: skip
-
-
-def scale_halves(
-    pairs: Bytes, factors: Float32, at: tuple[int, int], shape: tuple[int, int], out: Bytes,
-    step: int,
-) -> None:  # fmt: skip
-    """Write the values of F4 that lie turned to ``out``, as float32 in rows ``step`` bytes apart.
-
-    ``pairs`` is (rows / 2, columns): a row of bytes is two rows of F4, the low halves first.
-    ``factors`` is (groups, columns), the scales of each 32 rows. Of them a box of that ``shape``,
-    (rows, columns), is taken that begins ``at`` a row and a column; both have as many columns that
-    it may be read in whole words of 64. Releases the GIL. Raises ValueError where something lies
+    must be in it, which may be all of them. Both are bytes. Raises ValueError where something lies
     outside, and TypeError for arrays of something else.
     """
-    (row, column), (rows, columns) = at, shape
-    if not rows or not columns:
-        return
-    wide = pairs.shape[1]
-    if factors.shape[1] != wide or step < 4 * columns:
-        raise ValueError("rows of pairs, of scales or of values do not fit each other")
-    within(min(column, columns), column + -(-columns // abi.LANES) * abi.LANES, wide)
-    within(min(row, rows), row + rows, min(2 * len(pairs), _GROUP * len(factors)))
-    scratch = np.empty(4 * abi.LANES, np.uint8)
-    c_function("halves").ctypes(
-        place(pairs, U8) + column, wide, place(factors, _F32) + 4 * column, 4 * wide, _GROUP,
-        room(out, U8, (rows - 1) * step + 4 * columns), step, row, rows, columns,
-        room(scratch, U8),
-    )  # fmt: skip
+    bits, width = DTYPES[scaling.dtype].bits, DTYPES[scaling.scale_dtype].bits // 8
+    within(start, start + count, scaling.elements)
+    if start * bits % 8:
+        raise ValueError("elements begin with a byte")
+    low, high = scaling.needed(start, start + count)
+    within(low - first, high - first, len(scales) // width)
+    places = place(elements, U8, -(-count * bits // 8)), place(scales, U8)
+    row = *places, abi.SCALE_DTYPES.index(scaling.scale_dtype), width, *scaling.walk(start, first)
+    return Recipe(c_function("scale", scaling.dtype), count, row)
 
 
-def powers_of_two(scales: Bytes) -> Float32:
-    """The float32 of each E8M0, in the same shape."""
-    return np.take(_powers().view(np.float32).reshape(-1), scales)
+def turned(pairs: Bytes, powers: Bytes, row: int, columns: int, count: int) -> Recipe:
+    """Values of F4 that lie turned: rows of ``columns`` bytes are two rows of values, the low
+    halves first, and each 32 rows of values have a row of F8_E8M0.
+
+    The first value is that of row ``row`` and column 0; ``pairs`` begins with the row of bytes that
+    it is in, and ``powers`` with its row of scales. Of both ``abi.LANES`` bytes more may be read.
+    Raises ValueError where something lies outside, and TypeError for arrays of something else.
+    """
+    if min(row, columns - 1, count - 1) < 0:
+        raise ValueError("rows have columns, and recipes values")
+    last = row + (count - 1) // columns
+    places = [
+        place(data, U8, columns * (last // rows - row // rows + 1) + abi.LANES)
+        for data, rows in ((pairs, 2), (powers, _GROUP))
+    ]
+    row %= _GROUP
+    places[0] -= row // 2 * columns  # where the rows of its group would begin
+    return Recipe(c_function("halves"), count, (*places, 0, 0, columns, *[0] * 5, row, *[0] * 4))
 
 
-def _as_float32(scales: Bytes, scaling: Scaling) -> Bytes:
-    """The bytes of scales as float32: those that were given, or others."""
-    if scaling.scale_dtype == "F32":
-        return scales
-    if scaling.scale_dtype == "F8_E8M0":
-        return _powers()[scales].reshape(-1)
-    found = np.empty(4 * len(scales) * 8 // DTYPES[scaling.scale_dtype].bits, np.uint8)
-    widen(scales, scaling.scale_dtype, "F32", found)
-    return found
-
-
-@cache
-def _powers() -> Bytes:
-    """The float32 of each E8M0, four bytes each: 2**(e - 127), the lowest subnormal; 255 is NaN."""
-    bits = np.arange(256, dtype=np.uint32) << 23
-    bits[0], bits[255] = 1 << 22, 0x7FC00000
-    return bits.view(np.uint8).reshape(256, 4)
+def scale(
+    elements: Bytes, scaling: Scaling, start: int, scales: Bytes, first: int, out: Bytes
+) -> None:
+    """Write the values that :func:`scaled` describes to ``out``: as many as it has room for."""
+    if len(out) % 4:
+        raise ValueError("four bytes are written for each value")
+    scaled(elements, scaling, start, len(out) // 4, scales, first).make(out)

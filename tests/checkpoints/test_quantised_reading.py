@@ -70,7 +70,7 @@ def test_every_scheme(name: str, tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_spans(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """At any byte, in any order, with small pieces and bands, asked for early or not."""
+    """At any byte, in any order, with small bands, asked for early or not."""
     scheme = made(SCHEMES[data.draw(st.sampled_from(sorted(SCHEMES)))])
     path = tmp_path_factory.mktemp("spans") / "m.safetensors"
     wanted = contents(scheme)
@@ -82,11 +82,8 @@ def test_any_spans(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
         return name, start, data.draw(st.one_of(st.integers(0, min(9, most)), st.integers(0, most)))
 
     with pytest.MonkeyPatch.context() as patch, opened(path, scheme) as view:
-        patch.setattr(blockscalereader, "_PIECE", 2 * data.draw(st.sampled_from([1, 7, 64, 9999])))
         patch.setattr(blockscalereader, "_SPARE", data.draw(st.sampled_from([0, 16])))
         patch.setattr(blockscaleturned, "_BAND", data.draw(st.sampled_from([1, 100, 1 << 20])))
-        patch.setattr(blockscaleturned, "_ROWS", data.draw(st.sampled_from([1, 7, 256])))
-        patch.setattr(blockscaleturned, "_GROUPS", data.draw(st.sampled_from([1, 2, 7])))
         windows = [[span() for _ in range(data.draw(st.integers(0, 5)))] for _ in range(2)]
         with closing(view.reader()) as reader:
             for window in windows:
@@ -97,9 +94,9 @@ def test_any_spans(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
                 assert found == [wanted[name][start : start + n] for name, start, n in window]
 
 
-def test_pieces_longer_than_are_scaled_at_a_time(tmp_path: Path) -> None:
-    """More than a piece of a tensor, whose rows are longer than one too."""
-    columns = blockscalereader._PIECE + 130
+def test_long_rows(tmp_path: Path) -> None:
+    """Whose scales are as many as their elements."""
+    columns = (1 << 18) + 130
     make = spreading((3, columns), (1, columns), (1, columns), scale="BF16")
     scheme = made(make)
     with opened(tmp_path / "m.safetensors", scheme) as view, closing(view.reader()) as reader:
@@ -118,12 +115,14 @@ def test_memory_is_that_of_a_window(tmp_path: Path) -> None:
     scheme = made(grouped((2, 2048, 1024), "U8", turned=True))
     with opened(tmp_path / "m.safetensors", scheme) as view, closing(view.reader()) as reader:
         window = 1 << 20
-        assert view.reader_memory(window) == window + blockscalereader.SCRATCH
-        for start in range(0, 4 * 2 * 2048 * 1024, 4 * 1_234_567):
-            reader.acquire(*conformance.columns(view, [("mlp.up_proj", start, window)]))
-            reader.release()
+        assert view.reader_memory(window) == window + window // 2 + blockscalereader.SCRATCH
         assert isinstance(reader, blockscalereader.ScaledReader)
-        assert len(reader._buffer) <= window + 64
+        for start in range(0, 4 * 2 * 2048 * 1024, 4 * 1_234_567):
+            for part in [("mlp.up_proj", start, window)], [("mlp.up_proj", start + 8000, 4000)]:
+                reader.acquire(*conformance.columns(view, part))
+                reader.release()
+        assert len(reader._values) <= window + 64
+        assert len(reader._turned) <= window // 2 + 1000
 
 
 def test_turned_tensors_are_read_in_bands(tmp_path: Path, monkeypatch: Any) -> None:

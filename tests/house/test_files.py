@@ -71,7 +71,6 @@ MANY_ARGUMENTS = {
     ("ckdiff.kernels.codegen.drive", "drive"): _NATIVE,
     ("ckdiff.kernels.codegen.gaps", "gaps"): _NATIVE,
     ("ckdiff.kernels.codegen.gaps", "ungaps"): _NATIVE,
-    ("ckdiff.kernels.codegen.scaling", "halves"): _NATIVE,
     ("ckdiff.kernels.codegen.lowrank", "_elements"): _NATIVE,
     ("ckdiff.kernels.codegen.lowrank", "lowrank"): _NATIVE,
     ("ckdiff.kernels.codegen.profile", "_scan_rows"): _NATIVE,

@@ -74,14 +74,17 @@ class ScaledView(View):
     def reader_memory(self, window: int) -> int:
         """See Checkpoint: values, scratch, and what the inner reader takes for all that is asked.
 
-        A value needs at most a scale besides its element.
+        A value needs at most a scale besides its element. Of one that is turned there are at most
+        two bytes: in a row of values alone one of elements, half of it for nothing, and one of
+        scales.
         """
         asked = window
         for how in self.scaled.values():
             if how.scaling is not None and not how.turned:
                 bits = DTYPES[how.scaling.dtype].bits + DTYPES[how.scaling.scale_dtype].bits
                 asked = max(asked, window * bits // 32)
-        return self.inner.reader_memory(asked) * (1 + self._turned) + window + SCRATCH
+        turned = self._turned * (self.inner.reader_memory(asked) + window // 2)
+        return self.inner.reader_memory(asked) + turned + window + SCRATCH
 
     def share(self, spool: int, connections: int) -> None:
         """See Checkpoint. Turned tensors are read by a reader of their own."""

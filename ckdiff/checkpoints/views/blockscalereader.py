@@ -9,17 +9,17 @@ from itertools import pairwise
 import numpy as np
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.checkpoints.views.blockscaleturned import values_turned
+from ckdiff.checkpoints.views.blockscaleturned import turned_bytes, turned_recipes
 from ckdiff.checkpoints.views.quantised import Scaled
 from ckdiff.dtypes import DTYPES
+from ckdiff.kernels import BLOCK
 from ckdiff.kernels.memory import Bytes, bytes_at
-from ckdiff.kernels.scaling import Scaling, scale
+from ckdiff.kernels.scaling import Recipe, Scaling, scaled, table
 
-_PIECE = 1 << 18  # elements that are scaled at a time: their scales may have to be widened
 _SPARE = 16  # scales beyond one for each element that a part may need
 _FLOAT = 4  # bytes of a value
-#: bytes of what is computed with besides the values: widened scales, or groups to be turned
-SCRATCH = 4 << 20
+#: bytes besides the values: of those of a block, and of recipes
+SCRATCH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,37 @@ class _Part:
     stop: int
     low: int  #: the first of the scales that are asked for
     request: int  #: which of what is acquired are the elements; the scales follow
-    into: int  #: byte of the buffer
+
+    def recipe(self, held: Mapping[int, Bytes]) -> Recipe:
+        """How they are, with what was asked for in hand."""
+        elements, scales = held[self.request], held[self.request + 1]
+        return scaled(elements, self.scaling, self.first, self.stop - self.first, scales, self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The values [first, stop) of a tensor, of which a span wants all or most."""
+
+    span: int
+    how: Scaled
+    first: int
+    stop: int
+    skipped: int  #: bytes before the span
+    nbytes: int  #: of the span
+    parts: tuple[_Part, ...]  #: none where it is turned
+
+    @property
+    def whole(self) -> bool:
+        """Whether the span has all of the values, and nothing else."""
+        return self.nbytes == _FLOAT * (self.stop - self.first)
+
+    @property
+    def room(self) -> int:
+        """Bytes of a buffer for them."""
+        return -(-_FLOAT * (self.stop - self.first) // 64) * 64
+
+
+_How = tuple[_Made, list[Recipe]]
 
 
 @dataclass(slots=True)
@@ -40,10 +70,7 @@ class Wanted:
 
     requests: list[tuple[int, int, int]]  #: tensor, first byte, bytes
     straight: list[tuple[int, int]]  #: (span, request) of those that are read where they are
-    made: list[tuple[int, int]]  #: (span, byte of the buffer)
-    parts: list[_Part]
-    turned: list[tuple[Scaled, int, int, int]]  #: first and last element, byte of the buffer
-    buffer: int = 0  #: bytes
+    made: list[_Made]
 
     @property
     def columns(self) -> tuple[IntArray, IntArray, IntArray]:
@@ -68,31 +95,77 @@ class ScaledReader:
     ) -> None:
         self._within, self._scaled = within, scaled
         self._inner, self._aside = inner, aside
-        self._buffer = np.empty(0, np.uint8)
+        self._lazy = False
+        self._values, self._turned, self._room = (np.empty(0, np.uint8) for _ in range(3))
+        self._recipes = np.empty((0, 0), np.int64)
+
+    def give_recipes(self) -> None:
+        """From now on do not make values, but say how, for the driver of the kernels: what is made
+        has, in place of an address, the negative one of its recipes. They are good for one walk.
+        """
+        self._lazy = True
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader. Values are in a buffer of this reader."""
         wanted = self._wanted(tensors, starts, nbytes)
         columns = wanted.columns
-        found = self._inner.acquire(*columns).tolist()
-        if len(self._buffer) < wanted.buffer:
-            self._buffer = np.empty(0, np.uint8)  # not both at once
-            self._buffer = np.empty(wanted.buffer, np.uint8)
-        sizes = columns[2].tolist()
-        for part in wanted.parts:
-            held = [bytes_at(found[i], sizes[i]) for i in (part.request, part.request + 1)]
-            _scale(part, held[0], held[1], self._buffer[part.into :])
-        for how, first, stop, into in wanted.turned:
-            assert self._aside is not None
-            out = self._buffer[into : into + _FLOAT * (stop - first)].view(np.float32)
-            values_turned(self._aside, how, first, stop, out)
+        found, sizes = self._inner.acquire(*columns).tolist(), columns[2].tolist()
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
             addresses[span] = found[request]
-        base = self._buffer.ctypes.data
-        for span, begin in wanted.made:
-            addresses[span] = base + begin
+        if wanted.made:
+            held = {
+                request: bytes_at(found[request], sizes[request])
+                for made in wanted.made
+                for part in made.parts
+                for request in (part.request, part.request + 1)
+            }
+            soon: list[_How] = []
+            late: list[_How] = []
+            for made, recipes in zip(wanted.made, self._recipes_of(wanted.made, held), strict=True):
+                (late if self._lazy and made.whole else soon).append((made, recipes))
+            self._make(soon, addresses)
+            self._tell(late, addresses)
         return addresses
+
+    def _recipes_of(self, wanted: list[_Made], held: Mapping[int, Bytes]) -> list[list[Recipe]]:
+        """How values are made of the parts that are held, and of what is read aside."""
+        sizes = [0 if x.parts else turned_bytes(x.how, x.first, x.stop) for x in wanted]
+        self._turned = _enough(self._turned, sum(sizes))
+        rest, recipes = self._turned, []
+        for made, size in zip(wanted, sizes, strict=True):
+            if made.parts:
+                recipes.append([part.recipe(held) for part in made.parts])
+                continue
+            assert self._aside is not None
+            span = made.first, made.stop
+            recipes.append(turned_recipes(self._aside, made.how, *span, rest[:size]))
+            rest = rest[size:]
+        return recipes
+
+    def _make(self, wanted: list[_How], addresses: IntArray) -> None:
+        """Make values, and note where they are."""
+        self._values = _enough(self._values, sum(made.room for made, _ in wanted))
+        rest = self._values
+        for made, recipes in wanted:
+            addresses[made.span] = rest.ctypes.data + made.skipped
+            out = rest
+            for recipe in recipes:
+                recipe.make(out)
+                out = out[_FLOAT * recipe.values :]
+            rest = rest[made.room :]
+
+    def _tell(self, wanted: list[_How], addresses: IntArray) -> None:
+        """Note where recipes are."""
+        if wanted:
+            self._room = _enough(self._room, _FLOAT * BLOCK)
+            self._recipes = table(
+                [recipe for _, recipes in wanted for recipe in recipes], self._room
+            )
+            at = self._recipes.ctypes.data
+            for made, recipes in wanted:
+                addresses[made.span] = -at
+                at += len(recipes) * self._recipes.strides[0]
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See SpanReader: elements and scales, but not of what is turned."""
@@ -107,50 +180,52 @@ class ScaledReader:
         self._inner.close()
         if self._aside is not None:
             self._aside.close()
-        self._buffer = np.empty(0, np.uint8)
+        self._values = self._turned = self._room = np.empty(0, np.uint8)
 
     def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> Wanted:
         return wanted(self._within, self._scaled, (tensors, starts, nbytes))
+
+
+def _enough(buffer: Bytes, size: int) -> Bytes:
+    """A buffer of that size or more: the same, if it is."""
+    return buffer if len(buffer) >= size else np.empty(size, np.uint8)
 
 
 def wanted(
     within: IntArray, scaled: Mapping[int, Scaled], spans: tuple[IntArray, IntArray, IntArray]
 ) -> Wanted:
     """What has to be read for spans of tensors, that of turned ones aside."""
-    found = Wanted([], [], [], [], [])
+    found = Wanted([], [], [])
     rows = (column.tolist() for column in (*spans, within[spans[0]]))
     for span, (tensor, start, size, source) in enumerate(zip(*rows, strict=True)):
         how = scaled.get(tensor)
         if how is None:
             found.straight.append((span, len(found.requests)))
             found.requests.append((source, start, size))
-            continue
-        first, stop = start // _FLOAT, -(-(start + size) // _FLOAT) if size else 0
-        if stop and how.scaling is not None and not how.turned:
-            bits = DTYPES[how.scaling.dtype].bits
-            first = first * bits // 8 * 8 // bits  # where a byte begins
-        found.made.append((span, found.buffer + (start - _FLOAT * first if size else 0)))
-        if size:
-            _ask(found, how, first, stop)
+        elif size:
+            assert how.scaling is not None
+            first, stop = start // _FLOAT, -(-(start + size) // _FLOAT)
+            if not how.turned:
+                bits = DTYPES[how.scaling.dtype].bits
+                first = first * bits // 8 * 8 // bits  # where a byte begins
+            parts = () if how.turned else tuple(_asked(found.requests, how, first, stop))
+            found.made.append(_Made(span, how, first, stop, start - _FLOAT * first, size, parts))
     return found
 
 
-def _ask(wanted: Wanted, how: Scaled, first: int, stop: int) -> None:
-    """Ask for what the elements [first, stop) are made of; their values go to the buffer."""
-    scaling, into = how.scaling, wanted.buffer
+def _asked(
+    requests: list[tuple[int, int, int]], how: Scaled, first: int, stop: int
+) -> Iterator[_Part]:
+    """Ask for what the elements [first, stop) are made of."""
+    scaling = how.scaling
     assert scaling is not None
-    wanted.buffer += -(-_FLOAT * (stop - first) // 64) * 64
-    if how.turned:
-        wanted.turned.append((how, first, stop, into))
-        return
     bits, width = DTYPES[scaling.dtype].bits, DTYPES[scaling.scale_dtype].bits // 8
     for begin, end in _parts(scaling, first, stop):
         low, high = scaling.needed(begin, end)
-        at = into + _FLOAT * (begin - first)
-        wanted.parts.append(_Part(scaling, begin, end, low, len(wanted.requests), at))
+        yield _Part(scaling, begin, end, low, len(requests))
         byte = begin * bits // 8
-        wanted.requests.append((how.elements, byte, -(-end * bits // 8) - byte))
-        wanted.requests.append((how.scales, low * width, (high - low) * width))
+        requests.append((how.elements, byte, -(-end * bits // 8) - byte))
+        requests.append((how.scales, low * width, (high - low) * width))
 
 
 def _parts(scaling: Scaling, first: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -167,12 +242,3 @@ def _parts(scaling: Scaling, first: int, stop: int) -> Iterator[tuple[int, int]]
     for begin, end in pairwise(ends):
         if begin < end:
             yield begin, end
-
-
-def _scale(part: _Part, elements: Bytes, scales: Bytes, out: Bytes) -> None:
-    bits = DTYPES[part.scaling.dtype].bits
-    for at in range(part.first, part.stop, _PIECE):
-        for first, stop in _parts(part.scaling, at, min(part.stop, at + _PIECE)):
-            data = elements[(first - part.first) * bits // 8 :]
-            values = out[_FLOAT * (first - part.first) : _FLOAT * (stop - part.first)]
-            scale(data, part.scaling, first, scales, part.low, values)

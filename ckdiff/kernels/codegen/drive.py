@@ -11,11 +11,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from ckdiff.kernels.abi import (
     BLOCK,
     LANES,
+    RECIPE_FIELDS,
+    RECIPE_LEFT,
+    RECIPE_MAKER,
+    RECIPE_ROOM,
     SCRATCH_BYTES,
     SEG_BASE,
     SEG_COLUMNS,
@@ -75,6 +79,34 @@ def fetch_lines(typing: Any, address: Any, size: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def call_maker(typing: Any, function: Any, recipe: Any, out: Any, elements: Any) -> Any:
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
+        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@register_jitable  # type: ignore[untyped-decorator]
+def make(recipe: int, elements: int) -> int:
+    """Have the next values of a span written; gives the recipe of those that follow."""
+    out = load_word(recipe + 8 * RECIPE_ROOM)
+    while elements > 0:
+        left = load_word(recipe + 8 * RECIPE_LEFT)
+        some = left
+        if some > elements:
+            some = elements
+        call_maker(load_word(recipe + 8 * RECIPE_MAKER), recipe, out, some)
+        store_word(recipe + 8 * RECIPE_LEFT, left - some)
+        out += 4 * some
+        elements -= some
+        if some == left:
+            recipe += 8 * RECIPE_FIELDS
+    return recipe
+
+
 def drive_kernel() -> Callable[..., None]:
     """The driver as a Python function; compiled by :mod:`ckdiff.kernels.codegen`."""
 
@@ -85,8 +117,8 @@ def drive_kernel() -> Callable[..., None]:
         mode = enter_default_mode()
         for s in range(segment_count):
             at = segments + s * (8 * SEG_COLUMNS)
-            base = load_word(at + 8 * SEG_BASE)
-            tuned = load_word(at + 8 * SEG_TUNED)
+            base_at = load_word(at + 8 * SEG_BASE)
+            tuned_at = load_word(at + 8 * SEG_TUNED)
             left = load_word(at + 8 * SEG_ELEMENTS)
             position = load_word(at + 8 * SEG_POSITION)
             slot = slots + load_word(at + 8 * SEG_SLOT) * (8 * slot_columns)
@@ -101,6 +133,17 @@ def drive_kernel() -> Callable[..., None]:
                 ):  # not min(): numba implements it with an iterator that can raise
                     elements = left
                 block_bytes = elements * bits // 8
+                base, tuned = base_at, tuned_at
+                if base_at < 0:
+                    base = load_word(8 * RECIPE_ROOM - base_at)
+                    base_at = -make(-base_at, elements)
+                else:
+                    base_at += block_bytes
+                if tuned_at < 0:
+                    tuned = load_word(8 * RECIPE_ROOM - tuned_at)
+                    tuned_at = -make(-tuned_at, elements)
+                else:
+                    tuned_at += block_bytes
                 words = elements // LANES
                 whole = words * LANES * bits // 8
                 ragged = elements - words * LANES
@@ -135,8 +178,10 @@ def drive_kernel() -> Callable[..., None]:
                         if size > unit_bytes:
                             size = unit_bytes
                         # While this unit is hashed from cache, memory delivers the next block.
-                        fetch_lines(base + block_bytes + done, size)
-                        fetch_lines(tuned + block_bytes + done, size)
+                        if base_at > 0:
+                            fetch_lines(base_at + done, size)
+                        if tuned_at > 0:
+                            fetch_lines(tuned_at + done, size)
                         factor = weight(types.uint64(u))
                         digest = call_xxh3(xxh3, base + done, size)
                         base_low += types.int64(digest[0] * factor)
@@ -164,8 +209,6 @@ def drive_kernel() -> Callable[..., None]:
                 if ragged:
                     for i in range(SCRATCH_BYTES // 8):
                         store_word(scratch + 8 * i, 0)
-                base += block_bytes
-                tuned += block_bytes
                 unit += elements // UNIT
                 position += elements
                 left -= elements

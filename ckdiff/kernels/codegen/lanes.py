@@ -11,6 +11,7 @@ that is exact: results then do not depend on the CPU's denormal or rounding mode
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -35,6 +36,16 @@ def vector(element: Any) -> Any:
 def splat(element: Any, value: Any) -> Value:
     """A vector constant with the same value in every lane."""
     return ir.Constant(vector(element), [value] * LANES)
+
+
+def as_many(lanes: Value, element: Any) -> Any:
+    """The type of a vector of as many lanes as another."""
+    return ir.VectorType(element, lanes.type.count)
+
+
+def in_each(lanes: Value, element: Any, value: Any) -> Value:
+    """A constant of as many lanes as a vector, with the same value in every lane."""
+    return ir.Constant(as_many(lanes, element), [value] * lanes.type.count)
 
 
 def lane_bits(dtype: DType) -> int:
@@ -80,16 +91,16 @@ def infinity(dtype: DType) -> int:
 
 def magnitude(b: Any, dtype: DType, bits: Value) -> Value:
     """The bits without the sign: ordered like the absolute values."""
-    return b.and_(bits, splat(int_type(dtype.bits), sign_mask(dtype) - 1))
+    return b.and_(bits, in_each(bits, int_type(dtype.bits), sign_mask(dtype) - 1))
 
 
 def nonfinite(b: Any, dtype: DType, bits: Value) -> Value:
     """i1 lanes: infinity or NaN."""
     lane = int_type(dtype.bits)
     if dtype.special == "fnuz":
-        return b.icmp_unsigned("==", bits, splat(lane, sign_mask(dtype)))
+        return b.icmp_unsigned("==", bits, in_each(bits, lane, sign_mask(dtype)))
     limit = infinity(dtype) if dtype.special == "ieee" else sign_mask(dtype) - 1
-    return b.icmp_unsigned(">=", magnitude(b, dtype, bits), splat(lane, limit))
+    return b.icmp_unsigned(">=", magnitude(b, dtype, bits), in_each(bits, lane, limit))
 
 
 def compute_type(dtype: DType) -> Any:
@@ -98,27 +109,28 @@ def compute_type(dtype: DType) -> Any:
 
 
 def to_float(b: Any, dtype: DType, bits: Value) -> Value:
-    """The value of each lane in the compute type; exact for every format."""
+    """The value of each lane in the compute type; exact for every format. Any number of lanes."""
     if dtype.name in ("F32", "F64"):
-        return b.bitcast(bits, vector(compute_type(dtype)))
-    wide = b.zext(bits, vector(I32))
+        return b.bitcast(bits, as_many(bits, compute_type(dtype)))
+    const, single = partial(in_each, bits, I32), as_many(bits, F32)
+    wide = b.zext(bits, as_many(bits, I32))
     if dtype.name == "BF16":
-        return b.bitcast(b.shl(wide, splat(I32, 16)), vector(F32))
-    mag = b.and_(wide, splat(I32, sign_mask(dtype) - 1))
-    sign = b.shl(b.lshr(wide, splat(I32, dtype.bits - 1)), splat(I32, 31))
+        return b.bitcast(b.shl(wide, const(16)), single)
+    mag = b.and_(wide, const(sign_mask(dtype) - 1))
+    sign = b.shl(b.lshr(wide, const(dtype.bits - 1)), const(31))
     drop = 23 - dtype.mantissa
-    normal = b.add(b.shl(mag, splat(I32, drop)), splat(I32, (127 - dtype.bias) << 23))
+    normal = b.add(b.shl(mag, const(drop)), const((127 - dtype.bias) << 23))
     # A subnormal is its mantissa times a power of two: both steps are exact in float32.
-    scale = splat(F32, 2.0 ** (1 - dtype.bias - dtype.mantissa))
-    tiny = b.bitcast(b.fmul(b.uitofp(mag, vector(F32)), scale), vector(I32))
-    is_tiny = b.icmp_unsigned("<", mag, splat(I32, 1 << dtype.mantissa))
+    scale = in_each(bits, F32, 2.0 ** (1 - dtype.bias - dtype.mantissa))
+    tiny = b.bitcast(b.fmul(b.uitofp(mag, single), scale), wide.type)
+    is_tiny = b.icmp_unsigned("<", mag, const(1 << dtype.mantissa))
     out = b.select(is_tiny, tiny, normal)
     if dtype.special == "ieee":
-        special = b.or_(b.shl(mag, splat(I32, drop)), splat(I32, 0x7F800000))
+        special = b.or_(b.shl(mag, const(drop)), const(0x7F800000))
     else:
-        special = splat(I32, 0x7FC00000)
+        special = const(0x7FC00000)
     out = b.select(nonfinite(b, dtype, bits), special, out)
-    return b.bitcast(b.or_(out, sign), vector(F32))
+    return b.bitcast(b.or_(out, sign), single)
 
 
 def distance(b: Any, dtype: DType, x: Value, y: Value) -> Value:

@@ -1,23 +1,29 @@
 """Quantised elements times their scales: the float32 that each of them stands for.
 
-The scales of a piece of elements are laid out first, one for each element. Then they are multiplied
-64 at a time, wherever blocks and rows end.
+Both kernels follow a recipe, see the ABI: they begin where it is, and move it on. 32 elements are
+multiplied at a time. The last ones of a run are done with what comes behind them, whose values are
+written over afterwards; only at the very end they are taken aside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_jitable
 
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.kernels.abi import (
-    CAST_SCRATCH,
-    LANES,
-    SCALE_PIECE,
+    RECIPE_BYTES,
+    RECIPE_DTYPE,
+    RECIPE_SCALES,
+    RECIPE_SOURCE,
+    SCALE_DTYPES,
+    WALK_ACROSS,
     WALK_BLOCK_COLUMNS,
     WALK_BLOCK_ROWS,
     WALK_COLUMN,
@@ -27,201 +33,359 @@ from ckdiff.kernels.abi import (
     WALK_ROW,
     WALK_ROWS,
     WALK_SCALE,
-    WALK_SCALES,
     WALK_WIDTH,
 )
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
-from ckdiff.kernels.codegen.lanes import F32, I8, I32, Value, splat, vector
-from ckdiff.kernels.codegen.words import copy_byte, load_word, quotient
+from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, as_many, in_each, int_type
+from ckdiff.kernels.codegen.words import copy_byte, load_word, store_word
 
+_WORD = 32  # elements
 _NAN = 0x7FC00000
-_FILL = 16  # lanes written at a time
+_NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of F4, those without a sign
+_ASIDE = 9 * _WORD  # bytes: elements, values and scales of a word
+_POWERS = SCALE_DTYPES.index("F8_E8M0")
 
 
-def _number(b: Any, dtype: DType, bits: Value) -> Value:
-    """64 elements as float32 lanes."""
-    if dtype.kind == "float":
-        return lanes.to_float(b, dtype, bits)
+def _at(b: Any, address: Value, element: Any, count: int = _WORD) -> Value:
+    """Where a vector is."""
+    return b.inttoptr(address, ir.VectorType(element, count).as_pointer())
+
+
+def _looks_up() -> bool:
+    """Whether the machine takes 16 numbers at a time out of a table of 16."""
+    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+
+
+def _pairs(b: Any, address: Value) -> Value:
+    """A word of F4, as half as many lanes of 64 bits with two in each: their lowest four bits are
+    those of the first one, and bits 32 to 35 those of the second.
+    """
+    pairs = b.load(_at(b, address, I8, _WORD // 2), align=1)
+    wide = b.zext(pairs, as_many(pairs, I64))
+    return b.or_(wide, b.shl(wide, in_each(wide, I64, 28)))
+
+
+def _four_bits(b: Any, bits: Value) -> Value:
+    """The lowest four bits of int32 lanes, an F4, as float32 lanes."""
+    const = partial(in_each, bits, I32)
+    if _looks_up():
+        some = 16
+        of = ir.VectorType(F32, some)
+        kind = ir.FunctionType(of, [of, ir.VectorType(I32, some)])
+        name = "llvm.x86.avx512.permvar.sf.512"
+        take = cgutils.get_or_insert_function(b.module, kind, name)
+        numbers = ir.Constant(of, [*_NUMBERS, *(-number for number in _NUMBERS)])
+        parts = [
+            b.call(take, [numbers, b.shuffle_vector(bits, bits, ir.Constant(kind.args[1], part))])
+            for part in (list(range(some)), list(range(some, 2 * some)))
+        ]
+        return b.shuffle_vector(*parts, ir.Constant(bits.type, list(range(2 * some))))
+    # one sign bit, two of exponent (bias 1), one of mantissa, and all of them are numbers
+    size = b.and_(bits, const(7))
+    whole = b.add(b.shl(size, const(22)), const(126 << 23))
+    whole = b.select(b.icmp_unsigned("==", size, const(1)), const(126 << 23), whole)
+    whole = b.select(b.icmp_unsigned("==", size, const(0)), const(0), whole)
+    sign = b.shl(b.and_(bits, const(8)), const(28))
+    return b.bitcast(b.or_(whole, sign), as_many(bits, F32))
+
+
+def _numbers(b: Any, dtype: DType, address: Value) -> Value:
+    """A word as float32 lanes."""
+    if dtype.bits < 8:
+        return _four_bits(b, b.bitcast(_pairs(b, address), ir.VectorType(I32, _WORD)))
+    bits = b.load(_at(b, address, I8), align=1)
     if dtype.kind == "int":
-        return b.sitofp(bits, vector(F32))
-    wide = b.zext(bits, vector(I32))
-    # F4: one sign bit, two of exponent (bias 1), one of mantissa, and all of them are numbers
-    size = b.and_(wide, splat(I32, 7))
-    normal = b.add(b.shl(size, splat(I32, 22)), splat(I32, 126 << 23))
-    half = b.select(b.icmp_unsigned("==", size, splat(I32, 1)), splat(I32, 126 << 23), normal)
-    out = b.select(b.icmp_unsigned("==", size, splat(I32, 0)), splat(I32, 0), half)
-    sign = b.shl(b.lshr(wide, splat(I32, 3)), splat(I32, 31))
-    return b.bitcast(b.or_(out, sign), vector(F32))
+        return b.sitofp(bits, as_many(bits, F32))
+    return lanes.to_float(b, dtype, bits)
 
 
-def _store_product(b: Any, number: Value, scales: Value, out: Value) -> None:
-    pointer = vector(F32).as_pointer()
-    product = b.fmul(number, b.load(b.inttoptr(scales, pointer), align=1))
-    nan = b.bitcast(splat(I32, _NAN), vector(F32))
-    product = b.select(b.fcmp_unordered("uno", product, product), nan, product)
-    b.store(product, b.inttoptr(out, pointer), align=1)
+def _powers(b: Any, bits: Value) -> Value:
+    """E8M0 as float32 lanes: 2**(e - 127), the lowest of which is subnormal; 255 is NaN."""
+    whole = b.shl(b.zext(bits, as_many(bits, I32)), in_each(bits, I32, 23))
+    extreme = b.icmp_unsigned("<=", b.add(bits, in_each(bits, I8, 1)), in_each(bits, I8, 1))
+    other = b.or_(whole, in_each(bits, I32, 1 << 22))
+    return b.bitcast(b.select(extreme, other, whole), as_many(bits, F32))
+
+
+def _every(b: Any, factor: Value) -> Value:
+    """The same number in all lanes."""
+    undefined = ir.Constant(ir.VectorType(F32, _WORD), ir.Undefined)
+    first = b.insert_element(undefined, factor, I32(0))
+    return b.shuffle_vector(first, undefined, in_each(first, I32, 0))
+
+
+def _store_product(b: Any, numbers: Value, factors: Value, out: Value, exact: bool = False) -> None:
+    """One product each, and one NaN for all NaNs. ``exact``: the only NaN is that one of scales."""
+    product = b.fmul(numbers, factors)
+    if not exact:
+        nan = b.bitcast(in_each(product, I32, _NAN), product.type)
+        product = b.select(b.fcmp_unordered("uno", product, product), nan, product)
+    b.store(product, _at(b, out, F32), align=1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _factor(typing: Any, number: Any, address: Any) -> Any:
+    """The float32 of one scale, of the dtype with that number."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        found = cgutils.alloca_once(b, F32)
+        done = b.append_basic_block("known")
+        switch = b.switch(args[0], done)
+        for i, name in enumerate(SCALE_DTYPES):
+            block = b.append_basic_block(name)
+            switch.add_case(I64(i), block)
+            b.position_at_end(block)
+            dtype = DTYPES[name]
+            bits = b.load(_at(b, args[1], int_type(dtype.bits), 1), align=1)
+            factor = _powers(b, bits) if dtype.kind == "raw" else lanes.to_float(b, dtype, bits)
+            b.store(b.extract_element(factor, I32(0)), found)
+            b.branch(done)
+        b.position_at_end(done)
+        return b.load(found)
+
+    return types.float32(types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _multiply_word(typing: Any, name: Any, source: Any, scales: Any, out: Any) -> Any:
-    """Multiply 64 elements by as many float32: one product each, and one NaN for all NaNs."""
+def _multiply_all(typing: Any, name: Any, source: Any, factor: Any, out: Any) -> Any:
+    """Multiply a word by one number."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        numbers = _numbers(b, DTYPES[name.literal_value], args[1])
+        _store_product(b, numbers, _every(b, args[2]), args[3])
+        return context.get_dummy_value()
+
+    return types.void(name, types.int64, types.float32, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _multiply_group(typing: Any, name: Any, source: Any, scale: Any, out: Any) -> Any:
+    """Multiply a word by one E8M0."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         dtype = DTYPES[name.literal_value]
-        _store_product(b, _number(b, dtype, lanes.load_bits(b, dtype, args[1])), *args[2:])
+        factor = _powers(b, b.load(_at(b, args[2], I8, 1), align=1))
+        every = _every(b, b.extract_element(factor, I32(0)))
+        _store_product(b, _numbers(b, dtype, args[1]), every, args[3], dtype.kind != "float")
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _multiply_half(typing: Any, high: Any, source: Any, scales: Any, out: Any) -> Any:
-    """The same of 64 F4 that are one half of 64 bytes, the high ones or the low ones."""
+def _multiply_each(typing: Any, name: Any, source: Any, factors: Any, out: Any) -> Any:
+    """Multiply a word by as many float32."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        bits = b.load(b.inttoptr(args[1], vector(I8).as_pointer()), align=1)
-        shifted = b.lshr(bits, splat(I8, 4 * int(high.literal_value)))
-        number = _number(b, DTYPES["F4"], b.and_(shifted, splat(I8, 15)))
-        _store_product(b, number, *args[2:])
+        factors = b.load(_at(b, args[2], F32), align=1)
+        _store_product(b, _numbers(b, DTYPES[name.literal_value], args[1]), factors, args[3])
+        return context.get_dummy_value()
+
+    return types.void(name, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _multiply_half(typing: Any, high: Any, source: Any, powers: Any, out: Any) -> Any:
+    """Multiply F4 that are one half of as many bytes, the high ones or the low ones, by E8M0."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        pairs, powers = (b.load(_at(b, address, I8), align=1) for address in args[1:3])
+        wide = b.zext(pairs, as_many(pairs, I32))
+        bits = b.lshr(wide, in_each(wide, I32, 4 * int(high.literal_value)))
+        _store_product(b, _four_bits(b, bits), _powers(b, powers), args[3], exact=True)
         return context.get_dummy_value()
 
     return types.void(high, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _fill(typing: Any, to: Any, source: Any) -> Any:
-    """Write the float32 at ``source`` _FILL times."""
+def _store_factor(typing: Any, address: Any, factor: Any) -> Any:
+    """Write a float32."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.VectorType(F32, _FILL)
-        undefined = ir.Constant(kind, ir.Undefined)
-        one = b.load(b.inttoptr(args[1], F32.as_pointer()), align=1)
-        first = b.insert_element(undefined, one, I32(0))
-        every = b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, _FILL), [0] * 16))
-        b.store(every, b.inttoptr(args[0], kind.as_pointer()), align=1)
+        b.store(args[1], b.inttoptr(args[0], F32.as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(types.int64, types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _copy_scale(typing: Any, to: Any, source: Any) -> Any:
-    """Copy one float32."""
+def _aside(typing: Any) -> Any:
+    """The address of _ASIDE bytes, which are this call's own."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        value = b.load(b.inttoptr(args[1], I32.as_pointer()), align=1)
-        b.store(value, b.inttoptr(args[0], I32.as_pointer()), align=1)
-        return context.get_dummy_value()
+        return b.ptrtoint(cgutils.alloca_once(b, ir.ArrayType(I8, _ASIDE)), I64)
 
-    return types.void(types.int64, types.int64), generate
+    return types.int64(), generate
 
 
-def scale_kernel(dtype_name: str) -> Callable[..., None]:
-    """Multiplies elements by the scales of their blocks; see the ABI."""
-    bits = DTYPES[dtype_name].bits
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _copy(to: int, source: int, size: int) -> None:
+    for i in range(size):
+        copy_byte(to + i, source + i)
 
-    def scale(source: int, out: int, elements: int, scales: int, walk: int, scratch: int) -> None:
-        mode = enter_default_mode()
-        width, rows = load_word(walk + 8 * WALK_WIDTH), load_word(walk + 8 * WALK_ROWS)
-        block_rows = load_word(walk + 8 * WALK_BLOCK_ROWS)
-        block_columns = load_word(walk + 8 * WALK_BLOCK_COLUMNS)
-        row_scales = load_word(walk + 8 * WALK_SCALES)
-        column, row = load_word(walk + 8 * WALK_COLUMN), load_word(walk + 8 * WALK_ROW)
-        in_row = load_word(walk + 8 * WALK_IN_ROW)
-        in_column = load_word(walk + 8 * WALK_IN_COLUMN)
-        first, at = load_word(walk + 8 * WALK_FIRST), load_word(walk + 8 * WALK_SCALE)
-        aside = scratch + 4 * (SCALE_PIECE + LANES)
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _words(count: int, left: int) -> int:
+    """How many words a run is done in where so many elements are left: it may take some of them."""
+    words = (count + _WORD - 1) // _WORD
+    if words * _WORD > left:
+        words -= 1
+    return words
+
+
+def scale_kernel(name: str) -> Callable[[int, int, int], None]:
+    """Multiplies elements of a dtype by the scales of their blocks; see the ABI."""
+    bits = DTYPES[name].bits
+    stride = _WORD * bits // 8
+
+    @register_jitable(inline="always")  # type: ignore[untyped-decorator]
+    def by_one(source: int, factor: float, out: int, count: int, left: int, aside: int) -> None:
+        words = _words(count, left)
+        for i in range(words):
+            _multiply_all(name, source + i * stride, factor, out + i * (4 * _WORD))
+        rest = count - words * _WORD
+        if rest > 0:
+            _copy(aside, source + words * stride, (rest * bits + 7) // 8)
+            _multiply_all(name, aside, factor, aside + _WORD)
+            _copy(out + words * (4 * _WORD), aside + _WORD, 4 * rest)
+
+    @register_jitable(inline="always")  # type: ignore[untyped-decorator]
+    def by_each(
+        source: int, scales: int, kind: tuple[int, int], out: int, count: int, aside: int
+    ) -> None:
+        number, width = kind
+        begin = 0
+        if number == 0:  # float32
+            for _ in range(count // _WORD):
+                here, to = source + begin * bits // 8, out + 4 * begin
+                _multiply_each(name, here, scales + 4 * begin, to)
+                begin += _WORD
+        while begin < count:
+            some = count - begin
+            if some > _WORD:
+                some = _WORD
+            for i in range(some):
+                factor = _factor(number, scales + (begin + i) * width)
+                _store_factor(aside + 5 * _WORD + 4 * i, factor)
+            _copy(aside, source + begin * bits // 8, (some * bits + 7) // 8)
+            _multiply_each(name, aside, aside + 5 * _WORD, aside + _WORD)
+            _copy(out + 4 * begin, aside + _WORD, 4 * some)
+            begin += some
+
+    def scale(recipe: int, out: int, elements: int) -> None:
+        mode, aside = enter_default_mode(), _aside()
+        source = load_word(recipe + 8 * RECIPE_SOURCE)
+        scales = load_word(recipe + 8 * RECIPE_SCALES)
+        number, width = load_word(recipe + 8 * RECIPE_DTYPE), load_word(recipe + 8 * RECIPE_BYTES)
+        columns, rows = load_word(recipe + 8 * WALK_WIDTH), load_word(recipe + 8 * WALK_ROWS)
+        block_rows = load_word(recipe + 8 * WALK_BLOCK_ROWS)
+        block_columns = load_word(recipe + 8 * WALK_BLOCK_COLUMNS)
+        across = load_word(recipe + 8 * WALK_ACROSS)
+        column, row = load_word(recipe + 8 * WALK_COLUMN), load_word(recipe + 8 * WALK_ROW)
+        in_row = load_word(recipe + 8 * WALK_IN_ROW)
+        in_column = load_word(recipe + 8 * WALK_IN_COLUMN)
+        first, at = load_word(recipe + 8 * WALK_FIRST), load_word(recipe + 8 * WALK_SCALE)
+        store_word(recipe + 8 * RECIPE_SOURCE, source + elements * bits // 8)
         while elements > 0:
-            piece = elements
-            if piece > SCALE_PIECE:
-                piece = SCALE_PIECE
-            laid = 0
-            while laid < piece:
-                run = width - column
-                if run > piece - laid:
-                    run = piece - laid
-                if block_columns == 1:  # a scale for each column: they lie as they are needed
-                    for i in range(run):
-                        _copy_scale(scratch + 4 * (laid + i), scales + 4 * (at + i))
-                    at += run
-                else:
-                    if run > block_columns - in_column:
-                        run = block_columns - in_column
-                    for i in range(0, run, _FILL):
-                        _fill(scratch + 4 * (laid + i), scales + 4 * at)
-                    in_column += run
-                    if in_column == block_columns:
-                        in_column = 0
-                        at += 1
-                laid += run
-                column += run
-                if column == width:
-                    column = 0
+            run = columns - column
+            if run > elements:
+                run = elements
+            column += run
+            if block_columns == 1:  # a scale for each column: they lie as they are needed
+                by_each(source, scales + at * width, (number, width), out, run, aside)
+                at += run
+                source += run * bits // 8
+                out += 4 * run
+                elements -= run
+                run = 0
+            if block_columns == _WORD and in_column == 0 and number == _POWERS:
+                words = run // _WORD
+                for i in range(words):
+                    to = out + i * (4 * _WORD)
+                    _multiply_group(name, source + i * stride, scales + at + i, to)
+                at += words
+                source += words * stride
+                out += words * (4 * _WORD)
+                elements -= words * _WORD
+                run -= words * _WORD
+            while run > 0:
+                some = block_columns - in_column
+                if some > run:
+                    some = run
+                factor = _factor(number, scales + at * width)
+                by_one(source, factor, out, some, elements, aside)
+                in_column += some
+                if in_column == block_columns:
                     in_column = 0
-                    row += 1
-                    in_row += 1
-                    if in_row == block_rows or row == rows:
-                        in_row = 0
-                        first += row_scales
-                    if row == rows:
-                        row = 0
-                    at = first
-            words = piece // LANES
-            for i in range(words):
-                _multiply_word(
-                    dtype_name,
-                    source + i * (LANES * bits // 8),
-                    scratch + i * (4 * LANES),
-                    out + i * (4 * LANES),
-                )
-            left = piece - words * LANES
-            if left:  # only at the very end
-                source += words * (LANES * bits // 8)
-                out += words * (4 * LANES)
-                for i in range((left * bits + 7) // 8):
-                    copy_byte(aside + i, source + i)
-                result = aside + CAST_SCRATCH // 2
-                _multiply_word(dtype_name, aside, scratch + words * (4 * LANES), result)
-                for i in range(4 * left):
-                    copy_byte(out + i, result + i)
-            source += piece * bits // 8
-            out += 4 * piece
-            elements -= piece
+                    at += 1
+                source += some * bits // 8
+                out += 4 * some
+                elements -= some
+                run -= some
+            if column == columns:
+                column, in_column = 0, 0
+                row += 1
+                in_row += 1
+                if in_row == block_rows or row == rows:
+                    in_row = 0
+                    first += across
+                if row == rows:
+                    row = 0
+                at = first
+        store_word(recipe + 8 * WALK_COLUMN, column)
+        store_word(recipe + 8 * WALK_ROW, row)
+        store_word(recipe + 8 * WALK_IN_ROW, in_row)
+        store_word(recipe + 8 * WALK_IN_COLUMN, in_column)
+        store_word(recipe + 8 * WALK_FIRST, first)
+        store_word(recipe + 8 * WALK_SCALE, at)
         leave_default_mode(mode)
 
     return scale
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def _multiply_row(high: int, source: int, scales: int, out: int, columns: int, aside: int) -> None:
-    """One half of a row of pairs. Of the last word only what counts is written."""
-    words = columns // LANES
-    left = columns - words * LANES
-    for i in range(words + (left > 0)):
-        to = out + i * (4 * LANES)
+def _multiply_row(
+    high: int, here: tuple[int, int], out: int, count: int, left: int, aside: int
+) -> None:
+    """One half of a row of pairs, or some of it. ``high`` is 0 or 1."""
+    pairs, powers = here
+    words = _words(count, left)
+    for i in range(words + (words * _WORD < count)):
+        to = out + i * (4 * _WORD)
         if i == words:
             to = aside
         if high:
-            _multiply_half(1, source + i * LANES, scales + i * (4 * LANES), to)
+            _multiply_half(1, pairs + i * _WORD, powers + i * _WORD, to)
         else:
-            _multiply_half(0, source + i * LANES, scales + i * (4 * LANES), to)
-    for i in range(4 * left):
-        copy_byte(out + words * (4 * LANES) + i, aside + i)
+            _multiply_half(0, pairs + i * _WORD, powers + i * _WORD, to)
+    if words * _WORD < count:
+        _copy(out + words * (4 * _WORD), aside, 4 * (count - words * _WORD))
 
 
-def halves_kernel() -> Callable[..., None]:
+def halves_kernel() -> Callable[[int, int, int], None]:
     """Multiplies F4 whose rows are halves of rows of bytes; see the ABI."""
 
-    def halves(
-        source: int, step: int, scales: int, scale_step: int, group: int, out: int, out_step: int,
-        first: int, rows: int, columns: int, scratch: int,
-    ) -> None:  # fmt: skip
-        mode = enter_default_mode()
-        for row in range(first, first + rows):
-            factors = scales + quotient(row, group) * scale_step
-            _multiply_row(row & 1, source + (row >> 1) * step, factors, out, columns, scratch)
-            out += out_step
+    def halves(recipe: int, out: int, elements: int) -> None:
+        mode, aside = enter_default_mode(), _aside()
+        pairs, powers = load_word(recipe + 8 * RECIPE_SOURCE), load_word(recipe + 8 * RECIPE_SCALES)
+        columns = load_word(recipe + 8 * WALK_WIDTH)
+        column, row = load_word(recipe + 8 * WALK_COLUMN), load_word(recipe + 8 * WALK_ROW)
+        while elements > 0:
+            run = columns - column
+            if run > elements:
+                run = elements
+            here = pairs + (row >> 1) * columns + column, powers + (row >> 5) * columns + column
+            _multiply_row(row & 1, here, out, run, elements, aside)
+            column += run
+            if column == columns:
+                column = 0
+                row += 1
+            out += 4 * run
+            elements -= run
+        store_word(recipe + 8 * WALK_COLUMN, column)
+        store_word(recipe + 8 * WALK_ROW, row)
         leave_default_mode(mode)
 
     return halves
