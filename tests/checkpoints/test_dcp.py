@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
+import tracemalloc
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from sharded_state import Box, rows, saved, write_dcp
 import ckdiff
 from ckdiff.checkpoints.formats import dcp
 from ckdiff.checkpoints.formats.dcpitems import LOOK, quick_look
+from ckdiff.checkpoints.formats.dcprows import RowMachine
+from ckdiff.checkpoints.formats.pickles import read_pickle
 from ckdiff.errors import CheckpointError
 
 torch = pytest.importorskip("torch")
@@ -287,7 +291,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "no dtype": (lambda m: setattr(m.state_dict_metadata["w"].properties, "dtype", 3), "sensible"),
     "a list": (lambda m: setattr(m, "state_dict_metadata", [1]), "state_dict_metadata"),
     "no storage": (lambda m: setattr(m, "storage_data", None), "storage_data"),
-    "strange": (lambda m: m.state_dict_metadata.update({7: 7}), "no tensor"),
+    "strange": (lambda m: m.state_dict_metadata.update({7: 7}), "not a tensor"),
 }
 
 
@@ -319,17 +323,54 @@ def test_what_is_no_metadata(tmp_path: Path, raw: bytes) -> None:  # fmt: skip
         contents_of(dcp, tmp_path)
 
 
-def test_metadata_of_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take more memory for each of their bytes than a state dict does."""
-    monkeypatch.setattr("ckdiff.checkpoints.formats.picklebytes._LEAST_MEMORY", 1 << 14)
-    tensor = torch.arange(1600, dtype=torch.int16).reshape(400, 4)
-    names = [f"layers.{i}.w" for i in range(2)]
-    write_dcp(tmp_path, dict.fromkeys(names, tensor), {n: rows((400, 4), 400) for n in names})
-    with opened(dcp, tmp_path) as checkpoint:
-        assert all_bytes(checkpoint) == of_torch(dict.fromkeys(names, tensor))
-    monkeypatch.setattr(dcp, "_RATE", 12)
-    with pytest.raises(CheckpointError, match="memory"):
-        contents_of(dcp, tmp_path)
+def many_pieces(count: int) -> bytes:
+    """The metadata of ``count`` tensors of eight pieces each."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    listed, stored = dict[str, Any](), dict[Any, Any]()
+    for t in range(count):
+        name, chunks = f"model.layers.{t // 1000}.mlp.experts.{t % 1000}.down_proj.weight", []
+        for r in range(8):
+            chunks.append(ChunkStorageMetadata(torch.Size([16 * r, 32]), torch.Size([16, 32])))
+            where = _StorageInfo(f"__{r}_0.distcp", t * 3000, 2000 + r)
+            stored[MetadataIndex(name, torch.Size([16 * r, 32]), r)] = where
+        whole, kind = torch.Size([128, 32]), TensorProperties(torch.bfloat16)
+        listed[name] = TensorStorageMetadata(kind, whole, chunks)
+    return pickle.dumps(Metadata(listed, None, stored))
+
+
+def test_metadata_of_many_pieces() -> None:
+    """Each piece has three records: they take less than six times what the file has."""
+    raw = many_pieces(1000)
+    tracemalloc.start()
+    found = read_pickle([raw], len(raw), "x", machine=RowMachine)
+    took, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took < 6 * len(raw)
+    chunk = found.field("state_dict_metadata").popitem()[1].field("chunks")[3]
+    assert (chunk.field("offsets"), chunk.field("sizes")) == ((48, 32), (16, 32))
+    index, info = found.field("storage_data").popitem()
+    assert (index.field("fqn")[-11:], index.field("offset")) == ("proj.weight", (112, 32))
+    assert (info.field("offset"), info.field("length")) == (999 * 3000, 2007)
+    assert not info.field("transform_descriptors")
+
+
+def test_hostile_metadata_take_no_more_than_their_length_explains() -> None:
+    for begin, again in ((b"", b"}"), (b"}\x94", b"h\0"), (b"", b"K\x05\x85\x94"), (b"", b"]\x94")):
+        raw = b"\x80\x04(" + begin + again * (1 << 19) + b"t."
+        tracemalloc.start()
+        with suppress(CheckpointError):
+            read_pickle([raw], len(raw), "x", machine=RowMachine)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < (20 << 20) + 9 * len(raw)
 
 
 def test_metadata_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

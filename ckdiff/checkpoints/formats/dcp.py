@@ -15,7 +15,8 @@ from typing import Any
 from ckdiff.checkpoints.formats.covering import Joining, Shape, is_shape
 from ckdiff.checkpoints.formats.dcpitems import Item, ItemReader
 from ckdiff.checkpoints.formats.dcppieces import saved_offsets
-from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Storage, Tensor, Word, shown
+from ckdiff.checkpoints.formats.dcprows import RowMachine
+from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Row, Storage, Tensor, Word, shown
 from ckdiff.checkpoints.formats.pickles import read_pickle
 from ckdiff.checkpoints.formats.safetensors import Header, header_from
 from ckdiff.checkpoints.formats.torcharchive import TORCH_DTYPES, Placed, unsupported
@@ -33,7 +34,7 @@ from ckdiff.errors import CheckpointError, printable
 
 _HINT = "copy all of the directory, or save the checkpoint again"
 _LONGEST = 1 << 25  # bytes of the metadata: some 240,000 pieces
-_RATE = 36  # bytes of values for each of the metadata's: these take 26, as names are there once
+_RECORDS = (Record, Row)
 _DEEPEST = 24  # keys that lead to a tensor
 #: how names begin that are an optimizer's, where nothing else says it: ``optimizer.state.``
 _OPTIMIZER = re.compile(r"(?:chained_[0-9]{1,4}\.)?opt(?:im(?:izers?)?)?(?:_states?(?:_dict)?)?\.")
@@ -69,7 +70,7 @@ class _Reading:
                 f"{self.where}: has {len(raw):,} bytes, more than the {_LONGEST:,} that are read",
                 hint="save it from fewer processes, or without the optimizer",
             )
-        metadata = read_pickle([raw], len(raw), self.where, rate=_RATE)
+        metadata = read_pickle([raw], len(raw), self.where, machine=RowMachine)
         if type(metadata) is not Record or metadata.what.qualname != "Metadata":
             raise self._wrong("is not the metadata of a torch.distributed.checkpoint")
         self._metadata = metadata
@@ -216,7 +217,7 @@ class _Reading:
                 raise self._wrong(f"has no pieces of {shown(key)}")
             for record in listed:
                 at, extent = (
-                    record.field(name) if type(record) is Record else None
+                    record.field(name) if type(record) in _RECORDS else None
                     for name in ("offsets", "sizes")
                 )
                 if not is_shape(at) or not is_shape(extent):
@@ -229,12 +230,12 @@ class _Reading:
                 chunks.append(_Chunk(tensor, at, extent, self._item(item, key, at)))
         return sorted(chunks, key=lambda chunk: chunk.item)
 
-    def _storage(self, wanted: set[str]) -> dict[tuple[str, Shape], Record]:
+    def _storage(self, wanted: set[str]) -> dict[tuple[str, Shape], Record | Row]:
         """What is said of where pieces are stored, by tensor and index of the first element."""
-        found: dict[tuple[str, Shape], Record] = {}
+        found: dict[tuple[str, Shape], Record | Row] = {}
         for odd, info in self._stored.items():
-            index = odd.value if type(odd) is Odd else None
-            if type(index) is not Record or type(info) is not Record:
+            index = odd.value if type(odd) is Odd else odd
+            if type(index) not in _RECORDS or type(info) not in _RECORDS:
                 raise self._wrong("has a storage_data that cannot be read")
             key, at = index.field("fqn"), index.field("offset")
             if type(key) is not str or key not in wanted:
@@ -244,7 +245,7 @@ class _Reading:
             found[key, at] = info
         return found
 
-    def _item(self, info: Record, key: str, at: Shape) -> Item:
+    def _item(self, info: Record | Row, key: str, at: Shape) -> Item:
         name, offset, length = (info.field(n) for n in ("relative_path", "offset", "length"))
         if type(name) is not str or type(offset) is not int or type(length) is not int:
             raise self._wrong(f"does not say where {shown(key)} at {list(at)} is stored")

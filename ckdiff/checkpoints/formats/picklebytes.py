@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 _LEAST_MEMORY = 16 << 20  # bytes of values that any pickle may make
-MEMORY_RATE = 8  #: and for each of its bytes; tensors need 5, the pieces of a sharded tensor 7
+_MEMORY_RATE = 8  # and for each of its bytes; tensors need 5, the pieces of a sharded tensor 6
 _MOST_STACKED = 1 << 21  # values that wait to be put somewhere; the members of one dict
 _LINE = 1 << 16  # bytes of the longest line, where a protocol has lines
 
@@ -23,11 +23,8 @@ def refuse(what: str) -> NoReturn:
 class PickleBytes:
     """Takes bytes in order. No more than a piece and what is asked for is ever in memory."""
 
-    def __init__(self, pieces: Iterable[bytes], size: int, limit: int, rate: int) -> None:
-        """``size`` is of all pieces; of ``limit`` bytes those that are skipped are no part. Values
-        may take ``rate`` times as much.
-        """
-        self._rate = rate
+    def __init__(self, pieces: Iterable[bytes], size: int, limit: int) -> None:
+        """``size`` is of all pieces; of ``limit`` bytes those that are skipped are no part."""
         self._pieces = iter(pieces)
         self._ahead = size  # bytes that are not in ``raw`` yet
         self._limit = limit
@@ -45,7 +42,7 @@ class PickleBytes:
             have.append(self._next())
             size -= len(have[-1])
             self._limit -= len(have[-1])
-            self._memory += self._rate * len(have[-1])
+            self._memory += _MEMORY_RATE * len(have[-1])
             if self._limit < 0:
                 refuse("it is too long")
         self.raw, self.at = b"".join(have), 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Storage, Tensor, Word
+from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Row, Storage, Tensor, Word
 
 #: storage classes of old -> torch's names of dtypes; others' tensors say it themselves
 STORAGES = {
@@ -32,7 +32,7 @@ def key_of(key: Any) -> Any:
     To hash a deep tuple overflows the stack, and large numbers can be chosen to collide.
     """
     kind = type(key)
-    if kind in (str, bytes, bool) or key is None or (kind is int and -_SMALL < key < _SMALL):
+    if kind in (str, bytes, bool, Row) or key is None or (kind is int and -_SMALL < key < _SMALL):
         return key
     return Odd(key)
 

@@ -98,6 +98,18 @@ class Record:
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class Row:
+    """A record of which there are very many: of its attributes those that are looked at."""
+
+    names: tuple[str, ...]
+    values: tuple[Any, ...] = ()  #: of these attributes; nothing where no state was set
+
+    def field(self, name: str) -> Any:
+        """One of the attributes."""
+        return self.values[self.names.index(name)] if self.values else None
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Odd:
     """A key of a dict that is no text, truth or small number: hashed by identity, never deeply."""
 

@@ -15,14 +15,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ckdiff.checkpoints.formats.picklebytes import MEMORY_RATE, PickleBytes, refuse
+from ckdiff.checkpoints.formats.picklebytes import PickleBytes, refuse
 from ckdiff.checkpoints.formats.picklecalls import called, key_of, storage_of
 from ckdiff.checkpoints.formats.pickledvalues import Odd, Record, Tensor, Word
 from ckdiff.errors import CheckpointError, printable
 
 #: bytes of the longest pickle that is read, if not said: the largest models' tensors take 20 MB
 LIMIT = 1 << 26
-_CONTAINER, _TUPLE, _OBJECT, _NUMBER, _PAIR = 80, 56, 180, 32, 110  # bytes that these take, about
+CONTAINER, TUPLE, OBJECT, NUMBER, PAIR = 80, 56, 180, 32, 110  #: bytes that these take, about
 _LONGEST = 1 << 20  # bytes of the longest text, or data, that is kept
 _LONGEST_NUMBER = 255  # bytes
 _CALL = Word("", "call")
@@ -34,26 +34,25 @@ _HINT = "only what torch.save writes since torch 1.6 is read: load it with torch
 
 
 def read_pickle(
-    pieces: Iterable[bytes], size: int, where: str, limit: int = LIMIT, rate: int = MEMORY_RATE
-) -> Any:
+    pieces: Iterable[bytes], size: int, where: str, limit: int = LIMIT,
+    machine: type[Machine] | None = None,
+) -> Any:  # fmt: skip
     """What a pickle of ``size`` bytes holds, as pickledvalues has it; ``pieces`` are its bytes.
 
     All pieces are taken, so that whoever gives them can check them. ``where`` names the pickle in
     messages. Raises CheckpointError for what is damaged, goes on after its end, takes more memory
-    than ``rate`` times its length, or refers to what no file holds (extensions, other buffers).
+    than its length explains, or refers to what no file holds (extensions, other buffers).
     """
     try:
-        found = _Machine(PickleBytes(pieces, size, limit, rate)).run()
+        return (machine or Machine)(PickleBytes(pieces, size, limit)).run()
     except (IndexError, struct.error):  # takes what is not on the stack, or ends early
         reason = "it is damaged"
     except ValueError as refused:
         reason = printable(str(refused))
-    else:
-        return found
     raise CheckpointError(f"{where}: its pickle cannot be read: {reason}", hint=_HINT)
 
 
-class _Machine:
+class Machine:
     """The stack, the memo, and what each instruction does."""
 
     def __init__(self, source: PickleBytes) -> None:
@@ -88,13 +87,13 @@ class _Machine:
 
     def _to_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._below.pop()
-        self.bytes.charge(-8 * len(self._stack))
+        self.bytes.charge(-CONTAINER - 8 * len(self._stack))
         return items
 
     # marks, and what only moves things
 
     def mark(self) -> None:
-        self.bytes.charge(_CONTAINER + 8 * len(self._stack))
+        self.bytes.charge(CONTAINER + 8 * len(self._stack))
         self._below.append(self._stack)
         self._stack = []
 
@@ -112,7 +111,7 @@ class _Machine:
         elif 0 <= place < len(self._memo):
             self._memo[place] = value
         elif 0 <= place < 1 << 32:
-            self.bytes.charge(_PAIR)
+            self.bytes.charge(PAIR)
             self._far[place] = value
         else:
             refuse("it is damaged")
@@ -128,22 +127,22 @@ class _Machine:
     # plain values
 
     def number(self, form: struct.Struct) -> None:
-        self._new(self.bytes.unpack(form), _NUMBER)
+        self._new(self.bytes.unpack(form), NUMBER)
 
     def long(self, size: int) -> None:
         if not 0 <= size <= _LONGEST_NUMBER:
             refuse("it has an impossible number")
-        self._new(int.from_bytes(self.bytes.take(size), "little", signed=True), _NUMBER + size)
+        self._new(int.from_bytes(self.bytes.take(size), "little", signed=True), NUMBER + size)
 
     def decimal(self) -> None:
         line = self.bytes.line().removesuffix(b"L")
         if line in (b"00", b"01"):
             self._stack.append(line == b"01")
         else:
-            self._new(self._parsed(int, line), _NUMBER + len(line))
+            self._new(self._parsed(int, line), NUMBER + len(line))
 
     def real(self) -> None:
-        self._new(self._parsed(float, self.bytes.line()), _NUMBER)
+        self._new(self._parsed(float, self.bytes.line()), NUMBER)
 
     def _parsed(self, kind: Callable[[str], Any], line: bytes) -> Any:
         if len(line) > 2 * _LONGEST_NUMBER:
@@ -159,7 +158,7 @@ class _Machine:
         if size <= _LONGEST:
             return self.bytes.take(size)
         self.bytes.skip(size)
-        self._new(Record(_LONG), _OBJECT)
+        self._new(Record(_LONG), OBJECT)
         return None
 
     def text(self, form: struct.Struct) -> None:
@@ -178,7 +177,7 @@ class _Machine:
 
     def data(self, form: struct.Struct) -> None:
         if (data := self._kept(form)) is not None:
-            self._new(data, _TUPLE + len(data))
+            self._new(data, TUPLE + len(data))
 
     def old_text(self, form: struct.Struct) -> None:
         if (data := self._kept(form)) is not None:
@@ -189,7 +188,7 @@ class _Machine:
         try:
             self._text(data, "utf-8")
         except ValueError:
-            self._new(data, _TUPLE + len(data))
+            self._new(data, TUPLE + len(data))
 
     def quoted(self) -> None:
         line = self.bytes.line()
@@ -208,19 +207,19 @@ class _Machine:
         if len(items) < count:
             refuse("it is damaged")
         del self._stack[-count:]
-        self._new(items, _TUPLE + 8 * count)
+        self._new(items, TUPLE + 8 * count)
 
     def marked_tuple(self) -> None:
         items = self._to_mark()
-        self._new(tuple(items), _TUPLE + 8 * len(items))
+        self._new(tuple(items), TUPLE + 8 * len(items))
 
     def marked_list(self) -> None:
         items = self._to_mark()
-        self._new(items, _CONTAINER + 8 * len(items))
+        self._new(items, CONTAINER + 8 * len(items))
 
     def marked_dict(self) -> None:
         items = self._to_mark()
-        self._new({}, _CONTAINER)
+        self._new({}, CONTAINER)
         self.set_items(items)
 
     def set_items(self, items: list[Any]) -> None:
@@ -231,14 +230,14 @@ class _Machine:
             target = target.pairs
         if type(target) is not dict or len(items) % 2:
             refuse("it is damaged")
-        self.bytes.charge(_PAIR * (len(items) // 2))
+        self.bytes.charge(PAIR * (len(items) // 2))
         for key, value in zip(items[::2], items[1::2], strict=True):
             safe = key_of(key)
             if safe in target:
                 refuse("it has two values for one name")
             target[safe] = value
             if type(safe) is Odd:
-                self.bytes.charge(_NUMBER)
+                self.bytes.charge(NUMBER)
 
     def set_item(self) -> None:
         value = self._stack.pop()
@@ -260,7 +259,7 @@ class _Machine:
     def _word(self, module: str, name: str) -> Word:
         word = self._words.get((module, name))
         if word is None:
-            self.bytes.charge(2 * _OBJECT + sys.getsizeof(module) + sys.getsizeof(name))
+            self.bytes.charge(2 * OBJECT + sys.getsizeof(module) + sys.getsizeof(name))
             word = self._words[module, name] = Word(module, name)
         return word
 
@@ -279,7 +278,7 @@ class _Machine:
 
     def reference(self) -> None:
         what = self._stack.pop()
-        self._new(storage_of(what) or Record(_REFERENCE, (what,)), _OBJECT)
+        self._new(storage_of(what) or Record(_REFERENCE, (what,)), OBJECT)
 
     def call(self) -> None:
         args, what = self._stack.pop(), self._stack.pop()
@@ -287,9 +286,9 @@ class _Machine:
             refuse("it is damaged")
         self.bytes.charge(8 * len(args))
         if args and type(args[0]) is list:
-            self.bytes.charge(_PAIR * len(args[0]))
+            self.bytes.charge(PAIR * len(args[0]))
         made = called(what, args) if type(what) is Word else Record(_CALL, (what, args))
-        self._new(made, _OBJECT)
+        self._new(made, OBJECT)
 
     def new_object(self, *, with_names: bool) -> None:
         names = self._stack.pop() if with_names else None
@@ -308,7 +307,7 @@ class _Machine:
         if type(args) is not tuple or type(names) not in (dict, type(None)):
             refuse("it is damaged")
         what = kind if type(kind) is Word else _CALL
-        self._new(Record(what, args if what is kind else (kind, args), names), _OBJECT)
+        self._new(Record(what, args if what is kind else (kind, args), names), OBJECT)
         self.bytes.charge(8 * len(args))
 
     def build(self) -> None:
@@ -324,18 +323,18 @@ class _Machine:
         refuse("it refers to what is not in the file")
 
 
-def _pushed(value: Any) -> Callable[[_Machine], None]:
+def _pushed(value: Any) -> Callable[[Machine], None]:
     return lambda machine: machine._stack.append(value)
 
 
 _STOP = ord(b".")
-_STEPS: dict[int, Callable[[_Machine], None]] = {
+_STEPS: dict[int, Callable[[Machine], None]] = {
     code[0]: step
     for code, step in {
         b"\x80": lambda m: m.bytes.take(1),
         b"\x95": lambda m: m.bytes.take(8),  # frames: how the bytes were to be fetched
-        b"(": _Machine.mark,
-        b"0": _Machine.pop,
+        b"(": Machine.mark,
+        b"0": Machine.pop,
         b"1": lambda m: m._to_mark(),
         b"2": lambda m: m._stack.append(m._stack[-1]),
         b"p": lambda m: m.put(m._parsed(int, m.bytes.line())),
@@ -348,20 +347,20 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
         b"N": _pushed(None),
         b"\x88": _pushed(True),
         b"\x89": _pushed(False),
-        b"I": _Machine.decimal,
-        b"L": _Machine.decimal,
-        b"F": _Machine.real,
+        b"I": Machine.decimal,
+        b"L": Machine.decimal,
+        b"F": Machine.real,
         b"K": lambda m: m.number(_U1),
         b"M": lambda m: m.number(_U2),
         b"J": lambda m: m.number(_SIGNED),
         b"G": lambda m: m.number(_FLOAT),
         b"\x8a": lambda m: m.long(m.bytes.unpack(_U1)),
         b"\x8b": lambda m: m.long(m.bytes.unpack(_SIGNED)),
-        b"V": _Machine.text_line,
+        b"V": Machine.text_line,
         b"X": lambda m: m.text(_U4),
         b"\x8c": lambda m: m.text(_U1),
         b"\x8d": lambda m: m.text(_U8),
-        b"S": _Machine.quoted,
+        b"S": Machine.quoted,
         b"T": lambda m: m.old_text(_U4),
         b"U": lambda m: m.old_text(_U1),
         b"B": lambda m: m.data(_U4),
@@ -372,28 +371,28 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
         b"\x85": lambda m: m.tuple_of(1),
         b"\x86": lambda m: m.tuple_of(2),
         b"\x87": lambda m: m.tuple_of(3),
-        b"t": _Machine.marked_tuple,
-        b"\x91": _Machine.marked_tuple,
-        b"]": lambda m: m._new([], _CONTAINER),
-        b"\x8f": lambda m: m._new([], _CONTAINER),
-        b"l": _Machine.marked_list,
+        b"t": Machine.marked_tuple,
+        b"\x91": Machine.marked_tuple,
+        b"]": lambda m: m._new([], CONTAINER),
+        b"\x8f": lambda m: m._new([], CONTAINER),
+        b"l": Machine.marked_list,
         b"a": lambda m: m.extend([m._stack.pop()]),
         b"e": lambda m: m.extend(m._to_mark()),
         b"\x90": lambda m: m.extend(m._to_mark()),
-        b"}": lambda m: m._new({}, _CONTAINER),
-        b"d": _Machine.marked_dict,
-        b"s": _Machine.set_item,
+        b"}": lambda m: m._new({}, CONTAINER),
+        b"d": Machine.marked_dict,
+        b"s": Machine.set_item,
         b"u": lambda m: m.set_items(m._to_mark()),
-        b"c": _Machine.global_name,
-        b"\x93": _Machine.stack_global,
-        b"P": _Machine.refused,
-        b"Q": _Machine.reference,
-        b"R": _Machine.call,
-        b"b": _Machine.build,
-        b"i": _Machine.instance,
-        b"o": _Machine.marked_object,
+        b"c": Machine.global_name,
+        b"\x93": Machine.stack_global,
+        b"P": Machine.refused,
+        b"Q": Machine.reference,
+        b"R": lambda m: m.call(),
+        b"b": lambda m: m.build(),
+        b"i": Machine.instance,
+        b"o": Machine.marked_object,
         b"\x81": lambda m: m.new_object(with_names=False),
         b"\x92": lambda m: m.new_object(with_names=True),
-        **dict.fromkeys((b"\x82", b"\x83", b"\x84", b"\x97", b"\x98"), _Machine.refused),
+        **dict.fromkeys((b"\x82", b"\x83", b"\x84", b"\x97", b"\x98"), Machine.refused),
     }.items()
 }
