@@ -9,9 +9,10 @@ from ckdiff.figures.figure import Figure, Row, Spec, of_rows, tooltip
 from ckdiff.figures.style import CATEGORIES
 from paper.claims import lifts
 from paper.claims_masked import shares
+from paper.measure import NULLS
 from paper.results import Result, Results, course, density, density_f32, gain
 from paper.retrain import FULL, MASKS
-from paper.tables import NULLS, in_order
+from paper.tables import in_order
 
 DASHES = {"domain": ["mixed", "f32", "bf16"], "range": [[1, 0], [6, 3], [1, 2]]}
 #: ten algorithms want two colours more than there usually are

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 from paper.claims import ENOUGH, RL, lifts
+from paper.measure import NULLS, TRAINED
 from paper.results import (
     Result,
     Results,
@@ -24,11 +25,10 @@ from paper.retrain import AGAIN, FULL, MASKS
 from paper.runs import ALGORITHMS, MATRICES
 
 #: by which rules weights of two trainings are held against each other
-EQUAL = ("exact", "atol=1e-8", "atol=1e-5", "atol=1e-4")
+EQUAL = TRAINED[:4]
 #: what differs between the runs of a question, in the order in which it is shown
 KINDS = ("seeds", "tasks", "algorithms", "seeds and algorithms", "ablations")
 HIGH = 0.7  #: a reward that only runs reach which have mended most
-NULLS = ("model", "tensor", "magnitude", "rowcol")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -102,10 +102,10 @@ def by_trl(results: Results) -> str:
     for name in sorted(results.trl["runs"], key=ALGORITHMS.index):
         theirs, ours, agreed = (results.trl["runs"][name][k] for k in ("trl", "ours", "agreement"))
         every = spread(results.of(algorithm=name, group="main", task="sort"), density)
-        reward = [side["end"]["stored"]["reward"] for side in (theirs, ours)]
+        scored = [reward(side) for side in (theirs, ours)]
         apart.append(abs(theirs["density"] - ours["density"]))
         seeds.append(max(every.values, default=0.0) - min(every.values, default=0.0))
-        numbers = (theirs["density"], ours["density"], *reward, agreed["jaccard"], agreed["cosine"])
+        numbers = (theirs["density"], ours["density"], *scored, agreed["jaccard"], agreed["cosine"])
         rows.append((name, *(f"{number:.4f}" for number in numbers), every))
     head = ("algorithm", "density, TRL", "ours", "reward, TRL", "ours", "Jaccard of the masks",
             "cosine of the updates", "density, our seeds")  # fmt: skip
@@ -198,29 +198,14 @@ def missing(results: Results) -> str:
     return f"<details><summary>{said}</summary>{', '.join(lost)}</details>\n"
 
 
-def scores_of(result: Result) -> dict[str, float]:
-    """What the tables say of a run."""
-    return {
-        "accuracy": accuracy(result),
-        "reward": reward(result),
-        "accuracy_f32": accuracy(result, "masters"),
-        "reward_f32": reward(result, "masters"),
-        "density": density(result),
-        "density_1e-5": float(result["measured"]["density"]["atol=1e-5"]),
-        "density_f32": density_f32(result),
-    }
-
-
 def all_runs(results: Results) -> str:
     """Every run."""
     rows = []
     for name, each in sorted(results.runs.items()):
-        found, run = scores_of(each), each["run"]
+        run = each["run"]
         setting = f"{run['optimizer']} {run['lr']:g} × {run['steps']}, {run['precision']}"
-        scores = [
-            f"{found[key]:.3f}" for key in ("accuracy", "reward", "accuracy_f32", "reward_f32")
-        ]
-        shares = [f"{found[key]:.4f}" for key in ("density", "density_1e-5", "density_f32")]
+        scores = [f"{of(each, k):.3f}" for k in ("stored", "masters") for of in (accuracy, reward)]
+        shares = [f"{of(each):.4f}" for of in (density, density_tolerant, density_f32)]
         rows.append((name, setting, *scores, *shares, f"{each['kl']:.3f}", each["cpu_seconds"]))
     head = ("run", "setting", "accuracy", "reward", "accuracy, f32", "reward, f32",
             "density", "at 1e-5", "float32", "KL", "CPU s")  # fmt: skip
