@@ -9,26 +9,31 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
+from operator import add, mul, sub
 
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.checkpoints.copying import (
+    BETWEEN,
+    STRETCH,
+    Columns,
+    Copy,
+    Index,
+    Request,
+    columns_of,
+    stretches,
+)
 from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.checkpoints.scattered import Rows, in_units, steps
-from ckdiff.kernels import strided
-from ckdiff.kernels.memory import bytes_at
+from ckdiff.checkpoints.scattered import Rows, in_order, in_units
+from ckdiff.checkpoints.turned import Clusters, Turned
 
-_Index = tuple[int, ...]
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
 #: windows that are remembered between asking ahead and reading, and what each has of requests
 _MOST_COMING, _MOST_REQUESTS = 4, 128
-#: bytes of a window that may be read for nothing, because they lie between what is copied
-_BETWEEN = 1 << 18
-#: bytes that are read at a time of what lies farther apart, at least: else as many as the window's
-_STRETCH = 1 << 20
 
 
 class Located:
@@ -61,46 +66,29 @@ class Located:
         self._inner.close()
 
 
-_Request = tuple[int, int, int]  #: (source, begin, bytes)
-
-
-@dataclass(slots=True)
-class _Copy:
-    """The part of a piece that is copied, as two strided views of elements."""
-
-    request: int  #: which of what is acquired holds it
-    begin: int  #: byte of the buffer at which its first element goes
-    shape: _Index
-    strides: _Index  #: elements in the source
-    into: _Index  #: elements in the buffer
-    width: int  #: bytes of an element
-
-    def asked(self, requests: list[_Request], request: _Request) -> _Copy:
-        """Itself, once ``request`` is one more of those."""
-        self.request = len(requests)
-        requests.append(request)
-        return self
-
-
 @dataclass(slots=True)
 class _Wanted:
     """What a window asks of the inner reader, and what is copied from it then."""
 
-    columns: tuple[IntArray, IntArray, IntArray]
+    columns: Columns
     straight: list[tuple[int, int]]  #: (span, request) of those that are read where they are
     gathered: list[tuple[int, int]]  #: (span, byte of the buffer)
-    copies: list[_Copy]
-    far: list[tuple[_Copy, _Request]]  #: copied before, a stretch at a time
+    copies: list[Copy]
+    far: list[tuple[Copy, Request]]  #: copied before, a stretch at a time
     buffer: int  #: bytes
-    rows: list[tuple[int, _Copy]]  #: (span, part of it) of those that are given row by row
+    rows: list[tuple[int, list[Copy]]]  #: (span, its parts) of those that are given row by row
 
 
 class PieceReader:
     """A SpanReader of tensors of which some are in pieces; one for each worker."""
 
-    def __init__(self, inner: SpanReader, contents: Contents) -> None:
+    def __init__(
+        self, inner: SpanReader, contents: Contents, clusters: Clusters | None = None
+    ) -> None:
+        """``clusters`` are those of the contents, see :mod:`ckdiff.checkpoints.turned`."""
         self._inner = inner
         self._contents = contents
+        self._turned = Turned(inner, contents, clusters) if clusters and clusters.of else None
         self._buffer = np.empty(0, np.uint8)
         self._coming: dict[bytes, _Wanted] = {}  # windows that were asked for ahead
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
@@ -121,24 +109,35 @@ class PieceReader:
     @staticmethod
     def asked(window: int) -> int:
         """Bytes that it asks of its source at a time, at most, for windows of so many bytes."""
-        return max(window, _STRETCH) + _BETWEEN
+        return max(window, STRETCH) + BETWEEN
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader."""
+        if self._turned is None:
+            return self._acquire(tensors, starts, nbytes)
+        addresses = self._turned.gather(tensors, starts, nbytes)
+        rest = np.flatnonzero(addresses == 0)
+        addresses[rest] = self._acquire(tensors[rest], starts[rest], nbytes[rest])
+        if self.rows is not None:
+            self.rows = self.rows._replace(spans=rest[self.rows.spans])
+        return addresses
+
+    def _acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+        """The same for spans that are read by themselves."""
         wanted = self._coming.pop(_key(tensors, starts, nbytes), None)
         if wanted is None:
             wanted = self._wanted(tensors, starts, nbytes)
         if wanted.buffer > len(self._buffer):
             self._buffer = np.empty(wanted.buffer, np.uint8)
         base = self._buffer.ctypes.data
-        for copies, columns in _stretches(wanted.far, max(int(nbytes.sum()), _STRETCH)):
+        for copies, columns in stretches(wanted.far, max(int(nbytes.sum()), STRETCH)):
             addresses = self._inner.acquire(*columns)
             for copy, address in zip(copies, addresses.tolist(), strict=True):
-                _copy(copy, address, base + copy.begin)
+                copy.run(address, base + copy.begin)
             self._inner.release()
         found = self._inner.acquire(*wanted.columns).tolist()
         for copy in wanted.copies:
-            _copy(copy, found[copy.request], base + copy.begin)
+            copy.run(found[copy.request], base + copy.begin)
         self.rows = Rows.joined([_rows(*part, found) for part in wanted.rows])
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
@@ -149,6 +148,9 @@ class PieceReader:
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See SpanReader."""
+        if self._turned is not None:
+            left = ~self._turned.has(tensors)
+            tensors, starts, nbytes = tensors[left], starts[left], nbytes[left]
         wanted = self._wanted(tensors, starts, nbytes)
         if len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS:
             while len(self._coming) >= _MOST_COMING:
@@ -165,6 +167,8 @@ class PieceReader:
         self._inner.close()
         self._coming.clear()
         self._buffer = np.empty(0, np.uint8)
+        if self._turned is not None:
+            self._turned.close()
 
     def _runs_of(self, tensor: int) -> _Runs | None:
         """A tensor's pieces in order; None where they are not runs of its elements."""
@@ -176,7 +180,7 @@ class PieceReader:
         return self._runs[tensor]
 
     def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> _Wanted:
-        requests: list[_Request] = []
+        requests: list[Request] = []
         straight, gathered, copies, far, rows, at, between = [], [], [], [], [], 0, 0
         contents = self._contents
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
@@ -200,77 +204,24 @@ class PieceReader:
             first, stop = start // width, -(-(start + size) // width)
             parts = list(_copies(shape, pieces, first, stop, width))
             in_rows = self._in_rows and start == first * width
-            if in_rows and _are_rows(parts, first, _BETWEEN - between):
+            if in_rows and _are_rows(parts, first, BETWEEN - between):
                 between += sum(map(_idle, parts))
-                rows += [(span, copy.asked(requests, request)) for copy, request in parts]
+                rows.append((span, [copy.asked(requests, request) for copy, request in parts]))
                 continue
             gathered.append((span, at + start - first * width))
             for copy, request in parts:
                 copy.begin += at
-                if between + _idle((copy, request)) > _BETWEEN:
+                if between + _idle((copy, request)) > BETWEEN:
                     far.append((copy, request))
                     continue
                 between += _idle((copy, request))
                 copies.append(copy.asked(requests, request))
             at += -(-(stop - first) * width // 64) * 64
-        return _Wanted(_columns(requests), straight, gathered, copies, far, at, rows)
+        return _Wanted(columns_of(requests), straight, gathered, copies, far, at, rows)
 
 
 def _key(*columns: IntArray) -> bytes:
     return b"".join(column.tobytes() for column in columns)
-
-
-def _columns(requests: list[_Request]) -> tuple[IntArray, IntArray, IntArray]:
-    numbers = np.array(requests, np.int64).reshape(-1, 3)
-    sources, begins, sizes = (np.ascontiguousarray(column) for column in numbers.T)
-    return sources, begins, sizes
-
-
-def _stretches(
-    far: list[tuple[_Copy, _Request]], most: int
-) -> Iterator[tuple[list[_Copy], tuple[IntArray, IntArray, IntArray]]]:
-    """What to copy from stretches of the sources that have ``most`` bytes together."""
-    copies: list[_Copy] = []
-    requests: list[_Request] = []
-    room = most
-    for whole, request in far:
-        for copy, begin, size in _parts(whole, most):
-            if size > room and copies:
-                yield copies, _columns(requests)
-                copies, requests, room = [], [], most
-            copies.append(copy)
-            requests.append((request[0], request[1] + begin, size))
-            room -= size
-    if copies:
-        yield copies, _columns(requests)
-
-
-def _parts(copy: _Copy, most: int) -> Iterator[tuple[_Copy, int, int]]:
-    """A copy in parts that reach over ``most`` bytes of the source at most; where each begins
-    there, counted from the copy's first byte, and its bytes.
-    """
-    width = copy.width
-    reach = (1 + _last(copy.shape, copy.strides)) * width
-    if reach <= most or prod(copy.shape) == 1:
-        yield copy, 0, reach
-        return
-    # cut where the steps are the longest
-    long = max(range(len(copy.shape)), key=lambda i: (copy.shape[i] > 1, copy.strides[i]))
-    step = copy.strides[long] * width
-    rest = reach - (copy.shape[long] - 1) * step
-    count = max(1, (most - rest) // step + 1)
-    for first in range(0, copy.shape[long], count):
-        shape = list(copy.shape)
-        shape[long] = min(count, shape[long] - first)
-        begin = copy.begin + first * copy.into[long] * width
-        part = replace(copy, begin=begin, shape=tuple(shape))
-        for inner, at, size in _parts(part, most):
-            yield inner, first * step + at, size
-
-
-def _last(shape: _Index, strides: _Index) -> int:
-    """Elements from the first of a box to its last."""
-    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
 
 
 @dataclass(slots=True)
@@ -281,7 +232,7 @@ class _Runs:
     pieces: tuple[Piece, ...]
 
     @classmethod
-    def of(cls, shape: _Index, pieces: tuple[Piece, ...]) -> _Runs | None:
+    def of(cls, shape: Index, pieces: tuple[Piece, ...]) -> _Runs | None:
         """Of the pieces that have elements; None where one of them is no run."""
         steps = packed_strides(shape)
         found = []
@@ -300,7 +251,7 @@ class _Runs:
 
 
 def _run(
-    shape: _Index, pieces: tuple[Piece, ...], start: int, size: int, width: int
+    shape: Index, pieces: tuple[Piece, ...], start: int, size: int, width: int
 ) -> tuple[int, int] | None:
     """(source, byte) of a span that is one run of bytes of one piece, whole elements or not."""
     if not size:
@@ -321,7 +272,7 @@ def _run(
     return None
 
 
-def _index(shape: _Index, element: int) -> _Index:
+def _index(shape: Index, element: int) -> Index:
     found = []
     for size in reversed(shape):
         element, rest = divmod(element, size)
@@ -330,33 +281,30 @@ def _index(shape: _Index, element: int) -> _Index:
 
 
 def _copies(
-    shape: _Index, pieces: tuple[Piece, ...], first: int, stop: int, width: int
-) -> Iterator[tuple[_Copy, _Request]]:
+    shape: Index, pieces: tuple[Piece, ...], first: int, stop: int, width: int
+) -> Iterator[tuple[Copy, Request]]:
     """What to copy for the elements [first, stop), and (source, begin, bytes) of each."""
     steps = packed_strides(shape)
     for at, extent in boxes(shape, first, stop):
+        ends = tuple(map(add, at, extent))
         for piece in pieces:
             low = tuple(map(max, at, piece.at))
-            high = tuple(
-                min(a + e, b + n)
-                for a, e, b, n in zip(at, extent, piece.at, piece.shape, strict=True)
-            )
-            part = tuple(h - n for h, n in zip(high, low, strict=True))
-            if any(n <= 0 for n in part):
+            high = map(min, ends, map(add, piece.at, piece.shape))
+            part = tuple(map(sub, high, low))
+            if min(part, default=1) <= 0:
                 continue
-            offset = sum((n - a) * s for n, a, s in zip(low, piece.at, piece.strides, strict=True))
-            reach = 1 + _last(part, piece.strides)
-            into = sum(n * s for n, s in zip(low, steps, strict=True)) - first
-            request = piece.source, piece.begin + offset * width, reach * width
-            yield _Copy(0, into * width, part, piece.strides, steps, width), request
+            offset = sum(map(mul, map(sub, low, piece.at), piece.strides))
+            into = sum(map(mul, low, steps)) - first
+            copy = Copy(0, into * width, part, piece.strides, steps, width)
+            yield copy, (piece.source, piece.begin + offset * width, copy.reach)
 
 
-def _idle(part: tuple[_Copy, _Request]) -> int:
+def _idle(part: tuple[Copy, Request]) -> int:
     """Bytes that are asked for, and not copied."""
     return max(0, part[1][2] - prod(part[0].shape) * part[0].width)
 
 
-def _are_rows(parts: list[tuple[_Copy, _Request]], first: int, most: int) -> bool:
+def _are_rows(parts: list[tuple[Copy, Request]], first: int, most: int) -> bool:
     """Whether what there is from element ``first`` on can be given row by row, with so many idle
     bytes.
     """
@@ -366,17 +314,8 @@ def _are_rows(parts: list[tuple[_Copy, _Request]], first: int, most: int) -> boo
     )
 
 
-def _rows(span: int, copy: _Copy, found: list[int]) -> Rows:
-    source, to = steps(copy.shape, copy.strides, copy.into)
-    spans = np.full(len(to), span, np.int64)
-    return Rows(spans, copy.begin + to * copy.width, found[copy.request] + source * copy.width)
-
-
-def _copy(copy: _Copy, source: int, into: int) -> None:
-    reach, room = (
-        (1 + _last(copy.shape, strides)) * copy.width for strides in (copy.strides, copy.into)
-    )
-    strided.copy(
-        bytes_at(source, reach), bytes_at(into, room, writable=True),
-        copy.shape, copy.strides, copy.into, copy.width,
-    )  # fmt: skip
+def _rows(span: int, copies: list[Copy], found: list[int]) -> Rows:
+    boxes = tuple((c.begin, c.shape, c.strides, c.into, c.width) for c in copies)
+    which, begins, away = in_order(boxes)
+    firsts = np.array([found[copy.request] for copy in copies], np.int64)
+    return Rows(np.full(len(begins), span, np.int64), begins, firsts[which] + away)

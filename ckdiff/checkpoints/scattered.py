@@ -7,6 +7,7 @@ them can do it row by row, and nothing is gathered.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.kernels.hashing import UNIT
 
 _Index = tuple[int, ...]
+_LIKE = 16  # sets of boxes whose rows are remembered
 
 
 class Rows(NamedTuple):
@@ -26,12 +28,26 @@ class Rows(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows | None:
-        """All rows, span by span and in order; None of nothing."""
-        if not parts:
-            return None
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        order = np.lexsort((columns[1], columns[0]))
-        return cls(*(column[order] for column in columns))
+        """All rows of several spans, given in order; None of nothing."""
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+@lru_cache(_LIKE)  # windows of one tensor are cut alike
+def in_order(boxes: tuple[tuple[int, _Index, _Index, _Index, int], ...]) -> Sequence[IntArray]:
+    """The rows of boxes (first byte of the span, sizes, strides in the source and in the span,
+    bytes of an element) as they follow each other in the span: which box has each, the byte of the
+    span where it begins, and the bytes from the first of its box, in the source, to its first.
+    """
+    which, begins, away = [], [], []
+    for i, (begin, shape, strides, into, width) in enumerate(boxes):
+        source, to = steps(shape, strides, into)
+        which.append(np.full(len(to), i, np.int64))
+        begins.append(begin + to * width)
+        away.append(source * width)
+    order = np.argsort(np.concatenate(begins), kind="stable")
+    return [np.concatenate(column)[order] for column in (which, begins, away)]
 
 
 def steps(shape: _Index, strides: _Index, into: _Index) -> tuple[IntArray, IntArray]:

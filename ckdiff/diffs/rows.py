@@ -32,7 +32,7 @@ def cut_in_rows(
         return segments
     keys = _keys(len(segments), [side for side in rows if side is not None], known)
     of, at = keys >> _PLACES, keys & ((1 << _PLACES) - 1)
-    found: IntArray = segments[of]
+    found: IntArray = segments.take(of, axis=0)
     ends = np.append(at[1:], 0)
     last = np.append(of[1:] != of[:-1], True)
     ends[last] = found[last, abi.SEG_ELEMENTS]
@@ -40,10 +40,11 @@ def cut_in_rows(
     found[:, abi.SEG_POSITION] += at
     found[:, abi.SEG_UNIT] += at // UNIT
     for column, table, width in zip(_COLUMNS, tables, bits, strict=True):
-        found[:, column] += at * width[of] // 8
         if table is not None and len(table[1]) == len(keys):
             found[:, column] = table[0].addresses
-        elif table is not None:
+            continue
+        found[:, column] += at * width[of] // 8
+        if table is not None:
             side, begins = table
             nth = np.maximum(np.searchsorted(begins, keys, side="right") - 1, 0)
             here = side.spans[nth] == of

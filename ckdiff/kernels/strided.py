@@ -101,7 +101,12 @@ def _table(box: list[_Dimension], width: int) -> tuple[str, _Numbers]:
     rows = rest[-1] if rest else _NONE
     size, step, into = columns
     turned = _turned(columns, rest, width)
-    if turned is not None:
+    woven = (2, 1) if turned is not None and turned[1] == 2 else None
+    twins = next((dimension for dimension in rest if dimension[:2] == woven), None)
+    if turned is not None and twins is not None:
+        kind, rows, columns = f"woven {width},1", turned, (size, step, twins[2])
+        rest.remove(twins)
+    elif turned is not None:
         kind, rows = f"tiles {width},{turned[1]}", turned
     elif step == into == 1:
         kind, columns = "runs", (size * width, 1, 1)

@@ -159,7 +159,7 @@ def test_what_lies_far_apart_is_read_a_stretch_at_a_time(data: st.DataObject) ->
     start = data.draw(st.integers(0, array.nbytes))
     size = data.draw(st.integers(0, array.nbytes - start))
     held = Counting(sources)
-    with mock.patch.multiple(gathering, _BETWEEN=16, _STRETCH=32):
+    with mock.patch.multiple(gathering, BETWEEN=16, STRETCH=32):
         reader = PieceReader(held, contents_of([array], {0: pieces}))
         (address,) = reader.acquire(*np.array([[0], [start], [size]], np.int64)).tolist()
         # a span that begins or ends inside of an element has all of it

@@ -47,13 +47,14 @@ def twin(
 def fast_twin(
     source: Bytes, out: Bytes, shape: Numbers, strides: Numbers, into: Numbers, width: int
 ) -> None:
-    """By numpy's strides; none of them is negative."""
+    """By numpy's strides."""
     views = [
         np.lib.stride_tricks.as_strided(
-            memory, (*shape, width), (*(width * s for s in steps), 1), writeable=memory is out
+            memory[-width * sum(min((n - 1) * s, 0) for n, s in zip(shape, steps, strict=True)) :],
+            (*shape, width), (*(width * s for s in steps), 1), writeable=memory is out,
         )
         for memory, steps in ((out, into), (source, strides))
-    ]
+    ]  # fmt: skip
     views[0][...] = views[1]
 
 
@@ -138,6 +139,17 @@ def test_transposed_from_anywhere_in_a_line(width: int, every: int) -> None:
         check(shape, (every, every * rows), (side + 1, 1), width, fast_twin, shifts=(8, 16))
 
 
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_woven(width: int) -> None:
+    """Two boxes whose rows alternate, from anywhere in a line, whichever is written first."""
+    side = 64 // width
+    for rows, columns in ((side, side), (side + 3, side + 1), (side * side // 2 + 5, side)):
+        strides, size = (1, 2, 2 * rows + 1), rows * columns
+        for away, first in itertools.product((size, -size, 2 * size + 3), (0, 7, 8 + width, 62)):
+            into = away, columns, 1
+            check((2, rows, columns), strides, into, width, fast_twin, shifts=(first, 5))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("every", [2, 3])
 def test_interleaved(width: int, every: int) -> None:
@@ -163,6 +175,9 @@ def test_runs_of_any_length(width: int) -> None:
         ((8, 4, 16), (4, 1, 32), "lines 2,0"),  # fewer than a tile has
         ((64, 128), (2, 128), "tiles 2,2"),
         ((64, 128), (3, 300), "lines 2,0"),
+        ((2, 64, 128), (1, 2, 128), "woven 2,1"),
+        ((2, 64, 128), (-1, 2, 128), "tiles 2,2"),
+        ((2, 64, 128), (8192, 1, 64), "tiles 2,1"),
         ((100, 64), (256, 2), "lines 2,2"),
         ((100, 64), (0, 1), "runs"),
     ],

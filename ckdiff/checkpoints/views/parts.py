@@ -13,6 +13,7 @@ import xxhash
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.pieces import Contents, Piece, borders
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader, TensorTable
+from ckdiff.checkpoints.turned import Clusters, clusters_of
 from ckdiff.checkpoints.views.unfusing import Part, SideView
 from ckdiff.checkpoints.views.wrapping import View
 from ckdiff.dtypes import DTYPES
@@ -73,13 +74,18 @@ class PartsView(View):
         places[[*self._pieces]] = -1
         begins = np.where(places < 0, -1, self._begins)
         contents = Contents(self.table, places, begins, pieces=self._pieces)
-        return PieceReader(self.inner.reader(), contents)
+        return PieceReader(self.inner.reader(), contents, self._clusters)
+
+    @cached_property
+    def _clusters(self) -> Clusters:
+        return clusters_of(self.table, self._pieces)
 
     def reader_memory(self, window: int) -> int:
         """See Checkpoint: what is gathered, besides what its source takes."""
         if not self._pieces:
             return super().reader_memory(window)
-        return super().reader_memory(PieceReader.asked(window)) + PieceReader.memory(window)
+        asked = super().reader_memory(PieceReader.asked(window))
+        return asked + PieceReader.memory(window) + self._clusters.memory(window)
 
     def read_ahead(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See Checkpoint; gathered parts are left to their readers."""

@@ -117,13 +117,14 @@ def _turned(b: Any, rows: list[Value]) -> list[Value]:
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _turn(typing: Any, width: Any, to: Any, step: Any, source: Any) -> Any:
+def _turn(typing: Any, width: Any, to: Any, other: Any, step: Any, source: Any) -> Any:
     """Transpose the _VECTOR bytes at the beginning of all rows of a tile, which lie BOX_TILE bytes
-    apart: each column is written as a whole line, ``step`` bytes from the one before.
+    apart: each column is written as a whole line, in turn to ``to`` and to ``other``, ``step``
+    bytes from the one before the last.
     """
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        _, to, step, source = args
+        _, to, other, step, source = args
         count, squares = _VECTOR // int(width.literal_value), BOX_TILE // _VECTOR
         kind = ir.VectorType(int_type(8 * int(width.literal_value)), count)
         rows = []
@@ -133,10 +134,10 @@ def _turn(typing: Any, width: Any, to: Any, step: Any, source: Any) -> Any:
             rows.append(_joined(b, parts))
         for row in _turned(b, rows):
             b.store(row, _pointer(b, to, row.type), align=1)
-            to = b.add(to, step)
+            to, other = other, b.add(to, step)
         return context.get_dummy_value()
 
-    return types.void(width, types.int64, types.int64, types.int64), generate
+    return types.void(width, *[types.int64] * 4), generate
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
@@ -257,13 +258,14 @@ def _gather(width: int, every: int) -> Callable[..., None]:
 
 
 def _scatter(width: int) -> Callable[..., None]:
-    """What writes the columns of a square tile: each as a whole line."""
+    """What writes the columns of a square tile: each as a whole line, see _turn."""
     some, squares = _VECTOR // width, BOX_TILE // _VECTOR
 
     @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-    def scatter(to: int, step: int, tile: int) -> None:
+    def scatter(to: int, other: int, step: int, tile: int) -> None:
         for j in range(squares):
-            _turn(width, to + j * some * step, step, tile + j * _VECTOR)
+            far = j * (some // 2) * step
+            _turn(width, to + far, other + far, step, tile + j * _VECTOR)
 
     return scatter  # type: ignore[no-any-return]
 
@@ -281,7 +283,7 @@ def _place(tile: int, side: int, lead: int, size: int) -> int:
     return first
 
 
-def _band(width: int, every: int) -> Callable[..., None]:
+def _band(width: int, every: int, *, woven: bool) -> Callable[..., None]:
     """What turns one tile after the other of rows of the source: while it does, it asks for the
     rows of the band that comes next, as they lie. Asked for line by line of each row, a tile ahead,
     memory would not keep up.
@@ -291,11 +293,11 @@ def _band(width: int, every: int) -> Callable[..., None]:
 
     @register_jitable(inline="always")  # type: ignore[untyped-decorator]
     def band(
-        places: tuple[int, int, int], steps: tuple[int, int], tiles: tuple[int, int],
+        places: tuple[int, int, int], steps: tuple[int, int, int], tiles: tuple[int, int],
         size: tuple[int, int], aside: int,
     ) -> None:  # fmt: skip
         source, out, ahead = places
-        step, out_step = steps
+        step, out_step, twin = steps
         first, stop = tiles
         rows, lead = size
         asked = quotient(side + stop - first - 1, stop - first)  # rows, for each tile
@@ -306,24 +308,34 @@ def _band(width: int, every: int) -> Callable[..., None]:
                 for i in range((stop - first) * every):
                     _will_read(ahead + BOX_TILE * i)
                 ahead += step
-            scatter(out + row * out_step, out_step, aside)
+            if woven:
+                to = out + (row >> 1) * out_step
+                scatter(to, to + twin, out_step, aside)
+            else:
+                to = out + row * out_step
+                scatter(to, to + out_step, 2 * out_step, aside)
 
     return band  # type: ignore[no-any-return]
 
 
-def _tiles(width: int, every: int) -> Callable[[int, int, int, int], None]:
+def _tiles(width: int, every: int, *, woven: bool) -> Callable[[int, int, int, int], None]:
     side = BOX_TILE // width
     shift = side.bit_length() - 1
-    band = _band(width, every)
+    band = _band(width, every, woven=woven)
 
     def tiles(source: int, out: int, box: int, scratch: int) -> None:
         rows, columns = load_word(box + 8 * BOX_ROWS), load_word(box + 8 * BOX_COLUMNS)
         step, out_step = load_word(box + 8 * BOX_COLUMN_SOURCE), load_word(box + 8 * BOX_ROW_OUT)
+        steps = step, out_step, load_word(box + 8 * BOX_COLUMN_OUT)
+        if woven:
+            rows *= 2
         more = True
         while more:
             here, to = source + load_word(box + 8 * BOX_SOURCE), out + load_word(box + 8 * BOX_OUT)
             # tiles begin where lines of the cache do, where those of all rows begin alike
             lead, out_lead = here % BOX_TILE // (every * width), to % BOX_TILE // width
+            if woven:
+                lead &= -2  # tiles begin with a row of the first one
             down = (rows + lead + side - 1) >> shift
             for first in range(0, down, side):
                 stop = first + side
@@ -334,18 +346,18 @@ def _tiles(width: int, every: int) -> Callable[[int, int, int, int], None]:
                     column = _place(across, side, out_lead, columns)
                     after = _place(across + 1, side, out_lead, columns)
                     places = here + column * step, to + column * width, here + after * step + begin
-                    band(places, (step, out_step), (first, stop), (rows, lead), scratch)
+                    band(places, steps, (first, stop), (rows, lead), scratch)
             more = _advance(box)
 
     return tiles
 
 
 def strided_kernel(kind: str) -> Callable[[int, int, int, int], None]:
-    """See the ABI. The kind is ``runs``, or ``lines`` or ``tiles`` with the bytes of an element and
-    how many elements lie between one and the next (0: any number).
+    """See the ABI. The kind is ``runs``, or ``lines``, ``tiles`` or ``woven`` with the bytes of an
+    element and how many elements lie between one and the next (0: any number).
     """
     way, _, numbers = kind.partition(" ")
     if way == "runs":
         return _runs()
     width, every = map(int, numbers.split(","))
-    return _lines(width, every) if way == "lines" else _tiles(width, every)
+    return _lines(width, every) if way == "lines" else _tiles(width, every, woven=way == "woven")
