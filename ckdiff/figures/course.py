@@ -19,6 +19,11 @@ _FATES = {
     "returned": "touched and returned",
     "final": "changed at the end",
 }
+_LENGTHS = {
+    "distance": "away from the first",
+    "step_length": "gone in the step",
+    "path_length": "gone so far",
+}
 _STEP = counted("step", "checkpoint")
 _LINE = {"type": "line", "point": True}
 _MOST_LAYERS = 160
@@ -60,6 +65,47 @@ def coverage(steps: Sequence[dict[str, Any]]) -> Figure:
     spec = of_rows({"width": 760, "height": 160, "mark": _LINE, "encoding": encoding})
     says = "Of the elements that differ at the end, the share that differed at each step."
     return Figure("coverage", "How early the final mask was there", says, rows, spec)
+
+
+def lengths(steps: Sequence[dict[str, Any]]) -> Figure:
+    """How far the weights went, of a timeline with statistics; of another no rows."""
+    rows = [
+        {"step": i, "checkpoint": step["checkpoint"], "curve": text, "length": step[key]}
+        for i, step in enumerate(steps, 1)
+        for key, text in _LENGTHS.items()
+        if key in step
+    ]
+    encoding = {
+        "x": _STEP,
+        "y": amount("length", "sum of |difference|", form="~s"),
+        "color": kinds("curve", order=[*_LENGTHS.values()]),
+        "tooltip": tooltip(_CHECKPOINT, ("curve", "", ""), ("length", "length", ".4~s")),
+    }
+    spec = of_rows({"width": 760, "height": 220, "mark": _LINE, "encoding": encoding})
+    says = "How far all weights together went; where the way is longer, some of it was undone."
+    return Figure("lengths", "The way and the distance", says, rows, spec)
+
+
+def directions(steps: Sequence[dict[str, Any]]) -> Figure:
+    """Whether what moved again went onward, of a timeline with statistics; of another no rows."""
+    keys = "checkpoint", "onward", "back"
+    rows = [
+        {"step": i, **{key: step[key] for key in keys}, "share": step["sign_agreement"]}
+        for i, step in enumerate(steps, 1)
+        if step.get("sign_agreement") is not None
+    ]
+    said = ("share", "onward", ".4~%"), ("onward", "elements onward", ","), ("back", "back", ",")
+    encoding = {
+        "x": _STEP,
+        "y": amount("share", "went onward", form=".0%", domain=[0, 1]),
+        "tooltip": tooltip(_CHECKPOINT, *said),
+    }
+    spec = of_rows({"width": 760, "height": 160, "mark": _LINE, "encoding": encoding})
+    says = (
+        "Of the weights that had moved before and moved in this step, the share that went further "
+        "the same way; half of them is what chance would do."
+    )
+    return Figure("directions", "Onward or back", says, rows, spec)
 
 
 def layers(rows: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> Figure:

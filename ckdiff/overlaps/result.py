@@ -35,10 +35,10 @@ class Overlap(Framed):
     stores: list[str]  #: as they were given
     rule: str
     by: By
-    groups: list[str]  #: the first is ``model``
-    elements: IntArray  #: (rows,)
-    pairs: IntArray  #: (rows, upper triangle with diagonal)
-    votes: IntArray  #: (rows, stores + 1): elements that changed in exactly j runs
+    groups: list[str] = field(repr=False)  #: the first is ``model``
+    elements: IntArray = field(repr=False)  #: (rows,)
+    pairs: IntArray = field(repr=False)  #: (rows, upper triangle with diagonal)
+    votes: IntArray = field(repr=False)  #: (rows, stores + 1): what changed in exactly j runs
     null_names: tuple[str, ...]
     moments: dict[str, Moments] = field(repr=False)  #: of the intersections, by null
     #: tensors that are not in all stores with one shape: name, reason, and which stores

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckdiff.figures import agreement, course, density, histograms, shape, spectra
 from ckdiff.figures.figure import Figure
-from ckdiff.reports.numbers import counted, percent
+from ckdiff.reports.numbers import counted, percent, share
 
 Data = dict[str, Any]
 _LISTED = 200  #: rows of a table of words; what is longer says how much is left out
@@ -85,6 +85,8 @@ def _over_time(data: Data) -> Iterator[Section]:
             course.densities(steps, found["elements"]),
             course.coverage(steps),
             course.fates(ends),
+            course.lengths(steps),
+            course.directions(steps),
             course.layers(found["layers"], found["checkpoints"][1:]),
         ]
         named = [replace(figure, name=f"{figure.name}-{i}") for figure in figures if figure.rows]
@@ -108,9 +110,9 @@ def _inside(data: Data) -> Iterator[Section]:
     words = []
     if (shared := found["shared"]) is not None:
         words.append(
-            f"Of the busiest tenth of a matrix's rows, two runs share {shared['rows']:.1%} on "
-            f"average ({shared['rows_chance']:.1%} by chance); of its columns "
-            f"{shared['columns']:.1%} ({shared['columns_chance']:.1%})."
+            f"Of the busiest tenth of a matrix's rows, two runs share {share(shared['rows'])} on "
+            f"average ({share(shared['rows_chance'])} by chance); of its columns "
+            f"{share(shared['columns'])} ({share(shared['columns_chance'])})."
         )
     if spread.rows:
         yield Section("inside", "Where inside the matrices", words, [spread], tabs)

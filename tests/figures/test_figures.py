@@ -53,6 +53,12 @@ STEPS = [
         "changed_since_first": i,
         "changed_since_previous": 1,
         "coverage": i / 4,
+        "step_length": 1.5,
+        "distance": i / 2,
+        "path_length": 1.5 * i,
+        "onward": 3 * i - 3,
+        "back": i - 1,
+        "sign_agreement": 0.75 if i > 1 else None,
     }
     for i in range(1, 5)
 ]
@@ -95,6 +101,8 @@ EVERY = [
     course.densities(STEPS, 10),
     course.coverage(STEPS),
     course.fates({"never": 5, "returned": 1, "final": 4}),
+    course.lengths(STEPS),
+    course.directions(STEPS),
     course.layers(LAYERS, ["a", "b", "c", "d"]),
     shape.concentration(KINDS, ["a", "b"]),
     shape.stripes(STRIPES, run="r"),

@@ -213,7 +213,7 @@ def test_scripts_end_where_they_end() -> None:
 
 def test_a_timeline_is_shown_with_its_last_step(runs: Runs, tmp_path: Path) -> None:
     tuned = [Path(store).with_suffix(".checkpoints") / "tuned" for store in runs.stores]
-    made = ckdiff.timeline([runs.base.parent, *tuned], tmp_path / "run")
+    made = ckdiff.timeline([runs.base.parent, *tuned], tmp_path / "run", stats=True)
     data = report([tmp_path / "run"], tmp_path / "r.html").to_dict()
     (shown,) = data["timelines"]
     counted = [{k: v for k, v in step.items() if k != "checkpoint"} for step in made.steps]
@@ -222,7 +222,8 @@ def test_a_timeline_is_shown_with_its_last_step(runs: Runs, tmp_path: Path) -> N
     (run,) = data["runs"]
     assert run["rules"]["exact"]["changed"] == made.final
     page = (tmp_path / "r.html").read_text("utf-8")
-    assert 'id="timeline-1"' in page
+    for drawn in ("timeline-1", "lengths-1", "directions-1"):
+        assert f'id="{drawn}"' in page
     again = report([made], tmp_path / "again.html").to_dict()
     assert again["timelines"][0]["layers"] == shown["layers"]
 

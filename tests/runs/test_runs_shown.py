@@ -54,6 +54,8 @@ def test_pictures_of_a_timeline(run: ckdiff.Timeline) -> None:
     drawn = [plot.timeline(), plot.coverage(), plot.fates(), plot.layers()]
     assert [f.name for f in drawn] == ["timeline", "coverage", "fates", "layers-over-time"]
     assert {row["elements"] for row in drawn[2].rows} == {run.never, run.returned, run.final}
+    assert not plot.lengths().rows  # there are no statistics
+    assert not plot.directions().rows
     assert all(figure.svg().startswith("<svg") for figure in drawn)
 
 

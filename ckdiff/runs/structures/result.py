@@ -41,10 +41,11 @@ class Structure(Framed):
 
     stores: list[str]  #: as they were given
     rule: str
-    names: list[str]  #: of the matrices
-    dtypes: list[str]
-    shapes: list[tuple[int, ...]]
-    left_out: list[dict[str, Any]]  #: tensors that are not in all stores with one shape
+    names: list[str] = field(repr=False)  #: of the matrices
+    dtypes: list[str] = field(repr=False)
+    shapes: list[tuple[int, ...]] = field(repr=False)
+    #: tensors that are not in all stores with one shape
+    left_out: list[dict[str, Any]] = field(repr=False)
     not_matrices: int  #: tensors with fewer than two dimensions
     counted: IntArray = field(init=False, repr=False)  #: (stores, matrices, COUNTED)
     fours: IntArray = field(init=False, repr=False)  #: (stores, matrices, 5)

@@ -55,7 +55,9 @@ class TimelineShown:
 
     @property
     def plot(self) -> TimelinePlots:
-        """Pictures: ``plot.timeline()``, ``.coverage()``, ``.fates()``, ``.layers()``."""
+        """Pictures: ``plot.timeline()``, ``.coverage()``, ``.fates()``, ``.layers()``; with
+        statistics also ``.lengths()`` and ``.directions()``.
+        """
         return TimelinePlots(self.to_dict(), self.summary)
 
     def _repr_html_(self) -> str:
@@ -95,6 +97,18 @@ class TimelinePlots:
         from ckdiff.figures.course import fates
 
         return fates({key: self._said[key] for key in _FATES})
+
+    def lengths(self) -> Figure:
+        """How far the weights went at each step, and how far away they are."""
+        from ckdiff.figures.course import lengths
+
+        return lengths(self._said["steps"])
+
+    def directions(self) -> Figure:
+        """Of what moved again at each step, the share that went onward."""
+        from ckdiff.figures.course import directions
+
+        return directions(self._said["steps"])
 
     def layers(self) -> Figure:
         """Density of each layer at each step."""
