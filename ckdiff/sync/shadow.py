@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ckdiff.kernels.gpu.compact import Changed
-    from ckdiff.sync.snapshot import Snapshot
+    from ckdiff.kernels.memory import Bytes
 
 _AT_ONCE = 1 << 16  # changed elements that come over together
 _PLACE = 8  # bytes of a position
@@ -43,14 +43,16 @@ class Shadow:
         self._said = False
 
     def over(
-        self, view: PublishedView, snapshot: Snapshot, note: Callable[[str], None]
+        self, view: PublishedView, old: Callable[[str], Bytes], note: Callable[[str], None]
     ) -> PublishedView:
-        """The view, to be read once, each tensor from its begin to its end, while ``snapshot``
+        """The view, to be read once, each tensor from its begin to its end, while the snapshot
         becomes what it is. An error on the way leaves neither this nor the snapshot fit for use.
+
+        ``old`` gives the snapshot's bytes of a tensor by its name.
         """
         if self.why is None and isinstance(view.source, MemoryCheckpoint):
             try:
-                found = _Shadowed(view, view.source, snapshot, self)
+                found = _Shadowed(view, view.source, old, self)
                 return found if found.weights else view
             except RuntimeError as error:  # CUDA's own, such as that its memory is full
                 self.why = str(error).partition("\n")[0]
@@ -64,10 +66,13 @@ class _Shadowed(PublishedView):
     """A model in memory, with the tensors that lie packed on a device replaced by their copies."""
 
     def __init__(
-        self, view: PublishedView, source: MemoryCheckpoint, snapshot: Snapshot, shadow: Shadow
+        self,
+        view: PublishedView,
+        source: MemoryCheckpoint,
+        old: Callable[[str], Bytes],
+        shadow: Shadow,
     ) -> None:
-        self.snapshot, self._shadow, self._whole = snapshot, shadow, view
-        self.at = {name: i for i, name in enumerate(snapshot.table.names)}
+        self.old, self._shadow, self._whole = old, shadow, view
         self.weights: dict[int, Any] = {}  # by place in the source: those that have copies
         self._filled: set[int] = set()
         held = list(source.held)
@@ -167,12 +172,8 @@ class _ShadowReader:
         import torch
 
         view, tensor = self._view, self._tensor
-        name, stored, kind = (
-            view.table.names[tensor],
-            view.stored[tensor],
-            view.table.dtypes[tensor],
-        )
-        old = view.snapshot.tensor(view.at[name])[start : start + size]
+        stored, kind = view.stored[tensor], view.table.dtypes[tensor]
+        old = view.old(view.table.names[tensor])[start : start + size]
         width = max(1, DTYPES[kind].bits // 8)
         edges = changed.positions.new_tensor([start // width, (start + size) // width])
         low, high = torch.searchsorted(changed.positions, edges).tolist()

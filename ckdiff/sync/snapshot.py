@@ -59,7 +59,10 @@ class Snapshot(Checkpoint):
 
     def advanced(self, view: PublishedView, note: Callable[[str], None]) -> PublishedView:
         """The view as this is best made equal to it, all of it: see Shadow.over."""
-        return view if self.shadow is None else self.shadow.over(view, self, note)
+        if self.shadow is None:
+            return view
+        at = {name: i for i, name in enumerate(self.table.names)}
+        return self.shadow.over(view, lambda name: self.tensor(at[name]), note)
 
     def reader(self) -> SpanReader:
         """See Checkpoint."""

@@ -26,7 +26,7 @@ from ckdiff.kernels import BLOCK, gpu, hashing
 from ckdiff.kernels.gpu import preparing
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
-from ckdiff.kernels.gpu.staging import Slot
+from ckdiff.kernels.gpu.preparing import Slot
 from ckdiff.kernels.gpu.tables import COLUMNS, Table
 from ckdiff.kernels.memory import bytes_at
 from ckdiff.rules import Rule

@@ -15,7 +15,7 @@ import torch
 from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import UsageError
 from ckdiff.kernels.gpu.counting import RAW, check, current, slot_for
-from ckdiff.kernels.gpu.staging import Slot
+from ckdiff.kernels.gpu.preparing import Slot
 from ckdiff.kernels.gpu.tables import COLUMNS, MOST, PROGRAM, Table
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import EXACT, Rule

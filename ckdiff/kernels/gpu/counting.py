@@ -20,8 +20,7 @@ from ckdiff.dtypes import DTYPES, DType
 from ckdiff.errors import UsageError
 from ckdiff.kernels import Kernels
 from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.preparing import make_slots
-from ckdiff.kernels.gpu.staging import Slot
+from ckdiff.kernels.gpu.preparing import Slot, make_slots
 from ckdiff.kernels.gpu.tables import COLUMNS, MOST, Int64, Table, sent
 from ckdiff.rules import EXACT, Rule
 

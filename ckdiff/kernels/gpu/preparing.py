@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +15,36 @@ from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.gpu.device import HINT, Device, out_of_memory
-from ckdiff.kernels.gpu.staging import Slot
 from ckdiff.kernels.gpu.tables import BASE, COLUMNS, FIRST, TUNED, Table
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import Rule
 
-__all__ = ["make_slots"]
+if TYPE_CHECKING:
+    from ckdiff.kernels.gpu.digests import Digests
+    from ckdiff.kernels.gpu.fused import Fused
+
+__all__ = ["Slot", "make_slots"]
 
 Bytes = npt.NDArray[np.uint8]
 
 _PAIRS = 1 << 16  # of 8-bit elements; a pair's number is ``base * 256 + tuned``
 _TRIED = (1 << 14) + 100  # elements: several of a launch's programs, and a ragged end
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """What is done with the elements of one dtype."""
+
+    dtype: DType
+    code: Sequence[Fused | Plain]  #: all rules, one after the other; the first is exact
+    digests: Digests | None = None  #: where hashes are had on the device
+
+    def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+        """All rules: one launch, or more where there are very many rules."""
+        first = 0
+        for code in self.code:
+            part = slice(first, first := first + code.rules)
+            code(table, None if masks is None else masks[part], counts[part])
 
 
 def make_slots(

@@ -19,19 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ckdiff.dtypes import DType
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.gpu.device import Device, out_of_memory
+from ckdiff.kernels.gpu.preparing import Slot
 from ckdiff.kernels.gpu.sizes import SMALLEST, STAGES, Sizes, halved
 from ckdiff.kernels.gpu.tables import SIDES, Int64, Table
 from ckdiff.kernels.hashing import UNIT
 
 if TYPE_CHECKING:
-    from ckdiff.kernels.gpu.digests import Digests, Ends
-    from ckdiff.kernels.gpu.fused import Fused
-    from ckdiff.kernels.gpu.preparing import Plain
+    from ckdiff.kernels.gpu.digests import Ends
 
-__all__ = ["Pool", "Slot", "Stage"]
+__all__ = ["Pool", "Stage"]
 
 Flags = npt.NDArray[np.bool_]
 
@@ -41,22 +39,6 @@ _SHORT = 1 << 15
 _move_short = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
     ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
 )
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """What is done with the elements of one dtype."""
-
-    dtype: DType
-    code: Sequence[Fused | Plain]  #: all rules, one after the other; the first is exact
-    digests: Digests | None = None  #: where hashes are had on the device
-
-    def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
-        """All rules: one launch, or more where there are very many rules."""
-        first = 0
-        for code in self.code:
-            part = slice(first, first := first + code.rules)
-            code(table, None if masks is None else masks[part], counts[part])
 
 
 class Pool:
