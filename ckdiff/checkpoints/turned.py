@@ -1,13 +1,13 @@
 """Tensors whose rows go all through what holds them, as those of a transposed matrix do.
 
-Whoever wants a few of their rows reads it all. So they are gathered in whole rows, in one pass, and
-what lies between them is not read for nothing: the rows of the tensors that it is of (gate and up
-of an expert make a *cluster*) are gathered with them, and kept until they are asked for.
+Whoever wants a few of their rows reads it all. So all of them are gathered in one pass, and what
+lies between them is not read for nothing: the tensors that it is of (gate and up of an expert make
+a *cluster*) are gathered with them. They are kept while there is room. Of those that are too large
+the rows that are asked for are gathered, and whole ones.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ckdiff.checkpoints.protocol import IntArray, SpanReader, TensorTable
 
 _LONGEST = 1 << 17  #: bytes of a row: of others there may be too many that are wanted in part
 _SPARE = 4 * _LONGEST  #: bytes of rows that the first and the last span of a window have in part
-_MOST = 4  #: windows whose bytes may be kept of one cluster
+_MOST = 4  #: windows whose bytes one cluster may have that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,16 @@ class Clusters:
     """The tensors that are read so."""
 
     of: Mapping[int, tuple[int, ...]]  #: for each of them its cluster, in order
-    sizes: Sequence[int]  #: in order, bytes that may be kept of a cluster, of which there are some
-
-    def largest(self, window: int) -> int:
-        """The most bytes that are kept of one where windows have so many; 0 where nothing is."""
-        fit = bisect_right(self.sizes, _MOST * window)
-        return self.sizes[fit - 1] if fit else 0
+    sizes: Sequence[
+        tuple[int, int]
+    ]  #: bytes of a cluster and of a tensor of it, of which there are
 
     def room(self, window: int) -> int:
-        """Bytes that are kept at most: a window may end one and begin another, or have many."""
-        largest = self.largest(window)
-        return max(2 * largest, window) if largest else 0
+        """Bytes that are kept at most for windows of so many: those of a cluster, and of what such
+        a window has of the one before.
+        """
+        fit = [(size, each) for size, each in self.sizes if size <= _MOST * window]
+        return window + sum(map(max, zip(*fit, strict=True))) if fit else 0
 
     def memory(self, window: int) -> int:
         """Bytes that a ``Turned`` takes at most."""
@@ -65,8 +64,9 @@ def clusters_of(table: TensorTable, pieces: Mapping[int, tuple[Piece, ...]]) -> 
         for cluster in _close(sorted(places), min(reach, BETWEEN)):
             if len(cluster) > 1 or strides[-1] != 1:
                 found |= dict.fromkeys(cluster, tuple(sorted(cluster)))
-                sizes.add((len(cluster) - 1) * prod(shape) * width)
-    return Clusters(found, sorted(sizes - {0}))
+                each = prod(shape) * width
+                sizes.add((len(cluster) * each, each))
+    return Clusters(found, sorted(sizes))
 
 
 def _close(places: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
@@ -85,29 +85,14 @@ def _width(table: TensorTable, tensor: int) -> int:
     return int(table.nbytes[tensor]) // max(prod(table.shapes[tensor]), 1)
 
 
-@dataclass(slots=True)
-class _Kept:
-    """Rows of a tensor that were gathered with those of another."""
-
-    data: npt.NDArray[np.uint8]  #: room for all of it
-    first: int  #: rows
-    stop: int
-    window: int  #: the last one that put something in, or took something
-
-    def add(self, first: int, stop: int, window: int) -> None:
-        """Note that these rows are there now."""
-        if not self.first <= first <= self.stop:
-            self.first = self.stop = first
-        self.stop, self.window = max(self.stop, stop), window
-
-
 class Turned:
     """Gathers spans of such tensors; for one worker."""
 
     def __init__(self, inner: SpanReader, contents: Contents, clusters: Clusters) -> None:
         self._inner, self._contents, self._clusters = inner, contents, clusters
         self._buffer, self._at = np.empty(0, np.uint8), 0
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, npt.NDArray[np.uint8]] = {}
+        self._used: dict[int, int] = {}  # the last window of which each of those was
         self._most = 0  # bytes of a window so far
         self._window = 0
 
@@ -139,49 +124,43 @@ class Turned:
         self._buffer = np.empty(0, np.uint8)
 
     def _address(self, tensor: int, start: int, size: int) -> int:
-        """Where a span is, once it is there; 0 where it is not."""
+        """Where a span is, once it is there; 0 where there is no room for it."""
+        if tensor in self._kept or self._keep(tensor):
+            self._used[tensor] = self._window
+            return int(self._kept[tensor].ctypes.data) + start
         table = self._contents.table
         row = prod(table.shapes[tensor][1:]) * _width(table, tensor)
         first, stop = start // row, -(-(start + size) // row)
-        kept = self._kept.get(tensor)
-        if kept is not None and kept.first <= first and stop <= kept.stop:
-            kept.window = self._window
-            return int(kept.data.ctypes.data) + start
-        room = -(-(stop - first) * row // 64) * 64
-        if self._at + room > len(self._buffer):
-            return 0
         into = int(self._buffer.ctypes.data) + self._at
-        self._at += room
-        others = self._beside(tensor)
-        places = [int(self._kept[other].data.ctypes.data) + first * row for other in others]
-        self._gather([(tensor, into), *zip(others, places, strict=True)], first, stop)
-        for other in others:
-            self._kept[other].add(first, stop, self._window)
+        self._at += -(-(stop - first) * row // 64) * 64
+        if self._at > len(self._buffer):
+            return 0
+        self._gather([(tensor, into)], first, stop)
         return into + start - first * row
 
-    def _beside(self, tensor: int) -> Sequence[int]:
-        """The tensors that are kept where a span of this one is gathered; there is room for them
-        then.
-        """
-        table, (leader, *others) = self._contents.table, self._clusters.of[tensor]
+    def _keep(self, tensor: int) -> bool:
+        """Gather a tensor, and those of its cluster that follow, if there is room for them."""
+        table, cluster = self._contents.table, self._clusters.of[tensor]
         size = int(table.nbytes[tensor])
-        if tensor != leader or not 0 < len(others) * size <= self._clusters.largest(self._most):
-            return ()
-        fresh = [other for other in others if other not in self._kept]
+        if len(cluster) * size > _MOST * self._most:
+            return False
+        fresh = [other for other in cluster if other >= tensor and other not in self._kept]
         room = self._clusters.room(self._most) - len(fresh) * size
-        held = sum(len(kept.data) for kept in self._kept.values())
+        held = sum(map(len, self._kept.values()))
         free = []  # to be taken again: what is new has to be cleared by the system
-        for old, kept in sorted(self._kept.items(), key=lambda pair: pair[1].window):
-            if held > room and kept.window < self._window and old not in others:
-                free.append(self._kept.pop(old).data)
+        for old in sorted(self._kept, key=self._used.__getitem__):
+            if held > room and self._used[old] < self._window:
+                free.append(self._kept.pop(old))
                 held -= len(free[-1])
         if held > room:
-            return ()
+            return False
         free = [data for data in free if len(data) == size]
-        for other in fresh:
-            data = free.pop() if free else np.empty(size, np.uint8)
-            self._kept[other] = _Kept(data, 0, 0, self._window)
-        return others
+        come = {other: free.pop() if free else np.empty(size, np.uint8) for other in fresh}
+        into = [(other, int(data.ctypes.data)) for other, data in come.items()]
+        self._gather(into, 0, table.shapes[tensor][0])
+        self._kept |= come
+        self._used |= dict.fromkeys(come, self._window)
+        return True
 
     def _gather(self, into: Sequence[tuple[int, int]], first: int, stop: int) -> None:
         """Copy these rows of tensors of one cluster, each to an address."""
