@@ -166,6 +166,21 @@ def _add_rows(b: Any, planes: list[Value], rows: list[Value]) -> None:
     _carry(b, planes, rows[0])
 
 
+def _by_some(b: Any, first: Value, rows: Value, add: Callable[[Value, int], None]) -> None:
+    """Add rows one by one until as many as are taken together begin at a multiple of their number,
+    then these, then the rest one by one.
+    """
+    head = b.and_(b.neg(first), I64(_TOGETHER - 1))
+    head = b.select(b.icmp_unsigned("<", head, rows), head, rows)
+    rounds = b.udiv(b.sub(rows, head), I64(_TOGETHER))
+    done = b.add(head, b.mul(rounds, I64(_TOGETHER)))
+    for begin, count, many in (
+        (I64(0), head, 1), (head, rounds, _TOGETHER), (done, b.sub(rows, done), 1)
+    ):  # fmt: skip
+        with cgutils.for_range(b, count) as loop:
+            add(b.add(begin, b.mul(loop.index, I64(many))), many)
+
+
 def _spill(b: Any, planes: list[Value], columns: Value) -> None:
     """Add the counts whose binary digits are in ``planes`` to 512 uint16 at ``columns``."""
     digits = [b.load(plane) for plane in planes]
@@ -207,17 +222,7 @@ def _strip(
             _add_rows(b, planes, found)
             _end_bands(b, b.add(first, b.add(at, I64(many))), slots, (small, large))
 
-        # rows one by one until as many as are taken together begin at a multiple of their number
-        head = b.and_(b.neg(first), I64(_TOGETHER - 1))
-        head = b.select(b.icmp_unsigned("<", head, rows), head, rows)
-        rounds = b.udiv(b.sub(rows, head), I64(_TOGETHER))
-        done = b.add(head, b.mul(rounds, I64(_TOGETHER)))
-        with cgutils.for_range(b, head) as row:
-            add(row.index, 1)
-        with cgutils.for_range(b, rounds) as some:
-            add(b.add(head, b.mul(some.index, I64(_TOGETHER))), _TOGETHER)
-        with cgutils.for_range(b, b.sub(rows, done)) as row:
-            add(b.add(done, row.index), 1)
+        _by_some(b, first, rows, add)
         _spill(b, planes, columns)
         for slot, place in zip((small, large), places, strict=True):
             b.store(b.load(slot), place, align=1)
