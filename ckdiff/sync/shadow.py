@@ -50,7 +50,9 @@ class Shadow:
 
         ``old`` gives the snapshot's bytes of a tensor by its name.
         """
-        if self.why is None and isinstance(view.source, MemoryCheckpoint):
+        if not isinstance(view.source, MemoryCheckpoint):
+            self.copies = {}  # from now on they are not what the snapshot is
+        elif self.why is None:
             try:
                 found = _Shadowed(view, view.source, old, self)
                 return found if found.weights else view
@@ -79,6 +81,7 @@ class _Shadowed(PublishedView):
         for place in view.positions.tolist():
             one, name = held[place], source.table.names[place]
             if not isinstance(one, HeldOnDevice) or not one.tensor.is_contiguous():
+                shadow.copies.pop(name, None)  # from now on it is not what the snapshot is
                 continue
             weight = self.weights[place] = one.tensor.detach()
             copy = shadow.copies.get(name)
