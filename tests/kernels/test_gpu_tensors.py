@@ -15,7 +15,8 @@ import ckdiff
 from ckdiff.checkpoints.places.heldtorch import HeldOnDevice
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels import gpu
-from ckdiff.kernels.gpu import staging
+from ckdiff.kernels.gpu import kernels, staging
+from ckdiff.kernels.gpu.sizes import Sizes
 
 #: bytes of those that do not lie as code likes them: strided, and one element off, of two sides
 COPIED = 4 * 2000 + 2 * 2 * 1999
@@ -32,6 +33,25 @@ def test_nothing_is_copied_and_the_store_is_the_same(
     assert found.rules["exact"]["changed"] > 1000
     assert sum(copied) == COPIED
     assert found.device_why == "torch's CPU: tensors are on it"
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_there_is_no_room_for_copies_where_there_are_none(
+    strided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [{"t": tensor} for tensor in (torch.zeros(999, 3), torch.ones(999, 3))]
+    if strided:
+        states[1]["t"] = torch.ones(3, 999).t()
+    asked: list[bool] = []
+
+    def sizes(*arguments: Any, copied: bool) -> Sizes:
+        asked.append(copied)
+        return Sizes(*arguments, copied=copied)
+
+    pretend(monkeypatch)
+    monkeypatch.setattr(kernels, "Sizes", sizes)
+    assert diffed(*states, None).rules["exact"]["changed"] == 2997
+    assert asked == [strided]
 
 
 @pytest.mark.parametrize("side", [0, 1])
