@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import abi, hashing
+from ckdiff.kernels import abi, entropy, hashing
 from ckdiff.kernels.binades import WAYS, bins
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.contents import ContentHasher
@@ -35,6 +35,13 @@ def random_masks(rng: np.random.Generator, stores: int, size: int) -> Masks:
         held[1:] = np.packbits(bits, bitorder="little")
         masks.append(held[1:])
     return masks
+
+
+@given(seed=st.integers(0, 2**32), words=st.integers(1, 70))
+def test_bits_and_zero_bytes_of_a_mask(seed: int, words: int) -> None:
+    (mask,) = random_masks(np.random.default_rng(seed), 1, 8 * words)
+    zeros = len(mask) - np.count_nonzero(mask)
+    assert entropy.survey(mask) == (np.unpackbits(mask).sum(), zeros)
 
 
 def segments_of(

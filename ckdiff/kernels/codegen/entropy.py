@@ -6,11 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import STREAM
 from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value
+from ckdiff.kernels.codegen.vectors import (
+    BYTES,
+    WORDS,
+    add_up,
+    constant,
+    count_ones,
+    load_vector,
+)
 from ckdiff.kernels.codegen.words import load_word, ones, store_word
 
 
@@ -41,11 +49,32 @@ def load_entry(typing: Any, width: Any, table: Any, address: Any) -> Any:
     return types.uint64(width, types.int64, types.int64), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _survey_vectors(typing: Any, data: Any, count: Any) -> Any:
+    """(bits that are set, bytes that are zero) in ``count`` vectors."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        data, count = args
+        bits = cgutils.alloca_once_value(b, constant(0))
+        zeros = cgutils.alloca_once_value(b, I64(0))
+        lanes = ir.VectorType(I8, BYTES)
+        with cgutils.for_range(b, count) as loop:
+            vector = load_vector(b, b.add(data, b.mul(loop.index, I64(BYTES))))
+            b.store(b.add(b.load(bits), count_ones(b, vector)), bits)
+            flags = b.icmp_unsigned("==", b.bitcast(vector, lanes), ir.Constant(lanes, [0] * BYTES))
+            b.store(b.add(b.load(zeros), b.ctpop(b.bitcast(flags, I64))), zeros)
+        found = [add_up(b, b.load(bits)), b.load(zeros)]
+        return context.make_tuple(b, signature.return_type, found)
+
+    pair = types.UniTuple(types.int64, 2)  # type: ignore[attr-defined]
+    return pair(types.int64, types.int64), generate
+
+
 def survey_kernel() -> Callable[[int, int, int], None]:
     def survey(data: int, words: int, out: int) -> None:
-        bits = 0
-        zeros = 0
-        for i in range(words):
+        vectors = words // WORDS
+        bits, zeros = _survey_vectors(data, vectors)
+        for i in range(WORDS * vectors, words):
             word = types.uint64(load_word(data + 8 * i))
             bits += ones(word)
             zeros += zero_bytes(word)
