@@ -275,7 +275,9 @@ PLACES_MARGIN = 64
 
 #: of the two innermost dimensions the size, and the bytes from one to the next in the source and in
 #: what is written; outer dimensions; bytes from the first element to where the walk is, on both
-#: sides (zeros at first). A run is a row, and has its bytes for columns.
+#: sides (zeros at first). A run is a row, and has its bytes for columns. Of what is woven each row
+#: is followed by one of another box in the source: how far that lies away in what is written is
+#: where the step of columns would be.
 (
     BOX_ROWS, BOX_ROW_SOURCE, BOX_ROW_OUT, BOX_COLUMNS, BOX_COLUMN_SOURCE, BOX_COLUMN_OUT,
     BOX_DIMENSIONS, BOX_SOURCE, BOX_OUT,

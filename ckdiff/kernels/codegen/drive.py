@@ -107,6 +107,11 @@ def make(recipe: int, elements: int) -> int:
     return recipe
 
 
+#: segments of a few elements are over before memory has delivered the next: it is asked for what
+#: so many further on need
+_FEW, _AHEAD = 1 << 13, 8
+
+
 def drive_kernel() -> Callable[..., None]:
     """The driver as a Python function; compiled by :mod:`ckdiff.kernels.codegen`."""
 
@@ -115,6 +120,7 @@ def drive_kernel() -> Callable[..., None]:
         counts: int, hashes: int, xxh3: int, statistics: int, scratch: int,
     ) -> None:  # fmt: skip
         mode = enter_default_mode()
+        last = segments + (segment_count - 1) * (8 * SEG_COLUMNS)
         for s in range(segment_count):
             at = segments + s * (8 * SEG_COLUMNS)
             base_at = load_word(at + 8 * SEG_BASE)
@@ -171,17 +177,26 @@ def drive_kernel() -> Callable[..., None]:
                     base_low, base_high = load_word(sums), load_word(sums + 8)
                     tuned_low, tuned_high = load_word(sums + 16), load_word(sums + 24)
                     exact = load_word(masks) + position // 8
+                    # While a unit is hashed from cache, memory delivers the next block, be it of
+                    # another segment: rows that lie apart are as many segments.
+                    next_base, next_tuned = base_at, tuned_at
+                    if elements == left:
+                        few = load_word(at + 8 * SEG_ELEMENTS) <= _FEW
+                        later = at + (_AHEAD if few else 1) * (8 * SEG_COLUMNS)
+                        if later > last:
+                            later = last
+                        next_base = load_word(later + 8 * SEG_BASE)
+                        next_tuned = load_word(later + 8 * SEG_TUNED)
                     done = 0
                     u = unit
                     while done < block_bytes:
                         size = block_bytes - done
                         if size > unit_bytes:
                             size = unit_bytes
-                        # While this unit is hashed from cache, memory delivers the next block.
-                        if base_at > 0:
-                            fetch_lines(base_at + done, size)
-                        if tuned_at > 0:
-                            fetch_lines(tuned_at + done, size)
+                        if next_base > 0:
+                            fetch_lines(next_base + done, size)
+                        if next_tuned > 0:
+                            fetch_lines(next_tuned + done, size)
                         factor = weight(types.uint64(u))
                         digest = call_xxh3(xxh3, base + done, size)
                         base_low += types.int64(digest[0] * factor)
