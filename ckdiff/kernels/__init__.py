@@ -157,12 +157,13 @@ class Kernels:
             raise ValueError(f"segments have {abi.SEG_COLUMNS} columns")
         if not len(segments):
             return
-        low, high = segments.min(axis=0).tolist(), segments.max(axis=0).tolist()
-        within(low[abi.SEG_ROW], high[abi.SEG_ROW] + 1, rows)
-        within(low[abi.SEG_SLOT], high[abi.SEG_SLOT] + 1, len(self._slots))
-        ends = segments[:, abi.SEG_POSITION] + segments[:, abi.SEG_ELEMENTS]
+        # column by column: all at once takes four times as long
+        for column, most in ((abi.SEG_ROW, rows), (abi.SEG_SLOT, len(self._slots))):
+            within(int(segments[:, column].min()), int(segments[:, column].max()) + 1, most)
+        begins, elements = segments[:, abi.SEG_POSITION], segments[:, abi.SEG_ELEMENTS]
         bits = 8 * min((len(mask) for mask in masks), default=0)
-        within(min(low[abi.SEG_POSITION], low[abi.SEG_ELEMENTS]), int(ends.max()), bits)
+        low = min(int(begins.min()), int(elements.min()))
+        within(low, int((begins + elements).max()), bits)
 
     def _hash_slowly(self, segments: Int64, into: Results) -> None:
         for segment in segments:
