@@ -144,24 +144,26 @@ def scaled(
     return Recipe(c_function("scale", scaling.dtype), count, row)
 
 
-def turned(pairs: Bytes, powers: Bytes, row: int, columns: int, count: int) -> Recipe:
+def turned(pairs: Bytes, powers: Bytes, at: tuple[int, int], columns: int, values: int) -> Recipe:
     """Values of F4 that lie turned: rows of ``columns`` bytes are two rows of values, the low
     halves first, and each 32 rows of values have a row of F8_E8M0.
 
-    The first value is that of row ``row`` and column 0; ``pairs`` begins with the row of bytes that
-    it is in, and ``powers`` with its row of scales. Of both ``abi.LANES`` bytes more may be read.
-    Raises ValueError where something lies outside, and TypeError for arrays of something else.
+    The first value is that of a row and a column; ``pairs`` begins with the row of bytes that it is
+    in, and ``powers`` with its row of scales. Of both ``abi.LANES`` bytes more may be read. Raises
+    ValueError where something lies outside, and TypeError for arrays of something else.
     """
-    if min(row, columns - 1, count - 1) < 0:
+    row, column = at
+    if min(row, column, columns - column - 1, values - 1) < 0:
         raise ValueError("rows have columns, and recipes values")
-    last = row + (count - 1) // columns
+    last = row + (column + values - 1) // columns
     places = [
         place(data, U8, columns * (last // rows - row // rows + 1) + abi.LANES)
         for data, rows in ((pairs, 2), (powers, _GROUP))
     ]
     row %= _GROUP
     places[0] -= row // 2 * columns  # where the rows of its group would begin
-    return Recipe(c_function("halves"), count, (*places, 0, 0, columns, *[0] * 5, row, *[0] * 4))
+    walk = columns, *[0] * 4, column, row, *[0] * 4
+    return Recipe(c_function("halves"), values, (*places, 0, 0, *walk))
 
 
 def scale(

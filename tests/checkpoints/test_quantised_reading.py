@@ -115,14 +115,19 @@ def test_memory_is_that_of_a_window(tmp_path: Path) -> None:
     scheme = made(grouped((2, 2048, 1024), "U8", turned=True))
     with opened(tmp_path / "m.safetensors", scheme) as view, closing(view.reader()) as reader:
         window = 1 << 20
-        assert view.reader_memory(window) == window + window // 2 + blockscalereader.SCRATCH
+        assert view.reader_memory(window) == window * 5 // 2 + blockscalereader.SCRATCH
         assert isinstance(reader, blockscalereader.ScaledReader)
-        for start in range(0, 4 * 2 * 2048 * 1024, 4 * 1_234_567):
-            for part in [("mlp.up_proj", start, window)], [("mlp.up_proj", start + 8000, 4000)]:
-                reader.acquire(*conformance.columns(view, part))
-                reader.release()
-        assert len(reader._values) <= window + 64
-        assert len(reader._turned) <= window // 2 + 1000
+        turning = reader._turning
+        assert turning is not None
+        for size in (window, 4 * window):  # matrices that are large, and some that are not
+            for start in range(0, 4 * 2 * 2048 * 1024 - size, 4 * 1_234_567):
+                for part in [("mlp.up_proj", start, size)], [("mlp.up_proj", start + 8000, 4000)]:
+                    reader.acquire(*conformance.columns(view, part))
+                    reader.release()
+                    held = [*turning._parts, *{**turning._before, **turning._whole}.values()]
+                    most = turning.memory(max(size, 4 * window)) if size > window else window // 2
+                    assert sum(x.pairs.nbytes + x.powers.nbytes for x in held) <= most + 1000
+            assert len(reader._values) <= size + 64
 
 
 def test_turned_tensors_are_read_in_bands(tmp_path: Path, monkeypatch: Any) -> None:

@@ -224,17 +224,17 @@ def test_elements_of_half_a_byte_begin_with_a_byte() -> None:
 def test_any_rows_of_turned_pairs(data: st.DataObject) -> None:
     """Rows of values are halves of rows of bytes; the last may be a part of one."""
     columns, row = data.draw(st.integers(1, 200)), data.draw(st.integers(0, 70))
-    count = data.draw(st.integers(1, 70 * columns))
-    last = row + (count - 1) // columns
+    column, count = data.draw(st.integers(0, columns - 1)), data.draw(st.integers(1, 70 * columns))
+    last = row + (column + count - 1) // columns
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     pairs, powers = (
         rng.integers(0, 256, (last // some - row // some + 1) * columns + abi.LANES, np.uint8)
         for some in (2, 32)
     )
     found = np.full(count + 1, 1.5, np.float32).view(np.uint8)
-    turned(pairs, powers, row, columns, count).make(found)
+    turned(pairs, powers, (row, column), columns, count).make(found)
     assert found[-4:].view(np.float32)[0] == 1.5
-    places = np.arange(count)
+    places = np.arange(column, column + count)
     rows = row + places // columns
     at = (rows // 2 - row // 2) * columns + places % columns
     halves = pairs[at] >> (rows % 2 * 4).astype(np.uint8) & 15
@@ -251,17 +251,26 @@ def test_turned_pairs_that_do_not_fit() -> None:
 
     pairs, powers = u8(16 * 60 + abi.LANES), u8(60 + abi.LANES)
     out = u8(4 * 32 * 60)
-    turned(pairs, powers, 64, 60, 32 * 60).make(out)
-    for row, columns, count in [(64, 60, 32 * 60 + 1), (65, 60, 32 * 60), (0, 0, 1), (-1, 60, 1)]:
+    turned(pairs, powers, (64, 0), 60, 32 * 60).make(out)
+    for at, columns, count in [
+        ((64, 0), 60, 32 * 60 + 1),
+        ((64, 1), 60, 32 * 60),
+        ((65, 0), 60, 32 * 60),
+        ((0, 0), 0, 1),
+        ((0, 60), 60, 1),
+        ((-1, 0), 60, 1),
+        ((0, 0), 60, 0),
+    ]:
         with pytest.raises(ValueError, match=r"kernel|rows"):
-            turned(pairs, powers, row, columns, count)
-    for recipe in turned(pairs, powers, 0, 60, 32 * 60), turned(pairs, powers, 1, 60, 31 * 60):
+            turned(pairs, powers, at, columns, count)
+    for at, count in ((0, 0), 32 * 60), ((1, 5), 31 * 60 - 5):
+        recipe = turned(pairs, powers, at, 60, count)
         with pytest.raises(ValueError, match="kernel"):
             recipe.make(out[: 4 * recipe.values - 1])
     with pytest.raises(ValueError, match="kernel"):
-        turned(pairs, powers[:-1], 0, 60, 32 * 60)
+        turned(pairs, powers[:-1], (0, 0), 60, 32 * 60)
     with pytest.raises(TypeError):
-        turned(pairs.view(np.int8), powers, 0, 60, 1)
+        turned(pairs.view(np.int8), powers, (0, 0), 60, 1)
 
 
 def test_numbers_that_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import xxhash
 from ckdiff.checkpoints.formats.strictjson import any_value, skip_blank
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.checkpoints.views.blockscalereader import SCRATCH, ScaledReader, wanted
+from ckdiff.checkpoints.views.blockscaleturned import Turning
 from ckdiff.checkpoints.views.quantised import Quantised, quantised
 from ckdiff.checkpoints.views.quantisedgrid import Declared
 from ckdiff.checkpoints.views.wrapping import View
@@ -74,16 +75,14 @@ class ScaledView(View):
     def reader_memory(self, window: int) -> int:
         """See Checkpoint: values, scratch, and what the inner reader takes for all that is asked.
 
-        A value needs at most a scale besides its element. Of one that is turned there are at most
-        two bytes: in a row of values alone one of elements, half of it for nothing, and one of
-        scales.
+        A value needs at most a scale besides its element.
         """
         asked = window
         for how in self.scaled.values():
             if how.scaling is not None and not how.turned:
                 bits = DTYPES[how.scaling.dtype].bits + DTYPES[how.scaling.scale_dtype].bits
                 asked = max(asked, window * bits // 32)
-        turned = self._turned * (self.inner.reader_memory(asked) + window // 2)
+        turned = self._turned * (self.inner.reader_memory(asked) + Turning.memory(window))
         return self.inner.reader_memory(asked) + turned + window + SCRATCH
 
     def share(self, spool: int, connections: int) -> None:

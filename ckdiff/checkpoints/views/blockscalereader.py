@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.checkpoints.views.blockscaleturned import turned_bytes, turned_recipes
+from ckdiff.checkpoints.views.blockscaleturned import Turning
 from ckdiff.checkpoints.views.quantised import Scaled
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import BLOCK
@@ -96,7 +96,8 @@ class ScaledReader:
         self._within, self._scaled = within, scaled
         self._inner, self._aside = inner, aside
         self._lazy = False
-        self._values, self._turned, self._room = (np.empty(0, np.uint8) for _ in range(3))
+        self._turning = None if aside is None else Turning(aside)
+        self._values = self._room = np.empty(0, np.uint8)
         self._recipes = np.empty((0, 0), np.int64)
 
     def give_recipes(self) -> None:
@@ -130,17 +131,16 @@ class ScaledReader:
 
     def _recipes_of(self, wanted: list[_Made], held: Mapping[int, Bytes]) -> list[list[Recipe]]:
         """How values are made of the parts that are held, and of what is read aside."""
-        sizes = [0 if x.parts else turned_bytes(x.how, x.first, x.stop) for x in wanted]
-        self._turned = _enough(self._turned, sum(sizes))
-        rest, recipes = self._turned, []
-        for made, size in zip(wanted, sizes, strict=True):
+        window = sum(made.nbytes for made in wanted)
+        if self._turning is not None:
+            self._turning.begin()
+        recipes = []
+        for made in wanted:
             if made.parts:
                 recipes.append([part.recipe(held) for part in made.parts])
                 continue
-            assert self._aside is not None
-            span = made.first, made.stop
-            recipes.append(turned_recipes(self._aside, made.how, *span, rest[:size]))
-            rest = rest[size:]
+            assert self._turning is not None
+            recipes.append(self._turning.recipes(made.how, made.first, made.stop, window))
         return recipes
 
     def _make(self, wanted: list[_How], addresses: IntArray) -> None:
@@ -180,7 +180,8 @@ class ScaledReader:
         self._inner.close()
         if self._aside is not None:
             self._aside.close()
-        self._values = self._turned = self._room = np.empty(0, np.uint8)
+        self._values = self._room = np.empty(0, np.uint8)
+        self._turning = None
 
     def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> Wanted:
         return wanted(self._within, self._scaled, (tensors, starts, nbytes))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
@@ -50,55 +49,97 @@ class _Box:
         return (last - first) * self.columns + LANES
 
 
-@dataclass(frozen=True, slots=True)
 class _Filled:
-    """A box, and its bytes as rows of values."""
+    """A box, and its bytes as rows of values: to be filled."""
 
-    box: _Box
-    pairs: Bytes  #: a row for each two rows of values
-    powers: Bytes  #: a row for each group of them
+    def __init__(self, box: _Box) -> None:
+        self.box = box
+        #: a row for each two rows of values, and a row for each group of them
+        self.pairs, self.powers = (np.empty(box.nbytes(size), np.uint8) for size in (2, GROUP))
 
-    def recipe(self) -> Recipe:
-        box = self.box
-        count = box.columns * (box.right - box.left)
-        return turned(self.pairs, self.powers, box.left % GROUP, box.columns, count)
+    def recipe(self, first: int, stop: int) -> Recipe:
+        """For the values [first, stop) of the box."""
+        columns = self.box.columns
+        row, column = divmod(first, columns)
+        row += self.box.left
+        down = (row // size - self.box.left // size for size in (2, GROUP))
+        pairs, powers = (
+            data[columns * n :] for data, n in zip((self.pairs, self.powers), down, strict=True)
+        )
+        return turned(pairs, powers, (row, column), columns, stop - first)
 
 
-def turned_bytes(how: Scaled, first: int, stop: int) -> int:
-    """Bytes that ``turned_recipes`` puts together for the values [first, stop)."""
-    return sum(box.nbytes(2) + box.nbytes(GROUP) for box in _boxes(how, first, stop))
+class Turning:
+    """Puts together what the windows of one reader want, one after the other.
 
-
-def turned_recipes(
-    reader: SpanReader, how: Scaled, first: int, stop: int, out: Bytes
-) -> list[Recipe]:
-    """Recipes for the values [first, stop) of a turned tensor, in order; what they are made of goes
-    to ``out``.
-
-    Nothing that ``reader`` holds is left. Raises SourceChanged and CheckpointError.
+    Of what ``reader`` reads nothing is held.
     """
-    filled = []
-    for box in _boxes(how, first, stop):
-        middle, end = box.nbytes(2), box.nbytes(2) + box.nbytes(GROUP)
-        filled.append(_Filled(box, out[:middle], out[middle:end]))
-        out = out[end:]
-    for _, some in groupby(filled, lambda part: part.box.matrix):
-        _read(reader, how, list(some))
-    return [part.recipe() for part in filled]
+
+    def __init__(self, reader: SpanReader) -> None:
+        self._reader = reader
+        self._whole: dict[tuple[int, int], _Filled] = {}  # matrices, by elements and number
+        self._before = self._whole  # those of the window before
+        self._parts: list[_Filled] = []
+
+    @staticmethod
+    def memory(window: int) -> int:
+        """Bytes that are held at most for windows of so many bytes."""
+        return 3 * window // 2
+
+    def begin(self) -> None:
+        """Begin a window: recipes of the one before are good no more."""
+        self._before, self._whole, self._parts = self._whole, {}, []
+
+    def recipes(self, how: Scaled, first: int, stop: int, window: int) -> list[Recipe]:
+        """Recipes for the values [first, stop) of a turned tensor, in order. ``window`` are bytes.
+
+        Raises SourceChanged and CheckpointError.
+        """
+        assert how.scaling is not None
+        height, width = how.scaling.columns, how.scaling.rows
+        found: list[Recipe] = []
+        while first < stop:
+            matrix, begin = divmod(first, height * width)
+            end = min(height * width, begin + stop - first)
+            whole = self._matrix(how, _Box(matrix, 0, width, 0, height), window)
+            if whole is not None:
+                found.append(whole.recipe(begin, end))
+            else:
+                parts = [_Filled(box) for box in _boxes(matrix, width, begin, end)]
+                _read(self._reader, how, parts)
+                self._parts += parts
+                found += [part.recipe(0, _size(part.box)) for part in parts]
+            first += end - begin
+        return found
+
+    def _matrix(self, how: Scaled, box: _Box, window: int) -> _Filled | None:
+        """A whole matrix, which the windows that follow want as well; None where it is large."""
+        key = how.elements, box.matrix
+        filled = self._whole.get(key) or self._before.get(key)
+        if key in self._before:  # it is good as long as the source is what it was
+            _acquired(self._reader, how, box.matrix * box.bottom * (box.right // GROUP), 1)
+            self._reader.release()
+        if filled is None and box.nbytes(2) + box.nbytes(GROUP) <= 5 * window // 8:
+            self._before = {}  # windows go on: what it has first is what the one before had last
+            filled = _Filled(box)
+            _read(self._reader, how, [filled])
+        if filled is not None:
+            self._whole[key] = filled
+        return filled
 
 
-def _boxes(how: Scaled, first: int, stop: int) -> Iterator[_Box]:
-    """Of each matrix a rest of a row of values, rows, and a rest."""
-    assert how.scaling is not None
-    width, area = how.scaling.rows, how.scaling.rows * how.scaling.columns
+def _size(box: _Box) -> int:
+    return box.columns * (box.right - box.left)
+
+
+def _boxes(matrix: int, width: int, first: int, stop: int) -> Iterator[_Box]:
+    """A rest of a row of values, rows, and a rest."""
     while first < stop:
-        matrix, begin = divmod(first, area)
-        count = min(area - begin, stop - first)
-        row, column = divmod(begin, width)
-        rows = 1 if column else max(1, count // width)
-        box = _Box(matrix, column, min(width, column + count), row, row + rows)
+        row, column = divmod(first, width)
+        rows = 1 if column else max(1, (stop - first) // width)
+        box = _Box(matrix, column, min(width, column + stop - first), row, row + rows)
         yield box
-        first += rows * box.columns
+        first += _size(box)
 
 
 def _read(reader: SpanReader, how: Scaled, filled: list[_Filled]) -> None:
@@ -113,12 +154,7 @@ def _read(reader: SpanReader, how: Scaled, filled: list[_Filled]) -> None:
         stop = min(row + step, bottom)
         begin = (boxes[0].matrix * scaling.rows + row) * groups + first
         reach = (stop - row - 1) * groups + last - first  # groups from the first to the last
-        found = reader.acquire(
-            np.array([how.elements, how.scales], np.int64),
-            np.array([begin * _HALF, begin], np.int64),
-            np.array([reach * _HALF, reach], np.int64),
-        ).tolist()
-        pairs, powers = bytes_at(found[0], reach * _HALF), bytes_at(found[1], reach)
+        pairs, powers = _acquired(reader, how, begin, reach)
         for part in filled:
             low, high = max(row, part.box.top), min(stop, part.box.bottom)
             for data, out, size, width in (
@@ -132,3 +168,13 @@ def _read(reader: SpanReader, how: Scaled, filled: list[_Filled]) -> None:
                         (end - line, high - low), (1, groups * width), (part.box.columns, 1), 1,
                     )  # fmt: skip
         reader.release()
+
+
+def _acquired(reader: SpanReader, how: Scaled, begin: int, reach: int) -> tuple[Bytes, Bytes]:
+    """So many groups as they are stored, and their scales."""
+    found = reader.acquire(
+        np.array([how.elements, how.scales], np.int64),
+        np.array([begin * _HALF, begin], np.int64),
+        np.array([reach * _HALF, reach], np.int64),
+    ).tolist()
+    return bytes_at(found[0], reach * _HALF), bytes_at(found[1], reach)
