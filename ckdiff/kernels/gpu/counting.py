@@ -21,7 +21,7 @@ from ckdiff.errors import UsageError
 from ckdiff.kernels import Kernels
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.preparing import Slot, make_slots
-from ckdiff.kernels.gpu.tables import COLUMNS, MOST, Int64, Table, sent
+from ckdiff.kernels.gpu.tables import MOST, Int64, Table, sent
 from ckdiff.rules import EXACT, Rule
 
 __all__ = ["RAW", "check", "count_changed", "current", "slot_for"]
@@ -62,9 +62,12 @@ def count_changed(
             for table, owners in _tables([(i, *pairs[i]) for i in some], DTYPES[name]):
                 counts = torch.empty((len(every), table.programs), dtype=torch.int32, device=where)
                 slot.compare(table.sent(where), None, counts)
-                whose = sent(owners, where)
+                # sums of rows are differences of running sums: to add at one place is slow there
+                whose, last = sent(owners, where), sent(table.lasts, where)
                 for column, rule in enumerate(columns):
-                    out[:, column].index_add_(0, whose, counts[rule].to(torch.int64))
+                    until = counts[rule].cumsum(0, dtype=torch.int64)[last]
+                    rows = until.diff(prepend=until.new_zeros(1))
+                    out[:, column].index_add_(0, whose, rows)
     return out
 
 
@@ -119,7 +122,7 @@ def current(where: torch.device) -> contextlib.AbstractContextManager[Any]:
 def _tables(
     pairs: Sequence[tuple[int, Tensor, Tensor]], of: DType
 ) -> Iterator[tuple[Table, Int64]]:
-    """Tables of all elements of some pairs, and whose each program is."""
+    """Tables of all elements of some pairs, and whose each row is."""
     rows = [
         (
             base.data_ptr() + first * of.bits // 8,
@@ -133,5 +136,4 @@ def _tables(
     ]
     for start in range(0, len(rows), _ROWS):
         numbers = np.array(rows[start : start + _ROWS], np.int64)
-        table = Table.of(*numbers.T[:4])
-        yield table, numbers[table.here[COLUMNS * table.rows :], 4]
+        yield Table.of(*numbers.T[:4]), numbers[:, 4].copy()

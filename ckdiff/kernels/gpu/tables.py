@@ -80,6 +80,11 @@ class Table:
         self.numbers = sent(self.here, device)
         return self
 
+    @property
+    def lasts(self) -> Int64:
+        """The last program of each row."""
+        return np.append(self.firsts[1:], self.programs) - 1
+
     def sums(self, counts: npt.NDArray[np.signedinteger]) -> Int64:
         """int64 (rows, n), modulo 2**64, of numbers for each program, (n, programs)."""
         return np.add.reduceat(counts, self.firsts, axis=1, dtype=np.int64).T
