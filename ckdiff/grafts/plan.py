@@ -119,8 +119,8 @@ class Plan:
         """What a user should know before the result is taken for more than it is."""
         if self.unmasked:
             yield (
-                f"{len(self.unmasked):,} of the base's tensors are not in the mask store and stay "
-                f"as they are: {several(self.unmasked)}"
+                "tensors of the base that are not in the mask store stay as they are "
+                f"({len(self.unmasked):,}): {several(self.unmasked)}"
             )
         if self.partly:
             yield (
@@ -135,8 +135,8 @@ class Plan:
             )
         if self.left_out:
             yield (
-                f"{len(self.left_out):,} of the tuned tensors are not in the base and are left "
-                f"out: {several(self.left_out)}"
+                f"tuned tensors that are not in the base are left out ({len(self.left_out):,}): "
+                f"{several(self.left_out)}"
             )
 
     def check_counts(self, found: IntArray) -> None:

@@ -297,8 +297,8 @@ def test_tensors_that_not_all_have(tmp_path: Path) -> None:
     made = json.loads(done.stdout)
     assert made["unmasked"] == ["layers.0.w", "layers.3.w"]  # one is missing, one of another shape
     assert made["left_out"] == ["new"]
-    assert "2 of the base's tensors are not in the mask store" in done.stderr
-    assert "1 of the tuned tensors are not in the base and are left out: new" in done.stderr
+    assert "that are not in the mask store stay as they are (2): " in done.stderr
+    assert "tuned tensors that are not in the base are left out (1): new" in done.stderr
     wanted = base | {name: tuned[name] for name in ("layers.1.w", "layers.2.w")}
     path = write_safetensors(tmp_path / "wanted", wanted)
     assert (tmp_path / "out").read_bytes() == path.read_bytes()

@@ -63,7 +63,7 @@ def test_the_first_rows_are_grafted(made: Path, tmp_path: Path, kind: str, worke
     assert found["grafted"] == store.manifest["changed"]["exact"]
     assert found["unmasked"] == found["left_out"] == []
     (note,) = notes
-    assert note.startswith("of 2 tensors the mask is of the first rows only")
+    assert note.startswith("the mask has only the first rows of 2 tensors")
     assert note.endswith("embed, shrunk")
     if kind != "random":
         assert out["alike"] == pairs()["alike"].tuned[2]

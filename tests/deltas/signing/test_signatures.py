@@ -210,9 +210,9 @@ def test_who_signed_and_for_what(at: Path) -> None:
     sign(delta, namespace="git")
     with pytest.raises(DeltaError, match="was made for 'git', and not for 'ckdiff'"):
         check(delta, verify_signature=at / "key.pub")
-    with pytest.raises(UsageError, match="held against keys"):
+    with pytest.raises(UsageError, match="checked with keys"):
         check(delta, signature=at / "key.pub")
-    with pytest.raises(UsageError, match="held against keys"):
+    with pytest.raises(UsageError, match="checked with keys"):
         ckdiff.apply(at / "m0", delta, at / "out", signature=at / "key.pub")
     with pytest.raises(UsageError, match="one signature is of one delta"):
         ckdiff.apply(
