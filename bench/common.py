@@ -116,13 +116,14 @@ def changed(
     return tuned
 
 
-def make_pair(root: Path, gib: float, density: float, *, shards: int = 4) -> int:
+def make_pair(
+    root: Path, gib: float, density: float, *, shards: int = 4, per: int = 1 << 26
+) -> int:
     """A bf16 pair of ``gib`` GiB a side under root/base and root/tuned; gives changed elements.
 
-    Tensors hold the same 2**26 random elements over and over: random enough for any compressor
+    Tensors hold the same ``per`` random elements over and over: random enough for any compressor
     that looks back less than 8 MiB of mask, and quick to make.
     """
-    per = 1 << 26
     tensors = max(1, round(gib * 2**29 / per))
     rng = np.random.default_rng(1)
     base = bf16_noise(per)

@@ -126,7 +126,7 @@ def whole(device: Device, a: argparse.Namespace, root: Path, to_device: float) -
     """Diffs from the page cache, on the CPU and on the device, in turn."""
     there = "cuda" if device.cuda else "torch-cpu"
     several = [n for n in (2, 4, 8, 16) if n <= usable_cores()] or [1]
-    changed = make_pair(root, a.gib, CHANGED)
+    changed = make_pair(root, a.gib, CHANGED, per=min(1 << 26, int(a.gib * 2**29)))
 
     def run(where: str, rules: tuple[str, ...], workers: int) -> float:
         options = Options(rules=rules, workers=workers, memory=a.memory, device=where,
@@ -176,7 +176,7 @@ def main() -> None:
         return
     small = a.quick or a.rehearse
     if small:
-        a.gib, a.rounds = 1 / 16, 1
+        a.gib, a.rounds = 1 / 64, 1
     elements = 1 << 20 if small else 1 << 28
     to_device, memory = bus(device, MIB if small else 256 * MIB, a.rounds)
     inside(device, elements, memory, a.rounds)
