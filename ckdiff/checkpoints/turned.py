@@ -31,9 +31,8 @@ class Clusters:
     """The tensors that are read so."""
 
     of: Mapping[int, tuple[int, ...]]  #: for each of them its cluster, in order
-    sizes: Sequence[
-        tuple[int, int]
-    ]  #: bytes of a cluster and of a tensor of it, of which there are
+    #: bytes of a cluster and of each tensor of it, of which there are some
+    sizes: Sequence[tuple[int, int]]
 
     def room(self, window: int) -> int:
         """Bytes that are kept at most for windows of so many: those of a cluster, and of what such

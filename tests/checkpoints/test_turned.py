@@ -88,7 +88,7 @@ def read(reader: PieceReader, arrays: list[Array], spans: list[tuple[int, int, i
     reader.release()
 
 
-@settings(deadline=None)  # kernels are compiled
+@settings(deadline=None, max_examples=50)  # kernels are compiled
 @given(stacks(), st.data())
 def test_any_windows_are_what_a_naive_gather_gives(
     made: tuple[Array, list[Array], dict[int, tuple[Piece, ...]]], data: st.DataObject
