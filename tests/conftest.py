@@ -187,6 +187,10 @@ SLOW: dict[str, str] = {
     "test_setops": """
         test_against_numpy
     """,
+    "test_shipped": """
+        test_damage_is_noticed_and_the_kernel_is_compiled
+        test_every_level_counts_alike_and_compiles_nothing
+    """,
     "test_sharded_runs": """
         test_whatever_two_processes_write
     """,
@@ -267,6 +271,9 @@ SLOW: dict[str, str] = {
     """,
     "test_unfusing": """
         test_a_hundred_thousand_tensors
+    """,
+    "test_publisher_device": """
+        test_a_stream_is_the_same_to_the_byte
     """,
     "test_unfusing_models": """
         test_every_family_pairs_whole

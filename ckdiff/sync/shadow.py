@@ -15,6 +15,7 @@ import numpy as np
 from ckdiff.checkpoints.places.heldtorch import HeldOnDevice, held_tensor
 from ckdiff.checkpoints.places.memory import MemoryCheckpoint
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.conversions.dtypes import DTYPE_NAMES
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CkdiffError
 from ckdiff.kernels.casting import narrow
@@ -31,7 +32,6 @@ _AT_ONCE = 1 << 16  # changed elements that come over together
 _PLACE = 8  # bytes of a position
 #: what elements are compared as, unless they are rounded: integers of their width
 _RAW = {1: "U8", 2: "I16", 4: "I32", 8: "I64"}
-_TARGETS = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 
 
 class Shadow:
@@ -129,7 +129,7 @@ class _Shadowed(PublishedView):
         from ckdiff.kernels.gpu.counting import RAW, count_changed
 
         width, stored = weight.element_size(), self.stored[tensor]
-        raw, target = RAW[8 * width], _TARGETS.get(self.table.dtypes[tensor])
+        raw, target = RAW[8 * width], DTYPE_NAMES.get(self.table.dtypes[tensor])
         rule, sides = Rule("exact", target=target), (copy.view(-1), weight.view(-1))
         if not self.cast[tensor] or rule.rounds(DTYPES[stored]) is None:
             stored, rule, sides = _RAW[width], EXACT, (sides[0].view(raw), sides[1].view(raw))
