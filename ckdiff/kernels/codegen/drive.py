@@ -89,10 +89,9 @@ def call_maker(typing: Any, function: Any, recipe: Any, out: Any, elements: Any)
     return types.void(*[types.int64] * 4), generate
 
 
-@register_jitable  # type: ignore[untyped-decorator]
-def make(recipe: int, elements: int) -> int:
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def make(recipe: int, out: int, elements: int) -> int:
     """Have the next values of a span written; gives the recipe of those that follow."""
-    out = load_word(recipe + 8 * RECIPE_ROOM)
     while elements > 0:
         left = load_word(recipe + 8 * RECIPE_LEFT)
         some = left
@@ -140,16 +139,19 @@ def drive_kernel() -> Callable[..., None]:
                     elements = left
                 block_bytes = elements * bits // 8
                 base, tuned = base_at, tuned_at
-                if base_at < 0:
-                    base = load_word(8 * RECIPE_ROOM - base_at)
-                    base_at = -make(-base_at, elements)
-                else:
-                    base_at += block_bytes
-                if tuned_at < 0:
-                    tuned = load_word(8 * RECIPE_ROOM - tuned_at)
-                    tuned_at = -make(-tuned_at, elements)
-                else:
-                    tuned_at += block_bytes
+                for side in range(2):
+                    recipe = -(tuned_at if side else base_at)
+                    if recipe > 0:
+                        values = load_word(recipe + 8 * RECIPE_ROOM)
+                        recipe = make(recipe, values, elements)
+                        if side:
+                            tuned, tuned_at = values, -recipe
+                        else:
+                            base, base_at = values, -recipe
+                    elif side:
+                        tuned_at += block_bytes
+                    else:
+                        base_at += block_bytes
                 words = elements // LANES
                 whole = words * LANES * bits // 8
                 ragged = elements - words * LANES
