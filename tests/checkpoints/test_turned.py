@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_gathering import Counting, contents_of
 
 from ckdiff.checkpoints import turned
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.pieces import Contents, Piece
 from ckdiff.checkpoints.turned import clusters_of
-from tests.checkpoints.test_gathering import Counting, contents_of
 
 Array = npt.NDArray[Any]
 
