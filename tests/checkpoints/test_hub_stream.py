@@ -126,7 +126,7 @@ def test_windows_out_of_turn(stream: Stream) -> None:
 
 def test_a_spool_that_is_too_small(stream: Stream) -> None:
     stream.place.spool = 50_000
-    with closing(stream.reader()) as reader, pytest.raises(ckdiff.BudgetError, match="too small"):
+    with closing(stream.reader()) as reader, pytest.raises(ckdiff.BudgetError, match="too little"):
         reader.acquire(*spans(stream, ("b", 0, 100_001)))
 
 
