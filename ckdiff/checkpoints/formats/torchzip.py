@@ -7,6 +7,7 @@ archives as well. Nothing in a file is ever called, and nothing of torch is impo
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,25 +179,23 @@ def _asked_for(where: str, content: Any, key: str) -> Any:
     )
 
 
-def _alike(content: Any, key: str) -> str | None:
-    """A key that is like one that leads to nothing, where what lies there has names; or None."""
+def _alike(labels: Iterable[str], key: str) -> str | None:
+    """One of some keys that is like one that leads to nothing, as a hint; or None."""
     import difflib
 
-    labels = [
-        label
-        for label, inner in itertools.islice(children(content), _LOOKED_AT)
-        if type(inner) in (dict, Record) and len(label) <= _LONGEST_KEY
-    ]
-    close = difflib.get_close_matches(key[:_LONGEST_KEY], labels, 1, 0.7)
+    short = [label for label in itertools.islice(labels, _LOOKED_AT) if len(label) <= _LONGEST_KEY]
+    close = difflib.get_close_matches(key[:_LONGEST_KEY], short, 1, 0.8)
     return f"did you mean --key {shown(close[0], 80)}?" if close else None
 
 
 def _instead(content: Any, key: str, found: Found) -> str:
     """What to do where a key leads to nothing."""
     if paths := [path for path, _ in (*found.candidates, *found.aside) if path]:
-        return f"try {_keys(sorted(paths, key=rank), ' or ')}"
+        alike = _alike(map(".".join, paths), key) if len(paths) > 1 else None
+        return alike or f"try {_keys(sorted(paths, key=rank), ' or ')}"
     if found.candidates or is_tensor(content) or _is_list(content):
-        return _alike(content, key) or NO_KEY
+        parts = (label for label, inner in children(content) if type(inner) in (dict, Record))
+        return _alike(parts, key) or NO_KEY
     return "it holds no tensors by name under any key"
 
 
