@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from paper.claims import CAVEAT, FAILS, HOLDS, UNTESTED, Found
-from paper.results import Result, Results, density, gain, share_of_gain, spread
+from paper.results import (
+    Result,
+    Results,
+    course,
+    density,
+    density_at,
+    gain,
+    share_of_gain,
+    spread,
+)
 from paper.tickets import TICKETS
 
 CLOSE = 0.9  #: share of the gain, or of weights, from which the full run is recovered
@@ -44,15 +53,24 @@ def little_effect(*names: str) -> Callable[[Results], Found]:
             if not runs or not usual:
                 continue
             bites, said = _at_work(usual, work)
-            both = (spread(each, value) for value in (density, gain) for each in (runs, usual))
-            rows.append((what, *both, said))
+            level = min(course(each)[-1]["gained"] for each in runs)
+            on_the_way = spread(usual, lambda each, level=level: density_at(each, level))
+            densities, gains = (
+                [spread(each, value).short for each in (runs, usual)] for value in (density, gain)
+            )
+            rows.append((what, *densities, on_the_way.short, *gains, said))
             if bites:
                 apart = spread(runs, density).mean - spread(usual, density).mean
                 same.append(abs(apart) < LITTLE)
-        head = ("with", "density", "without", "reward gained", "without", "at work without")
+        head = ("with", "density", "without", "without, at that gain", "reward gained", "without",
+                "at work without")  # fmt: skip
         if not same:
             return Found(UNTESTED, "Every such ablation is vacuous or missing.", head, rows)
-        text = f"GRPO at 1e-5. It hardly matters where densities are less than {LITTLE} apart."
+        text = (
+            f"GRPO at 1e-5. It hardly matters where densities are less than {LITTLE} apart. Where "
+            "it does matter, see whether less was learnt: the density of the other runs on the "
+            "way, where they had gained as much, is beside it."
+        )
         return Found(HOLDS if all(same) else CAVEAT if any(same) else FAILS, text, head, rows)
 
     return judge

@@ -120,6 +120,7 @@ def precisions(results: Results) -> Figure:
         for each in sorted(runs, key=lambda each: (_arm(each), each["run"]["lr"]))
         if each["run"]["group"] in ("main", "sgd", "precision", "sweep")
         for kind, value in (("stored, bfloat16", density(each)), ("float32", density_f32(each)))
+        if kind == "stored, bfloat16" or each["run"]["precision"] != "bf16"
     ]
     encoding = {
         "x": axis("density", "changed weights", "%"),

@@ -89,7 +89,8 @@ def page(results: Results, drawn: dict[str, Figure]) -> str:
         "## Where updates land\n\n" + tables.landing(results) + "\n",
         "## Training with a mask, row by row\n\n" + tables.masked_table(results) + "\n",
         _LIMITS.format(parameters=results.base["parameters"]),
-        "## Every run\n\nScores are of the stored bfloat16 model and of the float32 weights.\n",
+        "## Every run\n\nOf the stored bfloat16 model, and of the weights as they are trained: "
+        "float32,\nbut in the arms that are bf16 throughout.\n",
         tables.missing(results),
         tables.all_runs(results) + "\n",
     ]

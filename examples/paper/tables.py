@@ -207,6 +207,6 @@ def all_runs(results: Results) -> str:
         scores = [f"{of(each, k):.3f}" for k in ("stored", "masters") for of in (accuracy, reward)]
         shares = [f"{of(each):.4f}" for of in (density, density_tolerant, density_f32)]
         rows.append((name, setting, *scores, *shares, f"{each['kl']:.3f}", each["cpu_seconds"]))
-    head = ("run", "setting", "accuracy", "reward", "accuracy, f32", "reward, f32",
-            "density", "at 1e-5", "float32", "KL", "CPU s")  # fmt: skip
+    head = ("run", "setting", "accuracy", "reward", "accuracy, trained", "reward, trained",
+            "density", "at 1e-5", "density, trained", "KL", "CPU s")  # fmt: skip
     return table(head, rows)

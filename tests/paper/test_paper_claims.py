@@ -83,10 +83,14 @@ def test_an_ablation_is_held_against_its_own_counterpart(there: float, verdict: 
     results = ablations(on=0.9, epochs=0.2, **{"epochs-noclip": there})
     found = little_effect("epochs-noclip")(results)
     assert found.verdict == verdict
-    assert [str(cell) for cell in found.rows[0][1:3]] == [
-        f"{there:.3f} (one run)",
-        "0.200 (one run)",
-    ]
+    assert list(found.rows[0][1:3]) == [f"{there:.3f}", "0.200"]
+
+
+def test_an_ablation_that_learns_less_is_shown_beside_the_others_on_their_way() -> None:
+    on, off = (made(f"grpo-sort-1-{name}", group="ablation") for name in ("on", "off"))
+    off["curve"][0]["stored"] = {"accuracy": 0.5, "reward": 0.55}
+    (row,) = little_effect("off")(results_of([on, off])).rows
+    assert row[3] == "0.100", "half of the density where half was gained"
 
 
 def test_an_ablation_of_what_was_not_at_work_is_vacuous() -> None:
