@@ -97,8 +97,9 @@ def _ablated(results: Results, label: str) -> list[Result]:
 
 
 def ticket(*kinds: str, control: str = "") -> Callable[[Results], Found]:
-    """Whether such a ticket reaches what the full run does, at its best learning rate, and the
-    control, which is no ticket, does not.
+    """Whether such a ticket reaches what the full run does at the same learning rate, and the
+    control, which is no ticket, does not. A larger rate alone brings more, so that a rate at which
+    nobody trained all weights says nothing.
     """
 
     def judge(results: Results) -> Found:
@@ -107,21 +108,33 @@ def ticket(*kinds: str, control: str = "") -> Callable[[Results], Found]:
         runs = [each for each in results.runs.values() if each["run"]["group"] == "ticket"]
         for run in sorted(runs, key=lambda each: float(each["run"]["lr"])):
             kind = run["run"]["mask"]
-            share = share_of_gain(run, results.runs[run["run"]["of"]])
-            if kind in (*kinds, control) and share is not None:
+            if kind not in (*kinds, control):
+                continue
+            full = _at_rate(results, run)
+            share = share_of_gain(run, full) if full else None
+            if share is not None:
                 best[kind] = max(share, best.get(kind, share))
-                began = run["start"]["masters"]["reward"]
-                rows.append(
-                    (TICKETS[kind], f"{run['run']['lr']:g}", f"{began:.3f}", f"{share:.0%}")
-                )
+            began, ended = (run[when]["masters"]["reward"] for when in ("start", "end"))
+            said = "no full run" if full is None else "–" if share is None else f"{share:.0%}"
+            rate = f"{run['run']['lr']:g}"
+            rows.append((TICKETS[kind], rate, f"{began:.3f}", f"{ended:.3f}", said))
         reached = max((best[kind] for kind in kinds if kind in best), default=None)
         if reached is None:
             return Found(UNTESTED, "No such ticket was run, or its full run hardly gained.")
         rows.sort(key=lambda row: str(row[0]))
-        text = "The full run is GRPO at 1e-6; a larger rate alone would bring it more."
-        head = ("what is trained", "learning rate", "reward it began with", "share of the gain")
+        text = "Each is held against GRPO of all weights at the same learning rate."
+        head = ("what is trained", "learning rate", "reward it began with", "reward it ended with",
+                "share of the full run's gain")  # fmt: skip
         drawn = best.get(control, 0.0) >= reached - 0.1
         verdict = FAILS if reached < CLOSE else CAVEAT if drawn else HOLDS
         return Found(verdict, text, head, rows)
 
     return judge
+
+
+def _at_rate(results: Results, run: Result) -> Result | None:
+    """The run of all weights with a ticket's learning rate, if there is one."""
+    full, rate = results.runs[run["run"]["of"]], run["run"]["lr"]
+    if full["run"]["lr"] == rate:
+        return full
+    return results.runs.get(f"{full['run']['name']}-lr{rate:g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from paper.build import read_json
@@ -22,6 +23,10 @@ class Spread:
     @property
     def mean(self) -> float:
         return sum(self.values) / len(self.values) if self.values else float("nan")
+
+    @property
+    def median(self) -> float:
+        return median(self.values) if self.values else float("nan")
 
     def __str__(self) -> str:
         if not self.values:

@@ -106,8 +106,17 @@ def _optimizer(results: Results) -> list[str]:
 def _chance(results: Results) -> list[str]:
     lines = ["- *Chance*: inside tensors and given magnitudes,"]
     for what, start in (("seeds", "seeds: "), ("tasks", "tasks: ")):
-        inside, given = (_lift(results, start, null) for null in ("tensor", "magnitude"))
-        lines.append(f"  two {what} share {inside} and {given} times as many weights as by chance;")
+        lifted = [_lift(results, start, null) for null in ("tensor", "magnitude")]
+        if not lifted[0].values:
+            continue
+        inside, given = (f"{each.median:.2f}" for each in lifted)
+        count = len(lifted[0].values)
+        lines.append(
+            f"  two {what} share {inside} and {given} times as many weights as by chance "
+            f"(medians of {count} pairs);"
+        )
+    if len(lines) == 1:
+        return []
     return [*lines, "  the difference is small weights, which flip most easily."]
 
 

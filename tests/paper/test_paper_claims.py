@@ -129,6 +129,18 @@ def test_a_ticket_wins_only_where_a_random_one_does_not(
     assert ticket("kept", control="drawn")(tickets(kept, drawn)).verdict == verdict
 
 
+def test_a_ticket_at_a_larger_rate_is_held_against_all_weights_at_that_rate() -> None:
+    runs = [
+        made("grpo-sort-1"),
+        made("grpo-sort-1-lr1e-05", group="sweep", lr=1e-5, reward=0.9),
+        made("t", group="ticket", mask="percent", of="grpo-sort-1", lr=1e-5, reward=0.7),
+        made("u", group="ticket", mask="percent", of="grpo-sort-1", lr=1e-4, reward=0.9),
+    ]
+    found = ticket("percent")(results_of(runs))
+    assert found.verdict == FAILS
+    assert [row[-1] for row in found.rows] == ["50%", "no full run"]
+
+
 def retrained(own: float, drawn: float, **more: Any) -> Results:
     runs = [made(FULL[0], **more)]
     for kind, share in (("own", own), ("random1", drawn)):
