@@ -40,5 +40,6 @@ def half_way(directory: str | os.PathLike[str]) -> CheckpointError:
     shown = printable(os.fspath(directory))
     return CheckpointError(
         f"{shown} is half-way between two versions: it was being changed in place",
-        hint=f"ckdiff apply {shown} DELTA --in-place finishes that first",
+        hint=f"ckdiff apply {shown} DELTA --in-place finishes that first, and --in-place --undo "
+        "without a DELTA takes it back",
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("apply")
 @click.argument("base")
-@click.argument("deltas", nargs=-1, required=True, metavar="DELTA...")
+@click.argument("deltas", nargs=-1, metavar="DELTA...")
 @options.output(
     "PATH",
     "Write the checkpoint there: a directory, or a file if TUNED was one.",
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     "--in-place",
     is_flag=True,
     help="Change the files of BASE where they lie, instead of writing new ones.",
+)
+@click.option(
+    "--undo",
+    is_flag=True,
+    help="With --in-place and without DELTA: take back a change that was stopped.",
 )
 @click.option(
     "--find-base",
@@ -43,6 +48,7 @@ def command(
     deltas: tuple[str, ...],
     out: str | None,
     in_place: bool,
+    undo: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -57,12 +63,15 @@ def command(
 
     With --in-place the directory BASE itself becomes what the deltas lead to, or is taken to the
     newest weight version, or to --to N. Nothing is written before all of it was checked; a run that
-    was stopped is finished by the same command, and until then nothing takes BASE for a checkpoint.
+    was stopped is finished by the same command, or taken back by --undo, and until then nothing
+    takes BASE for a checkpoint.
     """
     if in_place == (out is not None):
         raise click.UsageError("give -o PATH for a new checkpoint, or --in-place to change BASE")
+    if undo and not in_place:
+        raise click.UsageError("--undo goes with --in-place")
     if out is None:
-        _in_place(base, deltas, as_json=as_json, **asked)
+        _in_place(base, deltas, undo=undo, as_json=as_json, **asked)
         return
     from ckdiff.budget import format_size
     from ckdiff.checkpoints.pieces import told
@@ -87,7 +96,9 @@ def command(
     write_lines([printable(line)])
 
 
-def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any) -> None:
+def _in_place(
+    base: str, deltas: tuple[str, ...], *, undo: bool, as_json: bool, **asked: Any
+) -> None:
     """Change BASE, and say what became of it."""
     from ckdiff.checkpoints.pieces import told
     from ckdiff.cli.progress import Reporter, compilation_noted
@@ -107,11 +118,22 @@ def _in_place(base: str, deltas: tuple[str, ...], *, as_json: bool, **asked: Any
             option = "--no-config" if name == "config" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option} is of a new checkpoint, and --in-place makes none")
     with Reporter("applied") as reporter, compilation_noted(reporter):
-        result = apply_in_place(base, deltas, observer=reporter.observer(told), **asked, **wanted)
+        result = apply_in_place(
+            base, deltas, undo=undo, observer=reporter.observer(told), **asked, **wanted
+        )
     if as_json:
         write_json(result.to_dict())
         return
-    write_lines([printable(f"{base}: {_became(result)}")])
+    became = _undone(result) if undo else _became(result)
+    write_lines([printable(f"{base}: {became}")])
+
+
+def _undone(result: AppliedInPlace) -> str:
+    """What a change that was to be taken back came to, for people."""
+    at = "" if result.version is None else f" at version {result.version}"
+    if result.recovered is None:
+        return f"is whole{at}: there was nothing to undo"
+    return f"a change that was stopped was undone: it is whole{at}, as it was before"
 
 
 def _became(result: AppliedInPlace) -> str:

@@ -104,12 +104,13 @@ def apply(
 
 def apply_in_place(
     local: DeltaPath,
-    deltas: DeltaPath | Sequence[DeltaPath],
+    deltas: DeltaPath | Sequence[DeltaPath] = (),
     *,
     target: int | None = None,
     base_version: int | None = None,
     verify_signature: str | os.PathLike[str] | None = None,
     signature: str | os.PathLike[str] | None = None,
+    undo: bool = False,
     wait: float = WAIT,
     workers: int | None = None,
     memory: str | int | None = None,
@@ -127,12 +128,20 @@ def apply_in_place(
     follows the one before: their tensors have to lie where the checkpoint's do, and the checkpoint
     is at no version afterwards. ``verify_signature`` and ``signature`` are as in ``apply``.
 
+    With ``undo``, which takes no deltas, a change that was stopped is taken back instead. A
+    checkpoint that is whole stays as it is.
+
     Raises DeltaError for a chain that does not lead there, damaged deltas and another base;
     OutputError for links, files that others share or that may not be written, tensors that lie
     elsewhere, a lock that is held, and a full disk; UsageError, CheckpointError, SourceChanged,
     BudgetError, Interrupted.
     """
     paths = _paths(deltas)
+    if undo:
+        _check_alone(paths, target, base_version, verify_signature, signature)
+        return inplace.recover(
+            local, undo=True, wait=wait, workers=workers, memory=memory, observer=observer
+        )
     signers = signers_of(verify_signature, signature)
     if signers is not None and paths:
         with verified_in_place(signers, local, paths, target, base_version) as (used, last):
@@ -154,6 +163,14 @@ def apply_in_place(
 def _paths(deltas: DeltaPath | Sequence[DeltaPath]) -> list[str]:
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     return [checked_path("a delta", item) for item in listed]
+
+
+def _check_alone(*asked: object) -> None:
+    if any(each not in (None, []) for each in asked):
+        raise UsageError(
+            "a change is undone without deltas, and without what is asked about them",
+            hint="leave them out",
+        )
 
 
 def _check_unasked(target: int | None, base_version: int | None) -> None:

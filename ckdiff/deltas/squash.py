@@ -11,15 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckdiff.checkpoints.opening import Given
 from ckdiff.deltas.room import Room
+from ckdiff.deltas.versions.applying import apply_anew
 from ckdiff.deltas.versions.encoding import TOOLS_MEMORY, Tools, encoder
 from ckdiff.deltas.versions.following import follow
-from ckdiff.deltas.versions.form import PACKED, Said, version_name, version_number, version_text
+from ckdiff.deltas.versions.form import (
+    CHECKSUMS,
+    PACKED,
+    Said,
+    check_encoding,
+    version_name,
+    version_number,
+    version_text,
+)
 from ckdiff.deltas.versions.merging import MERGE_MEMORY, Merger
 from ckdiff.deltas.versions.reading import Version, WeightStream
 from ckdiff.deltas.versions.shards import Shards
 from ckdiff.deltas.versions.spool import Spool
-from ckdiff.deltas.versions.writing import MadeFolder
+from ckdiff.deltas.versions.writing import MadeFolder, write_version
 from ckdiff.errors import DeltaError, UsageError
 from ckdiff.naming import natural_key
 from ckdiff.options import (
@@ -35,6 +45,7 @@ from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import ChunkTask, InOrder, PerThread, Stopped
 
+_WITH_BASE = "give what the first of them is made from as well: --base CHECKPOINT"
 _AHEAD = 4  # tensors for each worker that may be done before the oldest is written
 
 
@@ -73,6 +84,8 @@ def squash(
     last: int,
     out: str | os.PathLike[str],
     *,
+    base: Given | None = None,
+    encoding: str | None = None,
     workers: int | None = None,
     memory: str | int | None = None,
     observer: Observer | None = None,
@@ -81,9 +94,13 @@ def squash(
 
     It is version ``last``, made from what ``first`` is made from. ``out`` is the directory of a
     stream to write it to, or its own, which is called ``weight_v`` and its number. All of them have
-    to be deltas of one encoding: the base is not needed then. In bounded memory; there whole or not
-    at all. Raises DeltaError for versions that do not follow each other or cannot be put together,
-    UsageError, BudgetError, OutputError and Interrupted.
+    to be deltas of one encoding: the base is not needed then. With ``base``, the checkpoint that
+    ``first`` is made from, they may be of any, and become ``encoding``, or what ``last`` is; what
+    they lead to lies beside ``out`` meanwhile, which has to be a stream's directory. In bounded
+    memory; there whole or not at all.
+
+    Raises DeltaError for versions that do not follow each other or cannot be put together, and for
+    another base, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where, path = checked_path("a stream", stream), checked_output(out)
@@ -94,7 +111,9 @@ def squash(
         room = Room(options.memory)
         versions = stack.enter_context(WeightStream(where, room))
         chain = _chain(versions, first, last)
-        said = _said(chain)
+        if base is not None:
+            return _by_way_of(base, chain, path, encoding, options, observer)
+        said = _said(chain, encoding)
         for version in chain:
             version.open(room)
             version.check()
@@ -130,7 +149,45 @@ def _chain(stream: WeightStream, first: int, last: int) -> list[Version]:
     )
 
 
-def _said(chain: Sequence[Version]) -> Said:
+def _by_way_of(
+    base: Given, chain: list[Version], out: Path, encoding: str | None, options: Options,
+    observer: Observer,
+) -> Squashed:  # fmt: skip
+    """The same by way of the checkpoint that they lead to, which is verified, and removed again."""
+    first, last = chain[0].said, chain[-1].said
+    assert first is not None
+    assert last is not None
+    if version_number(out.name) is not None:
+        raise UsageError("with a base the result goes to a stream", hint="give its directory")
+    workers, memory = options.workers, options.memory
+    encoding = last.encoding if encoding is None else encoding
+    check_encoding(encoding)
+    with Place(out.with_name(f"{out.name}.rebuilt"), directory=True, overwrite=False) as place:
+        tuned = place.path / "tuned"
+        apply_anew(
+            base, [version.path for version in chain], tuned, base_version=first.base_version,
+            workers=workers, memory=memory, config=False,
+        )  # fmt: skip
+        made = write_version(
+            base, tuned, out, encoding=encoding,
+            checksum=last.checksum if last.checksum in CHECKSUMS else CHECKSUMS[0],
+            number=last.version, base_version=first.base_version, workers=workers, memory=memory,
+            observer=observer,
+        )  # fmt: skip
+    return Squashed(
+        path=made.path,
+        version=made.version,
+        base_version=first.base_version,
+        versions=[version.number for version in chain],
+        encoding=encoding,
+        tensors=made.tensors,
+        changed_bytes=made.changed_bytes,
+        bytes=made.bytes,
+        seconds=made.seconds,
+    )
+
+
+def _said(chain: Sequence[Version], encoding: str | None) -> Said:
     """What the result says of itself. Raises DeltaError where versions do not go together."""
     ends = chain[0].said, chain[-1].said
     assert ends[0] is not None
@@ -142,8 +199,7 @@ def _said(chain: Sequence[Version]) -> Said:
             raise version.fault(
                 "is packed, and what packed versions do together is not known without what they "
                 "are made from",
-                f"make xor of each with ckdiff convert-delta {version.shown} --base CHECKPOINT "
-                "--encoding xor -o OTHER, and squash these",
+                _WITH_BASE,
             )
         for what, mine, others in (
             ("encoding", said.encoding, ends[1].encoding),
@@ -152,10 +208,13 @@ def _said(chain: Sequence[Version]) -> Said:
             if mine != others:
                 raise DeltaError(
                     f"{version.shown} has the {what} {mine}, and {chain[-1].shown} {others}",
-                    hint=f"make them alike first: ckdiff convert-delta {version.shown} --base "
-                    f"CHECKPOINT --encoding {ends[1].encoding} --checksum {ends[1].checksum} "
-                    "-o OTHER",
+                    hint=_WITH_BASE,
                 )
+    if encoding not in (None, ends[1].encoding):
+        raise UsageError(
+            f"without a base, versions of {ends[1].encoding} become one of {ends[1].encoding}",
+            hint=_WITH_BASE,
+        )
     return Said(ends[1].version, ends[0].base_version, ends[1].encoding, ends[1].checksum)
 
 

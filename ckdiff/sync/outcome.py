@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckdiff.deltas.versions.checksums import check_checksum
-from ckdiff.deltas.versions.form import ENCODINGS
+from ckdiff.deltas.versions.form import check_encoding
 from ckdiff.errors import DeltaError, UsageError, printable
 from ckdiff.options import checked_int
 
@@ -43,11 +43,7 @@ class Settings:
         cls, encoding: str, checksum: str, anchor: int | None, background: bool
     ) -> Settings:
         """Raises UsageError for what makes no sense."""
-        if encoding not in ENCODINGS:
-            raise UsageError(
-                f"there is no encoding {printable(str(encoding))!r} of weight versions",
-                hint=f"one of {', '.join(ENCODINGS)}",
-            )
+        check_encoding(encoding)
         check_checksum(checksum)
         if background not in (True, False):
             raise UsageError(

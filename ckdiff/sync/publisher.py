@@ -14,9 +14,10 @@ from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.conversions.convert import convert
 from ckdiff.conversions.dtypes import checked_dtype
 from ckdiff.deltas.room import Room
-from ckdiff.deltas.versions.following import unsayable
-from ckdiff.deltas.versions.form import Said, version_name
+from ckdiff.deltas.versions.following import Following, unsayable
+from ckdiff.deltas.versions.form import CONTENT, PACKED, Said, version_name
 from ckdiff.deltas.versions.reading import WeightStream
+from ckdiff.deltas.versions.writepacked import PackedMaking
 from ckdiff.errors import CkdiffError, UsageError
 from ckdiff.options import Observer, Options, checked_observer, checked_output
 from ckdiff.outputs.place import Place, write_errors
@@ -35,9 +36,9 @@ class Publisher:
     ``base`` is the checkpoint that the stream begins with (version 0, which engines have), or what
     its newest version leads to: a path, a module or a state dict. Without one, the first version of
     an empty stream is a full one; a stream that has a full version goes on from that. ``encoding``
-    is ``xor`` or ``overwrite``. Every ``anchor_every`` versions there is a full one. Floats are
-    rounded to the dtypes that the base has; ``dtype`` (``bf16``, ``f16``, ``f32``) is the one of
-    versions without a base in files.
+    is ``xor``, ``overwrite``, or ``packed`` for readers that are ours. Every ``anchor_every``
+    versions there is a full one. Floats are rounded to the dtypes that the base has; ``dtype``
+    (``bf16``, ``f16``, ``f32``) is the one of versions without a base in files.
 
     It keeps one copy of the model's bytes as published: in ``snapshot="memory"``, in a file without
     a name beside the versions (``"disk"``), or where there is room (``"auto"``); with ``"device"``
@@ -171,6 +172,11 @@ class Publisher:
         """What publishes a model that is spread over processes."""
         if self._closed:
             raise UsageError("the publisher was closed", hint="make a new one")
+        if self._settings.encoding == PACKED:
+            raise UsageError(
+                "a model that is spread over processes is not published as packed versions",
+                hint='publish it with encoding="xor", and convert these with ckdiff convert-delta',
+            )
         if self._state is not None:
             raise UsageError(
                 "of a model that is spread over processes the base has to be a path",
@@ -202,7 +208,26 @@ class Publisher:
     def _touched(self) -> None:
         self._ahead = True
 
+    def _packed(self, view: PublishedView) -> Published:
+        """A packed version is made of both sides; then the snapshot is brought up to date."""
+        state, where = self._there, self._where
+        assert state.snapshot is not None
+        following = Following(state.version + 1, state.version)
+        said = Said(following.number, following.base_version, PACKED, CONTENT)
+        making = PackedMaking(state.snapshot, view, where.stream, said, where.options)
+        making.prepare()
+        made = making.run(following, Room(where.options.memory), where.observer)
+        state.version = said.version
+        self._touched()
+        copy_into(state.snapshot, state.snapshot.advanced(view, where.observer.note), where)
+        self._ahead = False
+        return Published(
+            said.version, False, made.tensors, made.changed_bytes, made.bytes, made.density, 0.0
+        )
+
     def _delta(self, view: PublishedView) -> Published:
+        if self._settings.encoding == PACKED:
+            return self._packed(view)
         state = self._there
         assert state.snapshot is not None
         said = Said(

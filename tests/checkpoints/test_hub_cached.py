@@ -318,7 +318,10 @@ def test_a_token_that_is_refused(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"pytorch_model.bin": b"x", "config.json": b"{}"}, "pytorch_model.bin: cannot be read as a torch file"),
+        (
+            {"pytorch_model.bin": b"x", "config.json": b"{}"},
+            "pytorch_model.bin: cannot be read as a torch file",
+        ),
         ({"config.json": b"{}", ".gitattributes": b""}, "holds no weights, only .gitattributes"),
         (
             {"unet/m.safetensors": b"x", "vae/m.safetensors": b"x"},

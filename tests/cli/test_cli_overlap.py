@@ -497,7 +497,10 @@ def test_bases_that_are_not_the_stores(runs: Runs, rebased: str, tmp_path: Path)
 
 def test_a_base_that_nothing_reads_is_mentioned(runs: Runs) -> None:
     result = ok("overlap", *runs.stores, "--base", runs.base)
-    assert "hint: --base was not needed: only --null magnitude reads it, and directions" in result.stderr
+    assert (
+        "hint: --base was not needed: only --null magnitude reads it, and directions"
+        in result.stderr
+    )
 
 
 def test_rules(runs: Runs, tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_killed_and_undone(scene: Scene) -> None:
     for at in moments(scene):
         local = scene.fresh(version=7)
         killed(scene.work, at)
-        version = recover(local, undo=True, workers=1)
+        version = recover(local, undo=True, workers=1).version
         scene.check()
         assert version == marker_of(local)
         assert scene.is_at(0 if version == 7 else len(scene.deltas))
@@ -382,6 +382,13 @@ def test_commands_refuse_it_half_way(tmp_path: Path) -> None:
             break
     assert "--in-place finishes that first" in error("info", str(scene.local))
     assert read_model(scene.local) != {}
+    undone = ok("apply", str(scene.local), "--in-place", "--undo", "--json")
+    assert json.loads(undone.stdout)["recovered"] == "undone"
+    assert scene.is_at(0)
+    again = ok("apply", str(scene.local), "--in-place", "--undo")
+    assert "is whole: there was nothing to undo" in again.stdout
+    scene.fresh()
+    killed(scene.work, at)
     again = ok("apply", str(scene.local), str(scene.deltas[0]), "--in-place", "--json")
     assert json.loads(again.stdout)["recovered"] == "finished"
     assert scene.is_at(1)

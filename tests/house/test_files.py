@@ -33,6 +33,10 @@ LONG_FUNCTIONS = {
     ("ckdiff.masks.importing.importing", "import_masks"): "one step after the other",
     ("ckdiff.kernels.codegen.agree", "agree_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.agree", "agree"): _MACHINE,
+    ("ckdiff.kernels.codegen.changes", "changes_kernel"): _MACHINE,
+    ("ckdiff.kernels.codegen.changes", "changes"): _MACHINE,
+    ("ckdiff.kernels.codegen.changes", "put_kernel"): _MACHINE,
+    ("ckdiff.kernels.codegen.changes", "put"): _MACHINE,
     ("ckdiff.kernels.codegen.delta", "split_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.delta", "split"): _MACHINE,
     ("ckdiff.kernels.codegen.delta", "merge_kernel"): _MACHINE,
@@ -64,6 +68,8 @@ _NATIVE = "the signature of a native function, which knows no names"
 
 #: (module, function) -> why it may take more
 MANY_ARGUMENTS = {
+    ("ckdiff.kernels.codegen.changes", "changes"): _NATIVE,
+    ("ckdiff.kernels.codegen.changes", "put"): _NATIVE,
     ("ckdiff.kernels.codegen.combine", "_combine"): _NATIVE,
     ("ckdiff.kernels.codegen.decode", "_call_decompress"): _NATIVE,
     ("ckdiff.kernels.codegen.delta", "merge"): _NATIVE,

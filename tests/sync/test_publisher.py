@@ -54,6 +54,41 @@ def at(base: Path, stream: Path, version: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("background", [False, True])
+def test_packed_versions_are_the_model_too(tmp_path: Path, background: bool) -> None:
+    """As ckdiff makes them of files, and it goes on from them."""
+    state, stream, base = model(), tmp_path / "s", saved(model(), tmp_path / "base")
+    folders = [base]
+    for seed in range(3):
+        with Publisher(stream, base, encoding="packed", background=background) as publisher:
+            for half in (0, 1):
+                step(state, 2 * seed + half)
+                found = publisher.publish(state)
+                folders.append(saved(state, tmp_path / f"{found.version}"))
+                assert (found.version, found.full, found.tensors) == (len(folders) - 1, False, 2)
+                assert 0 < found.density < 0.01
+                assert found.bytes == sum(f.stat().st_size for f in newest(stream).iterdir())
+    with Publisher(stream, base, encoding="packed") as publisher:
+        assert publisher.publish(state, full=True).version == 7
+        assert publisher.publish(state).changed_bytes == 0
+    for version in (1, 4, 6, 8):
+        ckdiff.apply(base, stream, tmp_path / f"now {version}", target=version)
+        assert read_model(tmp_path / f"now {version}") == read_model(folders[min(version, 6)])
+    made = ckdiff.delta(folders[5], folders[6], tmp_path / "d", as_version=True, version=6)
+    mine, theirs = (
+        safetensors.torch.load_file(folder / "model-00000-of-00001.safetensors")
+        for folder in (stream / "weight_v000006", made.path)
+    )
+    assert mine.keys() == theirs.keys()
+    assert {name for name in mine if not torch.equal(mine[name], theirs[name])} == {
+        "ckdiff.manifest"
+    }
+
+
+def newest(stream: Path) -> Path:
+    return max(stream.iterdir())
+
+
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("snapshot", ["memory", "disk"])
 @pytest.mark.parametrize("encoding", ["xor", "overwrite"])
 def test_every_version_is_the_model_at_the_call(
@@ -300,7 +335,7 @@ def test_two_publishers_do_not_mix(tmp_path: Path) -> None:
 
 def test_what_makes_no_sense(tmp_path: Path) -> None:
     wrong: list[dict[str, Any]] = [
-        {"encoding": "packed"}, {"checksum": "md5"}, {"anchor_every": 0}, {"snapshot": "gpu"},
+        {"encoding": "indices"}, {"checksum": "md5"}, {"anchor_every": 0}, {"snapshot": "gpu"},
         {"dtype": "int8"}, {"background": "yes"}, {"memory": "lots"},
     ]  # fmt: skip
     for options in wrong:

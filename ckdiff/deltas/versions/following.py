@@ -10,7 +10,12 @@ from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.room import Room
-from ckdiff.deltas.versions.form import MOST_VERSION, TOO_LARGE_TO_OVERWRITE, XOR, version_name
+from ckdiff.deltas.versions.form import (
+    MOST_VERSION,
+    OVERWRITE,
+    TOO_LARGE_TO_OVERWRITE,
+    version_name,
+)
 from ckdiff.deltas.versions.reading import Version, WeightStream, check_complete
 from ckdiff.errors import CheckpointError, DeltaError, OutputError, UsageError, printable
 
@@ -120,7 +125,7 @@ def unsayable(base: TensorTable, tuned: TensorTable, encoding: str) -> str | Non
         "reshaped": [name for name in paired if kinds[name][1] != others[name][1]],
         "retyped": [name for name in paired if kinds[name][0] != others[name][0]],
     }
-    if encoding != XOR:
+    if encoding == OVERWRITE:
         sizes = zip(tuned.names, tuned.nbytes.tolist(), strict=True)
         found["too large for 32-bit positions"] = [
             name for name, nbytes in sizes if nbytes >= TOO_LARGE_TO_OVERWRITE

@@ -23,7 +23,7 @@ from ckdiff.checkpoints.formats.strictjson import any_value, key_at, shown, skip
 from ckdiff.checkpoints.halfway import FOLDER, MARKER_NAME
 from ckdiff.checkpoints.indexes import INDEX_NAME
 from ckdiff.checkpoints.places.openfile import OpenFile
-from ckdiff.errors import CheckpointError, DeltaError, printable
+from ckdiff.errors import CheckpointError, DeltaError, UsageError, one_of, printable
 
 __all__ = ["INDEX_NAME", "Index", "Said", "parse_index", "version_name", "version_number"]
 
@@ -46,6 +46,16 @@ _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _KEYS = ("version", "base_version", "delta_encoding", "compression_format", "checksum_format")
 _SMALL = 1 << 12  # bytes of a marker that are read
 _AGAIN = "publish or fetch the version again"
+
+
+def check_encoding(name: str) -> None:
+    """Raise UsageError for what weight versions are not written in."""
+    known = (*ENCODINGS, PACKED)
+    if name not in known:
+        raise UsageError(
+            f"there is no encoding {printable(str(name))!r} of weight versions",
+            hint=one_of(str(name), known),
+        )
 
 
 def version_text(number: int) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckdiff.checkpoints.halfway import is_half_way
+from ckdiff.checkpoints.halfway import FOLDER, is_half_way
 from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.room import Room
@@ -133,20 +133,36 @@ def recover(
     workers: int | None = None,
     memory: str | int | None = None,
     observer: Observer | None = None,
-) -> int | None:
+) -> AppliedInPlace:
     """Finish, or ``undo``, a change in place of ``local`` that was stopped; no stream is needed.
 
-    Gives the version that the checkpoint is at then: None without a marker. A checkpoint that is
-    whole stays as it is. Raises as ``apply_in_place`` does, and DeltaError for a journal that is
-    not ours, is damaged, or of files that others have changed since.
+    A checkpoint that is whole stays as it is. Raises as ``apply_in_place`` does, and DeltaError for
+    a journal that is not ours, is damaged, or of files that others have changed since.
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where = Path(checked_path("a local checkpoint", local))
-    with locked(where, wait) as folder, interruptible(lambda: what_is_left(where)):
-        if is_half_way(where) is None:
-            tidy(folder)
-            return read_marker(str(where))
-        return take_up(folder, options, observer, undo=undo)
+    began = time.perf_counter()
+    half, version = False, None
+    if not where.is_dir() or (where / FOLDER).exists():
+        with locked(where, wait) as folder, interruptible(lambda: what_is_left(where)):
+            half = is_half_way(where) is not None
+            if half:
+                version = take_up(folder, options, observer, undo=undo)
+            else:
+                tidy(folder)
+                version = read_marker(str(where))
+    return AppliedInPlace(
+        local=where,
+        version=version,
+        before=None if half else version,
+        seed=None,
+        versions=[],
+        deltas=0,
+        tensors=0,
+        journal_bytes=0,
+        recovered=("undone" if undo else "finished") if half else None,
+        seconds=time.perf_counter() - began,
+    )
 
 
 class _Work:

@@ -54,25 +54,52 @@ class SyncFolder:
 def locked(local: Path, wait: float = WAIT) -> Iterator[SyncFolder]:
     """The checkpoint at ``local`` for us alone; waits so many seconds for whoever has it.
 
-    Raises OutputError where it stays locked, and for a directory or a lock that cannot be ours.
+    After an error nothing is left of the directory where it was made for this, and nothing was put
+    into it. Raises OutputError where it stays locked, and for a directory or a lock that cannot be
+    ours.
     """
     with contextlib.ExitStack() as stack:
         with write_errors(local / FOLDER):
-            fd = _open_folder(local)
-            stack.callback(os.close, fd)
+            folder, made = _locked(stack, local, wait)
+        try:
+            yield folder
+        except BaseException:
+            if made:
+                _leave_nothing(folder)
+            raise
+
+
+def _locked(stack: contextlib.ExitStack, local: Path, wait: float) -> tuple[SyncFolder, bool]:
+    """The directory, until ``stack`` is closed, and whether it was made."""
+    while True:
+        with contextlib.ExitStack() as held, contextlib.suppress(FileNotFoundError):
+            fd, made = _open_folder(local)
+            held.callback(os.close, fd)
             folder = SyncFolder(local, fd)
-            stack.callback(os.close, _lock(folder, wait))
-        yield folder
+            held.callback(os.close, _lock(folder, wait))
+            stack.push(held.pop_all())
+            return folder, made
+        # whoever made it has just removed it
 
 
-def _open_folder(local: Path) -> int:
-    path = local / FOLDER
+def _leave_nothing(folder: SyncFolder) -> None:
+    """Remove a directory that holds the lock alone."""
+    with contextlib.suppress(OSError):
+        if os.listdir(folder.fd) == [LOCK_NAME]:
+            folder.remove(LOCK_NAME)
+            os.rmdir(folder.path)
+
+
+def _open_folder(local: Path) -> tuple[int, bool]:
+    """A descriptor, and whether it had to be made."""
+    path, made = local / FOLDER, False
     if not local.is_dir():
         raise OutputError(
             f"{printable(str(local))} is not a directory", hint="give a checkpoint's directory"
         )
     with contextlib.suppress(FileExistsError):
         os.mkdir(path)
+        made = True
         sync_path(local)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
@@ -84,7 +111,7 @@ def _open_folder(local: Path) -> int:
     if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
         os.close(fd)
         raise _strange(path, "it belongs to another user, or everybody may write to it")
-    return fd
+    return fd, made
 
 
 def _lock(folder: SyncFolder, wait: float) -> int:

@@ -24,7 +24,7 @@ from ckdiff.deltas.versions.following import (
     not_sayable,
     unsayable,
 )
-from ckdiff.deltas.versions.form import ENCODINGS, PACKED, Said, version_name
+from ckdiff.deltas.versions.form import PACKED, Said, check_encoding, version_name
 from ckdiff.deltas.versions.grouping import GROUP_BYTES, grouped
 from ckdiff.deltas.versions.holding import hold_full
 from ckdiff.deltas.versions.making import Found, VersionTask
@@ -129,11 +129,7 @@ def _before(following: Following, asked: int | None) -> int:
 
 
 def _check(encoding: str, level: int, checksum: str) -> None:
-    if encoding not in (*ENCODINGS, PACKED):
-        raise UsageError(
-            f"there is no encoding {printable(str(encoding))!r} of weight versions",
-            hint=f"one of {', '.join((*ENCODINGS, PACKED))}",
-        )
+    check_encoding(encoding)
     if checked_int("level", level) not in _LEVELS:
         raise UsageError(f"level must be from 1 to {_LEVELS[-1]}, not {level}")
     check_checksum(checksum)

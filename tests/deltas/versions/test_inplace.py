@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ from inplace_runs import (
 from support import Tensor, write_safetensors
 from weight_streams import read_model, read_stream, tree_digest, write_version
 
+import ckdiff
 from ckdiff.checkpoints.halfway import is_half_way
 from ckdiff.deltas.versions.inplace import apply_in_place, recover
+from ckdiff.deltas.versions.lock import locked
 from ckdiff.errors import CheckpointError, CkdiffError, DeltaError, OutputError
 
 Models = list[dict[str, Tensor]]
@@ -60,10 +63,11 @@ def contents(local: Path) -> dict[str, str]:
 
 def refused(local: Path, stream: Path, match: str, kind: type[CkdiffError] = DeltaError) -> None:
     """The chain is refused, and nothing at all changes."""
-    before = tree_digest(local)
+    before, there = tree_digest(local), (local / ".weight_sync").exists()
     with pytest.raises(kind, match=match):
         apply_in_place(local, stream, workers=1)
     after = tree_digest(local)
+    assert (local / ".weight_sync").exists() == there
     after.pop(".weight_sync/lock", None)
     before.pop(".weight_sync/lock", None)
     assert after == before
@@ -246,7 +250,7 @@ def test_a_full_disk(tmp_path: Path, models: Models, stream: Path) -> None:
     with full_disk("pwrite"), pytest.raises(OutputError, match=r"No space.*free some"):
         apply_in_place(local, stream)
     assert contents(local) == before
-    assert os.listdir(local / ".weight_sync") == ["lock"]
+    assert not (local / ".weight_sync").exists()
     assert apply_in_place(local, stream).version == 3
 
 
@@ -262,6 +266,17 @@ def test_the_lock_is_waited_for(tmp_path: Path, models: Models, stream: Path) ->
         waiting.start()
         time.sleep(0.2)
         assert marker_of(local) is None
+    waiting.join()
+    assert read_model(local) == models[3]
+
+
+def test_a_lock_that_goes_with_its_directory(tmp_path: Path, models: Models, stream: Path) -> None:
+    local = write_local(tmp_path / "local", models[0])
+    waiting = threading.Thread(target=apply_in_place, args=(local, stream))
+    with suppress(KeyError), locked(local):
+        waiting.start()
+        time.sleep(0.2)
+        raise KeyError
     waiting.join()
     assert read_model(local) == models[3]
 
@@ -316,10 +331,11 @@ def test_several_at_once(tmp_path: Path, models: Models, stream: Path) -> None:
 def test_whole_checkpoints_are_not_half_way(tmp_path: Path, models: Models, stream: Path) -> None:
     local = write_local(tmp_path / "local", models[0])
     assert is_half_way(local) is None
-    assert recover(local) is None
+    assert recover(local).version is None
     apply_in_place(local, stream, target=1)
     assert is_half_way(local) is None
-    assert recover(local, undo=True) == 1
+    found = ckdiff.apply_in_place(local, undo=True)
+    assert (found.version, found.recovered) == (1, None)
     (local / ".weight_sync" / "ckdiff-journal").write_text("left beside a marker")
     assert is_half_way(local) is None
     assert apply_in_place(local, stream).version == 3

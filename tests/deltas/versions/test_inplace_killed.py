@@ -107,7 +107,7 @@ def test_killed_and_undone(scene: Scene) -> None:
     for at in moments(scene.work, MOMENTS):
         local = scene.fresh()
         killed(scene.work, at)
-        version = recover(local, undo=True, workers=1)
+        version = recover(local, undo=True, workers=1).version
         scene.check(local)
         assert scene.digest(local) == scene.trees[2 if version else 0]
 
@@ -212,7 +212,7 @@ def test_a_damaged_journal(half: Path, fraction: float) -> None:
         recover(half, workers=1)
     assert marker_of(half) is None
     path.write_bytes(raw)
-    assert recover(half, workers=1) == 2
+    assert recover(half, workers=1).version == 2
 
 
 @pytest.mark.parametrize("left", [0, 5, 40, 0.5, 0.99])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -137,11 +138,26 @@ def test_what_needs_more_than_it_says(made: Path, tmp_path: Path) -> None:
     stream = made / "s"
     done = run("squash", str(stream), "1", "4", "-o", str(tmp_path / "q"))
     assert done.exit_code == 2
-    assert "convert-delta" in done.stderr
+    assert "--base CHECKPOINT" in done.stderr
     done = run("import", str(stream / "weight_v000001"), "--base", str(made / "c0"), "-o",
                str(tmp_path / "z.zarr"))  # fmt: skip
     assert done.exit_code == 2
     assert "convert-delta" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["xor", "overwrite", "packed", None])
+def test_versions_of_any_encoding_become_one_with_the_base(
+    made: Path, tmp_path: Path, encoding: str | None
+) -> None:
+    stream, models = made / "s", [read_model(made / f"c{n}") for n in range(6)]
+    found = ckdiff.squash(stream, 1, 4, tmp_path / "q", base=made / "c0", encoding=encoding)
+    assert (found.version, found.base_version, found.versions) == (4, 0, [1, 2, 3, 4])
+    assert os.listdir(tmp_path) == ["q"]
+    ckdiff.apply(made / "c0", tmp_path / "q", tmp_path / "again")
+    assert read_model(tmp_path / "again") == models[4]
+    with pytest.raises(DeltaError):
+        ckdiff.squash(stream, 1, 4, tmp_path / "r", base=made / "c1", encoding=encoding)
+    assert sorted(os.listdir(tmp_path)) == ["again", "q"]
 
 
 def test_the_base_has_to_be_the_newest_version(made: Path, tmp_path: Path) -> None:
