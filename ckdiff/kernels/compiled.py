@@ -6,7 +6,8 @@ never print a wrong count that is not good enough. Here a file is named by every
 content depends on, carries a checksum, and is written to one side and renamed. Whatever is wrong
 with a file or with the directory, the kernel is simply compiled again.
 
-numba is imported only to compile: what is found on disk is loaded without it.
+numba is imported only to compile: what is found on disk, or came with the package, is loaded
+without it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ckdiff.kernels import image, keeping
+from ckdiff.errors import CkdiffError
+from ckdiff.kernels import image, keeping, numbaview, shipped
 from ckdiff.kernels.abi import SIGNATURES
 
 _IMAGE, _LIBRARY = b"i", b"l"  # first byte of a payload: an image, or what only numba can load
@@ -52,7 +54,7 @@ class Function:
 def c_function(name: str, kind: str = "") -> Function:
     """The kernel ``name`` (of a ``kind``, where it has kinds), from disk or freshly compiled.
 
-    Thread-safe.
+    Thread-safe. Raises CkdiffError where neither this package nor anything here has it.
     """
     with _lock:
         found = _compiled.get((name, kind))
@@ -62,6 +64,10 @@ def c_function(name: str, kind: str = "") -> Function:
 
 
 def _find(name: str, kind: str) -> Function:
+    payload = _shipped(name, kind)
+    found = None if payload is None else _restore(name, payload)
+    if found is not None:
+        return found
     file = _file(name, kind)
     payload, may_be_kept = (None, False) if file is None else keeping.load(file)
     found = None if payload is None else _restore(name, payload)
@@ -73,21 +79,43 @@ def _find(name: str, kind: str) -> Function:
     return found
 
 
+def _shipped(name: str, kind: str) -> bytes | None:
+    try:
+        return shipped.find(name, kind, sources())
+    except OSError:  # sources that cannot be read
+        return None
+
+
 def _compile(name: str, kind: str) -> tuple[Function, bytes | None]:
     """The kernel, and what to keep of it: None where it is not what another process would make."""
-    from ckdiff.kernels import codegen
-
+    title = f"{name} {kind}".strip()
+    try:
+        from ckdiff.kernels import codegen
+    except ModuleNotFoundError:
+        raise CkdiffError(
+            f"for this processor no machine code for {title!r} came with ckdiff, and making it "
+            "takes numba",
+            hint="pip install numba",
+        ) from None
     for report in on_compile:
-        report(f"{name} {kind}".strip())
+        report(title)
     made = codegen.compile_kernel(name, kind, SIGNATURES[name])
     try:
-        payload = _IMAGE + image.build(made.object_code, made.symbol)
+        payload = image_of(made)
         # Run what later processes will run.
         function = Function(name, image.load(payload[1:]))
     except (ValueError, OSError):  # another kind of machine, or no memory may be made executable
         payload = _LIBRARY + _packed(made.dump())
         function = Function(name, made.address, made)
     return function, payload if made.usual else None
+
+
+def image_of(made: Any) -> bytes:
+    """What is kept of a kernel that :func:`ckdiff.kernels.codegen.compile_kernel` made.
+
+    Raises ValueError where only a linker could load it.
+    """
+    return _IMAGE + image.build(made.object_code, made.symbol)
 
 
 def _restore(name: str, payload: bytes) -> Function | None:
@@ -124,14 +152,14 @@ def _unpacked(data: bytes) -> list[bytes]:
 def _file(name: str, kind: str) -> str | None:
     """The name under which a kernel is kept; None where that cannot be known."""
     try:
-        key = repr((name, kind, SIGNATURES[name], _sources(), _compiler(), _machine()))
+        key = repr((name, kind, SIGNATURES[name], sources(), _compiler(), _machine()))
         return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
     except (OSError, ImportError, ValueError):  # sources that cannot be read
         return None
 
 
 @cache
-def _sources() -> str:
+def sources() -> str:
     """Digest of the code that generates kernels: a changed generator must not find old files."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
@@ -162,14 +190,8 @@ def _machine() -> Any:
         b"vendor_id", b"cpu family", b"model", b"stepping", b"flags",  # x86
         b"CPU ", b"Features",  # ARM
     )  # fmt: skip
-    try:
-        with open("/proc/cpuinfo", "rb", buffering=0) as file:
-            block = file.read(1 << 14).partition(b"\n\n")[0]  # the first core
-    except OSError:
-        block = b""
+    block = shipped.first_core()
     if b"flags" in block or b"Features" in block:
         known = [line for line in block.splitlines() if line.startswith(wanted)]
         return sys.platform, os.uname().machine, known
-    from ckdiff.kernels import codegen
-
-    return codegen.machine()
+    return numbaview.machine()

@@ -52,8 +52,7 @@ def load(name: str) -> tuple[bytes | None, bool]:
     if refused:
         _refuse(f"{place}/{name}: {refused}", "remove it")
         return None, False
-    payload = data[_HEAD:]
-    return (payload if data[:_HEAD] == _head(name, payload) else None), True
+    return opened(name, data), True
 
 
 def save(name: str, payload: bytes) -> None:
@@ -67,16 +66,22 @@ def save(name: str, payload: bytes) -> None:
             _refuse(refused, _MOVE)
             return
         try:
-            owned.write(folder, name, _head(name, payload) + payload)
+            owned.write(folder, name, sealed(name, payload))
         finally:
             os.close(folder)
     except (OSError, ValueError):  # a home that is read-only, a full disk: compile anew next time
         pass
 
 
-def _head(name: str, payload: bytes) -> bytes:
-    """What a file starts with; the name is checked too, so that no file can pass for another."""
-    return _MAGIC + hashlib.sha256(name.encode() + payload).digest()
+def sealed(name: str, payload: bytes) -> bytes:
+    """A payload with a checksum, of the name too, so that nothing can pass for another."""
+    return _MAGIC + hashlib.sha256(name.encode() + payload).digest() + payload
+
+
+def opened(name: str, data: bytes) -> bytes | None:
+    """The payload that was sealed under this name; None for anything else."""
+    payload = data[_HEAD:]
+    return payload if data == sealed(name, payload) else None
 
 
 def _home() -> str:

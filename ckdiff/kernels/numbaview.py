@@ -27,6 +27,9 @@ _CONFIG = "numba.core.config"
 _HARMLESS = {"CACHE_DIR", "DISABLE_JIT", "NUMBA_NUM_THREADS"}
 _lock = threading.RLock()
 _ours: list[ModuleType] = []  # numba's settings, where numba was imported here
+#: what numba is told: nothing, unless this process compiles for other machines than this one. Set
+#: before numba is imported.
+told: dict[str, str] = {}
 
 
 @contextlib.contextmanager
@@ -45,6 +48,15 @@ def numba_alone() -> Iterator[bool]:
                 yield True
 
 
+def machine() -> tuple[str, str, str]:
+    """What numba compiles for, as LLVM sees it: triple, processor, features."""
+    with numba_alone():
+        from numba.core.registry import cpu_target
+
+        triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+        return str(triple), str(processor), str(features)
+
+
 @contextlib.contextmanager
 def _set_for_us() -> Iterator[bool]:
     from numba.core import config  # waits, where another thread is importing it
@@ -53,7 +65,7 @@ def _set_for_us() -> Iterator[bool]:
     with global_compiler_lock:
         before, reloaded_from = _settings(config), config._env_reloader.old_environ
         # numba refuses another number of threads once it has started them
-        config.os = _Surroundings({"NUMBA_NUM_THREADS": str(config.NUMBA_NUM_THREADS)})
+        config.os = _Surroundings({"NUMBA_NUM_THREADS": str(config.NUMBA_NUM_THREADS)} | told)
         try:
             config._env_reloader.reset()
             now = _settings(config)
@@ -155,7 +167,7 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         code = self._real.get_code(module.__name__)
         # The module reads its surroundings while it is executed, through what it imports as os.
-        surroundings = _Surroundings({})
+        surroundings = _Surroundings(told)
 
         def imported(name: str, *rest: Any, **more: Any) -> Any:
             return surroundings if name == "os" else builtins.__import__(name, *rest, **more)

@@ -135,9 +135,3 @@ def restore(dump: list[bytes]) -> Compiled:
         codegen = cpu_target.target_context.codegen()
         library = codegen.unserialize_library((name.decode(), "object", (code, shared)))
         return Compiled(library, symbol.decode())
-
-
-def machine() -> tuple[str, ...]:
-    """The machine as LLVM sees it: triple, CPU, features."""
-    with numba_alone():
-        return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))

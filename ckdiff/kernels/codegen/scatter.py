@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value
+from ckdiff.kernels.numbaview import machine
 
 _BYTES = ir.VectorType(I8, LANES)
 _FLAGS = ir.VectorType(I1, LANES)
@@ -37,14 +37,15 @@ class Moves(NamedTuple):
 
 
 def moves(*, portable: bool = False) -> Moves:
-    """The operations as this machine does them best, or as every machine can."""
-    features = llvm.get_host_cpu_features()
-    slow = portable or llvm.get_host_cpu_name() in _SLOW_BMI2
+    """The operations as the machine does them best that is compiled for, or as every one can."""
+    _, processor, told = machine()
+    features = told.split(",")
+    slow = portable or processor in _SLOW_BMI2
     bits = (_pext, _pdep)
-    if slow or not features.get("bmi2"):
+    if slow or "+bmi2" not in features:
         bits = (_gather_bits, _spread_bits)
     whole = (_compress, _expand)
-    if portable or not features.get("avx512vbmi2"):
+    if portable or "+avx512vbmi2" not in features:
         whole = (_gather_bytes, _spread_bytes)
     return Moves(*bits, *whole)
 
