@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         return 130
-    differing = compare(build, options.compare) if options.compare else []
+    differing = compare(build, options.compare, jobs) if options.compare else []
     for line in differing:
         say(f"differs: {line}")
     if options.compare and not differing:
