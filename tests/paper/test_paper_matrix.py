@@ -127,7 +127,7 @@ def test_a_rerun_is_held_against_stored_results(tmp_path: Path) -> None:
     write_json(build.result("a"), result())
     write_json(build.result("b"), result(measured={"digest": "bb"}))
     write_json(build.result("c"), result(run={"name": "x", "lr": 2.0}))
-    found = compare(build, stored, [Pretending(name) for name in "abcd"])
+    found = compare(build, stored, [Job(name) for name in "abcd"])
     assert [line.partition(":")[0] for line in found] == ["b", "c", "d"]
     assert "other weights" in found[0]
 
