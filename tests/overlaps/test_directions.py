@@ -131,7 +131,7 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
         ckdiff.overlap(stores, base=paths[0], tuned=[paths[2], paths[1]])
     with pytest.raises(ckdiff.CheckpointError, match="not the base side"):
         ckdiff.overlap(stores, base=paths[1], tuned=paths[1:])
-    with pytest.raises(ckdiff.UsageError, match="as many tuned"):
+    with pytest.raises(ckdiff.UsageError, match="2 stores need 2 tuned"):
         ckdiff.overlap(stores, base=paths[0], tuned=paths[1:2])
     with pytest.raises(ckdiff.UsageError, match="from a base"):
         ckdiff.overlap(stores, tuned=paths[1:])
