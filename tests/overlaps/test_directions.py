@@ -133,7 +133,7 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
         ckdiff.overlap(stores, base=paths[1], tuned=paths[1:])
     with pytest.raises(ckdiff.UsageError, match="2 stores need 2 tuned"):
         ckdiff.overlap(stores, base=paths[0], tuned=paths[1:2])
-    with pytest.raises(ckdiff.UsageError, match="from a base"):
+    with pytest.raises(ckdiff.UsageError, match="needs the base that the runs"):
         ckdiff.overlap(stores, tuned=paths[1:])
 
 
