@@ -38,7 +38,6 @@ def _kinds() -> dict[str, Iterable[str]]:
         "agree": planes,
         "blend": bits,
         "cells": DTYPES,
-        "changes": ("1", "2"),
         "combine": ("difference", "odd", *(f"at-least:{count}" for count in planes)),
         "compare": _compared(),
         "encode": ("1", "2"),
