@@ -53,13 +53,7 @@ docs/ci.md."""
 @click.argument("tuned")
 @options.output("STORE", "Write the masks to this mask store.", required=False)
 @options.rules
-@click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match.")
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="GLOB",
-    help="Leave out tensors that match, even if --include takes them.",
-)
+@options.selection
 @click.option(
     "--rename", multiple=True, metavar="REGEX=REPL", help="Rename tuned tensors first (re.sub)."
 )

@@ -263,6 +263,18 @@ reports: Decorator = block(
 )
 
 
+#: which tensors are compared
+selection: Decorator = block(
+    click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match."),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave out tensors that match, even if --include takes them.",
+    ),
+)
+
+
 def by(default: str) -> Decorator:
     """``--by``: what one row of a table stands for."""
     return click.option(

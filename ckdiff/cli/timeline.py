@@ -37,13 +37,7 @@ What each number means: docs/timeline.md."""
     help="When an element counts as changed: exact, atol=T, rtol=R or ulp=K, each with an optional "
     "@bf16, @f16 or @f32.",
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match.")
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="GLOB",
-    help="Leave out tensors that match, even if --include takes them.",
-)
+@options.selection
 @options.key
 @click.option(
     "--no-first-moves",

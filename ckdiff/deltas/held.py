@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ckdiff.checkpoints.places.openfile import read_into
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.deltas.container import Delta
 from ckdiff.deltas.form import FRAME_BYTES
@@ -72,12 +72,8 @@ class _HashTask:
         return sums
 
     def _read(self, file: int, begin: int, into: Bytes) -> None:
-        view = into.data
-        while view:
-            got = os.preadv(self.files[file], [view], begin)
-            if not got:
-                raise SourceChanged(
-                    "the checkpoint was cut while it was being read",
-                    hint="let whatever writes it finish, then run again",
-                )
-            view, begin = view[got:], begin + got
+        if read_into(self.files[file], into.data, begin) < len(into):
+            raise SourceChanged(
+                "the checkpoint was cut while it was being read",
+                hint="let whatever writes it finish, then run again",
+            )

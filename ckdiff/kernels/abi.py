@@ -293,6 +293,7 @@ BOX_SCRATCH = BOX_TILE * BOX_TILE
 
 # what changes in a file
 
+GROUP = LANES * LANES  #: bytes whose blocks have one word
 PAGE_BITS = 12  #: what is written is whole pages of so many bytes
 PUT_SCRATCH = 16 * LANES  #: both sides of 8 blocks
 

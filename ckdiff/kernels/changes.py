@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckdiff.kernels.abi import LANES, PAGE_BITS, PUT_SCRATCH
+from ckdiff.kernels.abi import GROUP, LANES, PAGE_BITS, PUT_SCRATCH
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.memory import I64, U8, U64, Bytes, UInt64, place, room
 
-GROUP = LANES * LANES  #: bytes whose blocks have one word
 PAGE = 1 << PAGE_BITS  #: bytes
 #: bytes of a buffer behind what is put, and behind where it is put
 MARGIN = LANES

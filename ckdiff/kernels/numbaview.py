@@ -57,6 +57,11 @@ def machine() -> tuple[str, str, str]:
         return str(triple), str(processor), str(features)
 
 
+def has(feature: str) -> bool:
+    """Whether the machine that numba compiles for has a feature, as LLVM calls it."""
+    return f"+{feature}" in machine()[2].split(",")
+
+
 @contextlib.contextmanager
 def _set_for_us() -> Iterator[bool]:
     from numba.core import config  # waits, where another thread is importing it

@@ -6,7 +6,8 @@ sources beside it; in a source tree there are none. Archives are as much to be b
 package's own code: whoever can write one can write that.
 
 An archive is a magic number, the size of its index (8 little-endian bytes), the index, and the
-kernels it leads to, all but the first two compressed. The index is JSON: ``sources``, and for each
+kernels it leads to, all but the first two compressed and sealed, so that no bit of them can be
+another. The index is JSON: ``sources``, and for each
 kernel where it begins and how long it is, counted from the index's end.
 """
 
@@ -26,6 +27,7 @@ from ckdiff.kernels import keeping
 FOLDER = Path(__file__).with_name("images")
 _HEAD = struct.Struct("<16sQ")
 _MAGIC = b"ckdiff images 1\n"
+_INDEX = "the index"  # under which name it is sealed
 _LONGEST = 1 << 20  # bytes of an index: a kernel has some twenty
 _AMD_FAST_BMI2 = 25  # the first family of AMD's whose BMI2 does not take a hundred cycles
 
@@ -78,7 +80,8 @@ def find(name: str, kind: str, sources: str) -> bytes | None:
     at, size = archive.places[title]
     try:
         with open(archive.path, "rb", buffering=0) as file:
-            return keeping.opened(title, zlib.decompress(os.pread(file.fileno(), size, at)))
+            packed = keeping.opened(title, os.pread(file.fileno(), size, at))
+            return None if packed is None else zlib.decompress(packed)
     except (OSError, zlib.error):
         return None
 
@@ -88,10 +91,11 @@ def write(path: Path, sources: str, payloads: Mapping[tuple[str, str], bytes]) -
     places, body = {}, b""
     for (name, kind), payload in sorted(payloads.items()):
         title = _title(name, kind)
-        sealed = zlib.compress(keeping.sealed(title, payload), 9)
+        sealed = keeping.sealed(title, zlib.compress(payload, 9))
         places[title] = len(body), len(sealed)
         body += sealed
-    index = zlib.compress(json.dumps({"sources": sources, "kernels": places}).encode(), 9)
+    listed = json.dumps({"sources": sources, "kernels": places}).encode()
+    index = keeping.sealed(_INDEX, zlib.compress(listed, 9))
     path.write_bytes(_HEAD.pack(_MAGIC, len(index)) + index + body)
 
 
@@ -118,7 +122,10 @@ def _opened(path: Path) -> _Archive | None:
             magic, size = _HEAD.unpack(file.read(_HEAD.size))
             if magic != _MAGIC or size > _LONGEST:
                 return None
-            index = json.loads(zlib.decompress(file.read(size)))
+            packed = keeping.opened(_INDEX, file.read(size))
+        if packed is None:
+            return None
+        index = json.loads(zlib.decompress(packed))
         start = _HEAD.size + size
         places = {title: (start + at, size) for title, (at, size) in index["kernels"].items()}
         return _Archive(path, index["sources"], places)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from ckdiff.checkpoints.places.openfile import read_into
 from ckdiff.errors import CkdiffError, StoreCorrupt
 from ckdiff.kernels import zstd
 from ckdiff.kernels.abi import DECODE_COLUMNS
@@ -214,7 +215,7 @@ class _Stream:
         try:
             for group in np.split(entries, breaks):
                 size = int(group[:, 1].sum())
-                got = _read_at(self._fd, piece[at : at + size], int(group[0, 0]))
+                got = read_into(self._fd, piece[at : at + size].data, int(group[0, 0]))
                 if got < size:
                     raise StoreCorrupt(f"{self._where(chunk)} was cut while it was read")
                 at += size
@@ -237,7 +238,7 @@ class _Stream:
             return
         size, digest = self._source.objects[chunk]
         tail = np.empty(size - int(entries[-1].sum()), np.uint8)
-        _read_at(self._fd, tail, size - len(tail))
+        read_into(self._fd, tail.data, size - len(tail))
         self._digest.update(tail)
         if self._digest.hexdigest() != digest:
             raise StoreCorrupt(f"{self._where(chunk)} is damaged: its digest differs")
@@ -245,11 +246,3 @@ class _Stream:
 
     def _where(self, chunk: int) -> str:
         return f"{self._source.shown}/c/{chunk}"
-
-
-def _read_at(fd: int, into: npt.NDArray[np.uint8], offset: int) -> int:
-    """Fill ``into`` from a file; gives the number of bytes, fewer only at the end of the file."""
-    view, done = memoryview(into.data), 0
-    while done < len(view) and (got := os.preadv(fd, [view[done:]], offset + done)):
-        done += got
-    return done

@@ -33,8 +33,6 @@ LONG_FUNCTIONS = {
     ("ckdiff.masks.importing.importing", "import_masks"): "one step after the other",
     ("ckdiff.kernels.codegen.agree", "agree_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.agree", "agree"): _MACHINE,
-    ("ckdiff.kernels.codegen.changes", "changes_kernel"): _MACHINE,
-    ("ckdiff.kernels.codegen.changes", "changes"): _MACHINE,
     ("ckdiff.kernels.codegen.changes", "put_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.changes", "put"): _MACHINE,
     ("ckdiff.kernels.codegen.delta", "split_kernel"): _MACHINE,

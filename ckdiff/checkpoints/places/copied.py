@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckdiff.checkpoints.places.openfile import OpenFile
+from ckdiff.checkpoints.places.openfile import OpenFile, read_into
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import CheckpointError, printable
 
@@ -66,17 +66,14 @@ class CopyingReader:
 
 
 def _read(file: OpenFile, start: int, into: memoryview) -> None:
-    have = 0
-    while have < len(into):
-        try:
-            count = os.preadv(file.fd, [into[have:]], start + have)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot read {printable(file.path)} at bytes {start}-{start + len(into)}: "
-                f"{error.strerror}",
-                hint="the disk or network file system failed; check its logs",
-            ) from None
-        if not count:
-            file.check()  # cut while it was read: SourceChanged says so
-            raise CheckpointError(f"{printable(file.path)}: ended at byte {start + have:,}")
-        have += count
+    try:
+        have = read_into(file.fd, into, start)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {printable(file.path)} at bytes {start}-{start + len(into)}: "
+            f"{error.strerror}",
+            hint="the disk or network file system failed; check its logs",
+        ) from None
+    if have < len(into):
+        file.check()  # cut while it was read: SourceChanged says so
+        raise CheckpointError(f"{printable(file.path)}: ended at byte {start + have:,}")

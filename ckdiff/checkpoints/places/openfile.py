@@ -105,6 +105,16 @@ class OpenFile:
             os.close(fd)
 
 
+def read_into(fd: int, into: memoryview, begin: int) -> int:
+    """Fill a buffer of bytes from a file, from byte ``begin`` on; gives how many bytes came, fewer
+    only at its end. OSError passes through.
+    """
+    have = 0
+    while have < len(into) and (got := os.preadv(fd, [into[have:]], begin + have)):
+        have += got
+    return have
+
+
 def make_room(files: int) -> None:
     """Raise the soft limit on open files if ``files`` more would not fit.
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ckdiff.checkpoints.copying import columns_of
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.views.blockscaleturned import Turning
 from ckdiff.checkpoints.views.quantised import Scaled
@@ -74,9 +75,7 @@ class Wanted:
 
     @property
     def columns(self) -> tuple[IntArray, IntArray, IntArray]:
-        numbers = np.array(self.requests, np.int64).reshape(-1, 3)
-        tensors, starts, nbytes = (np.ascontiguousarray(column) for column in numbers.T)
-        return tensors, starts, nbytes
+        return columns_of(self.requests)
 
 
 class ScaledReader:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from ckdiff.checkpoints.indexes import SUFFIX
+from ckdiff.checkpoints.places.openfile import read_into
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.deltas.versions.folding import Buffers, Folder, Tensor
 from ckdiff.deltas.versions.grouping import grouped
@@ -64,15 +65,11 @@ class Chosen:
 
 def read_old(fd: int, begin: int, into: Bytes, shown: str) -> None:
     """Bytes of a file as they are, copied. Raises SourceChanged."""
-    view = into.data
-    while view:
-        got = os.preadv(fd, [view], begin)
-        if not got:
-            raise SourceChanged(
-                f"{shown}: was cut while it was being read",
-                hint="let whatever writes it finish, then run again",
-            )
-        view, begin = view[got:], begin + got
+    if read_into(fd, into.data, begin) < len(into):
+        raise SourceChanged(
+            f"{shown}: was cut while it was being read",
+            hint="let whatever writes it finish, then run again",
+        )
 
 
 class _Old:

@@ -23,7 +23,7 @@ from ckdiff.deltas.versions.decoding import COMMON_WINDOW, Patch, memory_of, pat
 from ckdiff.deltas.versions.encoding import WINDOW
 from ckdiff.deltas.versions.packed import PACKED_MEMORY, PackedTools
 from ckdiff.deltas.versions.reading import Version
-from ckdiff.deltas.versions.spool import nameless
+from ckdiff.deltas.versions.spool import nameless, read_back
 from ckdiff.errors import OutputError
 from ckdiff.kernels.memory import Bytes
 from ckdiff.outputs.writing import write_all
@@ -96,7 +96,7 @@ class Folder:
                 except OSError as error:
                     raise OutputError(f"cannot keep a tensor on the disk: {error}") from None
                 rest = Tensor(
-                    tensor.name, tensor.nbytes, tensor.window, partial(_pread, fd), steps[count:]
+                    tensor.name, tensor.nbytes, tensor.window, partial(read_back, fd), steps[count:]
                 )
                 yield from self.fold(rest, buffers)
                 return
@@ -238,12 +238,3 @@ class _Faults:
             raise self._version.fault(what) from None
         if isinstance(error, OSError):
             raise self._version.fault(f"cannot be read: {error.strerror}") from None
-
-
-def _pread(fd: int, start: int, into: Bytes) -> None:
-    view, at = into.data, 0
-    while at < len(view):
-        got = os.preadv(fd, [view[at:]], start + at)
-        if not got:
-            raise OutputError("a temporary file was cut while it was read")
-        at += got

@@ -26,10 +26,12 @@ import numpy as np
 import xxhash
 
 from ckdiff.checkpoints.halfway import JOURNAL_NAME
+from ckdiff.checkpoints.places.openfile import read_into
 from ckdiff.deltas.ownheader import pread
 from ckdiff.deltas.versions.lock import SyncFolder
 from ckdiff.errors import DeltaError, printable
-from ckdiff.kernels.changes import GROUP, MARGIN, Changes, Kept
+from ckdiff.kernels.abi import GROUP
+from ckdiff.kernels.changes import MARGIN, Changes, Kept
 from ckdiff.outputs.writing import start_writeback, sync_data, write_at
 
 NEW_NAME = f"{JOURNAL_NAME}.new"
@@ -247,7 +249,7 @@ class Journal:
             raise self.fault(f"its record at byte {at:,} is damaged")
         payload = bytearray(record.payload + margin)
         held = memoryview(payload)[: record.payload]
-        if os.preadv(self._fd, [held], at + _HEAD.size) < len(held):
+        if read_into(self._fd, held, at + _HEAD.size) < len(held):
             raise self.fault("it is cut")
         if _digest(record[:-1], held) != record.digest:
             raise self.fault(f"its record at byte {at:,} is damaged")

@@ -22,8 +22,7 @@ from ckdiff.deltas.versions.folding import DECODERS_MEMORY
 from ckdiff.deltas.versions.form import XOR
 from ckdiff.deltas.versions.places import places
 from ckdiff.deltas.versions.reading import Version
-from ckdiff.deltas.versions.spool import nameless
-from ckdiff.errors import OutputError
+from ckdiff.deltas.versions.spool import nameless, read_back
 from ckdiff.kernels.memory import Bytes
 from ckdiff.outputs.writing import write_all
 
@@ -107,7 +106,7 @@ class Merger:
                 windows = [self._buffers[i][:size] for i in range(len(backgrounds))]
                 for i, window in enumerate(windows):
                     if kept:
-                        _pread(kept[i], start, window)
+                        read_back(kept[i], start, window)
                     else:
                         window.fill(backgrounds[i])
                     for step in at_work[i]:
@@ -167,12 +166,3 @@ def _batches(tensor: str, steps: Sequence[Version]) -> Iterator[list[Version]]:
         batch.append(version)
         used += needed
     yield batch
-
-
-def _pread(fd: int, start: int, into: Bytes) -> None:
-    at = 0
-    while at < len(into):
-        got = os.preadv(fd, [into[at:].data], start + at)
-        if not got:
-            raise OutputError("a temporary file was cut while it was read")
-        at += got

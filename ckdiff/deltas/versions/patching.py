@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from ckdiff.checkpoints.halfway import JOURNAL_NAME
-from ckdiff.checkpoints.places.openfile import make_room
+from ckdiff.checkpoints.places.openfile import make_room, read_into
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.versions.journal import (
     CHANGES,
@@ -196,12 +196,8 @@ class _Task(ABC):
     def read(self, record: Record, low: int, size: int, margin: int = 0) -> Bytes:
         """Bytes of a record's file, and a ``margin`` of any after them, in this thread's buffer."""
         into = self._buffer()[: size + margin]
-        view, have = into.data, 0
-        while have < size:
-            got = os.preadv(self.fds[record.file], [view[have:size]], record.begin + low + have)
-            if not got:
-                raise self.journal.fault(f"{called(self.files[record.file].name)} was cut")
-            have += got
+        if read_into(self.fds[record.file], into[:size].data, record.begin + low) < size:
+            raise self.journal.fault(f"{called(self.files[record.file].name)} was cut")
         return into
 
     def changed(self, record: Record) -> DeltaError:

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ckdiff.checkpoints.places.openfile import read_into
+from ckdiff.errors import OutputError
+from ckdiff.kernels.memory import Bytes
 from ckdiff.outputs.writing import write_all
 
 MOST_HELD = 2 << 20  #: bytes that one of them keeps in memory
@@ -65,3 +68,9 @@ def nameless(folder: Path) -> int:
     """A descriptor of a new file in ``folder`` without a name. OSError passes through."""
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.dup(file.fileno())
+
+
+def read_back(fd: int, begin: int, into: Bytes) -> None:
+    """Fill a buffer from such a file. OSError passes through; OutputError where it was cut."""
+    if read_into(fd, into.data, begin) < len(into):
+        raise OutputError("a temporary file was cut while it was read")

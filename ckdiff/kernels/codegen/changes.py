@@ -6,20 +6,17 @@ from collections.abc import Callable
 
 from numba.core import types
 
-from ckdiff.kernels.abi import LANES, PAGE_BITS, PUT_SCRATCH
-from ckdiff.kernels.codegen.runs import differing
+from ckdiff.kernels.abi import GROUP, LANES, PAGE_BITS, PUT_SCRATCH
+from ckdiff.kernels.codegen.runs import differing, differing_of
 from ckdiff.kernels.codegen.scatter import moves
 from ckdiff.kernels.codegen.words import (
     copy_byte,
-    load_byte,
     load_word,
     lowest_one,
     ones,
     store_byte,
     store_word,
 )
-
-GROUP = LANES * LANES  #: bytes whose blocks have one word
 
 
 def changes_kernel(kind: str = "") -> Callable[..., None]:
@@ -36,13 +33,7 @@ def changes_kernel(kind: str = "") -> Callable[..., None]:
             words = masks + 8 * found  # of all blocks, until only those that differ are kept
             for i in range(LANES):
                 at = first + i * LANES
-                word = types.uint64(0)
-                if size - at >= LANES:
-                    word = differing(old + at, new + at)
-                else:
-                    for k in range(size - at):
-                        if load_byte(old + at + k) != load_byte(new + at + k):
-                            word |= one << types.uint64(k)
+                word = differing_of(old + at, new + at, size - at)
                 store_word(words + 8 * i, word)
                 bits |= types.uint64(word != 0) << types.uint64(i)
             store_word(blocks + first // (LANES * 8), bits)

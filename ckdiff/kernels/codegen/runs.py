@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from ckdiff.kernels.abi import LANES, LEAST_ZEROS, RUNS_COLUMNS, SEQUENCE_BYTES
 from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value, vector
@@ -28,6 +28,18 @@ def differing(typing: Any, base: Any, tuned: Any) -> Any:
         return b.bitcast(b.icmp_unsigned("!=", one, other), I64)
 
     return types.uint64(types.int64, types.int64), generate
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def differing_of(one: int, other: int, size: int) -> Any:
+    """The same of the first ``size`` bytes, where there are fewer than LANES."""
+    if size >= LANES:
+        return differing(one, other)
+    word = types.uint64(0)
+    for i in range(size):
+        if load_byte(one + i) != load_byte(other + i):
+            word |= types.uint64(1) << types.uint64(i)
+    return word
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -70,13 +82,7 @@ def runs_kernel(kind: str) -> Callable[..., None]:
                 stop = types.int64(size)
             began, done = to, first  # the first literal of a sequence; the bytes that are written
             for at in range(first, stop, LANES):
-                word = types.uint64(0)
-                if stop - at >= LANES:
-                    word = differing(base + at, tuned + at)
-                else:
-                    for i in range(stop - at):
-                        if load_byte(base + at + i) != load_byte(tuned + at + i):
-                            word |= types.uint64(1) << types.uint64(i)
+                word = differing_of(base + at, tuned + at, stop - at)
                 if word == 0:
                     continue
                 elements += _elements(width, word)

@@ -13,7 +13,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_jitable
 
 from ckdiff.dtypes import DTYPES, DType
@@ -39,6 +38,7 @@ from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, as_many, in_each, int_type
 from ckdiff.kernels.codegen.words import copy_byte, load_word, store_word
+from ckdiff.kernels.numbaview import has
 
 _WORD = 32  # elements
 _NAN = 0x7FC00000
@@ -54,7 +54,7 @@ def _at(b: Any, address: Value, element: Any, count: int = _WORD) -> Value:
 
 def _looks_up() -> bool:
     """Whether the machine takes 16 numbers at a time out of a table of 16."""
-    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    return has("avx512f")
 
 
 def _pairs(b: Any, address: Value) -> Value:

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value
-from ckdiff.kernels.numbaview import machine
+from ckdiff.kernels.numbaview import has, machine
 
 _BYTES = ir.VectorType(I8, LANES)
 _FLAGS = ir.VectorType(I1, LANES)
@@ -38,14 +38,12 @@ class Moves(NamedTuple):
 
 def moves(*, portable: bool = False) -> Moves:
     """The operations as the machine does them best that is compiled for, or as every one can."""
-    _, processor, told = machine()
-    features = told.split(",")
-    slow = portable or processor in _SLOW_BMI2
+    slow = portable or machine()[1] in _SLOW_BMI2
     bits = (_pext, _pdep)
-    if slow or "+bmi2" not in features:
+    if slow or not has("bmi2"):
         bits = (_gather_bits, _spread_bits)
     whole = (_compress, _expand)
-    if portable or "+avx512vbmi2" not in features:
+    if portable or not has("avx512vbmi2"):
         whole = (_gather_bytes, _spread_bytes)
     return Moves(*bits, *whole)
 

@@ -19,6 +19,7 @@ from ckdiff.checkpoints.formats.safetensors import HEADER_LIMIT
 from ckdiff.errors import StoreError, UsageError
 from ckdiff.options import checked_output
 from ckdiff.outputs.place import Place, write_errors
+from ckdiff.outputs.writing import write_at
 from ckdiff.runs.structures.counting import Counts, Integers
 from ckdiff.runs.structures.result import Structure, as_matrix
 
@@ -47,7 +48,7 @@ class ProfileFile:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self._fd = os.open(self._place.path, flags, 0o666)
                 os.ftruncate(self._fd, len(self._header) + self._size)
-                _write_at(self._fd, self._header, 0)
+                write_at(self._fd, self._header, 0)
         except BaseException:
             self.__exit__()
             raise
@@ -66,7 +67,7 @@ class ProfileFile:
         for (_, kind, _, begin), lines in zip(entries, both, strict=True):
             data = np.array(lines, "<u4" if kind == "U32" else "<u8").tobytes()
             with write_errors(self.out):
-                _write_at(self._fd, data, len(self._header) + begin)
+                write_at(self._fd, data, len(self._header) + begin)
 
     def commit(self) -> None:
         """Give the whole file its name. Raises OutputError."""
@@ -119,10 +120,3 @@ def _foreign(out: Path) -> str | None:
     with open(out, "rb") as file:
         begin = file.read(8 + len(_MARK))
     return None if begin[8:] == _MARK.encode() else "is no file of profiles"
-
-
-def _write_at(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
