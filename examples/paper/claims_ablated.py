@@ -63,13 +63,13 @@ def little_effect(*names: str) -> Callable[[Results], Found]:
                 apart = spread(runs, density).mean - spread(usual, density).mean
                 same.append(abs(apart) < LITTLE)
         head = ("with", "density", "without", "without, at that gain", "reward gained", "without",
-                "at work without")  # fmt: skip
+                "what it acts on, without it")  # fmt: skip
         if not same:
             return Found(UNTESTED, "Every such ablation is vacuous or missing.", head, rows)
         text = (
-            f"GRPO at 1e-5. It hardly matters where densities are less than {LITTLE} apart. Where "
-            "it does matter, see whether less was learnt: the density of the other runs on the "
-            "way, where they had gained as much, is beside it."
+            f"GRPO at 1e-5. A change of less than {LITTLE} in density counts as hardly any. A "
+            "larger one may only mean that the run learnt less. The fourth column shows this: the "
+            "density of the runs without it, at the checkpoint where they had gained as much."
         )
         return Found(HOLDS if all(same) else CAVEAT if any(same) else FAILS, text, head, rows)
 
@@ -122,7 +122,7 @@ def ticket(*kinds: str, control: str = "") -> Callable[[Results], Found]:
         if reached is None:
             return Found(UNTESTED, "No such ticket was run, or its full run hardly gained.")
         rows.sort(key=lambda row: str(row[0]))
-        text = "Each is held against GRPO of all weights at the same learning rate."
+        text = "Each is compared with GRPO on all weights at the same learning rate."
         head = ("what is trained", "learning rate", "reward it began with", "reward it ended with",
                 "share of the full run's gain")  # fmt: skip
         drawn = best.get(control, 0.0) >= reached - 0.1

@@ -69,8 +69,8 @@ def density_by_gain(results: Results) -> Figure:
     return Figure(
         "density-by-gain",
         "Density against reward gained",
-        "Each line is a run of seed 1, each point a checkpoint. Lines that lie apart at one gain "
-        "are runs that pay for the same learning with different numbers of weights.",
+        "Each line is a run of seed 1, each point a checkpoint. Where lines lie apart at the same "
+        "gain, runs changed different numbers of weights to learn as much.",
         _courses(full),
         beside("optimizer", ("adamw", "sgd"), part),
     )

@@ -26,9 +26,9 @@ def box(results: Results, found: Sequence[Found]) -> str:
     lines = [_verdicts(found), "", *_sparsity(results), *_dtype(results), *_size(results)]
     lines += [*_optimizer(results), *_chance(results), ""]
     lines += [
-        "So a density wants its dtype, learning rate and optimizer beside it, an overlap a null",
-        "that knows magnitudes, and a mask that recovers a score a random mask and the untrained",
-        "base.",
+        "So report a density together with the dtype, the learning rate and the optimizer. Judge",
+        "an overlap by a null that knows magnitudes. And compare a mask that recovers a score with",
+        "a random mask of the same size and with the untrained base.",
     ]
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
@@ -46,7 +46,7 @@ def _verdicts(found: Sequence[Found]) -> str:
 def _sparsity(results: Results) -> list[str]:
     runs = [each for name in RL for each in results.of(algorithm=name) if gain(each) >= ENOUGH]
     return [
-        "- *Sparsity* is a number about a run and a file, not about RL: runs of eight RL",
+        "- *Sparsity* depends on the run and on the file, not on RL: the runs of eight RL",
         f"  algorithms that learnt changed {spread(runs, density)} of the stored weights.",
     ]
 
@@ -98,13 +98,13 @@ def _optimizer(results: Results) -> list[str]:
         return []
     found = {name: spread(runs, lambda one: density_at(one, level)) for name, runs in arms.items()}
     return [
-        f"- *Optimizer*: on the way, where they had gained {level:.3f}, AdamW had changed",
-        f"  {found['adamw']}, SGD {found['sgd']}.",
+        f"- *Optimizer*: at the checkpoints where GRPO had gained {level:.3f} reward, AdamW had",
+        f"  changed {found['adamw']}, SGD {found['sgd']}.",
     ]
 
 
 def _chance(results: Results) -> list[str]:
-    lines = ["- *Chance*: inside tensors and given magnitudes,"]
+    lines = ["- *Chance*, first knowing each tensor's density, then also the weights' sizes:"]
     for what, start in (("seeds", "seeds: "), ("tasks", "tasks: ")):
         lifted = [_lift(results, start, null) for null in ("tensor", "magnitude")]
         if not lifted[0].values:
@@ -117,7 +117,7 @@ def _chance(results: Results) -> list[str]:
         )
     if len(lines) == 1:
         return []
-    return [*lines, "  the difference is small weights, which flip most easily."]
+    return [*lines, "  the two differ because small weights change most easily."]
 
 
 def _lift(results: Results, start: str, null: str) -> Spread:
