@@ -19,6 +19,7 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
 html_title = f"ckdiff {release}"
+html_search_scorer = str(ROOT / "docs" / "scorer.js")
 html_theme_options = {"source_repository": "", "navigation_with_keys": True}
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
