@@ -25,11 +25,22 @@ This module imports nothing from the package.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+#: what the whole of ckdiff comes with and the small install, ckdiff-core, does not: for what it is
+_WHOLE = {
+    "dask": "dask arrays",
+    "httpx2": "models on the hub",
+    "huggingface_hub": "models on the hub",
+    "llvmlite": "kernels that did not come along",
+    "numba": "kernels that did not come along",
+    "numcodecs": "Zarr arrays",
+    "zarr": "Zarr arrays",
+}
 _COMPARED = 100  #: characters: comparing takes the square of them
 
 
@@ -152,6 +163,42 @@ def nearest(asked: str, known: Iterable[str]) -> str | None:
     if not close or len(set(likeness)) < len(close):
         return None
     return lower[close[0]]
+
+
+def lacking(error: ModuleNotFoundError) -> UsageError | None:
+    """What to say where a package is not installed that the whole of ckdiff comes with.
+
+    None for any other module.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in _WHOLE:
+        return None
+    return UsageError(
+        f"{_WHOLE[package]} take the package {package}, which is not installed", hint=whole()
+    )
+
+
+@contextmanager
+def of_the_whole() -> Iterator[None]:
+    """Around an import that fails in the small install: raises UsageError, which says the rest."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = lacking(error)
+        if missing is None:
+            raise
+        raise missing from None
+
+
+def whole() -> str:
+    """How to get everything that ckdiff comes with, from what is installed here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("ckdiff-core")
+    except PackageNotFoundError:
+        return "pip install ckdiff"
+    return "pip install 'ckdiff-core[full]'"
 
 
 def printable(text: str) -> str:

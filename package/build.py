@@ -1,9 +1,9 @@
 """Build what is published: python package/build.py [-o FOLDER].
 
-An sdist, a wheel of ckdiff with machine code for common processors, and of that wheel the small one,
-ckdiff-core. A commit gives the same bytes wherever it is built: the times in the files are the
-commit's, what makes them is pinned in constraints.txt, and it runs in the environment of the tests.
-The machine code of all levels takes some minutes; --no-images leaves it and ckdiff-core out.
+An sdist, a wheel of ckdiff with machine code for common processors, and of that wheel the small
+one, ckdiff-core. A commit gives the same bytes wherever it is built: the times in the files are the
+commit's, and what makes them is pinned in constraints.txt, as it runs where the tests do. The
+machine code of all levels takes some minutes; --no-images leaves it and ckdiff-core out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def images(chosen: list[str], kernels: list[str]) -> None:
 
 
 def date() -> dict[str, str]:
-    """The time that is written into files, for the environment: that of the commit, if it is one."""
+    """The time that is written into files, for the environment: the commit's, if it is one."""
     command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -15,7 +15,7 @@ import click
 
 from ckdiff.cli import starting
 from ckdiff.cli.output import flush, reopen_missing_streams, say
-from ckdiff.errors import CkdiffError, Interrupted, printable
+from ckdiff.errors import CkdiffError, Interrupted, lacking, printable
 
 ERROR = 2
 _TICK = 0.005  # seconds between looks at whether an exception may be raised
@@ -128,6 +128,9 @@ def run(action: Callable[[], int]) -> int:
     except Exception as error:
         if _signals.received is not None:  # a library made something else of the interruption
             return _report(Interrupted("interrupted"))
+        missing = lacking(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None:
+            return _report(missing)
         import traceback
 
         say(traceback.format_exc().rstrip(), prefix="", escape=False)

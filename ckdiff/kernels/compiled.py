@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ckdiff.errors import CkdiffError
+from ckdiff.errors import CkdiffError, whole
 from ckdiff.kernels import image, keeping, numbaview, shipped
 from ckdiff.kernels.abi import SIGNATURES
 
@@ -95,7 +95,7 @@ def _compile(name: str, kind: str) -> tuple[Function, bytes | None]:
         raise CkdiffError(
             f"for this processor no machine code for {title!r} came with ckdiff, and making it "
             "takes numba",
-            hint="pip install numba",
+            hint=whole(),
         ) from None
     for report in on_compile:
         report(title)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.errors import StoreCorrupt, UsageError, of_the_whole, printable
 from ckdiff.options import checked_function, checked_int, checked_path, checked_text
 from ckdiff.outputs.placing import MANIFEST
 from ckdiff.rules import Rule
@@ -143,14 +143,16 @@ class MaskStore(TableShown):
         A chunk that is missing or damaged, or has other bits than the table counts, raises
         StoreCorrupt; it never reads as zeros.
         """
-        import zarr
+        with of_the_whole():
+            import zarr
 
         path = array_path(self._rule(rule))
         return zarr.open_array(store=self._view(), path=path, mode="r", zarr_format=3)
 
     def dask(self, rule: str | Rule | None = None) -> Any:
         """``array(rule)`` as a dask array of uint8, one block for each stored object."""
-        import dask.array
+        with of_the_whole():
+            import dask.array
 
         array = self.array(rule)
         name = f"ckdiff-{self.manifest_digest()}-{self._rule(rule)}"

@@ -149,7 +149,7 @@ def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch: pytest.Monke
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
     monkeypatch.delitem(sys.modules, "ckdiff.kernels.codegen", raising=False)
     monkeypatch.delattr(ckdiff.kernels, "codegen", raising=False)
-    with pytest.raises(CkdiffError, match=r"'blend 32'.*numba.*pip install numba"):
+    with pytest.raises(CkdiffError, match=r"'blend 32'.*numba.*pip install ckdiff"):
         compiled.c_function("blend", "32")
 
 

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import UsageError, of_the_whole, printable
 
 _YES = {"1", "on", "yes", "true"}
 
@@ -33,7 +33,8 @@ class Settings:
         if asked:
             _check_endpoint(asked)
         try:
-            from huggingface_hub import constants
+            with of_the_whole():
+                from huggingface_hub import constants
         except ValueError as error:  # it reads its variables when it is imported
             raise UsageError(
                 f"the hub's client cannot read one of its variables: {printable(str(error))}",
