@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DType
-from ckdiff.kernels import abi, hashing, statistics
+from ckdiff.kernels import abi, hashing, panels, statistics
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.memory import (
@@ -88,8 +88,11 @@ class Kernels:
                 slots[i, at] = c_function("compare", kind).address
                 slots[i, at + 1] = np.uint64(parameter).view(np.int64)
         self._slots = slots
-        self._drive = c_function("drive").ctypes
+        self._driver = c_function("drive")
+        self._drive = self._driver.ctypes
         self._xxh3 = hashing.xxh3_128_address()
+        if "F32" in self.slot_of:
+            slots[self.slot_of["F32"], abi.SLOT_UNITS] = c_function("units").address
 
     @property
     def makes(self) -> bool:
@@ -104,6 +107,21 @@ class Kernels:
         SEG_POSITION / 8. Counts, hash sums and statistics are added to ``into``.
         """
         self._run(self._rules, segments, masks, into)
+
+    def run_panels(
+        self,
+        segments: Int64,
+        masks: Sequence[Bytes],
+        into: Results,
+        wanted: Sequence[panels.Panel],
+    ) -> None:
+        """The same where some of the bytes are copied before: panel by panel, in the order given,
+        which have each segment once. What a copy is written to may be that of another. Only where
+        it ``makes``.
+        """
+        if not self._xxh3:
+            raise ValueError("what is copied is gone before it is hashed")
+        self._run(self._rules, segments, masks, into, wanted)
 
     def measure(self, segments: Int64, exact: Bytes, into: Results) -> None:
         """Add hash sums and statistics of segments that were compared elsewhere.
@@ -129,14 +147,19 @@ class Kernels:
             place(addresses, I64), room(changed, I64), 0, 0, 0, room(scratch, U8),
         )  # fmt: skip
 
-    def _run(self, rules: int, segments: Int64, masks: Sequence[Bytes], into: Results) -> None:
+    def _run(
+        self,
+        rules: int,
+        segments: Int64,
+        masks: Sequence[Bytes],
+        into: Results,
+        wanted: Sequence[panels.Panel] | None = None,
+    ) -> None:
         self._check(segments, masks, len(into.changed))
         addresses = np.array([room(mask, U8) for mask in masks] or [0], np.int64)
         scratch = np.zeros(abi.SCRATCH_BYTES, np.uint8)
         rows, known = into.statistics, len(into.changed)
-        self._drive(
-            place(segments, I64),
-            len(segments),
+        given = (
             place(self._slots, I64),
             self._columns,
             rules,
@@ -147,6 +170,12 @@ class Kernels:
             0 if rows is None else room(rows, F64, known * statistics.COLUMNS),
             room(scratch, U8),
         )
+        if wanted is not None:
+            table, aside = panels.table(wanted, len(segments)), np.empty(abi.BOX_SCRATCH, np.uint8)
+            head = place(table, I64), len(table), self._driver.address, room(aside, U8)
+            c_function("panels").ctypes(*head, place(segments, I64), *given)
+            return
+        self._drive(place(segments, I64), len(segments), *given)
         if not self._xxh3:
             self._hash_slowly(segments, into)
 

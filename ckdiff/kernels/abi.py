@@ -76,6 +76,9 @@ SIGNATURES = {
     # symbols (64 bytes after them are cleared), their number, out: pairs, out: rest (64 more may be
     # written) -> size of the rest
     "pair": "int64(int64, int64, int64, int64)",
+    # table (PANEL_COLUMNS each), their number, drive (its address), scratch (BOX_SCRATCH), then what
+    # drive takes but for the number of segments: copies a box, has some segments compared, and so on
+    "panels": f"void({', '.join(['int64'] * 14)})",
     # jobs (PATHS_COLUMNS each), their number, scratch (PATHS_SCRATCH, zeroed): adds up how
     # far elements went, and how many went onward or back
     "paths": "void(int64, int64, int64)",
@@ -114,6 +117,9 @@ SIGNATURES = {
     # pairs, number of symbols, rest, its size, out -> how much of the rest was used, or -1 where
     # there is too little
     "unpair": "int64(int64, int64, int64, int64, int64)",
+    # base, tuned, units of 32-bit elements, the first one, mask, sums (low and high of the base,
+    # then of the tuned side) to add to: compares by bits and hashes -> how many are changed
+    "units": "int64(int64, int64, int64, int64, int64, int64)",
     # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
     # out -> number of gaps, or -1 where they are not what "gaps" writes
     "ungaps": "int64(int64, int64, int64, int64, int64, uint64, int64, int64)",
@@ -129,8 +135,11 @@ BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
 #: columns of a segment, int64: what the driver walks
 SEG_BASE, SEG_TUNED, SEG_ELEMENTS, SEG_POSITION, SEG_SLOT, SEG_UNIT, SEG_ROW = range(7)
 SEG_COLUMNS = 7
-#: columns of a dtype slot, int64; then (kernel, parameter) for each rule
-SLOT_BITS, SLOT_STATISTICS, SLOT_RULES = range(3)
+#: elements of which a side is made: those of both sides stay in the first-level cache
+MADE = 1 << 11
+#: columns of a dtype slot, int64: bits, what adds up statistics, and what compares and hashes whole
+#: units in one pass (or 0); then (kernel, parameter) for each rule
+SLOT_BITS, SLOT_STATISTICS, SLOT_UNITS, SLOT_RULES = range(4)
 #: one zeroed word of the widest dtype for each side: where a tensor's ragged end is compared
 SCRATCH_BYTES = 2 * LANES * 8
 
@@ -290,6 +299,13 @@ BOX_DIMENSION = 4
 BOX_TILE = 64
 #: the largest tile, whose elements have one byte
 BOX_SCRATCH = BOX_TILE * BOX_TILE
+
+# comparing what is copied
+
+#: columns of a panel, int64: the address of a strided kernel and what it takes, or 0; the first
+#: segment that is compared then, and how many
+PANEL_COPIER, PANEL_SOURCE, PANEL_OUT, PANEL_BOX, PANEL_FIRST, PANEL_SEGMENTS = range(6)
+PANEL_COLUMNS = 6
 
 # what changes in a file
 

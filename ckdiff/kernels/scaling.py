@@ -115,8 +115,8 @@ class Recipe(NamedTuple):
 def table(recipes: Sequence[Recipe], into: Bytes) -> Int64:
     """What the driver takes: each span's recipes lie one behind the other.
 
-    ``into`` is where it has the values of a block written, ``4 * abi.BLOCK`` bytes. The table is
-    good for one walk.
+    ``into`` is where it has the values of a block written: ``4 * abi.BLOCK`` bytes, which should
+    begin where a line of the cache does. The table is good for one walk.
     """
     to = room(into, U8)
     rows = [(kernel.address, values, to, *row) for kernel, values, row in recipes]

@@ -19,6 +19,7 @@ from ckdiff.kernels.scaling import Recipe, Scaling, scaled, table
 
 _SPARE = 16  # scales beyond one for each element that a part may need
 _FLOAT = 4  # bytes of a value
+_LINE = 64  # bytes of a line of the cache
 #: bytes besides the values: of those of a block, and of recipes
 SCRATCH = 1 << 20
 
@@ -187,8 +188,11 @@ class ScaledReader:
 
 
 def _enough(buffer: Bytes, size: int) -> Bytes:
-    """A buffer of that size or more: the same, if it is."""
-    return buffer if len(buffer) >= size else np.empty(size, np.uint8)
+    """A buffer of that size or more: the same, if it is. It begins where a line of a cache does."""
+    if len(buffer) >= size:
+        return buffer
+    fresh = np.empty(size + _LINE, np.uint8)
+    return fresh[-fresh.ctypes.data % _LINE :]
 
 
 def wanted(

@@ -32,6 +32,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.margins import margins_kernel
     from ckdiff.kernels.codegen.moving import gather_kernel, scatter_kernel
     from ckdiff.kernels.codegen.pairs import pair_kernel, unpair_kernel
+    from ckdiff.kernels.codegen.panels import panels_kernel
     from ckdiff.kernels.codegen.paths import paths_kernel
     from ckdiff.kernels.codegen.profile import profile_kernel
     from ckdiff.kernels.codegen.runs import runs_kernel
@@ -41,6 +42,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.strided import strided_kernel
     from ckdiff.kernels.codegen.sweep import sweep_kernel
     from ckdiff.kernels.codegen.timeline import march_kernel, moves_kernel
+    from ckdiff.kernels.codegen.units import units_kernel
 
     _ = cpu_target.target_context  # made now: it keeps the settings that it is made with
 
@@ -70,6 +72,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "narrow": narrow_kernel,
     "near": near_kernel,
     "pair": pair_kernel,
+    "panels": panels_kernel,
     "paths": paths_kernel,
     "profile": profile_kernel,
     "put": put_kernel,
@@ -83,6 +86,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "sweep": sweep_kernel,
     "tally": tally_kernel,
     "ungaps": ungaps_kernel,
+    "units": units_kernel,
     "unpair": unpair_kernel,
     "widen": widen_kernel,
 }

@@ -27,7 +27,6 @@ from ckdiff.kernels.abi import (
     SMALL_BITS,
     SMALL_STEPS,
 )
-from ckdiff.kernels.codegen.drive import fetch_lines
 from ckdiff.kernels.codegen.scatter import moves
 from ckdiff.kernels.codegen.steps import (
     Kind,
@@ -42,6 +41,7 @@ from ckdiff.kernels.codegen.steps import (
     zigzag,
 )
 from ckdiff.kernels.codegen.words import (
+    fetch_lines,
     load_byte,
     load_word,
     lowest_one,

@@ -1,7 +1,9 @@
 """The driver: one call walks all segments of a window, block by block, with the GIL released.
 
 A block is small enough to stay in the core's cache, so that hashing, several rules and the
-statistics each read it from there and the memory is read once.
+statistics each read it from there and the memory is read once. Values that are made are more than
+what they are made of: of these a block is small enough for the first-level cache, and whole units
+are compared and hashed in one pass (:mod:`ckdiff.kernels.codegen.units`).
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic, register_jitable
 
 from ckdiff.kernels.abi import (
     BLOCK,
     LANES,
+    MADE,
     RECIPE_FIELDS,
     RECIPE_LEFT,
     RECIPE_MAKER,
@@ -32,11 +35,12 @@ from ckdiff.kernels.abi import (
     SLOT_BITS,
     SLOT_RULES,
     SLOT_STATISTICS,
+    SLOT_UNITS,
 )  # fmt: skip
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
-from ckdiff.kernels.codegen.lanes import I8, I32, I64, Value
-from ckdiff.kernels.codegen.words import copy_byte, load_word, store_word
+from ckdiff.kernels.codegen.lanes import I64, Value
+from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.statistics import COLUMNS
 
@@ -63,23 +67,6 @@ def call_statistics(typing: Any, function: Any, base: Any, tuned: Any, words: An
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def fetch_lines(typing: Any, address: Any, size: Any) -> Any:
-    """Ask for the cache lines of [address, address + size); never faults."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        pointer_type = I8.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer_type, I32, I32, I32])
-        prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        lines = b.lshr(b.add(args[1], I64(63)), I64(6))
-        with cgutils.for_range(b, lines) as loop:
-            line = b.inttoptr(b.add(args[0], b.shl(loop.index, I64(6))), pointer_type)
-            b.call(prefetch, [line, I32(0), I32(2), I32(1)])  # read, second-level cache, data
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def call_maker(typing: Any, function: Any, recipe: Any, out: Any, elements: Any) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
@@ -87,6 +74,19 @@ def call_maker(typing: Any, function: Any, recipe: Any, out: Any, elements: Any)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_units(typing: Any, function: Any, sides: Any, units: Any, mask: Any, sums: Any) -> Any:
+    """``sides`` are two addresses, and ``units`` how many and the first of them."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        kind = ir.FunctionType(I64, [I64] * 6)
+        pairs = [b.extract_value(pair, i) for pair in args[1:3] for i in range(2)]
+        return b.call(b.inttoptr(args[0], kind.as_pointer()), [*pairs, *args[3:]])
+
+    pair = types.UniTuple(types.int64, 2)  # type: ignore[attr-defined]
+    return types.int64(types.int64, pair, pair, types.int64, types.int64), generate
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
@@ -131,8 +131,15 @@ def drive_kernel() -> Callable[..., None]:
             row = load_word(at + 8 * SEG_ROW)
             bits = load_word(slot + 8 * SLOT_BITS)
             add_statistics = load_word(slot + 8 * SLOT_STATISTICS)
+            step = BLOCK
+            units = types.int64(0)
+            if base_at < 0 or tuned_at < 0:
+                if statistics == 0 or add_statistics == 0:  # sums of blocks are rounded
+                    step = MADE
+                if hashes != 0 and rules > 0:
+                    units = load_word(slot + 8 * SLOT_UNITS)
             while left > 0:
-                elements = BLOCK - position % BLOCK
+                elements = step - (position & (step - 1))
                 if (
                     elements > left
                 ):  # not min(): numba implements it with an iterator that can raise
@@ -162,7 +169,14 @@ def drive_kernel() -> Callable[..., None]:
                         for i in range(block_bytes - whole):
                             copy_byte(target + i, source + i)
                 other = scratch + SCRATCH_BYTES // 2
-                for r in range(rules):
+                together = units != 0 and elements % UNIT == 0
+                if together:
+                    mask = load_word(masks) + position // 8
+                    some = elements // UNIT, unit
+                    changed = call_units(units, (base, tuned), some, mask, hashes + row * 32)
+                    total = counts + row * rules * 8
+                    store_word(total, load_word(total) + changed)
+                for r in range(1 if together else 0, rules):
                     kernel = load_word(slot + 8 * (SLOT_RULES + 2 * r))
                     parameter = types.uint64(load_word(slot + 8 * (SLOT_RULES + 2 * r + 1)))
                     mask = load_word(masks + 8 * r) + position // 8
@@ -173,7 +187,7 @@ def drive_kernel() -> Callable[..., None]:
                         )
                     total = counts + (row * rules + r) * 8
                     store_word(total, load_word(total) + changed)
-                if hashes != 0:
+                if hashes != 0 and not together:
                     unit_bytes = UNIT * bits // 8
                     sums = hashes + row * 32
                     base_low, base_high = load_word(sums), load_word(sums + 8)

@@ -37,7 +37,7 @@ from ckdiff.kernels.abi import (
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, as_many, in_each, int_type
-from ckdiff.kernels.codegen.words import copy_byte, load_word, store_word
+from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.numbaview import has
 
 _WORD = 32  # elements
@@ -288,6 +288,9 @@ def scale_kernel(name: str) -> Callable[[int, int, int], None]:
         in_column = load_word(recipe + 8 * WALK_IN_COLUMN)
         first, at = load_word(recipe + 8 * WALK_FIRST), load_word(recipe + 8 * WALK_SCALE)
         store_word(recipe + 8 * RECIPE_SOURCE, source + elements * bits // 8)
+        fetch_lines(source + elements * bits // 8, elements * bits // 8)
+        if block_columns < 128:
+            fetch_lines(scales + at * width + 64, 64)
         while elements > 0:
             run = columns - column
             if run > elements:

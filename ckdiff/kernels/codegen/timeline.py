@@ -27,11 +27,11 @@ from ckdiff.kernels.abi import (
     SLOT_BITS,
     SLOT_RULES,
 )
-from ckdiff.kernels.codegen.drive import call_compare, fetch_lines
+from ckdiff.kernels.codegen.drive import call_compare
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
 from ckdiff.kernels.codegen.lanes import I1, I64, Value, int_type, splat, vector
-from ckdiff.kernels.codegen.words import copy_byte, load_word, store_word
+from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
 
 

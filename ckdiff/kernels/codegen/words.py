@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value
+from ckdiff.kernels.codegen.lanes import I1, I8, I32, I64, Value
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -95,3 +95,20 @@ def store_byte(typing: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch_lines(typing: Any, address: Any, size: Any) -> Any:
+    """Ask for the cache lines of [address, address + size); never faults."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        pointer_type = I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer_type, I32, I32, I32])
+        prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        lines = b.lshr(b.add(args[1], I64(63)), I64(6))
+        with cgutils.for_range(b, lines) as loop:
+            line = b.inttoptr(b.add(args[0], b.shl(loop.index, I64(6))), pointer_type)
+            b.call(prefetch, [line, I32(0), I32(2), I32(1)])  # read, second-level cache, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate

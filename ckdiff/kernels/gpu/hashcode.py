@@ -8,34 +8,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["WORDS", "digest", "ends", "starts"]
+from ckdiff.kernels.hashing import SECRET, START, starts
 
-_SECRET = bytes.fromhex(
-    "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
-    "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
-    "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364eac5ac8334d3ebc3c581a0fffa1363eb"
-    "170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
-)
-_START = (
-    0xC2B2AE3D, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,
-    0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1,
-)  # fmt: skip
+__all__ = ["WORDS", "digest", "ends", "starts"]
 
 
 def _secret(first: int, count: int = 8) -> tuple[int, ...]:
-    cut = _SECRET[first : first + 8 * count]
+    cut = SECRET[first : first + 8 * count]
     return tuple(int.from_bytes(cut[i : i + 8], "little") for i in range(0, 8 * count, 8))
 
 
 #: the secret by words, of which a stripe takes eight from its number on; then eight words for the
 #: last stripe, for the low half and for the high half of the result; and what the sums begin with
-WORDS = (*_secret(0, 24), *_secret(121), *_secret(11), *_secret(117), *_START)
-
-
-def starts(size: int) -> tuple[int, int]:
-    """What both halves of the digest of so many bytes begin with."""
-    whole = (1 << 64) - 1
-    return size * _START[1] & whole, ~(size * _START[2]) & whole
+WORDS = (*_secret(0, 24), *_secret(121), *_secret(11), *_secret(117), *START)
 
 
 # as in fusedcode
