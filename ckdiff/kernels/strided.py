@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ckdiff.kernels import abi
-from ckdiff.kernels.compiled import c_function
-from ckdiff.kernels.memory import I64, U8, Bytes, place, room
+from ckdiff.kernels.compiled import Function, c_function
+from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room
 
 WIDTHS = (1, 2, 4, 8, 16)  #: bytes of the elements that there are kernels for
 _WORD = 8  # bytes of the widest elements that are more than short runs of bytes
@@ -39,13 +39,39 @@ def copy(
     lowest and highest element is touched on either side. Releases the GIL. Raises ValueError where
     the box is not inside the arrays, and TypeError for arrays of something else.
     """
+    ready = copying(source, out, shape, source_strides, out_strides, width)
+    if ready is not None:
+        scratch = np.empty(abi.BOX_SCRATCH, np.uint8)
+        places = ready.source, ready.out, place(ready.table, I64), room(scratch, U8)
+        ready.kernel.ctypes(*places)
+
+
+class Copying(NamedTuple):
+    """A copy that can be made: of arrays that must stay until it is."""
+
+    kernel: Function
+    source: int
+    out: int
+    table: Int64  #: what the kernel walks by, once at a time
+
+
+def copying(
+    source: Bytes,
+    out: Bytes,
+    shape: Sequence[int],
+    source_strides: Sequence[int],
+    out_strides: Sequence[int],
+    width: int,
+) -> Copying | None:
+    """The same copy, which somebody else makes; None of nothing. Raises what ``copy`` does."""
     plan = _plan(tuple(shape), tuple(source_strides), tuple(out_strides), width)
     if plan is None:
-        return
+        return None
     begin = place(source, U8, plan.reach[0]) + plan.first[0]
     into = room(out, U8, plan.reach[1]) + plan.first[1]
-    table, scratch = np.array(plan.table, np.int64), np.empty(abi.BOX_SCRATCH, np.uint8)
-    c_function("strided", plan.kind).ctypes(begin, into, place(table, I64), room(scratch, U8))
+    return Copying(
+        c_function("strided", plan.kind), begin, into, np.array(plan.table, np.int64)
+    )
 
 
 class _Plan(NamedTuple):
