@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 @click.option(
     "--in-place",
     is_flag=True,
-    help="Change the files of BASE where they lie, instead of writing new ones.",
+    help="Change the files of BASE instead of writing new ones.",
 )
 @click.option(
     "--undo",
     is_flag=True,
-    help="With --in-place and without DELTA: take back a change that was stopped.",
+    help="With --in-place and without DELTA: take back an unfinished change.",
 )
 @click.option(
     "--find-base",
     is_flag=True,
-    help="Look through the directory BASE, such as the hub's cache, for what the delta was made "
-    "from.",
+    help="BASE is a directory to search, such as the hub's cache, for the checkpoint that the "
+    "delta was made from.",
 )
 @options.to
 @options.base_version
@@ -52,19 +52,18 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Rebuild a checkpoint from BASE, which may be on the hub, hf://org/name, and a delta, or
-    several that follow each other; or a stream of weight versions, or some of its versions.
+    """Rebuild a checkpoint from BASE and one or more deltas. BASE may be hf://org/name. A DELTA may
+    also be a stream of weight versions, or one of its versions.
 
-    The files are the ones that the delta was made of, to the last byte, where these were
-    safetensors; of a torch file and others the same tensors come out as one model.safetensors. Both
-    what BASE holds and what comes out are verified, and nothing is left where either is wrong. A
-    PATH that ends with a slash is a directory in any case. BASE's config and tokenizer files are
-    copied into a directory.
+    If the tuned checkpoint was safetensors, its files come out again, byte for byte. From torch
+    files and other formats, the same tensors come out as one model.safetensors. BASE and the result
+    are verified; if either is wrong, nothing is left behind. A PATH that ends with a slash is
+    always a directory. BASE's config and tokenizer files are copied into it.
 
-    With --in-place the directory BASE itself becomes what the deltas lead to, or is taken to the
-    newest weight version, or to --to N. Nothing is written before all of it was checked; a run that
-    was stopped is finished by the same command, or taken back by --undo, and until then nothing
-    takes BASE for a checkpoint.
+    With --in-place, the files in the directory BASE are changed instead, up to the newest weight
+    version or to --to N. Everything is checked before the first byte is written. If the run is
+    stopped, the same command finishes it, and --undo takes it back. Until then, every command
+    refuses BASE.
     """
     if in_place == (out is not None):
         raise click.UsageError("give -o PATH for a new checkpoint, or --in-place to change BASE")

@@ -24,7 +24,7 @@ from ckdiff.cli.output import write_json, write_lines, write_rows
 @click.option(
     "--manifest",
     metavar="FILE",
-    help="Of a delta or one weight version, write what a signature covers to FILE, - for stdout.",
+    help="Write what a signature covers, of a delta or one weight version, to FILE (- for stdout).",
 )
 @options.workers
 @options.memory
@@ -32,14 +32,13 @@ from ckdiff.cli.output import write_json, write_lines, write_rows
 def command(path: str, manifest: str | None, as_json: bool, **asked: Any) -> None:
     """Verify every byte of a mask store, a timeline, a delta or a stream of weight versions.
 
-    Of a store each file against its digest and each count against its mask; of a timeline the same
-    of each step, and its first moves against the masks; of a delta each frame
-    against its digest; of a stream the chain, indexes, shards and frames, and all digests of
-    versions that come after a full one, or with --base of those that begin with it.
+    A store: each file against its digest, and each count against its mask. A timeline: the store of
+    each step, and the first moves against the masks. A delta: each frame against its digest. A
+    stream: the chain, indexes, shards and frames, and the digests of the versions after a full one.
+    With --base, all digests.
 
-    What `--manifest FILE` writes has the SHA-256 of every byte, and is for signing: with
-    `ssh-keygen -Y sign -n ckdiff -f KEY FILE`, or anything else. Each version of a stream is signed
-    by itself.
+    `--manifest FILE` writes the SHA-256 of every file, for signing with `ssh-keygen -Y sign -n
+    ckdiff -f KEY FILE` or another tool. Each version of a stream is signed separately.
     """
     if manifest == "-" and as_json:
         raise click.UsageError("--manifest - and --json both print to stdout: name a file")

@@ -14,9 +14,9 @@ from ckdiff.cli.output import write_lines
 def command(directory: str) -> None:
     """Remove the work directories that stopped runs left in DIR.
 
-    A stopped run is resumed by the command that started it; clean gives up on that. What a running
-    process still writes is left alone, and so is what only has the name of a work directory: those
-    of version 0.1.0 too, which did not mark them as ckdiff's.
+    After that, the stopped runs cannot be resumed any more. Directories that a running process
+    still uses are left alone. So are directories that only have the name of a work directory, and
+    those of version 0.1.0, which did not mark them.
     """
     from ckdiff.errors import printable
     from ckdiff.outputs.cleaning import clean

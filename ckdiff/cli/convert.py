@@ -16,7 +16,7 @@ from ckdiff.cli.output import write_json, write_lines
 @click.option(
     "--dtype",
     type=options.Choice(["bf16", "f16", "f32"]),
-    help="Round floats to the nearest of this dtype; integers and quantised weights stay.",
+    help="Round floats to this dtype. Integers and quantised weights stay as they are.",
 )
 @options.key
 @click.option(
@@ -24,16 +24,17 @@ from ckdiff.cli.output import write_json, write_lines
     metavar="SIZE",
     default="5GB",
     show_default=True,
-    help="The most bytes of tensors in one file; a larger tensor has a file of its own.",
+    help="Largest size of a file. A larger tensor gets a file of its own.",
 )
 @options.config
 @options.files
 def command(checkpoint: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Write any CHECKPOINT that can be read as safetensors files with an index.
+    """Write any CHECKPOINT that ckdiff reads as safetensors files with an index.
 
-    Torch files, directories of torch.distributed.checkpoint, files of ranks, safetensors in other
-    shards, or hf://org/name. It streams, in bounded memory; the output is there whole or not at
-    all. Config and tokenizer files beside the weights are copied.
+    CHECKPOINT may be torch files, a directory of torch.distributed.checkpoint, per-rank files,
+    safetensors in other shards, or hf://org/name. The conversion streams in bounded memory. The
+    output appears only when it is complete. Config and tokenizer files beside the weights are
+    copied.
     """
     from ckdiff.checkpoints.pieces import told
     from ckdiff.cli.made import wrote_checkpoint

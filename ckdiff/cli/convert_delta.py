@@ -16,16 +16,19 @@ from ckdiff.deltas.registry import ENCODINGS, VERSIONED
 @options.output("DELTA", "Write the delta to this file, or the version to this stream's directory.")
 @click.option("--base", required=True, metavar="CHECKPOINT", help="What the delta was made from.")
 @click.option(
-    "--encoding", type=options.Choice([*ENCODINGS, *VERSIONED]), required=True, help="The new one."
+    "--encoding",
+    type=options.Choice([*ENCODINGS, *VERSIONED]),
+    required=True,
+    help="The new encoding.",
 )
 @options.key
 @options.as_version
 @options.versions
 @options.files
 def command(delta: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Write a delta, a file or one of a stream of weight versions, in another encoding.
+    """Write a delta in another encoding. DELTA is a file, or one version of a stream.
 
-    What it rebuilds is verified, and lies beside the output meanwhile.
+    The checkpoint that it rebuilds is verified; it needs room beside the output meanwhile.
     """
     from ckdiff.budget import format_size
     from ckdiff.cli.progress import Reporter, compilation_noted

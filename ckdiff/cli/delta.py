@@ -21,7 +21,11 @@ _HELP = {name: line.help for name, line in ENCODINGS.lines.items()} | VERSIONED
 @click.argument("base")
 @click.argument("tuned")
 @options.output("DELTA", "Write the delta to this file, or the version to this stream's directory.")
-@click.option("--mask", metavar="STORE", help="Take only what this mask marks; the delta is lossy.")
+@click.option(
+    "--mask",
+    metavar="STORE",
+    help="Include only the elements that this mask marks. The delta is lossy.",
+)
 @click.option("--rule", metavar="RULE", help="Which of the mask store's masks.")
 @click.option(
     "--encoding",
@@ -37,14 +41,14 @@ _HELP = {name: line.help for name, line in ENCODINGS.lines.items()} | VERSIONED
 @click.option(
     "--full-when-needed",
     is_flag=True,
-    help="Publish a full version where a delta cannot say what changed.",
+    help="Publish a full version if a delta cannot express the change.",
 )
 @options.files
 def command(base: str, tuned: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write everything that is needed to rebuild TUNED from BASE, bit for bit.
 
-    Both may be on the hub, hf://org/name. `ckdiff apply BASE DELTA -o OUT` rebuilds TUNED. The
-    delta is of safetensors files and their index; configs and tokenizers are not part of it.
+    Both may be on the hub, hf://org/name. `ckdiff apply BASE DELTA -o OUT` rebuilds TUNED. A delta
+    covers safetensors files and their index, not configs and tokenizers.
     """
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.deltas.delta import delta

@@ -61,13 +61,13 @@ docs/ci.md."""
 @click.option(
     "--base-adapter",
     metavar="DIR",
-    help="Compare BASE with this LoRA adapter of PEFT merged into it.",
+    help="Merge this LoRA adapter (PEFT) into BASE before comparing.",
 )
 @click.option("--tuned-adapter", metavar="DIR", help="The same for TUNED.")
 @click.option(
     "--common-rows",
     is_flag=True,
-    help="Where one side has more rows (a longer vocabulary), compare the rows that both have.",
+    help="If one side has more rows (a larger vocabulary), compare the rows that both have.",
 )
 @click.option(
     "--no-unfuse",
@@ -80,39 +80,44 @@ docs/ci.md."""
 @click.option(
     "--dequantize",
     is_flag=True,
-    help="Compare quantised tensors by the values that they stand for, not by their bits.",
+    help="Compare the values that quantised tensors stand for, not their bits.",
 )
-@click.option("--stats", is_flag=True, help="Also measure how far elements moved, per tensor.")
+@click.option(
+    "--stats", is_flag=True, help="Also measure how far the elements of each tensor moved."
+)
 @options.workers
 @options.memory
 @options.device
 @options.device_memory
 @options.scheduler
 @click.option(
-    "--stream", is_flag=True, help="Fetch only what is compared of hub checkpoints, piece by piece."
+    "--stream",
+    is_flag=True,
+    help="Do not download hub checkpoints; fetch only what is compared, piece by piece.",
 )
 @click.option(
     "--disk",
     metavar="SIZE",
     default="1GiB",
     show_default=True,
-    help="With --stream: the most disk space to use meanwhile.",
+    help="With --stream: limit on the disk space used meanwhile.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what a run would read, write and need.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what a run would read, write and need, and stop."
+)
 @options.overwrite
-@click.option("--verify", is_flag=True, help="Also read what is known to be equal.")
+@click.option("--verify", is_flag=True, help="Also read tensors that are known to be equal.")
 @options.gates
 @options.reports
 @options.rows
 @options.as_json_or_csv
 def command(base: str, tuned: str, out: str | None, dry_run: bool, **asked: Any) -> int:
-    """Compare the checkpoints BASE and TUNED: safetensors or torch files, directories of
+    """Compare two checkpoints. BASE and TUNED may be safetensors or torch files, directories of
     them, or hf://org/name[@revision] on the Hugging Face hub.
 
-    Prints a summary, in which --by chooses the table; with -o also writes one bit for each element
-    to a mask store. A run that was stopped is resumed by the same command. Exits with 1
-    when a gate fails: --fail-above, --fail-below, --exit-code, --expect-changed,
-    --expect-unchanged.
+    Prints a summary; --by chooses its table. With -o it also writes one bit for each element to a
+    mask store. If the run is stopped, the same command resumes it. The exit code is 1 if a gate
+    fails: --fail-above, --fail-below, --exit-code, --expect-changed, --expect-unchanged.
     """
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.diffs.gates import Gates, judge

@@ -21,22 +21,24 @@ _FORMATS = ", ".join(f"{name} ({line.help})" for name, line in FORMATS.lines.ite
     help=f"The format: {_FORMATS}.",
 )
 @options.output("PATH", "Write the masks there.")
-@click.option("--packed", is_flag=True, help="safetensors: eight elements in a byte.")
-@click.option("--invert", is_flag=True, help="Write ones for what did not change.")
+@click.option("--packed", is_flag=True, help="safetensors only: eight elements in a byte.")
+@click.option("--invert", is_flag=True, help="Write ones for elements that did not change.")
 @options.one_rule
 @click.option(
     "--like",
     metavar="CHECKPOINT",
-    help="Write a directory with the shards of this checkpoint or hf://org/name, or one file.",
+    help="Use the shards of this checkpoint, or hf://org/name.",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Replace masks exported earlier, once these are whole."
+    "--overwrite",
+    is_flag=True,
+    help="Replace masks exported earlier, once the new ones are complete.",
 )
 @options.as_json
 def command(store: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write the masks of a store in a format that other tools read.
 
-    Each file records what a one means, the rule, and which store and checkpoints the masks are of.
+    Each file records what a one means, the rule, the store, and the checkpoints.
     """
     from ckdiff.cli import formats
     from ckdiff.cli.progress import Reporter, compilation_noted

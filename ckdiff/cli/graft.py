@@ -17,7 +17,7 @@ from ckdiff.cli.output import write_json, write_lines
     "--mask",
     required=True,
     metavar="STORE",
-    help="The mask store: where it has ones, elements are taken from TUNED.",
+    help="The mask store. Where it has ones, elements come from TUNED.",
 )
 @options.output("PATH", "Write the checkpoint there: a directory, or a file if BASE is one.")
 @options.one_rule
@@ -35,10 +35,10 @@ from ckdiff.cli.output import write_json, write_lines
 def command(base: str, tuned: str, mask: str, out: str, as_json: bool, **asked: Any) -> None:
     """Write BASE with the elements of TUNED wherever a mask has ones.
 
-    Does the subnetwork alone carry the change? Both may be on the hub, hf://org/name. The mask may
-    be any store of the model: of this pair, of another run, combined or random. The output has
-    BASE's files, names and headers, and copies of its config and tokenizer files. A PATH that ends
-    with a slash is a directory in any case.
+    Use it to test whether the subnetwork alone carries the change. Both checkpoints may be
+    hf://org/name. The mask may be any store of the model: of this pair, of another run, combined or
+    random. The output has BASE's files, names and headers, and copies of its config and tokenizer
+    files. A PATH that ends with a slash is always a directory.
     """
     from ckdiff.checkpoints.pieces import told
     from ckdiff.cli import formats

@@ -15,20 +15,21 @@ from ckdiff.cli import options
 @click.option(
     "--rule",
     metavar="RULE",
-    help="The rule that the mask is stored under; by default what the file says, else exact.",
+    help="The rule to store the mask under. Default: what the file says, or exact.",
 )
-@click.option("--invert", is_flag=True, help="Ones in the file mean frozen.")
+@click.option("--invert", is_flag=True, help="A one in the file means frozen, not changed.")
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="The checkpoint, or hf://org/name, that they are for: dtypes, shapes and hashes are kept.",
+    help="The checkpoint, or hf://org/name, that the masks are for. Its dtypes, shapes and hashes "
+    "are stored.",
 )
 @options.key
 @options.overwrite
 @options.as_json
 def command(file: str, out: str, as_json: bool, **asked: Any) -> None:
-    """Make a mask store from masks made elsewhere: safetensors, npz or torch; or from a delta of
-    a stream of weight versions, STREAM/weight_v000007.
+    """Make a mask store from masks of other tools: safetensors, npz or torch. FILE may also be one
+    version of a stream, STREAM/weight_v000007.
 
     Masks are bool or uint8 tensors of 0 and 1, or positions of ones called NAME.indices.
     """

@@ -17,8 +17,8 @@ _UNPAIRED = 20  #: unpaired tensors that are named
 @options.key
 @options.as_json
 def command(path: str, key: str | None, as_json: bool) -> None:
-    """Say what a file, a directory or hf://org/name is: a delta, a stream of weight versions, a
-    mask store, a timeline or a checkpoint, and what it holds.
+    """Print what a file, a directory or hf://org/name is (a delta, a stream of weight versions, a
+    mask store, a timeline or a checkpoint), and what it holds.
     """
     from ckdiff.reports.info import info
 

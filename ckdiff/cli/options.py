@@ -77,7 +77,7 @@ def output(metavar: str, help: str, *, required: bool = True) -> Decorator:
 
 
 overwrite: Decorator = click.option(
-    "--overwrite", is_flag=True, help="Replace the output if it exists, once the new one is whole."
+    "--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete."
 )
 
 rules: Decorator = click.option(
@@ -92,26 +92,26 @@ rules: Decorator = click.option(
 rule: Decorator = click.option(
     "--rule",
     metavar="RULE",
-    help="The rule whose masks are read; may be left out where every store has exact, or only one.",
+    help="Which rule's masks to read. Not needed if every store has exact, or has only one mask.",
 )
 
 one_rule: Decorator = click.option(
     "--rule",
     metavar="RULE",
-    help="The rule whose masks are read; exact, or the only one, by default.",
+    help="Which rule's masks to read. Default: exact, or the only one.",
 )
 
 workers: Decorator = click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads; the usable cores by default.",
+    help="Number of threads. Default: all usable cores.",
 )
 
 memory: Decorator = click.option(
     "--memory",
     metavar="SIZE",
-    help="Bound on anonymous memory, such as 512MiB; refused before any work if it is too little.",
+    help="Limit on memory, such as 512MiB. If it is too small, the command stops before any work.",
 )
 
 #: of what writes files the size of a model
@@ -120,8 +120,8 @@ files: Decorator = block(overwrite, workers, memory, as_json)
 as_version: Decorator = click.option(
     "--as-version",
     is_flag=True,
-    help="Write packed, too, as the next version of the stream: the smallest, but no engine reads "
-    "it.",
+    help="With packed: write the next version of a stream. It is the smallest, but no engine "
+    "reads it.",
 )
 
 #: of what writes weight versions
@@ -129,19 +129,23 @@ versions: Decorator = block(
     click.option(
         "--checksum",
         type=Choice(["xxh3-128", "blake3", "adler32"]),
-        help="The digests of a weight version's tensors; xxh3-128 by default.",
+        help="Digest of the tensors of a weight version. Default: xxh3-128.",
     ),
     click.option(
         "--version",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Which weight version to write; the next one by default.",
+        help="Number of the weight version to write. Default: the next one.",
     ),
 )
 
 #: which weight version of a stream
 to: Decorator = click.option(
-    "--to", "target", type=click.IntRange(min=1), metavar="N", help="Up to this weight version."
+    "--to",
+    "target",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop at this weight version. Default: the newest.",
 )
 
 #: at which weight version a base is
@@ -149,7 +153,7 @@ base_version: Decorator = click.option(
     "--base-version",
     type=click.IntRange(min=0),
     metavar="N",
-    help="The weight version that BASE is at; by default what its marker says, else 0.",
+    help="The weight version of BASE. Default: what its marker says, or 0.",
 )
 
 #: who has to have signed what is used
@@ -157,14 +161,14 @@ signed: Decorator = block(
     click.option(
         "--verify-signature",
         metavar="KEYS",
-        help="Use only what one of the public keys in this file has signed: an OpenSSH .pub or "
-        "allowed_signers file, or PEM.",
+        help="Accept only what one of the public keys in this file has signed. OpenSSH .pub, "
+        "allowed_signers, or PEM.",
     ),
     click.option(
         "--signature",
         metavar="FILE",
-        help="The signature, of one delta; by default DELTA.manifest.sig, or ckdiff.manifest.sig "
-        "in a weight version.",
+        help="The signature of a single delta. Default: DELTA.manifest.sig, or "
+        "ckdiff.manifest.sig in a weight version.",
     ),
 )
 
@@ -173,7 +177,7 @@ config: Decorator = block(
     click.option(
         "--config-from",
         metavar="DIR",
-        help="Copy config and tokenizer files from DIR, not from beside the weights.",
+        help="Copy config and tokenizer files from DIR instead of from the checkpoint's directory.",
     ),
     click.option(
         "--no-config",
@@ -181,7 +185,7 @@ config: Decorator = block(
         is_flag=True,
         flag_value=False,
         default=True,
-        help="Copy no config and tokenizer files.",
+        help="Do not copy config and tokenizer files.",
     ),
 )
 
@@ -195,7 +199,7 @@ device: Decorator = click.option(
     type=Choice(DEVICES),
     default="cpu",
     show_default=True,
-    help="Where to compare. auto takes a GPU where a short measurement says that it is faster.",
+    help="Where to compare. auto makes a short measurement, and uses a GPU if it is faster.",
 )
 
 device_memory: Decorator = click.option(
@@ -203,7 +207,7 @@ device_memory: Decorator = click.option(
     metavar="SIZE",
     default="1GiB",
     show_default=True,
-    help="Bound on the memory used on a GPU.",
+    help="Limit on the memory used on a GPU.",
 )
 
 scheduler: Decorator = click.option(
@@ -220,43 +224,45 @@ gates: Decorator = block(
         type=float,
         callback=fraction,
         metavar="FRACTION",
-        help="Fail when the density under the first --rule is higher, or tensors are unpaired.",
+        help="Fail if the density under the first --rule is higher, or if tensors are unpaired.",
     ),
     click.option(
         "--fail-below",
         type=float,
         callback=fraction,
         metavar="FRACTION",
-        help="Fail when the density under the first --rule is lower, or tensors are unpaired.",
+        help="Fail if the density under the first --rule is lower, or if tensors are unpaired.",
     ),
     click.option(
         "--allow-unpaired",
         is_flag=True,
-        help="Let --fail-above and --fail-below pass although tensors are unpaired.",
+        help="Let --fail-above and --fail-below ignore unpaired tensors.",
     ),
     click.option(
         "--exit-code",
         is_flag=True,
-        help="Fail when an element differs (is changed under the first --rule, if there is one), "
-        "or a tensor is unpaired.",
+        help="Fail if an element differs (under the first --rule, if there is one), or if a "
+        "tensor is unpaired.",
     ),
     click.option(
         "--expect-changed",
         multiple=True,
         metavar="GLOB",
-        help="Fail when a tensor that matches has no changed element. Repeatable.",
+        help="Fail if a tensor that matches has no changed element. Repeatable.",
     ),
     click.option(
         "--expect-unchanged",
         multiple=True,
         metavar="GLOB",
-        help="Fail when a tensor that matches is not bit-identical. Repeatable.",
+        help="Fail if a tensor that matches is not bit-identical. Repeatable.",
     ),
 )
 
 #: files that say how a diff ended
 reports: Decorator = block(
-    click.option("--junit", metavar="FILE", help="Also write the gates to FILE, as JUnit XML."),
+    click.option(
+        "--junit", metavar="FILE", help="Also write the results of the gates to FILE, as JUnit XML."
+    ),
     click.option(
         "--markdown", metavar="FILE", help="Also write a summary to FILE, for a pull request."
     ),
@@ -265,12 +271,17 @@ reports: Decorator = block(
 
 #: which tensors are compared
 selection: Decorator = block(
-    click.option("--include", multiple=True, metavar="GLOB", help="Only tensors that match."),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Compare only tensors whose names match. Repeatable.",
+    ),
     click.option(
         "--exclude",
         multiple=True,
         metavar="GLOB",
-        help="Leave out tensors that match, even if --include takes them.",
+        help="Leave out tensors whose names match, even if --include matches them. Repeatable.",
     ),
 )
 
@@ -289,7 +300,7 @@ rows: Decorator = block(
         "--top",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Only the N rows of the highest density.",
+        help="Print only the N rows with the highest density.",
     ),
 )
 
@@ -297,5 +308,5 @@ rows: Decorator = block(
 key = click.option(
     "--key",
     metavar="PATH",
-    help="Where in a torch file the weights are, such as trainer.model, if it holds more.",
+    help="Where the weights are in a torch file that holds more, such as trainer.model.",
 )

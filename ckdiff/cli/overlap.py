@@ -21,21 +21,21 @@ _MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.item
     "nulls",
     type=options.Choice(list(NULLS)),
     multiple=True,
-    help=f"What chance means: masks spread {_MEANINGS}; {USUAL[0]} by default. Repeatable; the "
-    "first one is the headline.",
+    help=f"What chance means: masks spread {_MEANINGS}. Default: {USUAL[0]}. Repeatable; the first "
+    "one is the headline.",
 )
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="The checkpoint, or hf://org/name, that all runs started from; --null magnitude reads it, "
-    "and directions do.",
+    help="The checkpoint, or hf://org/name, that all runs started from. Needed for --null "
+    "magnitude and --tuned.",
 )
 @click.option(
     "--tuned",
     multiple=True,
     metavar="CHECKPOINT",
-    help="The tuned checkpoint of each store, in their order: with --base, which way the runs "
-    "moved what they share.",
+    help="The tuned checkpoint of each store, in the same order. With --base: did the runs move "
+    "the shared elements the same way?",
 )
 @options.key
 @click.option(
@@ -50,7 +50,7 @@ _MEANINGS = ", ".join(f"{line.help} ({name})" for name, line in NULLS.lines.item
     default=5,
     show_default=True,
     metavar="N",
-    help="How many of the strongest groups to show, and of the weakest.",
+    help="How many of the strongest and of the weakest groups to show.",
 )
 @options.as_json_or_csv
 def command(
@@ -63,11 +63,11 @@ def command(
     as_csv: bool,
     **asked: Any,
 ) -> None:
-    """Say how much the masks of 2 to 64 stores agree, and how far beyond chance.
+    """Print how much the masks of 2 to 64 stores agree, and how far beyond chance.
 
-    The headline is the lift: shared elements / those that chance would give. For bfloat16 runs
-    use --null magnitude with --base: there small weights flip more easily in every run, and this
-    null knows it.
+    The headline is the lift: shared elements / those that chance would give. For bfloat16 runs use
+    --null magnitude with --base. In bfloat16, small weights flip more easily in every run, and this
+    null takes that into account.
     """
     from ckdiff.cli.output import write_json_rows, write_lines, write_rows
     from ckdiff.cli.progress import Reporter, compilation_noted

@@ -12,13 +12,14 @@ from ckdiff.cli import options
 @click.command("principal")
 @click.argument("checkpoint")
 @click.option(
-    "--like", required=True, metavar="STORE", help="The store whose layout the mask is to have."
+    "--like", required=True, metavar="STORE", help="The store whose layout the mask gets."
 )
 @click.option(
     "--kind",
     required=True,
     type=options.Choice(["principal", "low"]),
-    help="The entries of the largest low-rank reconstruction, or those of the smallest magnitude.",
+    help="The entries with the largest low-rank reconstruction, or those with the smallest "
+    "magnitude.",
 )
 @click.option(
     "--alpha",
@@ -26,13 +27,13 @@ from ckdiff.cli import options
     type=float,
     callback=options.fraction,
     metavar="SHARE",
-    help="Which share of each matrix to mark.",
+    help="The share of each matrix to mark, from 0 to 1.",
 )
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Singular values to keep; by default the fewest with 90 % of the energy.",
+    help="How many singular values to keep. Default: as few as have 90 % of the energy.",
 )
 @options.key
 @options.memory
@@ -40,8 +41,8 @@ from ckdiff.cli import options
 def command(checkpoint: str, out: str, as_json: bool, **asked: Any) -> None:
     """Make a mask of the principal weights of CHECKPOINT, or of its smallest ones.
 
-    Its overlap with an update, beside that of a random mask of the same size, says where the
-    update lands. Tensors that are no matrices are left empty.
+    Compare its overlap with an update to the overlap of a random mask of the same size: this shows
+    where the update lands. Tensors that are not matrices have an empty mask.
     """
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted

@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 COMMANDS = {
     "diff": "Compare two checkpoints, element by element.",
     "show": "Tables of what changed, from a mask store.",
-    "overlap": "How much runs agree, and whether that is more than chance.",
-    "timeline": "When the weights of a run moved, checkpoint by checkpoint.",
-    "structure": "Where in its matrices an update is: rows, columns, blocks.",
-    "report": "One HTML file that shows all of it, to pass on.",
-    "spectrum": "Ranks and norms of what an update added to each matrix.",
-    "combine": "Set algebra: a mask store from several others.",
-    "random": "A random mask with as many changed elements as a store.",
-    "principal": "A mask of a checkpoint's principal weights, or of its smallest.",
-    "delta": "Everything needed to rebuild the tuned checkpoint from the base.",
+    "overlap": "How much runs agree, and whether it is more than chance.",
+    "timeline": "When the weights of a run changed, checkpoint by checkpoint.",
+    "structure": "Which rows, columns and blocks of the matrices changed.",
+    "report": "One HTML file with maps, curves and tables, to share.",
+    "spectrum": "Rank and norm of the update of each matrix.",
+    "combine": "Intersection, union, difference of masks.",
+    "random": "Make a random mask of the same size as a store's.",
+    "principal": "A mask of a checkpoint's principal or smallest weights.",
+    "delta": "Write what is needed to rebuild TUNED from BASE.",
     "apply": "Rebuild a checkpoint from a base and deltas.",
-    "convert-delta": "A delta in another encoding.",
-    "squash": "Several weight versions as one.",
-    "graft": "The base, with the tuned elements wherever a mask has ones.",
-    "convert": "Any checkpoint as sharded safetensors, in another dtype if asked for.",
-    "export": "Masks in a format that other tools read.",
-    "import": "A mask store from masks made elsewhere.",
+    "convert-delta": "Write a delta in another encoding.",
+    "squash": "Merge several weight versions into one.",
+    "graft": "Write BASE with the tuned elements where a mask has ones.",
+    "convert": "Write any checkpoint as safetensors, also in another dtype.",
+    "export": "Write masks in a format that other tools read.",
+    "import": "Make a mask store from masks of other tools.",
     "info": "What a file or directory is, and what it holds.",
     "check": "Verify every byte of a mask store, a delta or a stream.",
     "clean": "Remove what stopped runs left behind.",
@@ -159,16 +159,17 @@ def _say_which_path(error: CkdiffError, arguments: Sequence[str]) -> None:
     cls=Program,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 a difference "
-    "(where asked for), 2 an error, 130 interrupted.",
+    epilog="Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 a gate "
+    "failed, 2 an error, 130 interrupted.",
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Which weights differ between two checkpoints: exactly, in bounded memory, at the speed of
-    the disk.
+    """Find out which weights differ between two checkpoints: exactly, in bounded memory, at the
+    speed of the disk.
 
-    Begin with `ckdiff diff BASE TUNED`; `ckdiff COMMAND --help` and docs/cli.md say more.
+    Begin with `ckdiff diff BASE TUNED`. `ckdiff COMMAND --help` explains a command; docs/cli.md has
+    all details.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -11,24 +11,28 @@ from ckdiff.cli import options
 
 @click.command("random")
 @click.option(
-    "--like", required=True, metavar="STORE", help="Change as many elements as in this store."
+    "--like", required=True, metavar="STORE", help="The store whose tensors and counts are used."
 )
 @click.option(
-    "--seed", required=True, type=int, metavar="N", help="Which mask, from 0 to 2**64 - 1."
+    "--seed",
+    required=True,
+    type=int,
+    metavar="N",
+    help="Any number from 0 to 2**64 - 1: each gives another mask.",
 )
 @click.option(
     "--within",
     type=options.Choice(["tensor", "model"]),
     default="tensor",
     show_default=True,
-    help="Keep the number of changes in each tensor, or only their sum.",
+    help="Keep the number of changes in each tensor, or only in the whole model.",
 )
 @options.from_stores
 def command(like: str, out: str, as_json: bool, **asked: Any) -> None:
     """Make a random mask with exactly as many changed elements as a store has.
 
-    It is the control for an overlap: what agrees no more than this agrees by chance. The same seed
-    gives the same mask everywhere.
+    It is the control for an overlap: a run that agrees no more than this mask agrees by chance. The
+    same seed gives the same mask on every machine.
     """
     from ckdiff.cli.made import report
     from ckdiff.cli.progress import Reporter, compilation_noted

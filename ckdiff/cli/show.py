@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command("show")
 @click.argument("store")
 @options.by("layer")
-@click.option("--sort", metavar="COLUMN", help="Sort by a column, such as density: largest first.")
+@click.option("--sort", metavar="COLUMN", help="Sort by a column, such as density, largest first.")
 @click.option(
     "--top", type=click.IntRange(min=1), metavar="N", help="Only the first N rows after sorting."
 )
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def command(
     store: str, by: By, sort: str | None, top: int | None, as_json: bool, as_csv: bool
 ) -> None:
-    """Print how much of each tensor, layer, module or dtype changed, from STORE.
+    """Print how much of each tensor, layer, module or dtype changed, according to STORE.
 
-    --top without --sort keeps the rows of the highest density. On a terminal a map of densities
-    by layer and module follows. Tensors that were not compared are listed at the end.
+    --top without --sort keeps the rows with the highest density. On a terminal, a map of layers and
+    modules follows the table. Tensors that were not compared are listed at the end.
     """
     from ckdiff.cli import show_text
     from ckdiff.cli.output import write_json, write_lines, write_rows

@@ -12,8 +12,12 @@ from ckdiff.cli import options
 @click.command("spectrum")
 @click.argument("base")
 @click.argument("tuned")
-@click.option("--tensors", multiple=True, metavar="GLOB", help="Only matrices with such names.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No matrices with such names.")
+@click.option(
+    "--tensors", multiple=True, metavar="GLOB", help="Use only matrices whose names match."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave out matrices whose names match."
+)
 @click.option(
     "--rename",
     multiple=True,
@@ -24,7 +28,7 @@ from ckdiff.cli import options
 @click.option(
     "--common-rows",
     is_flag=True,
-    help="Where one side has more rows, take the rows that both have.",
+    help="If one side has more rows, use the rows that both have.",
 )
 @click.option(
     "--no-unfuse",
@@ -32,9 +36,9 @@ from ckdiff.cli import options
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Take fused tensors as they are stored.",
+    help="Use fused tensors as they are stored.",
 )
-@click.option("--dequantize", is_flag=True, help="Take quantised tensors by their values.")
+@click.option("--dequantize", is_flag=True, help="Use the values of quantised tensors.")
 @click.option(
     "--angles",
     type=click.IntRange(min=1),
@@ -46,7 +50,7 @@ from ckdiff.cli import options
     "--sample",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Look at N matrices of each module and shape; by default at 3 where a model is large.",
+    help="Look at N matrices of each module and shape. Default: all, or 3 in a large model.",
 )
 @click.option("--all", is_flag=True, help="Look at all matrices, however long it takes.")
 @click.option(
@@ -54,18 +58,16 @@ from ckdiff.cli import options
     type=options.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="Where singular values are computed; cuda takes torch.",
+    help="Where to compute singular values. cuda needs torch.",
 )
 @options.memory
-@click.option(
-    "--dry-run", is_flag=True, help="Only say what would be looked at, and what it takes."
-)
+@click.option("--dry-run", is_flag=True, help="Print what a run would look at and need, and stop.")
 @options.as_json
 def command(base: str, tuned: str, dry_run: bool, as_json: bool, **asked: Any) -> None:
-    """Say what an update looks like as a matrix: its rank, its norm, how its energy is spread.
+    """Print what an update looks like as a matrix: its rank, its norm, how its energy is spread.
 
-    The singular values of TUNED - BASE in float32, one matrix in memory at a time.
-    docs/structure.md says what each number means.
+    Computes the singular values of TUNED - BASE in float32, with one matrix in memory at a time.
+    docs/structure.md explains each number.
     """
     from ckdiff.cli import spectrum_text
     from ckdiff.cli.output import write_json, write_json_rows, write_lines

@@ -15,25 +15,27 @@ from ckdiff.deltas.registry import VERSIONED
 @click.argument("stream")
 @click.argument("first", type=click.IntRange(min=1))
 @click.argument("last", type=click.IntRange(min=1))
-@options.output("DELTA", "Write the version to this stream's directory, or to its own.")
+@options.output(
+    "DELTA", "Write the version into this stream's directory, or to a directory of its own."
+)
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="What FIRST is made from: then they may be of any encoding.",
+    help="The checkpoint that FIRST is made from. With it, the versions may have any encoding.",
 )
 @click.option(
     "--encoding",
     type=options.Choice([*VERSIONED, "packed"]),
-    help="The new one; by default what LAST has.",
+    help="The new encoding. Default: that of LAST.",
 )
 @options.workers
 @options.memory
 @options.as_json
 def command(stream: str, first: int, last: int, out: str, as_json: bool, **asked: Any) -> None:
-    """Put versions FIRST to LAST of a stream of weight versions together into one.
+    """Merge versions FIRST to LAST of a stream of weight versions into one.
 
-    It is version LAST, made from what FIRST is made from. Without --base all of them have to be of
-    one encoding, and not packed.
+    The result is version LAST, made from what FIRST is made from. Without --base, all of them must
+    have the same encoding, xor or overwrite.
     """
     from ckdiff.budget import format_size
     from ckdiff.cli import formats

@@ -15,12 +15,16 @@ from ckdiff.cli import options
 @click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="The base that STORE was made from; with --tuned the energy of the update is measured.",
+    help="The base of STORE. With --tuned, also measure the energy of the update.",
 )
-@click.option("--tuned", metavar="CHECKPOINT", help="The tuned checkpoint that STORE is of.")
+@click.option("--tuned", metavar="CHECKPOINT", help="The tuned checkpoint of STORE.")
 @options.key
-@click.option("--include", multiple=True, metavar="GLOB", help="Only matrices with such names.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No matrices with such names.")
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Use only matrices whose names match."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave out matrices whose names match."
+)
 @click.option(
     "-o",
     "profiles",
@@ -36,15 +40,15 @@ from ckdiff.cli import options
     default=20,
     show_default=True,
     metavar="N",
-    help="How many matrices to show: those whose rows or columns are the most unequal.",
+    help="How many matrices to show, the most unequal first.",
 )
 @options.as_json_or_csv
 def command(stores: tuple[str, ...], top: int, as_json: bool, as_csv: bool, **asked: Any) -> None:
-    """Say where in its matrices an update is: in which rows, columns and blocks.
+    """Print in which rows, columns and blocks of its matrices an update is.
 
-    Of several stores also whether their most changed rows and columns are the same ones. A tensor
-    of more than two dimensions is a matrix of its first one and all others. docs/structure.md says
-    what each number means.
+    With several stores, also print whether their most changed rows and columns are the same. A
+    tensor of more than two dimensions counts as a matrix: its first dimension by all others.
+    docs/structure.md explains each number.
     """
     from ckdiff.cli.output import write_json_rows, write_lines, write_rows
     from ckdiff.cli.progress import Reporter, compilation_noted

@@ -23,11 +23,11 @@ What each number means: docs/timeline.md."""
 
 @click.command("timeline", epilog=_EPILOG)
 @click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT CHECKPOINT...")
-@options.output("DIR", "Write the masks of all steps, and first moves, to this directory.")
+@options.output("DIR", "Write the masks of all steps, and the first moves, to this directory.")
 @click.option(
     "--glob",
     metavar="PATTERN",
-    help="Also the paths that match, in natural order, after those that are named.",
+    help="Add the paths that match, in natural order, after those named on the command line.",
 )
 @click.option(
     "--rule",
@@ -45,12 +45,14 @@ What each number means: docs/timeline.md."""
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Do not keep when each element first moved, a byte for each before compression.",
+    help="Do not store when each element first moved (a byte for each element, before "
+    "compression).",
 )
 @click.option(
     "--stats",
     is_flag=True,
-    help="Also sum how far the weights went, and count those that went onward or back.",
+    help="Also sum how far the weights moved, and count those that moved on and those that moved "
+    "back.",
 )
 @options.by("layer")
 @options.workers
@@ -71,7 +73,8 @@ def command(
     as_csv: bool,
     **asked: Any,
 ) -> None:
-    """Say when the weights of a run moved: each checkpoint against the first and the one before.
+    """Print when the weights of a run changed: each checkpoint against the first and the one
+    before.
 
     Every checkpoint is read once. At each step: how much differs from the first checkpoint and from
     the one before, and how much of what differs in the end did so already. DIR has a mask store

@@ -115,14 +115,15 @@ def options(*, variable: bool = False) -> list[click.Option]:
             ["-q", "--quiet"],
             is_flag=True,
             callback=_quiet,
-            help="No progress, notes or hints: only data, warnings and errors.",
+            help="No progress, notes or hints: print only data, warnings and errors.",
             **shared,
         ),
         click.Option(
             ["-v", "--verbose"],
             is_flag=True,
             callback=_verbose,
-            help="Also say which files are read, how many workers and how much memory there are.",
+            help="Also print which files are read, and how many workers and how much memory are "
+            "used.",
             **shared,
         ),
         click.Option(
