@@ -128,14 +128,21 @@ def run(action: Callable[[], int]) -> int:
     except Exception as error:
         if _signals.received is not None:  # a library made something else of the interruption
             return _report(Interrupted("interrupted"))
-        missing = lacking(error) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None:
-            return _report(missing)
-        import traceback
-
-        say(traceback.format_exc().rstrip(), prefix="", escape=False)
-        return _fail(f"this is a bug in ckdiff: {type(error).__name__}: {error}")
+        return _unforeseen(error)
     return code
+
+
+def _unforeseen(error: Exception) -> int:
+    """What is missing here, or a bug, with its traceback."""
+    if sys.platform != "linux":
+        return _fail(f"ckdiff runs on Linux, and this is {sys.platform} (use WSL 2 or a container)")
+    missing = lacking(error) if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None:
+        return _report(missing)
+    import traceback
+
+    say(traceback.format_exc().rstrip(), prefix="", escape=False)
+    return _fail(f"this is a bug in ckdiff: {type(error).__name__}: {error}")
 
 
 def _report(error: CkdiffError) -> int:
