@@ -2,6 +2,7 @@
 FROM python:3.12-slim
 WORKDIR /ckdiff
 COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
+COPY package/metadata.py package/
 COPY ckdiff ckdiff
 RUN pip install --no-cache-dir -c constraints.txt '.[report]'
 COPY examples/tiny_rl examples/tiny_rl

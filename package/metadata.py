@@ -12,8 +12,10 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-#: the end of a link's text, a mark of a picture before it, and a target that is no address
-_LINK = re.compile(r"(!?)(\[[^\[\]]*\])\((?!\w+:|#)([^()\s]+)\)")
+#: a target that is no address and no place on the same page
+_TARGET = r"\((?!\w+:|#)([^()\s]+)\)"
+_PICTURE = re.compile(r"(!\[[^\[\]]*\])" + _TARGET)
+_LINK = re.compile(r"\]" + _TARGET)
 
 
 class Readme(MetadataHookInterface):
@@ -22,21 +24,14 @@ class Readme(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
         """Add the readme to the project's metadata."""
         text = Path(self.root, "README.md").read_text("utf-8")
-        version = re.findall(r'"(.+)"', Path(self.root, "ckdiff/_version.py").read_text("utf-8"))
-        source = metadata["urls"]["Source"]
-        metadata["readme"] = {
-            "content-type": "text/markdown",
-            "text": absolute(text, source, f"v{version[0]}"),
-        }
+        said = Path(self.root, "ckdiff/_version.py").read_text("utf-8")
+        (version,) = re.findall(r'^__version__ = "([^"]+)"$', said, re.M)
+        text = absolute(text, metadata["urls"]["Source"], f"v{version}")
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
 
 
 def absolute(text: str, source: str, ref: str) -> str:
     """Markdown whose links to files lead to them in the repository ``source`` on GitHub."""
     raw = source.replace("://github.com/", "://raw.githubusercontent.com/")
-
-    def link(found: re.Match[str]) -> str:
-        picture, label, target = found.groups()
-        place = f"{raw}/{ref}" if picture else f"{source}/blob/{ref}"
-        return f"{picture}{label}({place}/{target})"
-
-    return _LINK.sub(link, text)
+    text = _PICTURE.sub(rf"\1({raw}/{ref}/\2)", text)
+    return _LINK.sub(rf"]({source}/blob/{ref}/\1)", text)

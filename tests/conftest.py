@@ -272,6 +272,9 @@ SLOW: dict[str, str] = {
     "test_unfusing": """
         test_a_hundred_thousand_tensors
     """,
+    "test_metadata": """
+        test_the_container_has_what_it_needs
+    """,
     "test_publisher_device": """
         test_a_stream_is_the_same_to_the_byte
     """,
@@ -288,7 +291,7 @@ SLOW: dict[str, str] = {
 #: of which every test is slow: they start clusters, torch or many processes
 SLOW_FILES = (
     "test_cluster test_faults_store test_hub_interrupts test_gpu test_gpu_fused test_gpu_pool "
-    "test_paper_end_to_end test_paper_trl"
+    "test_paper_end_to_end test_paper_trl test_published"
 )
 
 
