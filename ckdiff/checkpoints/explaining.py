@@ -169,7 +169,8 @@ def not_weights(folder: Folder, name: str) -> CheckpointError | None:
     known = _of_suffix(base)
     if known is None or is_weights(folder, name):
         return None
-    return CheckpointError(f"{label}: is a {known[0]} file, not a checkpoint", hint=known[1])
+    a = "an" if known[0][0] in "HO" else "a"  # an HDF5 file, an ONNX file
+    return CheckpointError(f"{label}: is {a} {known[0]} file, not a checkpoint", hint=known[1])
 
 
 def _of_suffix(name: str) -> tuple[str, str] | None:
