@@ -83,8 +83,10 @@ SIGNATURES = {
     # far elements went, and how many went onward or back
     "paths": "void(int64, int64, int64)",
     # mask, walk (PROFILE_FIELDS int64), row counts (int64), column counts (uint16, room for whole
-    # strips), bands (two vectors of bits for each strip: of the block rows that are not whole yet),
-    # totals (PROFILE_TOTALS int64): adds rows of a matrix's mask; reads PROFILE_MARGIN bytes more
+    # strips), bands (PROFILE_BAND for each strip: vectors of bits of the two kinds of block rows
+    # that are not whole yet, and the binary digits of what is not in the column counts yet), totals
+    # (PROFILE_TOTALS int64): adds rows of a matrix's mask, or where there are none the digits to
+    # the column counts; reads PROFILE_MARGIN bytes more
     "profile": "void(int64, int64, int64, int64, int64, int64)",
     # data, bytes (LANES more are read), blocks and masks as changes finds them, how many masks,
     # bytes that are to be there, bytes that may be there (LANES more of both are read), how many,
@@ -205,8 +207,11 @@ CELLS_SCRATCH = 2 * LANES + 8 * LANES
 # profiles of matrices
 
 PROFILE_STRIP = 512  #: columns that are counted side by side
-#: the first row's first bit in the mask, rows, columns, and the first row's place in the matrix
-PROFILE_FIELDS = 4
+PROFILE_DIGITS = 8  #: of a count that is not in the column counts yet
+PROFILE_BAND = (2 + PROFILE_DIGITS) * PROFILE_STRIP // 8  #: bytes
+#: the first row's first bit in the mask, rows, columns, the first row's place in the matrix, and
+#: how many rows the digits have
+PROFILE_FIELDS = 5
 #: blocks of 16 x 16 and of 128 x 128 with ones, of the block rows that are whole; fours of a row
 #: with at least 1, 2, 3 and 4 ones
 PROFILE_TOTALS = 6

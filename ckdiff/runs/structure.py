@@ -20,7 +20,8 @@ from ckdiff.options import Observer, checked_int, checked_observer, several_text
 from ckdiff.rules import Rule
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
-from ckdiff.runs.structures.counting import Counts, ProfileTask, pieces, worker_memory
+from ckdiff.runs.structures.counting import Counts, ProfileTask
+from ckdiff.runs.structures.dealing import pieces, worker_memory
 from ckdiff.runs.structures.energy import Energies
 from ckdiff.runs.structures.file import ProfileFile
 from ckdiff.runs.structures.modules import Stripes
@@ -158,10 +159,9 @@ class _Counting:
         """Memory: what is said of matrices, and parts of those that are large."""
         stores, shapes = len(self._result.stores), self.task.shapes
         line = 8 * (12 + 6) * stores + 16 * len(self._result.pairs) + 400
-        most = max(rows + width for rows, width in shapes)
         return Need(
-            tables=line * len(shapes) + 32 * most * stores,
-            worker=worker_memory(shapes, stores) + 16 * most * stores,
+            tables=line * len(shapes),
+            worker=worker_memory(shapes, stores, written=self._file is not None),
         )
 
     def run(self, workers: int, observer: Observer) -> None:
@@ -190,15 +190,13 @@ class _Counting:
             return
         whole, come = self._waiting.pop(rows.tensor, (None, 0))
         if whole is None:
-            stores, height = len(rows.rows), self.task.shapes[rows.tensor][0]
-            columns = [np.zeros(len(some), np.int64) for some in rows.columns]
-            counted = np.zeros((stores, height), np.int64)
-            whole = Counts(rows.tensor, 0, counted, columns, np.zeros_like(rows.totals))
+            whole = Counts.none(rows.tensor, self.task.shapes[rows.tensor], len(rows.rows))
         whole.join(rows)
         come += rows.rows.shape[1]
         if come < whole.rows.shape[1]:
             self._waiting[rows.tensor] = whole, come
         else:
+            whole.close()
             self._take(whole)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,41 +42,40 @@ class MaskSpans:
         return table
 
 
-def window_inners(stores: int) -> int:
-    """Inner chunks of each store that are decoded at a time."""
-    return max(1, min(_LARGEST, _WINDOWS // (INNER * stores)))
+def window_inners(stores: int, largest: int = _LARGEST) -> int:
+    """Inner chunks of each store that are decoded at a time; ``largest`` is the most of one."""
+    return max(1, min(largest, _WINDOWS // (INNER * stores)))
 
 
-def window_elements(stores: int) -> int:
+def window_elements(stores: int, largest: int = _LARGEST) -> int:
     """Elements of the layout that a window has at most."""
-    return window_inners(stores) * INNER * 8
+    return window_inners(stores, largest) * INNER * 8
 
 
-def working_memory(stores: int) -> int:
+def working_memory(stores: int, largest: int = _LARGEST) -> int:
     """Bytes of anonymous memory that one walk needs."""
-    room = window_inners(stores) + 2
+    room = window_inners(stores, largest) + 2
     return stores * room * INNER * 2 + (1 << 20)
 
 
 def walk(
-    layout: Layout, starts: IntArray, sources: list[MaskSource], first: int, stop: int
-) -> Iterator[MaskSpans]:
+    layout: Layout, starts: IntArray, sources: list[MaskSource], first: int, stop: int,
+    *, largest: int = _LARGEST, cut: Callable[[int, int], int] | None = None,
+) -> Iterator[MaskSpans]:  # fmt: skip
     """The windows of the addresses [first, stop), in order.
 
     ``starts`` (stores x tensors) are the bytes of each store's flat mask at which the tensors of
-    the layout begin. What a window gives is gone when the next one is asked for. Raises
-    StoreCorrupt.
+    the layout begin. ``cut`` is given where a window begins and where it may end at the latest,
+    and says where it ends: at a multiple of ALIGNMENT. What a window gives is gone when the next
+    one is asked for. Raises StoreCorrupt.
     """
-    inners = window_inners(len(sources))
+    inners = window_inners(len(sources), largest)
     with MaskWindows(sources, inners + 2) as windows:
         # Most stores have the same layout: then places are worked out once.
         known: dict[bytes, int] = {}
         which = [known.setdefault(row.tobytes(), len(known)) for row in starts]
         distinct = [starts[which.index(i)] for i in range(len(known))]
-        ranges = [
-            (at, min(at + window_elements(len(sources)), stop))
-            for at in range(first, stop, window_elements(len(sources)))
-        ]
+        ranges = _ranges(first, stop, inners * INNER * 8, cut)
         ranges.reverse()
         while ranges:
             low, high = ranges.pop()
@@ -94,6 +93,20 @@ def walk(
             windows.load([wanted[i] for i in which])
             places = np.stack([windows.places(k, begins[i]) for k, i in enumerate(which)])
             yield MaskSpans(spans, sizes, places, windows.memory)
+
+
+def _ranges(
+    first: int, stop: int, most: int, cut: Callable[[int, int], int] | None
+) -> list[tuple[int, int]]:
+    """The addresses [first, stop) in pieces of at most ``most``."""
+    found, at = [], first
+    while at < stop:
+        end = min(at + most, stop)
+        if cut is not None and end < stop:
+            end = cut(at, end)
+        found.append((at, end))
+        at = end
+    return found
 
 
 def _inners(begins: IntArray, sizes: IntArray, most: int) -> IntArray:

@@ -21,7 +21,7 @@ import ckdiff
 from ckdiff.kernels.profiles import MARGIN
 from ckdiff.layout import Layout
 from ckdiff.runs import structure as door
-from ckdiff.runs.structures import counting
+from ckdiff.runs.structures import counting, dealing
 from ckdiff.runs.structures.result import Ranked, stripes
 
 SHAPES = {
@@ -34,6 +34,8 @@ SHAPES = {
     "g.bias": ("BF16", (70,)),
     "h.scale": ("BF16", ()),
     "i.weight": ("BF16", (0, 12)),
+    "j.weight": ("BF16", (300, 1024)),
+    "k.weight": ("BF16", (150, 31, 8)),
 }
 
 
@@ -76,11 +78,11 @@ def check(row: dict[str, Any], mask: Any) -> None:
             assert row[f"top{percent}_{key}"] == pytest.approx(top(values, percent))
 
 
-@pytest.mark.parametrize("size", [1 << 25, 1 << 12])
+@pytest.mark.parametrize("size", [1 << 25, 1 << 17, 1 << 12])
 def test_what_is_counted_is_what_the_masks_have(
     stores: tuple[list[ckdiff.MaskStore], list[Any]], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = counting.pieces
+    cut = dealing.pieces
     monkeypatch.setattr(door, "pieces", lambda layout, shapes: cut(layout, shapes, size))
     found = ckdiff.structure(stores[0]).to_dict()
     matrices = [name for name, (_, shape) in SHAPES.items() if len(shape) > 1]
@@ -92,22 +94,52 @@ def test_what_is_counted_is_what_the_masks_have(
 
 @settings(max_examples=100)
 @given(
-    shapes=st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 900)), min_size=1, max_size=6),
+    shapes=st.lists(
+        st.tuples(
+            st.integers(0, 3000), st.integers(1, 900) | st.integers(1, 60).map(lambda k: 64 * k)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
     size=st.sampled_from([512, 5000, 1 << 17]),
 )
 def test_pieces_hold_everything_once(shapes: list[tuple[int, int]], size: int) -> None:
     layout = Layout(np.array([rows * width for rows, width in shapes], np.int64))
-    found = counting.pieces(layout, shapes, size)
+    found = dealing.pieces(layout, shapes, size)
     seen = np.zeros(layout.total, np.int64)
     for first, stop in found:
         assert first % 512 == 0
         seen[first:stop] += 1
         spans = layout.spans(first, stop)
-        for tensor, start in zip(spans.tensors.tolist(), spans.starts.tolist(), strict=True):
-            assert start % (512 * shapes[tensor][1]) == 0
+        columns = (spans.tensors.tolist(), spans.starts.tolist(), spans.elements.tolist())
+        for tensor, start, elements in zip(*columns, strict=True):
+            rows, width = shapes[tensor]
+            assert start % width == 0 == (start + elements) % width
+            row, after = start // width, (start + elements) // width
+            assert row % 16 == 0
+            assert after % 16 == 0 or after == rows
+            if row % 128 or (after % 128 and after < rows):  # they share blocks with others
+                assert row // 128 == (after - 1) // 128
     assert seen.max(initial=0) <= 1
     for start, elements in zip(layout.starts.tolist(), layout.elements.tolist(), strict=True):
         assert seen[start : start + elements].all()
+
+
+def test_rows_of_blocks_that_lie_in_several_pieces_are_joined(tmp_path: Path) -> None:
+    # so wide that no 128 rows are a piece; all ones of a block but one lie in one piece
+    width = 1 << 12
+    mask = np.zeros((300, width), bool)
+    mask[5, 7] = mask[70, 8] = mask[127, 4000] = mask[128, 200] = mask[299, 201] = True
+    layout = Layout(np.array([mask.size], np.int64))
+    cut = dealing.pieces(layout, [mask.shape], 1 << 15)
+    assert len(cut) > 4
+    store = make_store(
+        tmp_path / "s.zarr", random_base(np.random.default_rng(1), {"w": ("U8", mask.shape)}),
+        {"w": mask},
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(door, "pieces", lambda layout, shapes: cut)
+        check(ckdiff.structure(store).to_dict()["rows"][0], mask)
 
 
 @settings(max_examples=60)
@@ -122,8 +154,7 @@ def test_rows_are_counted_wherever_windows_cut_them(
     seed: int, rows: int, width: int, many: int, first: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    store = counting._OneStore(width)
-    store._many = many  # of which several are put together, as of a wide matrix
+    store = counting._OneStore(width, many)
     for _ in range(2):  # what was counted before is forgotten
         matrix = rng.random((rows, width)) < 0.3
         mask = np.packbits(matrix, bitorder="little")
@@ -263,7 +294,7 @@ def test_the_command(stores: tuple[list[ckdiff.MaskStore], list[Any]], tmp_path:
         found["rows"][0]
     )
     text = ok("structure", *paths, "--top", "2").stdout
-    assert "the 2 most unequal of 7 matrices" in text
+    assert "the 2 most unequal of 9 matrices" in text
     assert "two runs share" in text
     csv = ok("structure", paths[0], "--csv", "--include", "[ab].*").stdout.splitlines()
     assert len(csv) == 3

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.abi import PROFILE_STRIP
+from ckdiff.kernels.abi import PROFILE_BAND, PROFILE_DIGITS, PROFILE_STRIP
 from ckdiff.kernels.codegen.lanes import I1, I8, I16, I32, I64, Value, splat, vector
 from ckdiff.kernels.codegen.vectors import (
     BYTES,
@@ -24,7 +24,7 @@ from ckdiff.kernels.codegen.vectors import (
 from ckdiff.kernels.codegen.words import load_word
 
 _BITS = 8 * BYTES  # of a vector
-_PLANES = 8  # binary digits of a count of at most 255 rows
+_MOST = (1 << PROFILE_DIGITS) - 1  # rows: what the binary digits of a count hold
 _TOGETHER = 8  # rows that are added up before they are counted
 
 
@@ -195,22 +195,23 @@ def _spill(b: Any, planes: list[Value], columns: Value) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _strip(
-    typing: Any, mask: Any, bit: Any, rows: Any, walk: Any, left: Any, first: Any, columns: Any,
-    bands: Any, totals: Any,
+    typing: Any, mask: Any, bit: Any, rows: Any, walk: Any, left: Any, first: Any, full: Any,
+    columns: Any, bands: Any, totals: Any,
 ) -> Any:  # fmt: skip
-    """512 columns of at most 255 rows, of which ``left`` are in the matrix: their ones by column,
-    and the blocks that have some.
+    """512 columns of some rows, of which ``left`` are in the matrix: their ones by column, and the
+    blocks that have some. ``full`` says that no more rows fit in the digits.
     """
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        mask, bit, rows, width, left, first, columns, bands, totals = args
-        planes = [cgutils.alloca_once_value(b, constant(0)) for _ in range(_PLANES)]
-        for plane in planes:
-            b.store(constant(0), plane)
-        places = [b.inttoptr(b.add(bands, I64(BYTES * i)), VECTOR.as_pointer()) for i in range(2)]
-        small, large = (cgutils.alloca_once(b, VECTOR) for _ in range(2))
-        for slot, place in zip((small, large), places, strict=True):
+        mask, bit, rows, width, left, first, full, columns, bands, totals = args
+        places = [
+            b.inttoptr(b.add(bands, I64(BYTES * i)), VECTOR.as_pointer())
+            for i in range(2 + PROFILE_DIGITS)
+        ]
+        kept = [cgutils.alloca_once(b, VECTOR) for _ in places]
+        for slot, place in zip(kept, places, strict=True):
             b.store(b.load(place, align=1), slot)
+        small, large, *planes = kept
         slots = [_word_at(b, b.add(totals, I64(8 * i))) for i in range(2)]
         inside = _first_bits(b, left)
 
@@ -223,12 +224,15 @@ def _strip(
             _end_bands(b, b.add(first, b.add(at, I64(many))), slots, (small, large))
 
         _by_some(b, first, rows, add)
-        _spill(b, planes, columns)
-        for slot, place in zip((small, large), places, strict=True):
+        with b.if_then(b.icmp_signed("!=", full, I64(0))):
+            _spill(b, planes, columns)
+            for plane in planes:
+                b.store(constant(0), plane)
+        for slot, place in zip(kept, places, strict=True):
             b.store(b.load(slot), place, align=1)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return types.void(*[types.int64] * 10), generate
 
 
 def profile_kernel() -> Callable[..., None]:
@@ -237,18 +241,21 @@ def profile_kernel() -> Callable[..., None]:
     def profile(mask: int, walk: int, counts: int, columns: int, bands: int, totals: int) -> None:
         bit, rows = load_word(walk), load_word(walk + 8)
         width, first = load_word(walk + 16), load_word(walk + 24)
+        before = load_word(walk + 32)
         _scan_rows(mask, bit, rows, width, counts, totals + 16)
         for strip in range((width + PROFILE_STRIP - 1) // PROFILE_STRIP):
             column = PROFILE_STRIP * strip
-            done = 0
-            while done < rows:
-                step = rows - done
-                if step > 255:  # what a plane of counters holds
-                    step = 255
+            done, held, last = 0, before, False
+            while not last:
+                step, full = rows - done, rows == 0
+                if step >= _MOST - held:
+                    step, full = _MOST - held, True
                 _strip(
                     mask, bit + done * width + column, step, width, width - column, first + done,
-                    columns + 2 * column, bands + 128 * strip, totals,
+                    int(full), columns + 2 * column, bands + PROFILE_BAND * strip, totals,
                 )  # fmt: skip
                 done += step
+                held = 0
+                last = done == rows
 
     return profile

@@ -1,8 +1,7 @@
 """Walking the masks of matrices row by row: the chunk task of ``structure``.
 
-Matrices are dealt out in pieces: several small ones, or some rows of a large one. Pieces of one
-matrix begin at multiples of 512 rows, so that no block of 128 x 128 lies in two of them, and that a
-piece begins with a whole 64 bytes of mask.
+A piece of the masks is several small matrices, or some rows of a large one, which are joined with
+the other rows of it.
 """
 
 from __future__ import annotations
@@ -17,18 +16,13 @@ import numpy.typing as npt
 
 from ckdiff.kernels import profiles
 from ckdiff.kernels.memory import Bytes, Int64
-from ckdiff.layout import Layout
 from ckdiff.running.threads import PerThread, Stopped
-from ckdiff.stores.maskwalk import MaskSpans, walk, working_memory
+from ckdiff.runs.structures.dealing import BLOCK, LARGEST, Shape, WholeRows, gathered
+from ckdiff.stores.maskwalk import MaskSpans, walk
 from ckdiff.stores.tally import Said, check_padding
 
-Shape = tuple[int, int]  # of a matrix: rows, columns
 Integers = npt.NDArray[np.integer[Any]]
-
-_PIECE = 1 << 25  # elements
-_ROWS = 512  # at whose multiples pieces of a matrix begin
-_WIDE = 1 << 19  # columns from which on several rows are put together
-_GATHERED = 16  # rows
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +36,19 @@ class Counts:
     #: (stores, 6): blocks of 16 x 16 and of 128 x 128 with changed elements, then the whole fours
     #: of a row with at least 1, 2, 3 and 4
     totals: Int64
+    #: of rows of blocks of 128 x 128 that other pieces have rows of, too: which blocks have changed
+    #: elements, (stores, blocks); they are not in ``totals``
+    begun: dict[int, Flags] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, tensor: int, shape: Shape, stores: int) -> Counts:
+        """Those of a whole matrix before any rows have come."""
+        rows, width = shape
+        kind = f"u{profiles.counter(rows)}"
+        columns = [np.zeros(width, kind) for _ in range(stores)]
+        return cls(
+            tensor, 0, np.zeros((stores, rows), np.int64), columns, np.zeros((stores, 6), np.int64)
+        )
 
     def join(self, other: Counts) -> None:
         """Take in other rows of the same matrix; ``rows`` has room for all of them."""
@@ -49,36 +56,16 @@ class Counts:
         for mine, more in zip(self.columns, other.columns, strict=True):
             mine += more
         self.totals += other.totals
+        for block, flags in other.begun.items():
+            if block in self.begun:
+                flags = flags | self.begun[block]
+            self.begun[block] = flags
 
-
-def pieces(layout: Layout, shapes: Sequence[Shape], size: int = _PIECE) -> list[tuple[int, int]]:
-    """Ranges of addresses [first, stop), in order; all elements lie in one of them."""
-    found: list[tuple[int, int]] = []
-    begin = end = 0
-    rows = zip(layout.starts.tolist(), layout.elements.tolist(), shapes, strict=True)
-    for start, elements, (_, width) in rows:
-        if begin < end and start + elements - begin > size:
-            found.append((begin, end))
-            begin = start
-        end = start + elements
-        step = max(size // max(1, width) // _ROWS, 1) * _ROWS * width
-        while end - begin > size and begin + step < end:
-            found.append((begin, begin + step))
-            begin += step
-        if begin > start:  # the rest of a matrix is a piece by itself
-            found.append((begin, end))
-            begin = end = start + -(-elements // 512) * 512
-    if begin < end:
-        found.append((begin, end))
-    return found
-
-
-def worker_memory(shapes: Sequence[Shape], stores: int) -> int:
-    """Bytes that a worker needs: a walk, and the counts of the matrix with most of them."""
-    most = max((profiles.memory(width) + 8 * rows for rows, width in shapes), default=0)
-    gathered = max(((_GATHERED if w > _WIDE else 1) * w // 8 for _, w in shapes), default=0)
-    # and what figures are made with
-    return working_memory(stores) + stores * (most + gathered) + 3 * most
+    def close(self) -> None:
+        """After the last rows: add what of blocks lay in several pieces."""
+        for flags in self.begun.values():
+            self.totals[:, 1] += np.count_nonzero(flags, axis=1)
+        self.begun.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +105,10 @@ class ProfileTask:
     ) -> Iterator[tuple[int, int, int, list[Bytes]]]:
         """Tensor, first element, elements, and each store's bits with what follows on them."""
         layout, sources = self.said.layout, self.said.sources
-        for window in walk(layout, self.starts, sources, *self.pieces[chunk]):
+        cut = WholeRows(layout, self.shapes)
+        for window in walk(
+            layout, self.starts, sources, *self.pieces[chunk], largest=LARGEST, cut=cut
+        ):
             if stop.is_set():
                 raise Stopped
             check_padding(self.said, window)
@@ -138,8 +128,9 @@ class ProfileTask:
         kept = self._kept()
         if not kept or kept[0].width != width:
             kept.clear()  # there is room for one
-            kept += (_OneStore(width) for _ in self.said.sources)
-        return _Matrix(tensor, first, stop // width - first, kept)
+            many = gathered(width, len(self.said.sources))
+            kept += (_OneStore(width, many) for _ in self.said.sources)
+        return _Matrix(tensor, (first, stop // width, rows), kept)
 
 
 def _with_margin(window: MaskSpans, at: int, size: int) -> Bytes:
@@ -153,12 +144,18 @@ def _with_margin(window: MaskSpans, at: int, size: int) -> Bytes:
 class _Matrix:
     """Some rows of a matrix that is passing by, of all stores."""
 
-    def __init__(self, tensor: int, first: int, rows: int, stores: Sequence[_OneStore]) -> None:
+    def __init__(
+        self, tensor: int, rows: tuple[int, int, int], stores: Sequence[_OneStore]
+    ) -> None:
+        """``rows`` are the first one, that after the last one, and how many the matrix has."""
+        first, stop, height = rows
         self.tensor, self._first, self._stores = tensor, first, stores
-        self._rows = np.zeros((len(stores), rows), np.int64)
+        # whether others have rows of the same blocks
+        self._shared = bool(first % BLOCK or (stop % BLOCK and stop < height))
+        self._rows = np.zeros((len(stores), stop - first), np.int64)
         for store, counts in zip(stores, self._rows, strict=True):
             store.begin(first, counts)
-        self._at, self._end = (row * stores[0].width for row in (first, first + rows))  # elements
+        self._at, self._end = (row * stores[0].width for row in (first, stop))  # elements
 
     @property
     def finished(self) -> bool:
@@ -174,9 +171,14 @@ class _Matrix:
     def counts(self) -> Counts:
         """What was counted, once all rows have come."""
         profiled = [store.profile for store in self._stores]
+        begun = {}
+        if self._shared:
+            begun[self._first // BLOCK] = np.stack([one.begun() for one in profiled])
         totals = np.array([[*one.finish(), *one.fours()] for one in profiled], np.int64)
+        if self._shared:
+            totals[:, 1] = 0
         columns = [one.columns() for one in profiled]
-        return Counts(self.tensor, self._first, self._rows, columns, totals)
+        return Counts(self.tensor, self._first, self._rows, columns, totals, begun)
 
 
 class _OneStore:
@@ -186,15 +188,21 @@ class _OneStore:
     has to be counted once for all of them.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, many: int) -> None:
+        """``many`` is how many rows are put together."""
         self.width, self.profile = width, profiles.Profile(width)
-        self._many = _GATHERED if width > _WIDE else 1
+        self._many = many
         self._bits: Bytes | None = None  # from the byte on in which the next row begins
         self.begin(0, np.zeros(0, np.int64))
 
     def begin(self, first: int, counts: Int64) -> None:
-        """Count as many rows as ``counts`` has, from row ``first`` on; forget those of before."""
+        """Count as many rows as ``counts`` has, from row ``first`` on; forget those of before.
+
+        Rows of one row of blocks, if they are not all of it, are counted as its first ones: blocks
+        do not end with them.
+        """
         self._first, self._counts = first, counts
+        self._offset = first if first % BLOCK else 0
         self._row = first  # the next one to be counted
         self.profile.clear()
 
@@ -224,5 +232,5 @@ class _OneStore:
     def _count(self, mask: Bytes, bit: int, rows: int) -> None:
         """Count the rows that come next, the first of which begins at a bit of ``mask``."""
         begin = self._row - self._first
-        self.profile.add(mask, bit, self._row, self._counts[begin : begin + rows])
+        self.profile.add(mask, bit, self._row - self._offset, self._counts[begin : begin + rows])
         self._row += rows

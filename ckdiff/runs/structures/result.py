@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.figures.frames import Framed, Record
-from ckdiff.runs.structures.counting import Counts, Integers, Shape
+from ckdiff.runs.structures.counting import Counts, Integers
+from ckdiff.runs.structures.dealing import Shape
 from ckdiff.runs.structures.shown import StructurePlots, structure_html
 from ckdiff.stores.summaries import module_of
 
