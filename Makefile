@@ -18,7 +18,7 @@ endif
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-	"ckdiff needs Python 3.11 or newer, and $(PYTHON) is none; choose one: make PYTHON=python3.12 demo"; exit 1; }
+	"ckdiff needs Python 3.11 or newer, and $(PYTHON) is none; choose one: make PYTHON=python3.12 $(firstword $(MAKECMDGOALS))"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
 # the package and what it needs to run

@@ -1,0 +1,70 @@
+"""`make` on a machine of somebody else: an old Python, and an environment that is none any more."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from source import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+OLD = "#!/bin/sh\ncase $2 in *print*) echo False;; esac\nexit 1\n"  # what Python 3.10 answers
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *words], cwd=clone, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("goal", ["demo", "test"])
+def test_an_old_python_is_named_and_how_to_choose_another(clone: Path, goal: str) -> None:
+    old = program(clone / "python3.10", OLD)
+    done = make(clone, f"PYTHON={old}", goal)
+    assert done.returncode == 2
+    first = done.stdout.splitlines()[0]
+    assert "needs Python 3.11" in first
+    assert str(old) in first
+    assert f"make PYTHON=python3.12 {goal}" in first
+    assert not (clone / ".venv").exists()
+
+
+def environment(clone: Path, python: str, pip: str) -> None:
+    """Everything looks as if it were installed."""
+    program(clone / ".venv/bin/python", python)
+    program(clone / ".venv/bin/pip", f"#!{pip}\n")
+    for stamp in (".run", ".test"):
+        (clone / ".venv" / stamp).touch()
+
+
+NEW = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+
+
+@pytest.mark.parametrize(
+    ("python", "pip"),
+    [(OLD, "HERE"), ("#!/nowhere/python\n", "HERE"), (NEW, "/elsewhere/.venv/bin/python")],
+    ids=["old", "gone", "moved"],
+)
+def test_a_stale_environment_is_made_anew(clone: Path, python: str, pip: str) -> None:
+    environment(clone, python, pip.replace("HERE", f"{clone}/.venv/bin/python"))
+    assert "-m venv --clear .venv" in make(clone, "-n", "demo").stdout
+
+
+def test_a_good_one_is_kept(clone: Path) -> None:
+    environment(clone, NEW, f"{clone}/.venv/bin/python")
+    assert make(clone, "-n", "demo").stdout == ".venv/bin/python examples/tiny_rl/demo.py\n"
