@@ -109,7 +109,7 @@ class FileCheckpoint(Checkpoint):
             self._check()  # whoever reads need not have fetched what is here
         inner, contents = self.place.reader(), self.contents
         if contents.pieces:
-            return PieceReader(inner, contents)
+            return PieceReader(inner, contents, mapped=self.place.reader_memory(1) == 0)
         return Located(inner, contents.file_index, contents.offset)
 
     def reader_memory(self, window: int) -> int:

@@ -26,11 +26,13 @@ from ckdiff.checkpoints.copying import (
     columns_of,
     stretches,
 )
+from ckdiff.checkpoints.panels import Late, Later, Panels
 from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.scattered import Rows, in_order, in_units
 from ckdiff.checkpoints.turned import Clusters, Turned
 
+_LINE = 64  # bytes of a line of the caches
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
 #: windows that are remembered between asking ahead and reading, and what each has of requests
 _MOST_COMING, _MOST_REQUESTS = 4, 128
@@ -77,15 +79,24 @@ class _Wanted:
     far: list[tuple[Copy, Request]]  #: copied before, a stretch at a time
     buffer: int  #: bytes
     rows: list[tuple[int, list[Copy]]]  #: (span, its parts) of those that are given row by row
+    #: those that are copied while they are compared, each with its request
+    late: list[tuple[Later, int]]
 
 
 class PieceReader:
     """A SpanReader of tensors of which some are in pieces; one for each worker."""
 
     def __init__(
-        self, inner: SpanReader, contents: Contents, clusters: Clusters | None = None
+        self,
+        inner: SpanReader,
+        contents: Contents,
+        clusters: Clusters | None = None,
+        *,
+        mapped: bool = False,
     ) -> None:
-        """``clusters`` are those of the contents, see :mod:`ckdiff.checkpoints.turned`."""
+        """``clusters`` are those of the contents, see :mod:`ckdiff.checkpoints.turned`; ``mapped``
+        says that ``inner`` takes no memory, however much it is asked for.
+        """
         self._inner = inner
         self._contents = contents
         self._turned = Turned(inner, contents, clusters) if clusters and clusters.of else None
@@ -93,13 +104,29 @@ class PieceReader:
         self._coming: dict[bytes, _Wanted] = {}  # windows that were asked for ahead
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
         self._in_rows = False
+        self._mapped, self._in_panels = mapped, False
+        self._panels = Panels(contents, clusters.of if clusters else {})
+        self._room = np.empty(0, np.uint8)
         self.rows: Rows | None = None  #: of the spans of a window that have no address
+        #: what has to be copied of them, in order, before they are there
+        self.late: list[Late] = []
 
     def give_rows(self) -> None:
         """From now on do not gather what has long rows: its spans get the address 0, and ``rows``
         say where they are. Each begins with a hashed unit of the tensor.
         """
         self._in_rows = True
+
+    @property
+    def turns(self) -> bool:
+        """Whether it has tensors whose rows are scattered."""
+        return self._turned is not None
+
+    def give_panels(self) -> None:
+        """From now on do not gather what lies turned: its spans get the address 0, ``rows`` say
+        where they will be and ``late`` what has to be copied then, if that costs no memory.
+        """
+        self._in_panels = self._mapped
 
     @staticmethod
     def memory(window: int) -> int:
@@ -113,20 +140,20 @@ class PieceReader:
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader."""
+        late = self._later(tensors, starts, nbytes)
         if self._turned is None:
-            return self._acquire(tensors, starts, nbytes)
-        addresses = self._turned.gather(tensors, starts, nbytes)
-        rest = np.flatnonzero(addresses == 0)
-        addresses[rest] = self._acquire(tensors[rest], starts[rest], nbytes[rest])
-        if self.rows is not None:
-            self.rows = self.rows._replace(spans=rest[self.rows.spans])
-        return addresses
+            return self._acquire(tensors, starts, nbytes, late)
+        found = self._turned.gather(tensors, starts, nbytes, _except(late, len(tensors)))
+        rest = np.where(found == 0, nbytes, 0)
+        return np.where(found == 0, self._acquire(tensors, starts, rest, late), found)
 
-    def _acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+    def _acquire(
+        self, tensors: IntArray, starts: IntArray, nbytes: IntArray, late: list[Later]
+    ) -> IntArray:
         """The same for spans that are read by themselves."""
         wanted = self._coming.pop(_key(tensors, starts, nbytes), None)
         if wanted is None:
-            wanted = self._wanted(tensors, starts, nbytes)
+            wanted = self._wanted(tensors, starts, nbytes, late)
         if wanted.buffer > len(self._buffer):
             self._buffer = np.empty(wanted.buffer, np.uint8)
         base = self._buffer.ctypes.data
@@ -138,7 +165,9 @@ class PieceReader:
         found = self._inner.acquire(*wanted.columns).tolist()
         for copy in wanted.copies:
             copy.run(found[copy.request], base + copy.begin)
-        self.rows = Rows.joined([_rows(*part, found) for part in wanted.rows])
+        parts = [_rows(*part, found) for part in wanted.rows]
+        parts += self._cut(wanted.late, found)
+        self.rows = Rows.joined(sorted(parts, key=lambda part: int(part.spans[0])))
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
             addresses[span] = found[request]
@@ -148,10 +177,11 @@ class PieceReader:
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See SpanReader."""
+        late = self._later(tensors, starts, nbytes)
         if self._turned is not None:
-            left = ~self._turned.has(tensors)
-            tensors, starts, nbytes = tensors[left], starts[left], nbytes[left]
-        wanted = self._wanted(tensors, starts, nbytes)
+            here = self._turned.has(tensors) & _except(late, len(tensors))
+            nbytes = np.where(here, 0, nbytes)
+        wanted = self._wanted(tensors, starts, nbytes, late)
         if len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS:
             while len(self._coming) >= _MOST_COMING:
                 del self._coming[next(iter(self._coming))]
@@ -166,9 +196,30 @@ class PieceReader:
         """See SpanReader."""
         self._inner.close()
         self._coming.clear()
-        self._buffer = np.empty(0, np.uint8)
+        self._buffer = self._room = np.empty(0, np.uint8)
         if self._turned is not None:
             self._turned.close()
+
+    def _later(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> list[Later]:
+        """Which of these spans are copied panel by panel."""
+        return self._panels.of(tensors, starts, nbytes) if self._in_panels else []
+
+    def _cut(self, late: list[tuple[Later, int]], found: list[int]) -> list[Rows]:
+        """Say of spans what has to be copied, all to one place, and where they are then."""
+        most = max((later.room for later, _ in late), default=0)
+        if len(self._room) < most:
+            room = np.empty(most + _LINE, np.uint8)
+            self._room = room[-room.ctypes.data % _LINE :]
+        self.late, rows = [], []
+        for later, request in late:
+            some, panels = later.cut(found[request], self._room)
+            rows += some
+            self.late += panels
+        return rows
+
+    def _width(self, tensor: int) -> int:
+        table = self._contents.table
+        return int(table.nbytes[tensor]) // max(prod(table.shapes[tensor]), 1)
 
     def _runs_of(self, tensor: int) -> _Runs | None:
         """A tensor's pieces in order; None where they are not runs of its elements."""
@@ -179,9 +230,14 @@ class PieceReader:
             self._runs[tensor] = _Runs.of(shape, pieces)
         return self._runs[tensor]
 
-    def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> _Wanted:
+    def _wanted(
+        self, tensors: IntArray, starts: IntArray, nbytes: IntArray, later: list[Later]
+    ) -> _Wanted:
         requests: list[Request] = []
         straight, gathered, copies, far, rows, at, between = [], [], [], [], [], 0, 0
+        late = [(each, at) for at, each in enumerate(later)]
+        requests += [each.request for each in later]
+        done = {span for each in later for span in each.places}
         contents = self._contents
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         for span, (tensor, start, size) in enumerate(columns):
@@ -191,8 +247,9 @@ class PieceReader:
                 straight.append((span, len(requests)))
                 requests.append((*place, size))
                 continue
-            shape = contents.table.shapes[tensor]
-            width = int(contents.table.nbytes[tensor]) // max(prod(shape), 1)
+            if span in done:
+                continue
+            shape, width = contents.table.shapes[tensor], self._width(tensor)
             runs = self._runs_of(tensor)
             if runs is not None:
                 pieces = runs.between(start // width, -(-(start + size) // width))
@@ -217,7 +274,15 @@ class PieceReader:
                 between += _idle((copy, request))
                 copies.append(copy.asked(requests, request))
             at += -(-(stop - first) * width // 64) * 64
-        return _Wanted(columns_of(requests), straight, gathered, copies, far, at, rows)
+        return _Wanted(columns_of(requests), straight, gathered, copies, far, at, rows, late)
+
+
+def _except(late: list[Later], count: int) -> npt.NDArray[np.bool_]:
+    """Of so many spans those that are none of these."""
+    found = np.ones(count, np.bool_)
+    for later in late:
+        found[later.places] = False
+    return found
 
 
 def _key(*columns: IntArray) -> bytes:

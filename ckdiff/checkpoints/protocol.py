@@ -170,6 +170,13 @@ class Checkpoint(ABC):
         """
         return ()
 
+    @property
+    def scattered(self) -> bool:
+        """Whether some of its tensors lie between each other, so that windows that have them whole
+        read them once.
+        """
+        return False
+
     # what is to be fetched before it can be read
 
     def missing_bytes(self) -> Mapping[tuple[str, ...], int]:

@@ -99,12 +99,18 @@ class Turned:
         """Which of these are gathered here, as a rule."""
         return np.array([tensor in self._clusters.of for tensor in tensors.tolist()], np.bool_)
 
-    def gather(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
+    def gather(
+        self,
+        tensors: IntArray,
+        starts: IntArray,
+        nbytes: IntArray,
+        wanted: npt.NDArray[np.bool_],
+    ) -> IntArray:
         """The addresses of a window's spans, good until the next call; 0 of what is not gathered
-        here. Raises what the inner reader does, of which nothing is acquired then.
+        here, which is nothing that is not ``wanted``. Raises what the inner reader does, of which nothing is acquired then.
         """
         addresses = np.zeros(len(tensors), np.int64)
-        here = np.flatnonzero(self.has(tensors) & (nbytes > 0))
+        here = np.flatnonzero(self.has(tensors) & (nbytes > 0) & wanted)
         if not len(here):
             return addresses
         self._window += 1

@@ -257,6 +257,7 @@ def _means(
     """
     from ckdiff.diffs.allotment import allot
     from ckdiff.diffs.devices import Devices
+    from ckdiff.diffs.task import LARGEST_WINDOW
 
     widest = int(comparison.bits.max(initial=8))
     sides, casting = (comparison.base, comparison.tuned), comparison.casting()
@@ -273,6 +274,8 @@ def _means(
             sum(side.reader_memory(window * widest // 8) for side in sides) + casting.memory(window)
         ),
     )
+    if any(side.scattered for side in sides):  # their parts are copied together
+        planned = partial(planned, largest=2 * LARGEST_WINDOW)
     devices, found = devices.allot(planned, len(rules), comparison.bits)
     streaming = None
     if options.stream:

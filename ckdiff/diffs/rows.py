@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ckdiff.checkpoints.panels import Late
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.checkpoints.scattered import Rows
 from ckdiff.kernels import abi
 from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.panels import Panel
 
 _COLUMNS = (abi.SEG_BASE, abi.SEG_TUNED)
 _PLACES = 32  # bits of an element's number in a window
@@ -50,6 +52,31 @@ def cut_in_rows(
             here = side.spans[nth] == of
             beyond = (keys - begins[nth]) * width[of] // 8
             found[here, column] = (side.addresses[nth] + beyond)[here]
+    return found
+
+
+def in_panels(
+    segments: IntArray, late: Sequence[Late], places: IntArray, bits: IntArray
+) -> list[Panel]:
+    """Panels that have all segments, which are in order: those of ``late`` are compared once they
+    are copied, and all others as they are.
+
+    ``places`` are where in the window each span begins, and ``bits`` those of its elements.
+    """
+    parts = np.array([part for panel in late for part in panel.parts], np.int64)
+    spans, ends = parts[:, 0], parts[:, 1:] * 8
+    wanted = places[spans][:, None] + ends // bits[spans][:, None]
+    edges = iter(np.searchsorted(segments[:, abi.SEG_POSITION], wanted).tolist())
+    found = []
+    for panel in late:
+        first, *others = (next(edges) for _ in panel.parts)
+        found.append(Panel(panel.copying, *first))
+        found += [Panel(None, *other) for other in others]
+    done = 0
+    for begin, end in [*sorted((panel.first, panel.stop) for panel in found), (len(segments),) * 2]:
+        if begin > done:
+            found.append(Panel(None, done, begin))
+        done = end
     return found
 
 

@@ -21,10 +21,11 @@ from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.views.blockscalereader import ScaledReader
 from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
-from ckdiff.diffs.rows import cut_in_rows
+from ckdiff.diffs.rows import cut_in_rows, in_panels
 from ckdiff.diffs.sides import Side, Window
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.panels import Panel
 from ckdiff.layout import Layout, Spans
 from ckdiff.running.ahead import looked_ahead
 from ckdiff.stores.chunkresult import ChunkResult
@@ -117,7 +118,11 @@ class DiffTask:
         masks = self._buffers()
         for mask in masks:
             mask.fill(0)  # the gaps between tensors are padding
-        self.comparing.run(segments, masks, results)
+        panels = self._panels(segments, window, readers)
+        if panels is not None and isinstance(self.comparing, Kernels):
+            self.comparing.run_panels(segments, masks, results, panels)
+        else:
+            self.comparing.run(segments, masks, results)
         for reader in readers:
             reader.release()
         size = -(-(window.stop - window.first) // (8 * INNER)) * INNER
@@ -144,6 +149,17 @@ class DiffTask:
         bits = [side.bits[spans.tensors] for side in self.sides]
         return cut_in_rows(segments, rows, bits)
 
+    def _panels(
+        self, segments: IntArray, window: Window, readers: Sequence[SpanReader]
+    ) -> list[Panel] | None:
+        """What has to be copied while segments are compared, if anything."""
+        spans = window.spans
+        for reader, side in zip(readers, self.sides, strict=True):
+            if isinstance(reader, PieceReader) and reader.late:
+                places = spans.addresses - window.first
+                return in_panels(segments, reader.late, places, side.bits[spans.tensors])
+        return None
+
     def _prefer_rows(self, readers: Sequence[SpanReader]) -> None:
         """Let readers not gather what can be compared row by row, nor make values before they are
         compared. Of rows sums of floats would come in another order, and a device, a cast and an
@@ -155,6 +171,10 @@ class DiffTask:
         if not self.with_statistics and not any(self.casting.narrow):
             for piece in pieces:
                 piece.give_rows()
+            # one side's: those of the other would end elsewhere
+            turned = sorted(pieces, key=lambda piece: not piece.turns)[:1]
+            for piece in turned if self.comparing.makes else []:
+                piece.give_panels()
         for reader, narrow in zip(readers, self.casting.narrow, strict=True):
             late = self.comparing.makes and not narrow and not pieces
             if late and isinstance(reader, ScaledReader):

@@ -76,8 +76,8 @@ SIGNATURES = {
     # symbols (64 bytes after them are cleared), their number, out: pairs, out: rest (64 more may be
     # written) -> size of the rest
     "pair": "int64(int64, int64, int64, int64)",
-    # table (PANEL_COLUMNS each), their number, drive (its address), scratch (BOX_SCRATCH), then what
-    # drive takes but for the number of segments: copies a box, has some segments compared, and so on
+    # table (PANEL_COLUMNS each), their number, drive (its address), scratch (BOX_SCRATCH), then as
+    # for drive, but for the number of segments: copies a box, has segments compared, and so on
     "panels": f"void({', '.join(['int64'] * 14)})",
     # jobs (PATHS_COLUMNS each), their number, scratch (PATHS_SCRATCH, zeroed): adds up how
     # far elements went, and how many went onward or back

@@ -44,8 +44,7 @@ def table(panels: Sequence[Panel], segments: int) -> Int64:
     some = counts > 0
     begins, ends = begins[some], (begins + counts)[some]
     if not (
-        (counts >= 0).all()
-        and np.array_equal(np.append(0, ends), np.append(begins, segments))
+        (counts >= 0).all() and np.array_equal(np.append(0, ends), np.append(begins, segments))
     ):
         raise ValueError("panels have each segment once")
     return found

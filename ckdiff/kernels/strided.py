@@ -41,9 +41,7 @@ def copy(
     """
     ready = copying(source, out, shape, source_strides, out_strides, width)
     if ready is not None:
-        scratch = np.empty(abi.BOX_SCRATCH, np.uint8)
-        places = ready.source, ready.out, place(ready.table, I64), room(scratch, U8)
-        ready.kernel.ctypes(*places)
+        ready.make()
 
 
 class Copying(NamedTuple):
@@ -53,6 +51,12 @@ class Copying(NamedTuple):
     source: int
     out: int
     table: Int64  #: what the kernel walks by, once at a time
+
+    def make(self) -> None:
+        """Copy. Releases the GIL."""
+        scratch = np.empty(abi.BOX_SCRATCH, np.uint8)
+        places = self.source, self.out, place(self.table, I64), room(scratch, U8)
+        self.kernel.ctypes(*places)
 
 
 def copying(
@@ -69,9 +73,7 @@ def copying(
         return None
     begin = place(source, U8, plan.reach[0]) + plan.first[0]
     into = room(out, U8, plan.reach[1]) + plan.first[1]
-    return Copying(
-        c_function("strided", plan.kind), begin, into, np.array(plan.table, np.int64)
-    )
+    return Copying(c_function("strided", plan.kind), begin, into, np.array(plan.table, np.int64))
 
 
 class _Plan(NamedTuple):

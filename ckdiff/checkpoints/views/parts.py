@@ -68,13 +68,19 @@ class PartsView(View):
             found[at] = within[(within > 0) & (within < prod(shapes[at]))]
         return found
 
+    @property
+    def scattered(self) -> bool:
+        """See Checkpoint."""
+        return bool(self._clusters.of)
+
     def reader(self) -> SpanReader:
         """See Checkpoint."""
         places = self.within.astype(np.int32)
         places[[*self._pieces]] = -1
         begins = np.where(places < 0, -1, self._begins)
         contents = Contents(self.table, places, begins, pieces=self._pieces)
-        return PieceReader(self.inner.reader(), contents, self._clusters)
+        mapped = self.inner.reader_memory(1) == 0
+        return PieceReader(self.inner.reader(), contents, self._clusters, mapped=mapped)
 
     @cached_property
     def _clusters(self) -> Clusters:

@@ -1,4 +1,4 @@
-"""Comparing what is copied before, a panel at a time: of what is written little leaves the caches."""
+"""Comparing what is copied before, panel by panel: little of what is written leaves the caches."""
 
 from __future__ import annotations
 
