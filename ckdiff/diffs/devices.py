@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ckdiff import budget
 from ckdiff.checkpoints.places.memory import MemoryCheckpoint
 from ckdiff.checkpoints.protocol import Checkpoint
-from ckdiff.diffs.task import LARGEST_WINDOW, DiffTask
+from ckdiff.diffs.task import DiffTask, largest_window
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.options import Options
@@ -165,7 +165,9 @@ class DeviceRun:
     ) -> DiffTask:
         """The task, on the device that is taken for it; ``chunks`` are those it will do."""
         there = task
-        task = replace(task, window=min(task.window, LARGEST_WINDOW))  # as the CPU likes them
+        # as the CPU likes them
+        most = largest_window(side.checkpoint for side in task.sides)
+        task = replace(task, window=min(task.window, most))
         if self._device is None or not chunks:
             return task
         device = self._device

@@ -257,7 +257,7 @@ def _means(
     """
     from ckdiff.diffs.allotment import allot
     from ckdiff.diffs.devices import Devices
-    from ckdiff.diffs.task import LARGEST_WINDOW
+    from ckdiff.diffs.task import largest_window
 
     widest = int(comparison.bits.max(initial=8))
     sides, casting = (comparison.base, comparison.tuned), comparison.casting()
@@ -273,9 +273,8 @@ def _means(
         readers=lambda window: (
             sum(side.reader_memory(window * widest // 8) for side in sides) + casting.memory(window)
         ),
+        largest=largest_window(sides),
     )
-    if any(side.scattered for side in sides):  # their parts are copied together
-        planned = partial(planned, largest=2 * LARGEST_WINDOW)
     devices, found = devices.allot(planned, len(rules), comparison.bits)
     streaming = None
     if options.stream:

@@ -7,7 +7,7 @@ given back, and the finished mask bits are encoded and written while they are st
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.places.memory import MemoryReader
-from ckdiff.checkpoints.protocol import IntArray, SpanReader
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.checkpoints.views.blockscalereader import ScaledReader
 from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
@@ -37,6 +37,13 @@ SMALLEST_WINDOW = INNER * 8  #: elements: one inner chunk of mask
 LARGEST_WINDOW = 1 << 22  #: elements
 
 assert SMALLEST_WINDOW % BLOCK == 0
+
+
+def largest_window(checkpoints: Iterable[Checkpoint]) -> int:
+    """Elements of a window, where memory is plenty, that is compared on the CPU: parts that lie
+    between each other are copied together where it has both.
+    """
+    return LARGEST_WINDOW << any(checkpoint.scattered for checkpoint in checkpoints)
 
 
 @dataclass(slots=True)

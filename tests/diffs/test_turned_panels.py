@@ -37,7 +37,7 @@ def apart(columns: int, seed: int, *, biases: bool) -> Tensors:
 
 def fused(tensors: Tensors, *, woven: bool) -> Tensors:
     """Both of all experts in one tensor: as columns, one beside the other or in turn."""
-    found = {}
+    found: Tensors = {}
     for layer in range(LAYERS):
         name = f"model.layers.{layer}.mlp.experts"
         for kind, ending in (("weight", ""), ("bias", "_bias")):
