@@ -192,13 +192,22 @@ def of_the_whole() -> Iterator[None]:
 
 def whole() -> str:
     """How to get everything that ckdiff comes with, from what is installed here."""
+    return install("full") if _is_core() else "pip install ckdiff"
+
+
+def install(extra: str) -> str:
+    """How to get an extra, for what is installed here: both packages have the same files."""
+    return f"pip install 'ckdiff{'-core' if _is_core() else ''}[{extra}]'"
+
+
+def _is_core() -> bool:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         version("ckdiff-core")
     except PackageNotFoundError:
-        return "pip install ckdiff"
-    return "pip install 'ckdiff-core[full]'"
+        return False
+    return True
 
 
 def printable(text: str) -> str:

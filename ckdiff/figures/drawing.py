@@ -10,7 +10,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from ckdiff.errors import UsageError
+from ckdiff.errors import UsageError, install
 
 VERSION = "6.4"  #: of Vega-Lite: the descriptions are written for it
 
@@ -25,7 +25,7 @@ def _library() -> ModuleType:
         import vl_convert
     except ImportError:
         raise UsageError(
-            "pictures need the package vl-convert-python", hint="pip install 'ckdiff[report]'"
+            "pictures need the package vl-convert-python", hint=install("report")
         ) from None
     module: ModuleType = vl_convert
     return module

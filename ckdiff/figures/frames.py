@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from ckdiff.errors import UsageError, printable
+from ckdiff.errors import UsageError, install, printable
 
 Record = dict[str, Any]
 
@@ -95,5 +95,5 @@ def _library(name: str) -> ModuleType:
     except ImportError:
         raise UsageError(
             f"data frames of {name} need the package {name}",
-            hint=f"pip install 'ckdiff[{name}]', or 'ckdiff[notebook]'",
+            hint=f"{install(name)}, or {install('notebook')}",
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from source import ROOT
 
 import ckdiff
+from ckdiff import errors
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -75,9 +77,22 @@ def test_every_extra_is_on_the_page_about_installing() -> None:
 
 
 def test_hints_name_extras_that_exist() -> None:
+    found = set()
     for path in (ROOT / "ckdiff").rglob("*.py"):
-        for extra in re.findall(r"ckdiff\[(\w+)\]", path.read_text("utf-8")):
-            assert extra in EXTRAS, path
+        found |= set(
+            re.findall(r"ckdiff\[(\w+)\]|\binstall\(['\"](\w+)['\"]\)", path.read_text("utf-8"))
+        )
+    named = {name for pair in found for name in pair if name}
+    assert {"report", "sign", "blake3"} <= named
+    assert named - {"full"} <= EXTRAS.keys()
+
+
+def test_hints_do_not_mix_the_two_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert errors.install("report") == "pip install 'ckdiff[report]'"
+    assert errors.whole() == "pip install ckdiff"
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    assert errors.install("report") == "pip install 'ckdiff-core[report]'"
+    assert errors.whole() == "pip install 'ckdiff-core[full]'"
 
 
 def metadata_hook() -> Any:

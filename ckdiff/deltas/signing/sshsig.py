@@ -24,7 +24,7 @@ from ckdiff.deltas.signing.keys import (
     read_small,
     ssh_string,
 )
-from ckdiff.errors import DeltaError, UsageError, printable
+from ckdiff.errors import DeltaError, UsageError, install, printable
 
 _LARGEST = 1 << 16  # bytes of a signature's file
 _MAGIC = b"SSHSIG"
@@ -33,7 +33,6 @@ _ARMOUR = re.compile(
     rb"\s*-----BEGIN SSH SIGNATURE-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END SSH SIGNATURE-----\s*"
 )
 _SECONDS = 60
-_NEEDED = "pip install 'ckdiff[sign]', or install OpenSSH"
 _AGAIN = "sign its manifest again: ssh-keygen -Y sign -n ckdiff -f KEY MANIFEST"
 
 
@@ -124,6 +123,10 @@ def signer(signature: Signature, message: bytes, keys: Sequence[Key]) -> Key | N
     return found if _by_ssh_keygen(signature, message) else None
 
 
+def _needed() -> str:
+    return f"{install('sign')}, or install OpenSSH"
+
+
 def _has_library() -> bool:
     try:
         import cryptography  # noqa: F401
@@ -139,7 +142,7 @@ def _is_ed25519(key: bytes, value: bytes, message: bytes) -> bool:
     except ImportError:
         raise UsageError(
             "a bare signature of Ed25519 needs the package cryptography",
-            hint="pip install 'ckdiff[sign]', or sign with ssh-keygen -Y sign",
+            hint=f"{install('sign')}, or sign with ssh-keygen -Y sign",
         ) from None
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(value, message)
@@ -152,7 +155,7 @@ def _by_ssh_keygen(signature: Signature, message: bytes) -> bool:
     """Ask OpenSSH, which knows all kinds of keys, whether a signature is one of ``message``."""
     program = shutil.which("ssh-keygen")
     if program is None:
-        raise UsageError("there is nothing here that verifies this signature", hint=_NEEDED)
+        raise UsageError("there is nothing here that verifies this signature", hint=_needed())
     with tempfile.NamedTemporaryFile(prefix="ckdiff-", suffix=".sig") as file:
         file.write(signature.file)
         file.flush()
@@ -162,5 +165,5 @@ def _by_ssh_keygen(signature: Signature, message: bytes) -> bool:
                 asked, input=message, capture_output=True, timeout=_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise UsageError(f"ssh-keygen does not work: {error}", hint=_NEEDED) from None
+            raise UsageError(f"ssh-keygen does not work: {error}", hint=_needed()) from None
     return done.returncode == 0

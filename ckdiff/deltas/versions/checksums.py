@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from ckdiff.deltas.versions.form import CHECKSUMS, CONTENT
-from ckdiff.errors import UsageError, one_of, printable
+from ckdiff.errors import UsageError, install, one_of, printable
 from ckdiff.kernels.contents import ContentHasher
 from ckdiff.kernels.memory import Bytes, UInt64
 
@@ -127,7 +127,7 @@ def digester(name: str, bits: int = 8) -> Digester:
         return _Blake3()
     except ImportError:
         raise UsageError(
-            "blake3 checksums need the package blake3", hint="pip install 'ckdiff[blake3]'"
+            "blake3 checksums need the package blake3", hint=install("blake3")
         ) from None
 
 
