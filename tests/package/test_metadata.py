@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -42,11 +43,19 @@ def test_one_version_everywhere() -> None:
     assert changes[0] in (ckdiff.__version__, "Unreleased")
 
 
+def snippets(page: Path) -> list[str]:
+    """A page's Python, or a notebook's."""
+    text = page.read_text("utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return re.findall(r"^ *```(?:python|py)\n(.*?)^ *```", text, re.S | re.M)
+
+
 def imported(page: Path) -> set[str]:
     """Packages, by the names of their modules, that a page's Python imports."""
     found = set()
-    text = page.read_text("utf-8")
-    for code in re.findall(r"^ *```(?:python|py)\n(.*?)^ *```", text, re.S | re.M):
+    for code in snippets(page):
         for node in ast.walk(ast.parse(textwrap.dedent(code))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
@@ -68,6 +77,14 @@ def test_a_page_names_the_extra_for_what_its_python_imports(page: Path) -> None:
     brought = names(PROJECT["dependencies"]).union(*(names(EXTRAS[x]) for x in named - {"full"}))
     needed = {PACKAGES.get(name, name) for name in imported(page)}
     assert needed - brought <= ELSEWHERE.get(page.name, set())
+
+
+def test_the_notebooks_run_with_their_extra() -> None:
+    brought = names(PROJECT["dependencies"]) | names(EXTRAS["notebook"])
+    notebooks = list((ROOT / "examples/notebooks").glob("*.ipynb"))
+    assert notebooks
+    for notebook in notebooks:
+        assert imported(notebook) - brought == set(), notebook
 
 
 def test_every_extra_is_on_the_page_about_installing() -> None:
