@@ -26,11 +26,12 @@ from ckdiff.checkpoints.copying import (
     columns_of,
     stretches,
 )
-from ckdiff.checkpoints.panels import Late, Later, Panels
+from ckdiff.checkpoints.panels import Late, Later, Panels, besides
 from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.scattered import Rows, in_order, in_units
 from ckdiff.checkpoints.turned import Clusters, Turned
+from ckdiff.kernels.memory import Bytes
 
 _LINE = 64  # bytes of a line of the caches
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
@@ -107,6 +108,7 @@ class PieceReader:
         self._mapped, self._in_panels = mapped, False
         self._panels = Panels(contents, clusters.of if clusters else {})
         self._room = np.empty(0, np.uint8)
+        self._taken: dict[int, Bytes] = {}  # what the last panel of the window before had
         self.rows: Rows | None = None  #: of the spans of a window that have no address
         #: what has to be copied of them, in order, before they are there
         self.late: list[Late] = []
@@ -124,7 +126,8 @@ class PieceReader:
 
     def give_panels(self) -> None:
         """From now on do not gather what lies turned: its spans get the address 0, ``rows`` say
-        where they will be and ``late`` what has to be copied then, if that costs no memory.
+        where they will be and ``late`` what is copied then, all of it and in order, before the
+        release; if that costs no memory.
         """
         self._in_panels = self._mapped
 
@@ -141,11 +144,20 @@ class PieceReader:
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader."""
         late = self._later(tensors, starts, nbytes)
+        self._taken = self._panels.take(tensors, late)
+        if self._taken:
+            late = [later for later in late if later.places[0] not in self._taken]
+            nbytes = nbytes.copy()
+            nbytes[[*self._taken]] = 0
         if self._turned is None:
-            return self._acquire(tensors, starts, nbytes, late)
-        found = self._turned.gather(tensors, starts, nbytes, _except(late, len(tensors)))
-        rest = np.where(found == 0, nbytes, 0)
-        return np.where(found == 0, self._acquire(tensors, starts, rest, late), found)
+            addresses = self._acquire(tensors, starts, nbytes, late)
+        else:
+            found = self._turned.gather(tensors, starts, nbytes, besides(late, len(tensors)))
+            rest = np.where(found == 0, nbytes, 0)
+            addresses = np.where(found == 0, self._acquire(tensors, starts, rest, late), found)
+        for span, taken in self._taken.items():
+            addresses[span] = taken.ctypes.data
+        return addresses
 
     def _acquire(
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray, late: list[Later]
@@ -166,7 +178,7 @@ class PieceReader:
         for copy in wanted.copies:
             copy.run(found[copy.request], base + copy.begin)
         parts = [_rows(*part, found) for part in wanted.rows]
-        parts += self._cut(wanted.late, found)
+        parts += self._cut(tensors, wanted.late, found)
         self.rows = Rows.joined(sorted(parts, key=lambda part: int(part.spans[0])))
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
@@ -179,7 +191,7 @@ class PieceReader:
         """See SpanReader."""
         late = self._later(tensors, starts, nbytes)
         if self._turned is not None:
-            here = self._turned.has(tensors) & _except(late, len(tensors))
+            here = self._turned.has(tensors) & besides(late, len(tensors))
             nbytes = np.where(here, 0, nbytes)
         wanted = self._wanted(tensors, starts, nbytes, late)
         if len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS:
@@ -204,7 +216,9 @@ class PieceReader:
         """Which of these spans are copied panel by panel."""
         return self._panels.of(tensors, starts, nbytes) if self._in_panels else []
 
-    def _cut(self, late: list[tuple[Later, int]], found: list[int]) -> list[Rows]:
+    def _cut(
+        self, tensors: IntArray, late: list[tuple[Later, int]], found: list[int]
+    ) -> list[Rows]:
         """Say of spans what has to be copied, all to one place, and where they are then."""
         most = max((later.room for later, _ in late), default=0)
         if len(self._room) < most:
@@ -212,9 +226,11 @@ class PieceReader:
             self._room = room[-room.ctypes.data % _LINE :]
         self.late, rows = [], []
         for later, request in late:
-            some, panels = later.cut(found[request], self._room)
-            rows += some
-            self.late += panels
+            cut = later.cut(found[request], self._room)
+            rows += cut.rows
+            self.late += cut.late
+        if late:
+            self._panels.note(tensors, later, cut)
         return rows
 
     def _width(self, tensor: int) -> int:
@@ -275,14 +291,6 @@ class PieceReader:
                 copies.append(copy.asked(requests, request))
             at += -(-(stop - first) * width // 64) * 64
         return _Wanted(columns_of(requests), straight, gathered, copies, far, at, rows, late)
-
-
-def _except(late: list[Later], count: int) -> npt.NDArray[np.bool_]:
-    """Of so many spans those that are none of these."""
-    found = np.ones(count, np.bool_)
-    for later in late:
-        found[later.places] = False
-    return found
 
 
 def _key(*columns: IntArray) -> bytes:

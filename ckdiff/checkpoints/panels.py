@@ -14,6 +14,7 @@ from math import gcd, lcm, prod
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ckdiff.checkpoints.copying import Request
 from ckdiff.checkpoints.pieces import Contents
@@ -30,6 +31,7 @@ _LARGEST = 4 * PANEL  # bytes of a panel of rows that are very long
 _LONG = 2048  # elements of a row that is compared by itself as well as with others
 _LINE = 64  # bytes of a line of the caches
 _FEW = 8  # of how many parts of a window one has few rows
+_NOTHING = np.empty((0, 0), np.uint8)
 _MOST_KNOWN = 64  # tensors of which it is remembered how they lie
 
 
@@ -40,6 +42,15 @@ class Late(NamedTuple):
 
     copying: Copying
     parts: tuple[tuple[int, int, int], ...]
+
+
+class Cut(NamedTuple):
+    """The panels of one or two spans."""
+
+    rows: list[Rows]  #: of each span
+    late: list[Late]
+    last: int  #: the first row of the last panel
+    places: list[int]  #: where that is of each span
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +135,7 @@ class Later:
         elements = (rows - 1) * turn.across + (turn.columns - 1) * turn.step + len(self.spans)
         return elements * turn.width
 
-    def cut(self, found: int, into: Bytes) -> tuple[list[Rows], list[Late]]:
+    def cut(self, found: int, into: Bytes) -> Cut:
         """The panels, one after the other in ``into``, and where the bytes of the spans are then,
         once what was asked for is found at an address.
         """
@@ -148,10 +159,10 @@ class Later:
         lows = np.array(edges[:-1], np.int64)
         rows = np.arange(first, self.stop, dtype=np.int64) if turn.apart else lows
         away = (rows - lows[np.searchsorted(lows, rows, "right") - 1]) * turn.pitch
-        return [
-            _rows(span, rows * turn.row, away + int(into.ctypes.data) + i * gap)
-            for i, span in enumerate(self.spans)
-        ], late
+        places = [int(into.ctypes.data) + i * gap for i in range(len(self.spans))]
+        pairs = zip(self.spans, places, strict=True)
+        each = [_rows(span, rows * turn.row, away + place) for span, place in pairs]
+        return Cut(each, late, edges[-2], places)
 
     def _edges(self, found: int) -> Iterator[int]:
         """The rows at which panels after the first one begin, each with a line if it can be."""
@@ -183,6 +194,31 @@ class Panels:
         """``clusters`` are tensors that lie between each other."""
         self._contents, self._clusters = contents, clusters
         self._turns: dict[int, Turn | None] = {}
+        #: of the panel that was copied last, for each tensor: its first byte, bytes of a row, rows
+        self._last: dict[int, tuple[int, int, Bytes]] = {}
+
+    def note(self, tensors: IntArray, later: Later, cut: Cut) -> None:
+        """These panels are the last that are copied: what of the last one is wanted later, as a
+        window has less of one matrix than of the other, can be taken before the next is.
+        """
+        turn = later.turn
+        for (at, _, _), place in zip(later.spans, cut.places, strict=True):
+            held = bytes_at(place, (later.stop - cut.last) * turn.pitch).reshape(-1, turn.pitch)
+            self._last[int(tensors[at])] = cut.last * turn.row, turn.row, held
+
+    def take(self, tensors: IntArray, late: list[Later]) -> dict[int, Bytes]:
+        """The bytes of those spans of a window that the last panel of the one before had."""
+        found = {}
+        for later in late:
+            at, start, size = later.spans[0]
+            first, row, held = self._last.get(int(tensors[at]), (0, 1, _NOTHING))
+            inside = first <= start and start + size <= first + row * len(held)
+            if inside and len(later.spans) == 1:
+                low, high = (start - first) // row, -(-(start + size - first) // row)
+                begin = start - first - low * row
+                found[at] = held[low:high, :row].flatten()[begin : begin + size]
+        self._last.clear()
+        return found
 
     def of(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> list[Later]:
         """Those of a window. A few rows are not worth that all of a matrix is gone through, unless
@@ -249,6 +285,14 @@ class Panels:
         if abs(one.begin - other.begin) != width:
             return -1
         return cluster[0] + cluster[1] - tensor
+
+
+def besides(late: list[Later], count: int) -> npt.NDArray[np.bool_]:
+    """Which of so many spans are none of these."""
+    found = np.ones(count, np.bool_)
+    for later in late:
+        found[later.places] = False
+    return found
 
 
 def _both(one: Later, other: Later) -> Later | None:

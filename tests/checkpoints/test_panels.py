@@ -134,6 +134,23 @@ def test_the_rest_of_one_is_copied_beside_both_of_the_next() -> None:
     assert {part[0] for panel in reader.late for part in panel.parts} == {0, 1, 2}
 
 
+def test_what_the_last_panel_had_is_not_read_again() -> None:
+    """Windows that end some rows before the second of two does: the next has those rows first."""
+    whole, arrays, pieces = stack((256, 2048), 2, 2, "woven")
+    reader, held = reader_of(whole, arrays, pieces)
+    row, size = 2048 * 2, arrays[0].nbytes
+    first = [(0, 0, size), (1, 0, size - 3 * row - 1024)]
+    second = [(1, size - 3 * row - 1024, 3 * row + 1024), (2, 0, size), (3, 0, size - 4 * row)]
+    assert assembled(reader, first)[0] == [arrays[0].tobytes(), arrays[1].tobytes()[: first[1][2]]]
+    held.most = 0
+    found, _ = assembled(reader, second)
+    assert found == [arrays[t].tobytes()[start : start + count] for t, start, count in second]
+    assert held.most <= 2 * size
+    assert {part[0] for panel in reader.late for part in panel.parts} == {1, 2}
+    # the panels of the second window were written over those of the first
+    assert assembled(reader, second[:1])[0] == found[:1]
+
+
 def test_what_takes_memory_when_it_is_asked_is_gathered() -> None:
     whole, arrays, pieces = stack((256, 2048), 1, 2, "columns")
     contents = contents_of(arrays, pieces)
