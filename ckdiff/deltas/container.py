@@ -195,11 +195,11 @@ class Delta:
         self._room = Room() if room is None else room
         if os.path.isdir(path):
             raise _mistaken(path)
-        self._file = OpenFile.open(path)
+        self.file = OpenFile.open(path)
         try:
             self._read()
         except BaseException:
-            self._file.close()
+            self.file.close()
             raise
 
     def __enter__(self) -> Delta:
@@ -210,7 +210,7 @@ class Delta:
 
     def close(self) -> None:
         """Close the file; may be called more than once."""
-        self._file.close()
+        self.file.close()
 
     @property
     def encoding(self) -> str:
@@ -220,7 +220,7 @@ class Delta:
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self._file.size
+        return self.file.size
 
     def read(self, name: str, start: int, size: int) -> memoryview:
         """Bytes of one of the file's tensors."""
@@ -246,13 +246,13 @@ class Delta:
 
     def check(self) -> None:
         """Raise SourceChanged if the file is no longer what was opened."""
-        self._file.check()
+        self.file.check()
 
     # inside
 
     def _read(self) -> None:
         try:
-            self._header = read_own_header(self._file, self._room, printable(self.path))
+            self._header = read_own_header(self.file, self._room, printable(self.path))
         except OSError as error:
             raise self._unreadable(error) from None
         metadata = self._header.metadata
@@ -385,7 +385,7 @@ class Delta:
 
     def _pread(self, begin: int, size: int) -> bytes:
         try:
-            data = pread(self._file.fd, begin, size)
+            data = pread(self.file.fd, begin, size)
         except OSError as error:
             raise self._unreadable(error) from None
         if len(data) < size:

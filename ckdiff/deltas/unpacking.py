@@ -101,8 +101,18 @@ class FrameDecoder:
         ``base`` and ``out`` are of one size and must not overlap. ``ready`` is told of the pieces
         of ``out`` as they are made, also where Damaged is raised later.
         """
-        reader = self._begin(form, frame, CHANGES, len(base))
-        words = -(-len(base) // (LANES * form.bytes))
+        merging, changed = self.begin(form, frame, len(base))
+        if not merging.whole(base, out, ready):
+            raise Damaged("a frame does not fit the base")
+        return changed
+
+    def begin(self, form: Form, frame: memoryview, size: int) -> tuple[kernels.Merging, int]:
+        """What makes the window of a frame, of ``size`` bytes, and the changed lanes.
+
+        It is gone when the next frame is read. Raises Damaged.
+        """
+        reader = self._begin(form, frame, CHANGES, size)
+        words = -(-size // (LANES * form.bytes))
         count = reader.number(MOST_CLASSES)
         shift = reader.number(63)
         extra = reader.number(8 * FRAME_BYTES)
@@ -119,10 +129,8 @@ class FrameDecoder:
         reader.finish()
         sizes = [(one.least, one.elements) for one in classes]
         held = kernels.Streams(self._bits, self._symbols, self._extra, self._scratch)
-        kind = form.kind + self._variant
-        if not kernels.merge(kind, sizes, extra, base, out, held, ready=ready):
-            raise Damaged("a frame does not fit the base")
-        return sum(one.ones for one in classes)
+        merging = kernels.Merging(form.kind + self._variant, sizes, extra, size, held)
+        return merging, sum(one.ones for one in classes)
 
     def decode_whole(self, form: Form, frame: memoryview, out: Bytes) -> None:
         """Write a window that has no base to ``out``. Raises Damaged."""

@@ -105,30 +105,66 @@ def merge(
     bits. ``out`` must not overlap the base. ``ready`` is told of each piece of PIECE bytes as soon
     as it is made; of the last one where all streams fit, of none after the first that does not.
     """
-    state = _state(kind, [least for least, _ in classes], len(base), held)
-    rows = state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
-    rows[:, CLASS_TOTAL] = [elements for _, elements in classes]
-    if len(base) != len(out) or sum(elements for _, elements in classes) > _padded(kind, len(base)):
-        raise ValueError("a window of another size is merged")
-    place(held.extra, U8, extra // 8 + _WORD)
-    room(out, U8)
-    run = c_function("merge", kind).ctypes
-    word = LANES * _lane(kind)
-    whole, last = len(base) // word * word, max(0, len(base) - 1) // PIECE * PIECE
-    for a, o, told in _in_pieces(base, out, word, held.scratch):
-        if run(
-            place(a, U8), place(o, U8), len(a) // word, len(classes),
-            place(state, I64), extra, room(held.scratch[0], U8),
-        ):  # fmt: skip
+    return Merging(kind, classes, extra, len(base), held).whole(base, out, ready)
+
+
+class Merging:
+    """A window that is made from its streams, at once or in parts as the base comes; see merge."""
+
+    def __init__(
+        self, kind: str, classes: Sequence[tuple[int, int]], extra: int, size: int, held: Streams
+    ) -> None:
+        """``size`` are the window's bytes. The streams must stay in ``held`` meanwhile."""
+        self._state = _state(kind, [least for least, _ in classes], size, held)
+        self._rows = self._state[DELTA_HEAD:].reshape(-1, CLASS_COLUMNS)
+        self._rows[:, CLASS_TOTAL] = [elements for _, elements in classes]
+        if sum(elements for _, elements in classes) > _padded(kind, size):
+            raise ValueError("a window of another size is merged")
+        place(held.extra, U8, extra // 8 + _WORD)
+        self._kind, self._extra, self._held, self._left = kind, extra, held, size
+
+    def whole(self, base: Bytes, out: Bytes, ready: Ready) -> bool:
+        """Make all of it; whether the streams fit the base."""
+        last = max(0, len(base) - 1) // PIECE * PIECE
+
+        def told(at: int, piece: Bytes) -> None:
+            if at < last:
+                ready(at, piece)
+
+        if self._left != len(base):
+            raise ValueError("a window of another size is merged")
+        if not self.add(base, out, told) or not self.finished():
             return False
-        if told < last:
-            ready(told, o)
-    out[whole:] = held.scratch[2][: len(out) - whole]
-    if state[DELTA_AT] != extra or (rows[:, CLASS_AT] != rows[:, CLASS_TOTAL]).any():
-        return False
-    if len(out):
-        ready(last, out[last:])
-    return True
+        if len(out):
+            ready(last, out[last:])
+        return True
+
+    def add(self, base: Bytes, out: Bytes, told: Ready = no_one) -> bool:
+        """Make the next part; whether the streams fit the base so far.
+
+        Parts are whole words of 64 lanes, the last one of the window apart.
+        """
+        word = LANES * _lane(self._kind)
+        whole, rest = len(base) // word * word, len(base) % word
+        if len(base) != len(out) or len(base) > self._left or (rest and len(base) < self._left):
+            raise ValueError("a window of another size is merged")
+        room(out, U8)
+        run, scratch = c_function("merge", self._kind).ctypes, self._held.scratch
+        for a, o, at in _in_pieces(base, out, word, scratch):
+            if run(
+                place(a, U8), place(o, U8), len(a) // word, len(self._rows),
+                place(self._state, I64), self._extra, room(scratch[0], U8),
+            ):  # fmt: skip
+                return False
+            told(at, o)
+        out[whole:] = scratch[2][:rest]
+        self._left -= len(base)
+        return True
+
+    def finished(self) -> bool:
+        """Whether all of it is made, and nothing of the streams is left."""
+        used = (self._rows[:, CLASS_AT] == self._rows[:, CLASS_TOTAL]).all()
+        return not self._left and bool(self._state[DELTA_AT] == self._extra and used)
 
 
 def tally(kind: str, base: Bytes, tuned: Bytes, every: int, shift: int, counts: Int64) -> int:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cli_support import MOST_MEMORY, python
 from support import write_sparse
 
@@ -19,13 +20,17 @@ MADE = f"""
 import json, sys
 import ckdiff
 
-made = ckdiff.timeline(sys.argv[1:3], sys.argv[3], stats=True, workers=2, memory={GIVEN})
+workers = int(sys.argv[4])
+made = ckdiff.timeline(sys.argv[1:3], sys.argv[3], stats=True, workers=workers, memory={GIVEN})
 print(json.dumps([most(), made.final]))
 """
 
 
-def test_a_stream_keeps_to_its_memory(tmp_path: Path) -> None:
-    sizes = {"dense": 16 * MIB, **{f"layers.{i}.w": 80 * MIB for i in range(2)}}
+@pytest.mark.parametrize(("encoding", "workers", "dense"), [("xor", 2, 16), ("packed", 1, 4)])
+def test_a_stream_keeps_to_its_memory(
+    encoding: str, workers: int, dense: int, tmp_path: Path
+) -> None:
+    sizes = {"dense": dense * MIB, **{f"layers.{i}.w": 80 * MIB for i in range(2)}}
     tensors = {name: ("BF16", (size // 2,), size) for name, size in sizes.items()}
     rng, models = np.random.default_rng(0), []
     for side in range(4):
@@ -38,8 +43,12 @@ def test_a_stream_keeps_to_its_memory(tmp_path: Path) -> None:
         write_sparse(models[-1], tensors, edits)
     stream = tmp_path / "stream"
     for number, (one, other) in enumerate(pairwise(models), 1):
-        ckdiff.delta(one, other, stream, encoding="xor", full=number == 2)
-    done = python(MOST_MEMORY + MADE, str(models[0]), str(stream), str(tmp_path / "out"))
+        if number == 2 or encoding == "xor":
+            ckdiff.delta(one, other, stream, encoding="xor", full=number == 2)
+        else:
+            ckdiff.delta(one, other, stream, encoding="packed", as_version=True)
+    paths = [str(path) for path in (models[0], stream, tmp_path / "out")]
+    done = python(MOST_MEMORY + MADE, *paths, str(workers))
     assert done.returncode == 0, done.stderr
     most, final = json.loads(done.stdout)
     assert final == ckdiff.diff(models[0], models[-1]).rules["exact"]["changed"]

@@ -20,11 +20,13 @@ from ckdiff.deltas.form import FORMS, FRAME_BYTES
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.registry import ENCODINGS
 from ckdiff.deltas.room import Room
+from ckdiff.deltas.unpacking import FrameDecoder
 from ckdiff.deltas.varints import Damaged
 from ckdiff.deltas.versions.checksums import content_digest
 from ckdiff.deltas.versions.form import PACKED
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.contents import ContentHasher
+from ckdiff.kernels.delta import Merging
 from ckdiff.kernels.memory import Bytes
 from ckdiff.layout import bits_of
 
@@ -88,6 +90,21 @@ class PackedFile:
         """What the version does to a tensor, for one thread."""
         return PackedStep(self, tensor, tools)
 
+    def patch(self, tensor: str, start: int, scratch: Bytes) -> PackedPatch:
+        """The same for whoever has the tensor's bytes in parts of any size, from ``start`` on."""
+        return PackedPatch(self, tensor, start, scratch)
+
+    def patch_memory(self, tensor: str) -> int:
+        """Bytes that a patch needs, at most."""
+        at, found = self.where[tensor], self.windows(tensor)
+        form = FORMS[self.delta.blueprint.dtypes[at]]
+        size = min(form.frame, self.nbytes(tensor))
+        lanes = size // form.bytes
+        # a complex number is two lanes; symbols are there twice while they are read
+        changed = min(lanes, 2 * int(self.delta.tensors.changed[at]))
+        frame = int(self.delta.frame_sizes[found.start : found.stop].max(initial=0))
+        return 3 * changed + lanes // 2 + 2 * frame + size + (1 << 20)
+
     def fault(self, table: TensorTable) -> str | None:
         """What a checkpoint has that the delta was not made from; None where all is the same."""
         made = self.delta.blueprint
@@ -144,3 +161,60 @@ class PackedStep:
             raise Damaged("has another digest after it than it says")
         if self._changed != int(tensors.changed[at]):
             raise Damaged("changed in another number of elements than it says")
+
+
+class PackedPatch:
+    """A version's change of one tensor, at work in parts that come as they like. See Patch.
+
+    Hashes are held by whoever has the parts: what comes out is told from what the version says.
+    """
+
+    def __init__(self, file: PackedFile, tensor: str, start: int, scratch: Bytes) -> None:
+        """Begins with the byte ``start``, a multiple of a frame's window; parts are whole words of
+        64 lanes, the last one apart, and no larger than ``scratch``.
+        """
+        self._delta, self._scratch = file.delta, scratch
+        self._form = FORMS[file.delta.blueprint.dtypes[file.where[tensor]]]
+        assert start % self._form.frame == 0, "frames are decoded from their beginning"
+        self._next: Iterator[int] = iter(file.windows(tensor)[start // self._form.frame :])
+        self._left = 0  # bytes of the window that is at work
+        self._merging: Merging | None = None  # None where nothing changes in it
+
+    def apply(self, window: Bytes) -> None:
+        """See Patch. Raises Damaged and DeltaError."""
+        at = 0
+        while at < len(window):
+            if not self._left:
+                self._begin()
+            part = window[at : at + self._left]
+            at += len(part)
+            self._left -= len(part)
+            if self._merging is None:
+                continue
+            base = self._scratch[: len(part)]
+            base[:] = part
+            fits = self._merging.add(base, part)
+            if not fits or (not self._left and not self._merging.finished()):
+                raise Damaged("has a frame that does not fit the base")
+
+    def finish(self) -> None:
+        """See Patch. Raises Damaged."""
+        if self._left or next(self._next, None) is not None:
+            raise Damaged("ends before its changes do")
+
+    def close(self) -> None:
+        """See Patch."""
+        self._merging = None
+
+    def _begin(self) -> None:
+        number = next(self._next, None)
+        if number is None:
+            raise Damaged("goes on after its changes")
+        self._left, frame = int(self._delta.windows.size[number]), self._delta.frame(number)
+        self._merging = None  # and its buffers
+        if frame is None:
+            return
+        # buffers of its own: what other frames touched of them would stay
+        self._merging, changed = FrameDecoder().begin(self._form, frame, self._left)
+        if not changed:
+            raise Damaged("has a frame that changes nothing")

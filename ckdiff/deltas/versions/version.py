@@ -57,6 +57,11 @@ class Version:
         """Its path, for messages."""
         return printable(self.path)
 
+    @property
+    def files(self) -> list[OpenFile]:
+        """The files of a delta, once it is open."""
+        return self.shards if self.packed is None else [self.packed.delta.file]
+
     def nbytes(self) -> int:
         """Bytes of its files. OSError passes through."""
         sizes = (
@@ -128,7 +133,7 @@ class Version:
     def reader(self, frame: Frame) -> Read:
         """What reads a frame's bytes; any thread may use it. OSError passes through.
 
-        Raises DeltaError for a packed version, of which only whole tensors are read.
+        Raises DeltaError for a packed version, whose frames are of windows and not of tensors.
         """
         if self.packed is not None:
             raise self.fault(
@@ -176,10 +181,8 @@ class Version:
 
     def verify(self) -> None:
         """Raise SourceChanged where its files are not what was opened."""
-        for file in self.shards:
+        for file in self.files:
             file.check()
-        if self.packed is not None:
-            self.packed.delta.check()
 
     def fault(self, what: str, hint: str = AGAIN) -> DeltaError:
         """The error for something that is wrong with it."""

@@ -25,7 +25,7 @@ from ckdiff.runs.timelines.chunk import TimelineChunk
 from ckdiff.runs.timelines.file import first_object_key, step_folder
 from ckdiff.runs.timelines.pairs import MarchingPairs
 from ckdiff.runs.timelines.paths import Paths, path_kinds, wider
-from ckdiff.runs.timelines.versions import FoldReader
+from ckdiff.runs.timelines.versions import Earlier, FoldReader, stretch
 from ckdiff.runs.timelines.widening import Widening, Window
 from ckdiff.stores.maskcodec import MaskEncoder
 from ckdiff.stores.maskstream import MaskSource, MaskWindows
@@ -80,9 +80,9 @@ class TimelineTask:
         into = Sums(len(spans), len(sides), self.rules, self.steps, stats=stats)
         with ExitStack() as stack:
             writers = _Writers(self, chunk, stack)
-            readers = [
-                stack.enter_context(closing(self._reader(side))) for side in range(len(sides))
-            ]
+            readers: list[SpanReader | FoldReader] = []
+            for side in range(len(sides)):
+                readers.append(stack.enter_context(closing(self._reader(side, readers))))
             room = self.window // (8 * INNER)
             known = stack.enter_context(MaskWindows(self.loaded, room)) if self.loaded else None
             windows = self.windows(first, end, spans)
@@ -91,13 +91,24 @@ class TimelineTask:
             objects = writers.finish()
         return TimelineChunk.of(spans.tensors, into, objects)
 
-    def _reader(self, side: int) -> SpanReader | FoldReader:
+    def _reader(
+        self, side: int, before: Sequence[SpanReader | FoldReader]
+    ) -> SpanReader | FoldReader:
         found, fold = self.pairs.sides[side], self.pairs.folds[side]
         if not fold.versions:
             return found.checkpoint.reader()
         nbytes = self.window * int(found.bits.max(initial=8)) // 8
-        start = None if fold.start is None else fold.start.checkpoint.reader()
-        return FoldReader(fold.versions, found.checkpoint, nbytes, start)
+        if fold.start is not None:
+            origin = fold.start.checkpoint
+            return FoldReader(
+                fold.versions, found.checkpoint, nbytes, origin.reader(), partial(stretch, origin)
+            )
+        last = before[-1]
+        if isinstance(last, FoldReader):
+            earlier: Earlier = last.stretch
+        else:
+            earlier = partial(stretch, self.pairs.sides[side - 1].checkpoint)
+        return FoldReader(fold.versions, found.checkpoint, nbytes, None, earlier)
 
     def windows(self, first: int, end: int, spans: Spans) -> Iterator[Window]:
         """The windows of the addresses [first, end), whose spans are ``spans``."""

@@ -4,6 +4,9 @@ All are read side by side in address order, so a version is folded as it comes: 
 side before it, which are in memory anyway, and the next part of the version's own frame. A frame is
 decoded once for each chunk that its tensor lies in. Digests are held at the end of each tensor;
 those of tensors that go over the border of a chunk are held by folding these once more.
+
+Frames of packed versions are of windows of a tensor, and each is decoded with all that its window
+was before: where a chunk begins within one, what lies before is folded by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,7 @@ from ckdiff.budget import format_size
 from ckdiff.checkpoints.opening import Given, open_in
 from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SourceFile, SpanReader
+from ckdiff.deltas.form import FORMS
 from ckdiff.deltas.parts import called
 from ckdiff.deltas.room import Room
 from ckdiff.deltas.varints import Damaged
@@ -36,9 +40,11 @@ from ckdiff.deltas.versions.form import version_name
 from ckdiff.deltas.versions.given import STREAM, kind_of
 from ckdiff.deltas.versions.reading import Chain, WeightStream, open_stream, opened
 from ckdiff.deltas.versions.version import Version
+from ckdiff.dtypes import DTYPES
 from ckdiff.errors import UsageError
 from ckdiff.kernels.memory import U8, Bytes, bytes_at, place
 
+_PART = 1 << 18  # bytes
 _OTHER = "give the checkpoint that the stream begins with, or fetch the version again"
 
 
@@ -48,8 +54,8 @@ class VersionSide(Checkpoint):
     def __init__(self, before: Checkpoint, version: Version) -> None:
         self.version = version
         self.table, self.label = before.table, version_name(version.number)
-        self.open_files: Sequence[OpenFile] = tuple(version.shards)
-        self.files = [SourceFile(os.path.basename(f.path), f.size) for f in version.shards]
+        self.open_files: Sequence[OpenFile] = tuple(version.files)
+        self.files = [SourceFile(os.path.basename(f.path), f.size) for f in version.files]
         self.directory = os.path.dirname(os.path.abspath(version.path))  # no output goes there
         # as digests, and now: versions may be thousands, each made from the one before
         self._before = _digest(before.fingerprint()), _digest(before.seen())
@@ -60,12 +66,12 @@ class VersionSide(Checkpoint):
 
     def fingerprint(self) -> list[Any]:
         """See Checkpoint."""
-        own = [list(file.identity) for file in self.version.shards]
+        own = [list(file.identity) for file in self.version.files]
         return [self._before[0], self.label, own]
 
     def seen(self) -> list[Any]:
         """See Checkpoint."""
-        own = [[file.size, file.identity[3]] for file in self.version.shards]
+        own = [[file.size, file.identity[3]] for file in self.version.files]
         return [self._before[1], self.label, own]
 
     def verify(self) -> None:
@@ -135,8 +141,6 @@ def _followed(stream: WeightStream, begin: int) -> list[Version]:
 
 def _check_foldable(version: Version) -> None:
     """Raise DeltaError for a delta that cannot be decoded a window at a time, beside others."""
-    if version.packed is not None and version.frames:
-        version.reader(next(iter(version.frames.values())))  # says that it cannot be had
     for tensor in version.frames:
         if version.head(tensor).window > COMMON_WINDOW:
             raise version.fault(
@@ -150,10 +154,31 @@ def decoders_memory(versions: Sequence[Version]) -> int:
     """Bytes of anonymous memory that the decoders of a reader take: one for each version."""
     largest = 0
     for version in versions:
-        assert version.said is not None
-        needed = (memory_of(version.said.encoding, version.head(t)) for t in version.frames)
-        largest += max(needed, default=0)
+        largest += max((_decoder_memory(version, tensor) for tensor in version.frames), default=0)
     return largest
+
+
+def _decoder_memory(version: Version, tensor: str) -> int:
+    assert version.said is not None
+    if version.packed is not None:
+        return version.packed.patch_memory(tensor)
+    return memory_of(version.said.encoding, version.head(tensor))
+
+
+#: gives bytes of a tensor of the side before: its position, the first byte, and the one after
+Earlier = Callable[[int, int, int], Bytes]
+
+
+def stretch(checkpoint: Checkpoint, tensor: int, first: int, stop: int) -> Bytes:
+    """Bytes of a tensor of a checkpoint, by itself. See Earlier."""
+    found, reader = np.empty(stop - first, np.uint8), checkpoint.reader()
+    try:
+        fill = filler(reader, tensor, threading.Event())
+        for at in range(0, len(found), WINDOW):
+            fill(first + at, found[at : at + WINDOW])
+    finally:
+        reader.close()
+    return found
 
 
 @dataclass(slots=True)
@@ -175,13 +200,17 @@ class FoldReader:
         versions: Sequence[Version],
         side: Checkpoint,
         window: int,
-        start: SpanReader | None = None,
+        start: SpanReader | None,
+        earlier: Earlier,
     ) -> None:
         """``window`` is the most bytes that are acquired at a time. The versions are made from what
-        ``start`` reads, where that is not the side before.
+        ``start`` reads, where that is not the side before. ``earlier`` gives bytes of the one or
+        the other that lie before those that are acquired.
         """
         self._versions, self._table, self._start = versions, side.table, start
         self._bytes, self._scratch = np.empty(window, np.uint8), np.empty(window, np.uint8)
+        self._earlier = earlier
+        self._known: tuple[int, int, int, Bytes] | None = None  # a stretch, until the release
         self._at: _At | None = None
 
     def acquire(
@@ -206,6 +235,44 @@ class FoldReader:
             found[i] = place(self._bytes, U8) + at
             at += size
         return found
+
+    def stretch(self, tensor: int, first: int, stop: int) -> Bytes:
+        """Bytes of this side; see Earlier. Raises DeltaError."""
+        if self._known is not None and self._known[:3] == (tensor, first, stop):
+            return self._known[3]
+        found = self._earlier(tensor, first, stop).copy()
+        name = self._table.names[tensor]
+        for version in self._versions:
+            if name in version.frames:
+                with _Said(version, name):
+                    step = self._patch(version, tensor, first, np.empty(_PART, np.uint8))
+                    try:
+                        self._apply(step, found)
+                    finally:
+                        step.close()
+        self._known = tensor, first, stop, found
+        return found
+
+    def _apply(self, step: Patch, to: Bytes) -> None:
+        size = len(self._scratch)  # whole words of lanes, as parts of packed versions are
+        for at in range(0, len(to), size):
+            step.apply(to[at : at + size])
+
+    def _patch(self, version: Version, tensor: int, at: int, room: Bytes) -> Patch:
+        """A version's change of a tensor, from byte ``at`` on; ``room`` is for anything."""
+        name, nbytes = self._table.names[tensor], int(self._table.nbytes[tensor])
+        assert version.said is not None
+        if version.packed is not None:
+            return version.packed.patch(name, at, self._scratch)
+        read = version.reader(version.frames[name])
+        step = patch(version.said.encoding, read, nbytes, self._scratch)
+        try:
+            for skipped in range(0, at, len(room)):  # what lies before is another chunk's
+                step.apply(room[: min(len(room), at - skipped)])
+        except BaseException:
+            step.close()
+            raise
+        return step
 
     def _fold(
         self, tensor: int, start: int, versions: list[Version], before: Bytes, out: Bytes
@@ -234,19 +301,22 @@ class FoldReader:
             self._end()
 
     def _begin(self, tensor: int, start: int, versions: list[Version], room: Bytes) -> _At:
-        name, nbytes = self._table.names[tensor], int(self._table.nbytes[tensor])
+        name, dtype = self._table.names[tensor], self._table.dtypes[tensor]
         here = _At(tensor, start, [], None if start else [], versions)
         self._at = here  # so that it is closed whatever happens
+        first, before = start, np.empty(0, np.uint8)
+        if start and any(version.packed is not None for version in versions):
+            first = start // FORMS[dtype].frame * FORMS[dtype].frame
+            before = self._earlier(tensor, first, start).copy()
         for version in versions:
             assert version.said is not None
             with _Said(version, name):
-                read = version.reader(version.frames[name])
-                step = patch(version.said.encoding, read, nbytes, self._scratch)
-                here.patches.append(step)
-                for skipped in range(0, start, len(room)):  # what lies before is another chunk's
-                    step.apply(room[: min(len(room), start - skipped)])
+                here.patches.append(self._patch(version, tensor, first, room))
+                self._apply(here.patches[-1], before)
             if here.digests is not None:
-                here.digests.append(digester(version.said.checksum))
+                here.digests.append(digester(version.said.checksum, DTYPES[dtype].bits))
+        if len(before):
+            self._known = tensor, first, start, before
         return here
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
@@ -256,6 +326,7 @@ class FoldReader:
 
     def release(self) -> None:
         """See SpanReader."""
+        self._known = None
         if self._start is not None:
             self._start.release()
 
