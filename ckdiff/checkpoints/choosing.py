@@ -33,7 +33,7 @@ def choice_of(folder: Folder, path: str = "") -> Choice:
     if name in names:
         return _of_file(folder, parent, name)
     raise CheckpointError(
-        f"{where(folder, path)}: does not exist; there lie "
+        f"{where(folder, path)}: does not exist; there are "
         f"{some(sorted(names, key=natural_key)) or 'no files'}",
         hint="check the path",
     )

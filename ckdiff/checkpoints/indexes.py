@@ -215,5 +215,5 @@ def check_unlisted(path: str, held: Sequence[tuple[str, Sequence[str]]]) -> None
                 raise CheckpointError(
                     f"{path}: is not one model: {shown(name)} is in both {called(first)} and "
                     f"{called(file)}, and no index says which counts",
-                    hint=f"give the file that is meant: {listed}",
+                    hint=f"give the file that you want: {listed}",
                 )

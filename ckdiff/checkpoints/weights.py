@@ -109,7 +109,7 @@ def _check_there(folder: Folder, sub: str, index: str, files: Sequence[str]) -> 
     others = choices(name for name in folder.names(sub) if weight_name(name))
     raise CheckpointError(
         f"{where(folder, inside(sub, index))}: {_lacking(files, lacking, others)}",
-        hint="fetch or save what is missing, or give the path of the file that is meant",
+        hint="fetch or save what is missing, or give the path of the file that you want",
     )
 
 
@@ -154,7 +154,7 @@ def _by_index(folder: Folder, sub: str, files: Sequence[str], suffix: str) -> Ch
         raise CheckpointError(
             f"{where(folder, sub)}: holds both {called(index.twin)} and {called(index.name)}, "
             "which does not list it: they are two models, and loaders disagree about which counts",
-            hint="give the path of the one that is meant, or remove the other",
+            hint="give the path of the one that you want, or remove the other",
         )
     return _noted(choice, folder, rest)
 
@@ -170,7 +170,7 @@ def _which(folder: Folder, sub: str, indexes: Sequence[IndexName]) -> IndexName 
     raise CheckpointError(
         f"{where(folder, sub)}: holds {len(indexes)} indexes, and none of them is the main one: "
         f"{some((i.name for i in indexes), 5)}",
-        hint="give the path of the index that is meant",
+        hint="give the path of the index that you want",
     )
 
 
@@ -224,7 +224,7 @@ def _incomplete(folder: Folder, sub: str, files: Sequence[WeightName]) -> Checkp
     return CheckpointError(
         f"{where(folder, sub)}: has {len(files):,} of {count:,} files of a numbered set; it "
         f"{what if lacking else 'has numbers that it cannot have'}",
-        hint="fetch or save the rest, or give the path of the file that is meant",
+        hint="fetch or save the rest, or give the path of the file that you want",
     )
 
 
@@ -257,7 +257,7 @@ def _torch(folder: Folder, sub: str, files: Sequence[str], metadata: bool) -> Ch
         raise CheckpointError(
             f"{where(folder, sub)}: holds {len(there):,} torch files, and nothing says which is "
             f"the model: {some(choices(there), 5)}",
-            hint="give the path of the file that is meant",
+            hint="give the path of the file that you want",
         )
     if not there:
         return None
@@ -310,5 +310,5 @@ def _noted(choice: Choice, folder: Folder, passed: Sequence[str]) -> Choice:
     if not passed:
         return choice
     of = choice.index or some(choices(choice.names))
-    note = f"{where(folder, choice.folder)}: {of} counts; passed over {some(choices(passed), 5)}"
+    note = f"{where(folder, choice.folder)}: {of} counts; left out: {some(choices(passed), 5)}"
     return replace(choice, notes=(*choice.notes, note))

@@ -115,7 +115,7 @@ def _in_place(
     for name, nothing in unused.items():
         if asked.pop(name) != nothing:
             option = "--no-config" if name == "config" else f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{option} is of a new checkpoint, and --in-place makes none")
+            raise click.UsageError(f"{option} is for a new checkpoint, and --in-place makes none")
     with Reporter("applied") as reporter, compilation_noted(reporter):
         result = apply_in_place(
             base, deltas, undo=undo, observer=reporter.observer(told), **asked, **wanted
@@ -132,7 +132,7 @@ def _undone(result: AppliedInPlace) -> str:
     at = "" if result.version is None else f" at version {result.version}"
     if result.recovered is None:
         return f"is whole{at}: there was nothing to undo"
-    return f"a change that was stopped was undone: it is whole{at}, as it was before"
+    return f"an unfinished change was undone: the checkpoint is whole{at}, as it was before"
 
 
 def _became(result: AppliedInPlace) -> str:
@@ -147,7 +147,7 @@ def _became(result: AppliedInPlace) -> str:
     if result.deltas and not result.versions:
         return f"went through {formats.counted(result.deltas, 'delta')}, verified; {took}"
     if result.version is None:
-        return f"a change that was stopped was finished, in {formats.duration(result.seconds)}"
+        return f"an unfinished change was finished, in {formats.duration(result.seconds)}"
     steps = formats.counted(len(result.versions), "version")
     seeded = "" if result.seed is None else f"version {result.seed} in full, then "
     return f"{at} now, by {seeded}{steps}; {took}"

@@ -68,7 +68,7 @@ def _headline(page: Page) -> str:
     where = NULLS.lines[page.headline].help
     lifts = page.defined(page.headline, "lift")
     if not len(lifts):
-        return f"There is no lift: chance would give nothing shared {where}."
+        return f"There is no lift: chance would give no shared elements {where}."
     if len(page.labels) == 2:
         shared = formats.counted(int(page.counts[0, 1]), "changed element")
         times = lift(float(lifts[0]))

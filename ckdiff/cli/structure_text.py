@@ -140,7 +140,7 @@ def _shared(result: Structure, labels: Sequence[str], top: int, terminal: Termin
 
 def _notes(result: Structure) -> list[str]:
     out = [
-        "Gini: 0 where all rows (columns) have as many changes, near 1 where few have all of them."
+        "Gini: 0 if all rows (columns) have the same number of changes, near 1 if a few have all."
     ]
     if result.not_matrices:
         tensors = formats.counted(result.not_matrices, "tensor")

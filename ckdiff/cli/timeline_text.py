@@ -149,7 +149,9 @@ def _went(found: Mapping[str, Any]) -> list[str]:
     moved = found["onward"] + found["back"]
     if moved:
         share = formats.percent(found["onward"], moved)
-        out.append(f"of what had moved and moved again, {share} went onward, the rest back")
+        out.append(
+            f"of the weights that had moved and moved again, {share} moved on, the rest moved back"
+        )
     return out
 
 

@@ -67,13 +67,13 @@ def convert(
     config: bool = True,
     observer: Observer | None = None,
 ) -> Converted:
-    """Write any checkpoint that can be read to the directory ``out``, as safetensors.
+    """Write any checkpoint that ckdiff reads to the directory ``out``, as safetensors.
 
-    One ``model.safetensors``, or files of at most ``shard_size`` bytes of tensors and an index. The
-    output is there whole or not at all; memory is bounded. ``dtype`` (``bf16``, ``f16``, ``f32``)
-    rounds floats to the nearest, ties to even; integers, and what belongs to quantised weights,
-    stay. ``key`` is the path of the state dict in a torch file that holds more. Config and
-    tokenizer files come from beside the weights, or from ``config_from``, unless ``config`` is
+    The result is one ``model.safetensors``, or files of at most ``shard_size`` bytes of tensors and
+    an index. It appears only when it is complete; memory is bounded. ``dtype`` (``bf16``, ``f16``,
+    ``f32``) rounds floats to the nearest, ties to even; integers and quantised weights stay as they
+    are. ``key`` is the path of the state dict in a torch file that holds more. Config and tokenizer
+    files are copied from the checkpoint's directory, or from ``config_from``, unless ``config`` is
     False. Raises a CkdiffError: CheckpointError, OutputError, UsageError, BudgetError and others.
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
@@ -143,17 +143,14 @@ def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
         )
     shared = plan.shared
     if shared:
-        yield (
-            "what lies in one storage under several names is written once for each: "
-            f"{_several(shared)}"
-        )
+        yield (f"tensors that share a storage are written once for each name: {_several(shared)}")
     if plan.untouched:
         yield (
             f"floats that belong to quantised weights stay as they are: {_several(plan.untouched)}"
         )
     if plan.left_out:
         yield (
-            "metadata of which files say different things, or too much, is not kept: "
+            "metadata that differs between files, or is too long, is not kept: "
             f"{_several(plan.left_out)}"
         )
     yield from companions.notes

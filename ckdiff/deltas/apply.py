@@ -55,28 +55,29 @@ def apply(
     signature: str | os.PathLike[str] | None = None,
     observer: Observer | None = None,
 ) -> ApplyResult:
-    """Rebuild the checkpoint that ``deltas`` lead to from ``base``, one after the other.
+    """Rebuild the checkpoint that ``deltas`` lead to from ``base``, one delta after the other.
 
-    One pass, in bounded memory. What comes out is verified on the way, and nothing is kept unless
-    it is what the deltas say; so is what the base holds. Config and tokenizer files are not part of
-    a delta: a directory gets copies of the base's, or of those in ``config_from``, unless
-    ``config`` is False. ``key`` is the path of the state dict in a base that holds more.
+    It needs one pass, in bounded memory. The base and the result are verified on the way, and
+    nothing is kept unless both are what the deltas say. ``key`` is the path of the state dict in a
+    base that holds more.
 
-    Of deltas in files the result has the tuned side's files, to the last byte, or the
-    ``model.safetensors`` that stands for what was no safetensors: ``out`` is one file where the
-    tuned side was, unless it ends with a slash or is a directory. ``deltas`` may also
-    be a stream of weight versions, which is followed to version ``target`` or the newest, or some
-    of its versions; the result is then an AppliedVersions. ``base_version`` is the version that
-    the base is at, where it has no marker that says so and is not what the stream begins with.
+    If the tuned side was safetensors, the result has the same files, byte for byte; otherwise it is
+    one ``model.safetensors``. ``out`` is a file if the tuned side was one, unless ``out`` ends with
+    a slash or is a directory. A directory gets copies of the base's config and tokenizer files, or
+    of those in ``config_from``, unless ``config`` is False.
 
-    With ``find_base`` the directory ``base`` is looked through for the checkpoint that the first
-    delta was made from, which its hashes tell.
+    ``deltas`` may also be a stream of weight versions (applied up to version ``target`` or the
+    newest), or some of its versions. Then the result is an AppliedVersions. ``base_version`` is the
+    version of the base, if it has no marker and is not what the stream begins with.
 
-    With ``verify_signature``, a file of public keys, one of them has to have signed each delta or
-    version that is used, in ``signature`` or the file beside it. What is used then is a copy of
-    what was verified, which lies beside ``out`` meanwhile.
+    With ``find_base``, ``base`` is a directory to search for the checkpoint that the first delta
+    was made from. Its hashes tell which one it is.
 
-    Raises DeltaError for a damaged delta and for another base, UsageError, CheckpointError,
+    With ``verify_signature``, a file of public keys, one of these keys must have signed each delta
+    or version, in ``signature`` or the file beside it. A verified copy is used, which needs room
+    beside ``out`` meanwhile.
+
+    Raises DeltaError for a damaged delta and for a wrong base, UsageError, CheckpointError,
     SourceChanged, BudgetError, OutputError and Interrupted.
     """
     paths = _paths(deltas)
@@ -116,24 +117,25 @@ def apply_in_place(
     memory: str | int | None = None,
     observer: Observer | None = None,
 ) -> AppliedInPlace:
-    """Take the checkpoint in the directory ``local`` to what ``deltas`` lead to, where it lies.
+    """Change the checkpoint in the directory ``local`` in place to what ``deltas`` lead to.
 
-    A change that was stopped is finished first. Nothing changes unless the whole chain is sound,
-    and there is no marker while something does. Others may hold the lock for ``wait`` seconds.
+    An unfinished change is finished first. Nothing changes unless the whole chain is valid, and the
+    checkpoint has no marker while it changes. If another process holds the lock, the call waits up
+    to ``wait`` seconds.
 
-    ``deltas`` is a stream of weight versions, which is followed to version ``target`` or the
-    newest, or version directories in it, which have to be all that lead there. Without a marker the
-    checkpoint is at ``base_version``, or 0. A full version, and the deltas after it, are made aside
-    and take the place of what belongs to the checkpoint. Or they are deltas in files, of which each
-    follows the one before: their tensors have to lie where the checkpoint's do, and the checkpoint
-    is at no version afterwards. ``verify_signature`` and ``signature`` are as in ``apply``.
+    ``deltas`` is a stream of weight versions (applied up to version ``target`` or the newest), or
+    all version directories that lead there. Without a marker the checkpoint is at ``base_version``,
+    or 0. A full version and the deltas after it are made aside, and then replace the files of the
+    checkpoint. ``deltas`` may also be a chain of deltas in files. Then each tensor must keep its
+    place, and afterwards the checkpoint is at no version. ``verify_signature`` and ``signature``
+    are as in ``apply``.
 
-    With ``undo``, which takes no deltas, a change that was stopped is taken back instead. A
-    checkpoint that is whole stays as it is.
+    With ``undo``, which takes no deltas, an unfinished change is taken back instead. A checkpoint
+    that is whole stays as it is.
 
-    Raises DeltaError for a chain that does not lead there, damaged deltas and another base;
-    OutputError for links, files that others share or that may not be written, tensors that lie
-    elsewhere, a lock that is held, and a full disk; UsageError, CheckpointError, SourceChanged,
+    Raises DeltaError for a chain that does not lead there, damaged deltas and a wrong base;
+    OutputError for links, files that others share or that may not be written, tensors at another
+    place, a lock that is held, and a full disk; UsageError, CheckpointError, SourceChanged,
     BudgetError, Interrupted.
     """
     paths = _paths(deltas)

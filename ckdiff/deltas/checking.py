@@ -45,15 +45,16 @@ def check(
 ) -> dict[str, Any]:
     """Verify every byte of a mask store, a delta in a file, or a stream of weight versions.
 
-    Gives what ``ckdiff check --json`` prints. With ``base`` a delta is also applied, and a stream
-    up to version ``target`` or the newest, tensor by tensor in memory; nothing is written. ``key``
-    is the path of the state dict in a base that holds more.
+    Returns what ``ckdiff check --json`` prints. With ``base``, a delta (or a stream up to version
+    ``target`` or the newest) is also applied, tensor by tensor in memory; nothing is written.
+    ``key`` is the path of the state dict in a base that holds more.
 
-    Of a delta, or of one weight version, what a signature covers is written to the file
-    ``manifest`` once it was verified. ``verify_signature`` is a file of public keys: one of them
-    has to have signed the delta, or each version, in ``signature`` or the file beside it.
+    With ``manifest``, a delta or one weight version is verified, and what a signature covers is
+    written to that file. ``verify_signature`` is a file of public keys: one of them must have
+    signed the delta, or each version, in ``signature`` or the file beside it.
 
-    Raises a CkdiffError for what is wrong: StoreCorrupt, StoreIncomplete, DeltaError and others.
+    Raises a CkdiffError if something is wrong: StoreCorrupt, StoreIncomplete, DeltaError and
+    others.
     """
     where, observer = checked_path("the path", path), checked_observer(observer)
     signers, signed = signers_of(verify_signature, signature), {}

@@ -52,16 +52,18 @@ def convert_delta(
     memory: str | int | None = None,
     observer: Observer | None = None,
 ) -> DeltaResult | VersionReport:
-    """Write ``delta``, a file or a delta of a stream of weight versions, in another encoding.
+    """Write ``delta``, a file or one version of a stream of weight versions, in another encoding.
 
-    ``base`` is what it was made from, and ``key`` the path of the state dict in one that holds
-    more. ``packed`` and ``indices`` are written to a file, ``xor`` and ``overwrite`` as a version
-    to the stream in the directory ``out``: version ``version``, or the one that it was, made from
-    the same one; of a file the next; ``packed`` too with ``as_version``. The tuned checkpoint is
-    rebuilt beside ``out`` meanwhile, which takes room on the disk. There whole or not at all.
+    ``base`` is the checkpoint that it was made from, and ``key`` the path of the state dict in a
+    base that holds more. ``packed`` and ``indices`` are written to a file. ``xor``, ``overwrite``,
+    and ``packed`` with ``as_version`` are written as a version to the stream in the directory
+    ``out``. A version keeps its number and its base version; a delta in a file becomes the next
+    version, or ``version``. The tuned checkpoint is rebuilt beside ``out`` meanwhile, which needs
+    room on the disk. The output appears only when it is complete.
 
-    Raises DeltaError for damage, another base, lossy deltas, full versions and what a version
-    cannot say, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
+    Raises DeltaError for damage, a wrong base, lossy deltas, full versions and changes that a
+    version cannot express, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError,
+    Interrupted.
     """
     options = Options(overwrite=overwrite, workers=workers, memory=memory)
     source, path = checked_path("the delta", delta), checked_output(out)

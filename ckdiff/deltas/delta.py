@@ -99,22 +99,21 @@ def delta(
 ) -> DeltaResult | VersionReport:
     """Write everything that is needed to rebuild ``tuned`` from ``base``, bit for bit, to ``out``.
 
-    One pass over both in bounded memory; the output is there whole or not at all. ``encoding`` says
-    what is written:
+    It needs one pass over both, in bounded memory. The output appears only when it is complete.
+    ``key`` is the path of the state dict in torch files that hold more. ``overwrite`` replaces an
+    existing delta.
 
-    ``packed`` (the smallest) or ``indices`` (safetensors with positions and values, for other
-    tools): one file. Where the tuned side has no safetensors files, weights in memory or in files
-    of another format, the rebuilt file is the ``model.safetensors`` that the library would write of
-    them, in a directory if either side is one. With ``mask``, a mask store, only what it marks is
-    taken from ``tuned``: the delta rebuilds the base with those elements, and says that it is
-    lossy. ``overwrite`` replaces a delta that is there. ``key`` is the path of the state dict in
-    torch files that hold more.
+    ``encoding="packed"`` (the smallest) and ``"indices"`` (safetensors with positions and values,
+    for other tools) write one file. If the tuned side has no safetensors files (weights in memory
+    or in another format), the rebuilt file is the ``model.safetensors`` that the safetensors
+    library would write, in a directory if either side is one. With ``mask``, a mask store, the
+    delta has only the elements that it marks, and says that it is lossy.
 
-    ``xor`` or ``overwrite``: the next weight version, or number ``version``, of the stream in the
-    directory ``out``, which inference engines read. ``base`` has to be what the newest version
-    leads to. ``checksum`` is ``xxh3-128``, ``blake3`` or ``adler32``. ``full`` writes all of
-    ``tuned`` with its config files; so does ``full_when_needed`` where a delta cannot say what
-    changed. With ``as_version`` also ``packed``: it is the smallest, and engines cannot read it.
+    ``encoding="xor"`` and ``"overwrite"`` write the next weight version, or number ``version``, of
+    the stream in the directory ``out``, for inference engines. ``base`` must be what the newest
+    version leads to. ``checksum`` is ``xxh3-128``, ``blake3`` or ``adler32``. ``full`` writes all
+    of ``tuned`` with its config files; ``full_when_needed`` does so if a delta cannot express the
+    change. ``as_version`` writes ``packed`` as a version: the smallest, but engines cannot read it.
 
     Raises UsageError, CheckpointError, SourceChanged, BudgetError, StoreError, PairingError,
     DeltaError, OutputError and Interrupted.

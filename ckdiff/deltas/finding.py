@@ -46,7 +46,7 @@ def find_base(
     folder = checked_path("the directory", where)
     if not os.path.isdir(folder):
         raise UsageError(
-            f"{printable(folder)} is no directory to look for the base in",
+            f"{printable(folder)} is not a directory to search for the base",
             hint="give one that the base lies in, or leave out --find-base",
         )
     with ExitStack() as stack:

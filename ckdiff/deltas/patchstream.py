@@ -39,26 +39,26 @@ def weight_patches(
     max_bytes: int = 256 << 20,
     as_torch: bool = False,
 ) -> Iterator[WeightPatch]:
-    """Give what changed as records that vLLM's ``load_checkpoint_weight_patches`` takes.
+    """Yield the changes as records for vLLM's ``load_checkpoint_weight_patches``.
 
-    ``source`` is a delta, or a checkpoint, which needs ``base``; so do packed deltas, and whole
-    records of tensors that have a base. Records come in the order of the tuned files. Of
-    floating-point tensors they hold positions and new values, at most ``max_bytes`` of both in one
-    record, so that a tensor may have several; a tensor of another kind, with a NaN among the new
-    values, or without a base comes whole, in one record. Removed tensors have none. In memory are
-    one record, twice while it is put together, and a few windows. The arrays are numpy's, with
-    ``as_torch`` torch's.
+    ``source`` is a delta or a checkpoint. A checkpoint needs ``base``; so do packed deltas, and
+    whole records of tensors that have a base. Records come in the order of the tuned files. For
+    floating-point tensors they hold positions and new values, at most ``max_bytes`` in one record,
+    so a tensor may have several records. Tensors of other dtypes, with a NaN among the new values,
+    or without a base are sent whole, in one record. Removed tensors have no record. One record
+    (twice while it is put together) and a few windows are in memory. The arrays are numpy's, or
+    torch's with ``as_torch``.
 
-    With ``base``, a tensor is made and verified before its first record is given: what the base
-    holds, what comes out and how many elements changed are what the delta says, or DeltaError is
-    raised, as ``apply`` does. Without it tensors that are whole in the delta are verified so; of
-    others their digests and positions are, but not that the base has other values there, nor that
-    the result is right.
+    With ``base``, a tensor is made and verified before its first record is returned: the base, the
+    result and the number of changed elements must be what the delta says, or DeltaError is raised,
+    as in ``apply``. Without ``base``, whole tensors are verified too; for others, only digests and
+    positions are verified, not that the result is right.
 
-    vLLM takes whole records and others in separate calls. Raises UsageError, CheckpointError,
-    SourceChanged, PairingError and DeltaError, and BudgetError for a delta whose tables are larger
-    than the memory allowed by default and for a whole tensor larger than what is free, when it
-    comes to what is wrong: take all records before the first is applied to something that matters.
+    vLLM takes whole records and others in separate calls. Errors are raised only when the iterator
+    reaches them: take all records before you apply the first one. Raises UsageError,
+    CheckpointError, SourceChanged, PairingError and DeltaError, and BudgetError for a delta whose
+    tables are larger than the memory allowed by default and for a whole tensor larger than the free
+    memory.
     """
     most = checked_int("max_bytes", max_bytes)
     if most < 1:

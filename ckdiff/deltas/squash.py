@@ -90,17 +90,17 @@ def squash(
     memory: str | int | None = None,
     observer: Observer | None = None,
 ) -> Squashed:
-    """Write one delta that does what versions ``first`` to ``last`` of a stream do together.
+    """Merge versions ``first`` to ``last`` of a stream into one delta.
 
-    It is version ``last``, made from what ``first`` is made from. ``out`` is the directory of a
-    stream to write it to, or its own, which is called ``weight_v`` and its number. All of them have
-    to be deltas of one encoding: the base is not needed then. With ``base``, the checkpoint that
-    ``first`` is made from, they may be of any, and become ``encoding``, or what ``last`` is; what
-    they lead to lies beside ``out`` meanwhile, which has to be a stream's directory. In bounded
-    memory; there whole or not at all.
+    The result is version ``last``, made from what ``first`` is made from. ``out`` is the directory
+    of a stream, or the directory of the version itself, called ``weight_v`` and its number. Without
+    ``base`` all versions must be deltas of one encoding. With ``base``, the checkpoint that
+    ``first`` is made from, they may have any encoding; the result has ``encoding``, or that of
+    ``last``. The resulting checkpoint needs room beside ``out`` meanwhile, and ``out`` must be a
+    stream's directory. Memory is bounded, and the output appears only when it is complete.
 
-    Raises DeltaError for versions that do not follow each other or cannot be put together, and for
-    another base, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
+    Raises DeltaError for versions that do not follow each other or cannot be merged, and for a
+    wrong base, UsageError, CheckpointError, SourceChanged, BudgetError, OutputError, Interrupted.
     """
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where, path = checked_path("a stream", stream), checked_output(out)

@@ -46,28 +46,35 @@ def diff(
 ) -> DiffResult:
     """Compare two checkpoints exactly, element by element, in bounded memory.
 
-    ``base`` and ``tuned`` are what ``open_checkpoint`` takes, or open checkpoints. ``rules`` say
-    when an element is changed: ``exact``, ``atol=T``, ``rtol=R`` or ``ulp=K``, each also as
-    ``rule@bf16``, ``@f16`` or ``@f32``. Each of them gives a mask, and ``exact`` is always counted.
-    Each of ``rename`` is a ``REGEX=REPL``, applied to the tuned side's names in order by
-    ``re.sub``. Of the names then, on both sides, those that match a glob of ``include`` are
-    compared, by default all, and never those that match one of ``exclude``. ``key`` is the path of
-    the state dict in torch files that hold more. With ``common_rows`` tensors that differ in their
-    first dimension only are compared in the rows that both have. Fused tensors are compared part
-    by part where the other side has the parts, unless ``unfuse`` is false. With ``dequantize``
-    quantised tensors are compared by the float32 values that they stand for. ``memory``, a number
-    of bytes or a text such as ``"512MiB"``, bounds the anonymous memory of all ``workers``
-    together: 256 MiB by default, and 32 MiB more for each worker past two. Tensors at one
-    place of a file that both sides share (one inode, or one content hash at the hub) are equal and
-    not read, but with ``stats``, whose sums need them, and with ``verify``. With ``out``
-    a mask store is written there and opened as ``result.store``; a run that was stopped is
-    resumed by the same call. Runs on the cluster of ``scheduler`` (an address or a Dask client),
-    else of a Dask client that is active here, else on our own threads, as it does with
-    ``scheduler="threads"``. With ``stream`` checkpoints of the hub are not downloaded: what is
-    compared is fetched, with at most ``disk`` bytes of temporary files. ``device`` is ``"cuda"`` to
-    compare on a GPU, or ``"auto"``. Raises a CkdiffError: CheckpointError, SourceChanged,
-    PairingError, BudgetError, StoreExists, StoreLocked, ClusterError and others of
-    :mod:`ckdiff.errors`.
+    ``base`` and ``tuned`` are anything that ``open_checkpoint`` takes, or open checkpoints.
+
+    - ``out``: write a mask store there, and open it as ``result.store``. If the run is stopped, the
+      same call resumes it.
+    - ``rules``: when an element counts as changed: ``exact``, ``atol=T``, ``rtol=R`` or ``ulp=K``,
+      each also with ``@bf16``, ``@f16`` or ``@f32``. Each rule gives a mask. ``exact`` is always
+      counted.
+    - ``rename``: texts ``REGEX=REPL``, applied to the tuned side's names in order, with ``re.sub``.
+    - ``include``, ``exclude``: globs for the names on both sides, after renaming. By default all
+      tensors are compared; ``exclude`` wins.
+    - ``key``: the path of the state dict in torch files that hold more.
+    - ``base_adapter``, ``tuned_adapter``: a LoRA adapter (PEFT) to merge into that side.
+    - ``common_rows``: if tensors differ only in their first dimension, compare the rows that both
+      have.
+    - ``unfuse``: compare fused tensors part by part, if the other side has the parts.
+    - ``dequantize``: compare the float32 values that quantised tensors stand for.
+    - ``stats``: also measure how far the elements of each tensor moved.
+    - ``verify``: also read tensors that are known to be equal, because both sides have the same
+      file (one inode, or one content hash on the hub). ``stats`` reads them too.
+    - ``memory``: limit on the anonymous memory of all ``workers`` together, in bytes or as a text
+      such as ``"512MiB"``. Default: 256 MiB, plus 32 MiB for each worker past two.
+    - ``scheduler``: a Dask scheduler's address or a client. By default an active Dask client is
+      used, otherwise threads. ``"threads"`` always uses threads.
+    - ``stream``: do not download checkpoints of the hub; fetch only what is compared, with at most
+      ``disk`` bytes of temporary files.
+    - ``device``: ``"cpu"``, ``"cuda"``, or ``"auto"``, which measures whether a GPU is faster.
+
+    Raises a CkdiffError: CheckpointError, SourceChanged, PairingError, BudgetError, StoreExists,
+    StoreLocked, ClusterError and others of :mod:`ckdiff.errors`.
     """
     options = Options(
         rules=rules,

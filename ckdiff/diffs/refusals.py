@@ -45,4 +45,4 @@ def starting_anew(differing: Sequence[str], base: Checkpoint, tuned: Checkpoint)
         if key in differing and "commit" in (origin := side.origin)
     ]
     where = f" ({', '.join(moved)}; @COMMIT names one for good)" if moved else ""
-    return f"warning: an earlier run was stopped here, but {text}: starting anew{where}"
+    return f"warning: an earlier run was stopped here, but {text}: starting again{where}"

@@ -91,7 +91,7 @@ class DiffResult(TableShown):
     def _repr_html_(self) -> str:
         words = not_whole(self.table, len(self.unpaired_details))
         if self.excluded:
-            words.append(f"{counted(self.excluded, 'tensor')} excluded, as was asked for.")
+            words.append(f"{counted(self.excluded, 'tensor')} excluded, as requested.")
         words += [f"Matches no tensor: {glob}." for glob in self.unmatched]
         words += [f"Failed: {verdict.reason}." for verdict in self.gates if not verdict.ok]
         if self.store_path is not None:

@@ -38,8 +38,8 @@ def matrix(labels: Sequence[str], pairs: Sequence[dict[str, Any]], *, null: str)
         layers.append({"mark": "text", "encoding": {**place, **words}})
     spec = of_rows({"width": {"step": size}, "height": {"step": size}, "layer": layers})
     says = (
-        "Colour is the Jaccard index: elements changed in both runs of those changed in either. "
-        f"The number is the lift: shared elements for each one that chance gives (null {null})."
+        "Colour: the Jaccard index, elements changed in both runs / elements changed in either. "
+        f"Number: the lift, shared elements / those that chance gives (null {null})."
     )
     return Figure("overlap", "Agreement of each pair of runs", says, rows, spec)
 

@@ -82,7 +82,7 @@ def lengths(steps: Sequence[dict[str, Any]]) -> Figure:
         "tooltip": tooltip(_CHECKPOINT, ("curve", "", ""), ("length", "length", ".4~s")),
     }
     spec = of_rows({"width": 760, "height": 220, "mark": _LINE, "encoding": encoding})
-    says = "How far all weights together went; where the way is longer, some of it was undone."
+    says = "How far all weights together moved. A longer path means that moves were undone."
     return Figure("lengths", "The way and the distance", says, rows, spec)
 
 
@@ -102,8 +102,8 @@ def directions(steps: Sequence[dict[str, Any]]) -> Figure:
     }
     spec = of_rows({"width": 760, "height": 160, "mark": _LINE, "encoding": encoding})
     says = (
-        "Of the weights that had moved before and moved in this step, the share that went further "
-        "the same way; half of them is what chance would do."
+        "Of the weights that had moved before and moved again in this step, the share that moved "
+        "on in the same direction. Chance gives one half."
     )
     return Figure("directions", "Onward or back", says, rows, spec)
 
@@ -149,5 +149,5 @@ def fates(counts: dict[str, int]) -> Figure:
         "tooltip": tooltip(*said),
     }
     spec = of_rows({"width": 760, "height": 44, "mark": "bar", "encoding": encoding})
-    says = "What became of the elements, looked at in every checkpoint."
+    says = "What happened to the elements over all checkpoints."
     return Figure("fates", "Never touched, returned, changed", says, rows, spec)

@@ -76,4 +76,4 @@ def _in_the_way(out: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
     if head.startswith((_XML, _JSON)) or (head.startswith(b"%PDF-") and tail == _PDF):
         return None
-    return "is no picture that ckdiff saved" if head else None
+    return "is not a picture that ckdiff saved" if head else None

@@ -41,8 +41,8 @@ def concentration(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figu
     points = {"mark": {"type": "point", "size": 60}, "encoding": encoding}
     spec = of_rows({"width": 560, "height": {"step": 20}, "layer": [points, chance]})
     says = (
-        "The dashed line is a tenth: where changes spread evenly, the busiest tenth of the rows "
-        "holds little more than that."
+        "The dashed line is a tenth. If changes are spread evenly, the busiest tenth of the rows "
+        "has little more than that."
     )
     title = "Changes in the busiest tenth of rows and columns"
     return Figure("concentration", title, says, drawn, spec)
@@ -66,5 +66,5 @@ def stripes(rows: Sequence[dict[str, Any]], *, run: str, name: str = "stripes") 
     }
     mark = {"type": "rect", "stroke": None}
     spec = of_rows({"width": 480, "height": {"step": 20}, "mark": mark, "encoding": encoding})
-    says = "The matrices whose changes gather most in few rows or columns; neighbours share a bin."
+    says = "The matrices with the most concentrated changes. Neighbours share a bin."
     return Figure(name, f"{run}: stripes", says, drawn, spec)

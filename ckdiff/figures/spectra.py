@@ -37,8 +37,8 @@ def ranks(rows: Sequence[dict[str, Any]]) -> Figure:
     mark = {"type": "tick", "thickness": 1.5, "opacity": 0.7}
     spec = of_rows({"width": 560, "height": {"step": 44}, "mark": mark, "encoding": encoding})
     says = (
-        "A mark for each matrix. The rank counts directions that are more than rounding; the "
-        "others say how few of them hold most of the update."
+        "One mark for each matrix. The rank counts directions above rounding; the other numbers "
+        "show how few directions carry most of the update."
     )
     return Figure("ranks", "Rank of the updates", says, drawn, spec)
 

@@ -58,15 +58,17 @@ def graft(
 ) -> dict[str, Any]:
     """Write ``base`` to ``out`` with the elements of ``tuned`` wherever ``mask`` has ones.
 
-    The output has the base's files, byte for byte but for those elements, or is one file where the
-    base is one, unless ``out`` ends with a slash or is a directory; what has no safetensors files
-    is written as the ``model.safetensors`` that the library would make of it. ``key`` is the path
-    of the state dict in torch files that hold more. It is there whole or not at all. ``mask`` is a
-    mask store, also of another run: tensors are found by name and shape, and those that it lacks
-    stay the base's. Where it is of parts, ``unfuse`` finds them in fused tensors of either side.
-    The dtypes stay the base's: floats of another one are rounded to the nearest. In bounded memory.
-    A directory gets copies of the base's config and tokenizer files, or of those in
-    ``config_from``, unless ``config`` is False. Gives what ``ckdiff graft --json`` prints.
+    The output has the base's files, byte for byte apart from those elements. It is one file if the
+    base is one, unless ``out`` ends with a slash or is a directory. A base without safetensors
+    files becomes the ``model.safetensors`` that the safetensors library would write. The output
+    appears only when it is complete; memory is bounded. ``key`` is the path of the state dict in
+    torch files that hold more.
+
+    ``mask`` is any mask store of the model. Tensors are matched by name and shape; tensors that the
+    store lacks stay as in the base. If the mask has parts, ``unfuse`` finds them in fused tensors
+    of either side. The dtypes are the base's, and other floats are rounded to the nearest. A
+    directory gets copies of the base's config and tokenizer files, or of those in ``config_from``,
+    unless ``config`` is False. Returns what ``ckdiff graft --json`` prints.
 
     Raises a CkdiffError: PairingError for a mask that does not fit, OutputError, SourceChanged,
     StoreCorrupt and others of :mod:`ckdiff.errors`.

@@ -53,7 +53,7 @@ class Copying:
             return cls(None, config)
         if not config:
             raise UsageError(
-                "config files are to be copied from a directory, and not at all",
+                "config files cannot both be copied from a directory and not be copied",
                 hint="leave out one of --config-from and --no-config",
             )
         return cls(checked_path("config_from", config_from))

@@ -83,13 +83,13 @@ def overlap(
 ) -> Overlap:
     """Compare the masks of 2 to 64 stores in one pass.
 
-    ``nulls`` say what chance means; docs/cli.md has a line for each. Some read ``base``, of
-    which ``key`` is the path of the state dict in a torch file that holds more. With ``tuned``, the
-    tuned checkpoint of each store, also which way both runs moved what they share; where ``base``
-    is for nothing else, the tuned ones are looked for by the names that the stores record.
-    Runs on the cluster of ``scheduler`` (an address or a Dask client), else of a Dask client that
-    is active here, else on threads, as it does with ``scheduler="threads"``. Raises a
-    CkdiffError: UsageError, PairingError, StoreCorrupt, BudgetError, ClusterError.
+    ``nulls`` say what chance means (docs/overlap.md explains each). Some of them read ``base``,
+    whose state dict ``key`` names in a torch file that holds more. With ``tuned``, the tuned
+    checkpoint of each store, it also counts which way both runs moved the shared elements. If no
+    null reads ``base``, the checkpoints are found by the names in the stores. Runs on the cluster
+    of ``scheduler`` (an address or a Dask client), on an active Dask client, or, also with
+    ``scheduler="threads"``, on threads. Raises a CkdiffError: UsageError, PairingError,
+    StoreCorrupt, BudgetError, ClusterError.
     """
     observer = checked_observer(observer)
     names = _null_names(nulls)

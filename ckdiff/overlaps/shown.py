@@ -100,7 +100,7 @@ def _cells(
 
 
 def _words(head: Row) -> list[str]:
-    words = ["Lift: shared elements for each one that chance gives; 1 is chance."]
+    words = ["Lift: shared elements / those that chance gives; 1 is chance."]
     problems = (
         ("left_out", "left out: not in all runs with one shape"),
         ("other_base", "of which the runs did not start from the same bits"),

@@ -92,7 +92,9 @@ def _over_time(data: Data) -> Iterator[Section]:
         named = [replace(figure, name=f"{figure.name}-{i}") for figure in figures if figure.rows]
         tabs.append((found["label"], named))
     if tabs:
-        words = ["Each checkpoint of the run is held against the first one and the one before it."]
+        words = [
+            "Each checkpoint of the run is compared with the first one and with the one before it."
+        ]
         yield Section("time", "Over time", words, tabs=tabs)
 
 
@@ -153,8 +155,8 @@ def _agreement(data: Data) -> Iterator[Section]:
     model = overlap["rows"][0]
     null = overlap["nulls"][0]
     words = [
-        "Chance is what masks of the same sizes would share if they knew nothing of each other. "
-        "Lift is how many times that is shared; 1 is chance."
+        "Chance is what unrelated masks of the same sizes would share. Lift is the number of "
+        "shared elements / chance; 1 is chance."
     ]
     words += [_chance(name, overlap, model["pairs"]) for name in overlap["nulls"]]
     figures = [agreement.matrix(labels, model["pairs"], null=null)]
@@ -170,7 +172,7 @@ def _chance(name: str, overlap: Data, pairs: list[Data]) -> str:
     lifts = sorted(p["nulls"][name]["lift"] for p in pairs if p["nulls"][name]["lift"] is not None)
     text = f"{name}: {said['given']} "
     if not lifts:
-        return text + "There is no lift: chance would give nothing shared."
+        return text + "There is no lift: chance would give no shared elements."
     ends = dict.fromkeys(f"{lift:.3g}" for lift in (lifts[0], lifts[-1]))
     text += f"The runs share {' to '.join(ends)} times what chance would give. "
     return text + f"That cannot come from {said['rules_out']}; it can come from {said['leaves']}."

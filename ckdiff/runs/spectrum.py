@@ -73,12 +73,12 @@ class Spectrum(Framed):
 def spectrum(
     base: Given, tuned: Given, *, observer: Observer | None = None, **options: Any
 ) -> Spectrum:
-    """The singular values of what an update added to each matrix, as a few numbers.
+    """Summarise the singular values of the update of each matrix in a few numbers.
 
     ``options`` are those of ``ckdiff spectrum``: ``tensors`` and ``exclude`` (globs), ``rename``,
     ``key``, ``common_rows``, ``unfuse``, ``dequantize``, ``angles``, ``sample``, ``all``,
-    ``device``, ``memory``. A large model is sampled unless ``all`` is asked for. Raises a
-    CkdiffError: UsageError, PairingError, CheckpointError, BudgetError, SourceChanged.
+    ``device``, ``memory``. In a large model only a sample is taken, unless ``all`` is given. Raises
+    a CkdiffError: UsageError, PairingError, CheckpointError, BudgetError, SourceChanged.
     """
     known = Options.__slots__
     if strange := sorted(options.keys() - set(known)):

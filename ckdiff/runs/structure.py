@@ -47,13 +47,13 @@ def structure(
     memory: str | int | None = None,
     observer: Observer | None = None,
 ) -> Structure:
-    """Where in its matrices an update is: rows, columns, blocks, fours; of 1 to 64 stores.
+    """Find where in its matrices an update is: rows, columns, blocks, fours; for 1 to 64 stores.
 
-    With ``base`` and ``tuned``, the checkpoints that a single store was made from, also how the
-    energy of the update is spread over its elements; ``key`` is the path of the state dict in a
-    torch file that holds more. ``include`` and ``exclude`` are globs of tensor names. ``profiles``
-    is a safetensors file that row and column counts are written to.
-    Raises a CkdiffError: UsageError, PairingError, CheckpointError, StoreCorrupt, BudgetError.
+    With ``base`` and ``tuned``, the checkpoints of a single store, it also measures how the energy
+    of the update is spread. ``key`` is the path of the state dict in a torch file that holds more.
+    ``include`` and ``exclude`` are globs of tensor names. ``profiles`` is a safetensors file to
+    write row and column counts to. Raises a CkdiffError: UsageError, PairingError, CheckpointError,
+    StoreCorrupt, BudgetError.
     """
     observer, began = checked_observer(observer), time.perf_counter()
     listed = [stores] if isinstance(stores, (str, os.PathLike, MaskStore)) else list(stores)

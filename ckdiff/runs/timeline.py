@@ -29,18 +29,20 @@ def timeline(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Timeline:
-    """When each weight of a run moved: every checkpoint against the first and the one before it.
+    """Find when each weight of a run moved: every checkpoint against the first and the one before
+    it.
 
-    ``checkpoints`` are two or more of what ``open_checkpoint`` takes, in the order of the run;
-    those that ``glob`` matches come after them, in natural order. A base and a stream of weight
-    versions, which begins with it, are the base and each of the versions. Tensors are compared that
-    pair in all of them, and each checkpoint is read once. At ``out`` a directory is made with a
-    mask store for each step and, unless ``first_moves`` is false, an array of when each element
-    first moved; with ``stats`` also how far they went, and whether onward or back. A timeline that
-    is there and has the first of these checkpoints, in the same order, is continued: only the
-    first, its last and the new ones are read. A run that was stopped is resumed by the same call.
-    ``include``, ``exclude``, ``key``, ``workers``, ``memory`` and
-    ``overwrite`` are as in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged,
+    ``checkpoints`` are two or more of anything that ``open_checkpoint`` takes, in the order of the
+    run. Paths that ``glob`` matches come after them, in natural order. A base and a stream of
+    weight versions stand for the base and each version. Tensors that all checkpoints have are
+    compared, and each checkpoint is read once.
+
+    The directory ``out`` gets a mask store for each step and, unless ``first_moves`` is false, an
+    array of when each element first moved; with ``stats`` also how far the elements moved, and
+    whether on or back. If ``out`` is a timeline of the first of these checkpoints, in the same
+    order, it is continued: only the first, its last and the new ones are read. If the run is
+    stopped, the same call resumes it. ``include``, ``exclude``, ``key``, ``workers``, ``memory``
+    and ``overwrite`` are as in ``diff``. Raises a CkdiffError: CheckpointError, SourceChanged,
     PairingError, BudgetError, StoreExists and others of :mod:`ckdiff.errors`.
     """
     options = Options(

@@ -132,7 +132,7 @@ class Target:
             if work.discarded:
                 self.observer.note(
                     "warning: an earlier run was stopped here, but it was another one: "
-                    "starting anew"
+                    "starting again"
                 )
             collected = self._run_chunks(derived, maker, work, workers)
             maker.verify(collected.changed[:, 0])

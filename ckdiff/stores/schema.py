@@ -82,7 +82,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         if natural(key, layout[key]) != value:
             raise ValueError(f"{key} is not {value}")
     if addresses % ALIGNMENT or addresses < manifest["elements"]:
-        raise ValueError("addresses is no multiple of the alignment, or less than elements")
+        raise ValueError("addresses is not a multiple of the alignment, or less than elements")
     _check_objects(manifest["objects"], masks, -(-addresses // (8 * OBJECT)))
     if derived:
         _check_made_by(manifest["made_by"])
@@ -109,7 +109,9 @@ def _check_rules(what: str, texts: Any) -> None:
         except RuleError:
             canonical = ""
         if canonical != spelled:
-            raise ValueError(f"{what} has {shown(spelled)}, which is no rule in its short spelling")
+            raise ValueError(
+                f"{what} has {shown(spelled)}, which is not a rule in its short spelling"
+            )
 
 
 def object_names(masks: Sequence[str], chunks: int) -> set[str]:
@@ -129,10 +131,12 @@ def _check_objects(objects: Any, masks: Sequence[str], chunks: int) -> None:
     if len(objects) != 3 + len(masks) * (1 + chunks):
         raise ValueError(f"objects has {len(objects):,} files, which is not what the layout needs")
     if strange := objects.keys() - object_names(masks, chunks):
-        raise ValueError(f"objects names {shown(min(strange))}, which is no file of such a store")
+        raise ValueError(
+            f"objects names {shown(min(strange))}, which is not a file of such a store"
+        )
     for key, entry in objects.items():
         if type(entry) is not list or len(entry) != 2:
-            raise ValueError(f"the entry of {key} is no pair of size and digest")
+            raise ValueError(f"the entry of {key} is not a pair of size and digest")
         if key == TABLE:
             least, most = 1, LARGEST_TABLE
         elif key.endswith("zarr.json"):
@@ -353,7 +357,7 @@ def text(what: str, value: Any) -> str:
 def natural(what: str, value: Any, most: int = _NATURAL - 1) -> int:
     """A whole number from 0 to ``most``; True and 1.0 are none."""
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{what} is no whole number from 0 to {most}")
+        raise ValueError(f"{what} is not a whole number from 0 to {most}")
     return value
 
 

@@ -112,7 +112,7 @@ def _refuse_constant(text: str) -> NoReturn:
 def _column(what: str, values: Any, tensors: int, kind: type) -> None:
     """A column with a value of just that type for each tensor: True is no int here."""
     if type(values) is not list or len(values) != tensors:
-        raise ValueError(f"{what} is no column of {tensors:,} values")
+        raise ValueError(f"{what} is not a column of {tensors:,} values")
     if not set(map(type, values)) <= {kind}:
         raise ValueError(f"{what} has a value of another type than {kind.__name__}")
 
@@ -174,7 +174,7 @@ def _resized(
     Of a diff the other side has just those. What a derived store has are the most of its inputs.
     """
     if type(values) is not list or not all(type(item) is list for item in values):
-        raise ValueError("resized is no list of lists")
+        raise ValueError("resized is not a list of lists")
     if not {len(item) for item in values} <= {3}:
         raise ValueError("resized has something else than a position and two numbers of rows")
     if not set(map(type, chain.from_iterable(values))) <= {int}:
@@ -281,9 +281,9 @@ def _statistics(data: Any, elements: IntArray, dtypes: list[str]) -> Statistics:
         values = data[key]
         known = [x for x in values if x is not None] if type(values) is list else values
         if type(known) is not list or not set(map(type, known)) <= {float}:
-            raise ValueError(f"{key} of statistics is no column of numbers")
+            raise ValueError(f"{key} of statistics is not a column of numbers")
         if len(values) != len(elements) or not np.isfinite(np.array(known, np.float64)).all():
-            raise ValueError(f"{key} of statistics is no column of {len(elements):,} numbers")
+            raise ValueError(f"{key} of statistics is not a column of {len(elements):,} numbers")
         column = np.array([np.inf if x is None else x for x in values], np.float64)
         if key != "dot" and (column < 0).any():
             raise ValueError(f"{key} of statistics is negative")
@@ -294,7 +294,7 @@ def _statistics(data: Any, elements: IntArray, dtypes: list[str]) -> Statistics:
     _column("ulp_histogram", histograms, len(elements), list)
     for counts in histograms:
         if len(counts) > _BUCKETS or not set(map(type, counts)) <= {int}:
-            raise ValueError("an ulp_histogram is no list of counts")
+            raise ValueError("an ulp_histogram is not a list of counts")
         if min(counts, default=0) < 0 or counts[-1:] == [0]:
             raise ValueError("an ulp_histogram has a count that cannot be")
     sums = list(map(sum, histograms))

@@ -85,7 +85,7 @@ class VerifiedObjects:
             identity = _identity(os.fstat(fd))
             while size > 0 and (piece := os.read(fd, min(size, _PIECE))):
                 if b"\0" in piece:
-                    raise StoreCorrupt(f"{self.shown(key)} is damaged: it is no text")
+                    raise StoreCorrupt(f"{self.shown(key)} is damaged: it is not text")
                 digest.update(piece)
                 pieces.append(piece)
                 size -= len(piece)

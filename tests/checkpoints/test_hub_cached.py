@@ -341,7 +341,7 @@ def test_a_repository_without_weights(hub: Hub, files: dict[str, bytes], words: 
 def test_a_folder_that_is_not_there(hub: Hub) -> None:
     hub.put("org/base", {"sub/model.safetensors": safetensors(BASE), "config.json": b"{}"})
     line = error("info", "hf://org/base/other")
-    assert "hf://org/base/other: does not exist; there lie config.json, sub/" in line
+    assert "hf://org/base/other: does not exist; there are config.json, sub/" in line
     assert "hf://org/base@main/x: is not there" in error(
         "info", "hf://org/base@main/x/model.safetensors"
     )

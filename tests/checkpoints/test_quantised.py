@@ -201,7 +201,7 @@ def test_two_do_not_get_one_name() -> None:
     found = quantised(table(both))
     assert (found.scaled, found.table.names) == ({}, [*both])
     (note,) = found.notes
-    assert "which scale is whose: 2 tensors" in note
+    assert "which scale belongs to which tensor: 2 tensors" in note
 
 
 def test_no_elements_have_no_scales() -> None:

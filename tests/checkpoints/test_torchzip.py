@@ -204,7 +204,7 @@ def test_which_tensors_are_taken(case: str) -> None:
 
 def test_others_are_named() -> None:
     table = read(saved({"model": {"w": W}, "ema": {"w": W}, "e": 1}))
-    assert "passed over: --key ema" in table.notes[1]
+    assert "left out: --key ema" in table.notes[1]
 
 
 def test_several_that_nothing_tells_apart() -> None:
@@ -212,7 +212,7 @@ def test_several_that_nothing_tells_apart() -> None:
     assert "choose with --key netG or --key netD" in refused(saved(content))
     assert read(saved(content), "netD").names == ["v"]
     assert "try --key netG or --key netD" in refused(saved(content), "netX")
-    assert "is no mapping" in refused(saved(content), "epoch")
+    assert "is not a mapping" in refused(saved(content), "epoch")
     assert read(saved(content), "optimizer.state.0").names == ["exp_avg", "step"]
 
 
@@ -252,7 +252,7 @@ def test_all_weights_among_settings_are_suggested() -> None:
     # one tensor that is somewhere else is no reason to be silent about them
     table = read(saved({"args": {"model": SD}, "loss": W}))
     assert table.names == ["loss"]
-    assert "passed over: --key args.model" in " ".join(table.notes)
+    assert "left out: --key args.model" in " ".join(table.notes)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def old(content: Any) -> bytes:
         (b"\x80\4K\1.", "a pickle by itself"),
         (b"", "is empty"),
         (b"GGUF" + bytes(30), "GGUF"),
-        (b"PK\3\4", "no whole zip"),
+        (b"PK\3\4", "not a whole zip"),
     ],
 )
 def test_other_files_have_a_remedy(raw: bytes, words: str) -> None:

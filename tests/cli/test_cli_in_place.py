@@ -50,7 +50,7 @@ def test_what_is_asked_for(stream: Path, tmp_path: Path) -> None:
     a = str(tmp_path / "a")
     assert "give -o PATH" in error("apply", a, str(stream))
     assert "give -o PATH" in error("apply", a, str(stream), "-o", str(tmp_path / "x"), "--in-place")
-    assert "--overwrite is of a new checkpoint" in error(
+    assert "--overwrite is for a new checkpoint" in error(
         "apply", a, str(stream), "--in-place", "--overwrite"
     )
     ok("delta", a, str(tmp_path / "b"), "-o", str(tmp_path / "d.delta"))

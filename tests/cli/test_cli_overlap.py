@@ -259,7 +259,7 @@ def test_empty_masks_have_no_figures(tmp_path: Path) -> None:
         assert pair["o1"] is pair["lift"] is pair["z"] is None
         assert pair["jaccard"] == (0 if full in stores else None)
         text = overlap_text(*stores, *nulls)
-        assert "There is no lift: chance would give nothing shared over all elements." in text
+        assert "There is no lift: chance would give no shared elements over all elements." in text
         assert "No layer is ranked" in text
         assert "nan" not in text
     row = re.search(r"^1 none, 2 full +(.*)$", overlap_text(none, full), re.M)

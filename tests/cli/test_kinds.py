@@ -160,7 +160,7 @@ class Lay:
             variant = {name: value.half() for name, value in state.items()}
             named = {"index": "model.safetensors.index.fp16.json"}
             sharded(at / side, variant, "model", ".safetensors", **names, **named)
-        return [], 2, 48, "passed over .*fp16", True, True
+        return [], 2, 48, "left out: .*fp16", True, True
 
     @staticmethod
     def only_a_variant(at: Path) -> Found:
@@ -173,7 +173,7 @@ class Lay:
         for side, state in (("a", BASE), ("b", TUNED)):
             saved(at / side / "pytorch_model.bin", state)
             saved(at / side / "consolidated.00.pth", renamed(state, "model.", ""))
-        return [], 2, 48, r"passed over consolidated\.00\.pth", True, True
+        return [], 2, 48, r"left out: consolidated\.00\.pth", True, True
 
     @staticmethod
     def adapter_beside_the_model(at: Path) -> Found:

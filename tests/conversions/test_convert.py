@@ -206,7 +206,7 @@ def test_torch_files_and_their_shared_storages(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         name: tensor.tolist() for name, tensor in state.items()
     }
-    assert any("several names is written once for each: head" in note for note in notes)
+    assert any("a storage are written once for each name: head" in note for note in notes)
     assert made.files == ["model.safetensors"]
     assert (
         "no such"

@@ -66,13 +66,13 @@ def test_what_says_no_base(made: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said):
             ckdiff.apply(made / "tree", made / delta, tmp_path / "out", find_base=True)
     for where in (two / "model.safetensors", made / "nowhere"):
-        with pytest.raises(UsageError, match="no directory to look for the base in"):
+        with pytest.raises(UsageError, match="not a directory to search for the base"):
             ckdiff.apply(where, made / "d", tmp_path / "out", find_base=True)
     with pytest.raises(CkdiffError):
         ckdiff.apply(made / "tree", two / "model.safetensors", tmp_path / "out", find_base=True)
     done = run("apply", str(two), str(made / "d"), "--in-place", "--find-base")
     assert done.exit_code == 2
-    assert "--find-base is of a new checkpoint" in done.stderr
+    assert "--find-base is for a new checkpoint" in done.stderr
 
 
 def dict_of(seed: int) -> dict[str, object]:

@@ -166,7 +166,7 @@ def test_rewritten_after_a_run_was_killed(server: ForkServer, case: Case, tmp_pa
         file.seek(-8, os.SEEK_END)
         file.write(b"\7\7")
     outcome = server.run(case)
-    assert "starting anew" in outcome.report["notes"][0]
+    assert "starting again" in outcome.report["notes"][0]
     assert outcome.changed() == CHANGED + 2
     assert not Path(str(case.out) + SUFFIX).exists()
 

@@ -47,7 +47,7 @@ def test_only_pictures_of_ours_are_replaced(tmp_path: Path, ending: str) -> None
     assert path.read_bytes() != FIGURE.save(tmp_path / f"other{ending}").read_bytes()
     for mine in (b"my own", FIGURE.svg().encode(), b"%PDF-1.7\nmy own", b"{}", b"x" + data(ending)):
         path.write_bytes(mine)
-        with pytest.raises(OutputError, match="no picture that ckdiff saved"):
+        with pytest.raises(OutputError, match="not a picture that ckdiff saved"):
             FIGURE.save(path, overwrite=True)
         assert path.read_bytes() == mine
     path.write_bytes(b"")

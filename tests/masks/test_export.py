@@ -208,7 +208,7 @@ def test_an_output_is_replaced_only_when_asked(
     found = safetensors_numpy.load_file(folder / "model-2.safetensors")
     assert np.array_equal(found["large"], ~masks["large"])
     (folder / "notes.txt").write_text("mine")
-    words = "holds notes.txt, which is no file of exported masks"
+    words = "holds notes.txt, which is not a file of exported masks"
     assert words in error("export", path, "-o", str(folder), *like, "--overwrite")
     assert (folder / "notes.txt").exists()
     assert not list(tmp_path.glob("*.ckdiff-partial"))

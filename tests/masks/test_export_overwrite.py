@@ -278,7 +278,7 @@ def test_a_checkpoint_or_a_store_is_no_export(
         out = tmp_path / source.name
         shutil.copytree(source, out)
         arguments = ["export", str(store.path), "--like", str(like), "-o", str(out), "--overwrite"]
-        assert "which is no file of exported masks" in error(*arguments)
+        assert "which is not a file of exported masks" in error(*arguments)
     (tmp_path / "empty").mkdir()
     export(store, tmp_path / "empty", "safetensors", like=like)
 

@@ -86,7 +86,7 @@ def hostile(folder: Path) -> dict[str, str | int]:
             _npz(b'{"":""' + b"".join(b',"%d":""' % i for i in range(10**6)) + b"}"), 8
         ),
         "directory": (
-            b"PK\3\4" + zip_bytes([])[:-10] + b"\xf0\xff\xff\xff\0\0\0\0\0\0", "no whole zip"
+            b"PK\3\4" + zip_bytes([])[:-10] + b"\xf0\xff\xff\xff\0\0\0\0\0\0", "not a whole zip"
         ),
         "array header": (
             zip_bytes([Entry(b"a.npy", b"\x93NUMPY\2\0\xff\xff\xff\x7f\0\0")]), "no mask needs"

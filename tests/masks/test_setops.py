@@ -219,7 +219,7 @@ def test_another_run_in_its_place_starts_anew(
             ckdiff.combine("union", large, out, workers=1)
     notes: list[str] = []
     made = ckdiff.combine("intersection", large, out, observer=Observer(note=notes.append))
-    assert "starting anew" in notes[-1]
+    assert "starting again" in notes[-1]
     made.check()
 
 

@@ -276,7 +276,7 @@ def test_work_of_another_plan_is_thrown_away(
     # a stranger in the work directory must not get into the store either
     (partial(out) / "store/masks/exact/c/77").write_bytes(b"?")
     outcome = server.run(small.case(out))
-    assert "starting anew" in outcome.report["notes"][0]
+    assert "starting again" in outcome.report["notes"][0]
     assert read_tree(out) == small.tree
 
 

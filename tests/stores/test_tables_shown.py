@@ -95,7 +95,7 @@ def test_what_was_compared_in_part_is_said(tmp_path: Path) -> None:
     for shown in (found._repr_html_(), ckdiff.open_store(out)._repr_html_()):
         assert "1 tensor was of two dtypes, and compared by value." in shown
         assert "1 tensor was compared in the rows only that both sides have." in shown
-    assert "excluded, as was asked for" in found._repr_html_()
+    assert "excluded, as requested" in found._repr_html_()
 
 
 def test_at_most_20_rows_and_the_rest_is_said(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def chosen_weights(
         notes.append(f"{where}: the weights under {shown('.'.join(path))} are compared")
     others = [other for other, _ in (*ordered[1:], *found.aside) if other != path]
     if others:
-        notes.append(f"{where}: other tensors in it are passed over: {_keys(others, ', ')}")
+        notes.append(f"{where}: other tensors in it are left out: {_keys(others, ', ')}")
     return path, chosen, notes
 
 
@@ -173,7 +173,7 @@ def _asked_for(where: str, content: Any, key: str) -> Any:
         raise CheckpointError(f"{where}: --key {shown(key)} means more than one thing in it")
     if values and type(values[0]) not in (str, int, float, bool, bytes, type(None)):
         return values[0]
-    what = "is no mapping of names to tensors" if values else "is not in it"
+    what = "is not a mapping of names to tensors" if values else "is not in it"
     raise CheckpointError(
         f"{where}: --key {shown(key)} {what}", hint=_instead(content, key, find(content))
     )
@@ -277,7 +277,7 @@ def _check_names(named: list[tuple[str, Any]], where: str) -> None:
                 name.encode()
             except UnicodeEncodeError:
                 raise CheckpointError(
-                    f"{where}: a tensor has a name that is no valid text: {shown(name)}",
+                    f"{where}: a tensor has a name that is not valid text: {shown(name)}",
                     hint="rename it and save it again",
                 ) from None
 

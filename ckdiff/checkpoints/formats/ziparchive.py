@@ -176,7 +176,7 @@ class Archive:
             at = tail.find(b"PK\5\6", at + 1)
         if len(ends) != 1:
             what = "the directory at its end is missing" if not ends else "has two directories"
-            raise self._error(f"is no whole zip: {what}")
+            raise self._error(f"is not a whole zip: {what}")
         _, disk, first, here, count, size, begin, _ = _END.unpack_from(tail, ends[0])
         end = self._size - length + ends[0]
         if (found := self._find_wide(end)) is not None:
@@ -188,7 +188,7 @@ class Archive:
             here = count = wide[0]
             size, begin = wide[1:]
         if disk or first or here != count or begin + size != end:
-            raise self._error("is no whole zip: something is missing or precedes it")
+            raise self._error("is not a whole zip: something is missing or precedes it")
         if size > _DIRECTORY_LIMIT or count > _MOST_MEMBERS:
             raise self._error(f"a directory of {count:,} members in {size:,} bytes is too long")
         return begin, size, count
@@ -201,11 +201,11 @@ class Archive:
             return None
         _, disk, begin, disks = _LOCATOR.unpack(raw)
         if disk or disks > 1 or begin + _END64.size != at:
-            raise self._error("is no whole zip: its end for large files makes no sense")
+            raise self._error("is not a whole zip: its end for large files makes no sense")
         raw = self._pread(begin, _END64.size)
         sign, length, _, _, disk, first, here, count, size, offset = _END64.unpack(raw)
         if sign != b"PK\6\6" or length != _END64.size - 12 or disk or first or here != count:
-            raise self._error("is no whole zip: its end for large files makes no sense")
+            raise self._error("is not a whole zip: its end for large files makes no sense")
         return begin, (count, size, offset)
 
     def _read_directory(self, begin: int, size: int, count: int) -> None:

@@ -75,7 +75,7 @@ def read_names(names: Sequence[str], where: str) -> Names:
 
 def _add_whole(found: Names, name: str, position: int, where: str, stored: str) -> None:
     if ".lora_" in name or name.startswith("lora_"):
-        raise _bad(where, f"{shown(stored)} is no tensor of a LoRA adapter", _MERGE)
+        raise _bad(where, f"{shown(stored)} is not a tensor of a LoRA adapter", _MERGE)
     parts = _SAVED.sub("", name).split(".")
     name = ".".join(part for part in parts if part != "base_layer")
     if name in found.whole:
@@ -92,7 +92,7 @@ def _add_factor(found: Names, match: re.Match[str], position: int, where: str, s
     half = (match["linear"] or match["embedding"])[-1]
     if kind == "bias":
         if half == "A":
-            raise _bad(where, f"{shown(stored)} is no tensor of a LoRA adapter", _MERGE)
+            raise _bad(where, f"{shown(stored)} is not a tensor of a LoRA adapter", _MERGE)
         half = "bias"
     factors = (found.linear if match["linear"] else found.embedding).setdefault(module, {})
     if half in factors or (module in found.linear and module in found.embedding):

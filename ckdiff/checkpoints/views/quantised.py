@@ -242,13 +242,13 @@ def _notes(found: _Found) -> list[str]:
         position, scales = min(found.odd)
         kinds = [f"{table.dtypes[i]} {list(table.shapes[i])}" for i in (position, scales)]
         notes.append(
-            "compared as bits, for it is not clear which scale is whose: "
+            "compared as bits, because it is not clear which scale belongs to which tensor: "
             f"{_some(table, sorted({i for i, _ in found.odd}))} ({kinds[0]}, and "
             f"{shown(table.names[scales], 80)} {kinds[1]})"
         )
     if found.lacking:
         some = _some(table, sorted(found.lacking))
-        notes.append(f"taken as stored, for there are no scales: {some}")
+        notes.append(f"compared as stored, because there are no scales: {some}")
     return notes
 
 

@@ -109,7 +109,7 @@ def _in_lines(text: str) -> Iterator[Key]:
             options = "" if rest and _KIND.fullmatch(rest[0]) else "".join(rest[:1])
             rest = rest[1:] if options else rest
         if len(rest) < 2 or not _KIND.fullmatch(rest[0]):
-            raise ValueError(f"line {number} is no public key")
+            raise ValueError(f"line {number} is not a public key")
         blob = _blob(rest[0], rest[1], number)
         if _for_us(options, number):
             yield Key(rest[0], blob, who[:200])

@@ -61,7 +61,7 @@ def _parsed(raw: bytes) -> Signature:
         text = b"".join(raw.split())
         value = raw if len(raw) == 64 else base64.b64decode(text, validate=True)
         if len(value) != 64:
-            raise ValueError("is no signature of OpenSSH or of Ed25519")
+            raise ValueError("is not a signature of OpenSSH or of Ed25519")
         return Signature(raw, None, value, b"")
     fields = _Fields(base64.b64decode(b"".join(armour[1].split()), validate=True))
     if fields.take(6) != _MAGIC or fields.take(4) != b"\0\0\0\1":

@@ -87,7 +87,7 @@ def take_up(
         for fd, file in zip(files, header.files, strict=True):
             status = os.fstat(fd)
             if (status.st_size, status.st_ino) != (file.size, file.inode):
-                raise journal.fault(f"{printable(file.name)} is another file by now")
+                raise journal.fault(f"{printable(file.name)} was replaced by another file")
         need = Need(tables=0, worker=_PUT_MEMORY)
         workers = fit_workers(options.workers, 1 << 20, need, options.memory)
         return Putting(folder, journal, files, workers, observer).run(undo=undo, verify=True)

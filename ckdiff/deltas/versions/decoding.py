@@ -66,7 +66,7 @@ def checked_head(encoding: str, raw: bytes, nbytes: int | None) -> FrameHead:
         return head
     count, rest = divmod(head.content - 4, 5)
     if count < 0 or rest:
-        raise Damaged(f"holds {head.content:,} bytes, which are no positions and values")
+        raise Damaged(f"holds {head.content:,} bytes, which are not positions and values")
     if nbytes is not None and count > nbytes:
         raise Damaged(f"changes {count:,} bytes of a tensor that has {nbytes:,}")
     return head

@@ -60,7 +60,7 @@ def _complete(stream: WeightStream, notes: list[str]) -> list[Version]:
     try:
         check_complete(stream.where(stream.newest))
     except DeltaError as error:
-        notes.append(f"{version_name(numbers.pop())} is passed over: {error.message}")
+        notes.append(f"{version_name(numbers.pop())} is ignored: {error.message}")
     return [stream.version(number) for number in numbers]
 
 

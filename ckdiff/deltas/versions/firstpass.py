@@ -31,7 +31,7 @@ def check_local(base: Checkpoint, local: Path) -> None:
         raise OutputError(f"the weights of {shown} lie in another directory", hint="give that one")
     if not base.in_files or not all(source.name.endswith(SUFFIX) for source in base.files):
         raise OutputError(
-            f"{shown} is no checkpoint of safetensors files, and only these change in place",
+            f"{shown} is not a checkpoint of safetensors files, and only these change in place",
             hint="convert it, or apply to another place with -o",
         )
 

@@ -180,7 +180,7 @@ def _said(metadata: Mapping[str, Any]) -> Said:
             )
     for key in ("version", "base_version"):
         if not _NUMBER.fullmatch(metadata[key]):
-            raise ValueError(f"has the {key} {shown(metadata[key])}, which is no number")
+            raise ValueError(f"has the {key} {shown(metadata[key])}, which is not a number")
     version, base = int(metadata["version"]), int(metadata["base_version"])
     if not 0 <= base < version:
         raise ValueError(f"is version {version} made from version {base}, which is not before it")

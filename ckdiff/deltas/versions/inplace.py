@@ -51,7 +51,7 @@ class AppliedInPlace:
     deltas: int  #: that were applied: as many as ``versions``, or those in files
     tensors: int  #: that they change
     journal_bytes: int  #: that were kept while it was changed
-    #: whether a change that was stopped was finished ("finished"), or undone ("undone"), before
+    #: whether an unfinished change was finished ("finished"), or undone ("undone"), before
     recovered: str | None
     seconds: float
 

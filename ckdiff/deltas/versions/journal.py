@@ -258,7 +258,7 @@ class Journal:
     def _require_ours(self) -> None:
         status = self._status
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise self.fault("it is no regular file, or has another link")
+            raise self.fault("it is not a regular file, or has another link")
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise self.fault("it belongs to another user, or others may write to it")
 

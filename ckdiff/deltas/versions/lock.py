@@ -127,7 +127,7 @@ def _lock(folder: SyncFolder, wait: float) -> int:
             raise
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise _strange(path, "it is no regular file")
+                raise _strange(path, "it is not a regular file")
             if _taken(folder, fd):
                 kept, fd = fd, -1
                 return kept

@@ -72,7 +72,7 @@ class WeightStream:
         strange = [name for name in others if _strange(name, writing or not self.numbers)]
         if strange:
             raise DeltaError(
-                f"{printable(path)}: {called(strange[0])} is no version's name",
+                f"{printable(path)}: {called(strange[0])} is not the name of a version",
                 hint=f"versions are called {version_name(1)} and so on",
             )
 

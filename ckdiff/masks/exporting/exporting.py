@@ -94,7 +94,7 @@ def _check_flags(**flags: object) -> None:
 
 
 def _checked_format(to: str | None, name: str, *, packed: bool, like: object) -> str:
-    """The format that is meant; UsageError where the arguments contradict each other."""
+    """The format that you want; UsageError where the arguments contradict each other."""
     suffix = os.path.splitext(name)[1].lower()
     said = [known for known, format_ in FORMATS.items() if suffix in format_.suffixes]
     if to is None:
@@ -149,7 +149,7 @@ def _groups(masks: Masks, like: Checkpoint | None) -> tuple[dict[str, IntArray],
     for file in groups:  # the index says their names, and it is JSON
         if file != text_label(file):
             raise CheckpointError(
-                f"{printable(like.label)} has a file whose name is no text: {printable(file)}",
+                f"{printable(like.label)} has a file whose name is not text: {printable(file)}",
                 hint="rename it",
             )
     known = set(masks.names)

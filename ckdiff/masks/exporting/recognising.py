@@ -34,7 +34,7 @@ def foreign(out: Path) -> str | None:
             weight_map |= dict.fromkeys(names, name)
             folders.update(map(str, Path(name).parents))
         elif name != INDEX_NAME:
-            return f"holds {printable(name)}, which is no file of exported masks"
+            return f"holds {printable(name)}, which is not a file of exported masks"
     for root, inside, _ in os.walk(out):
         for folder in inside:
             name = os.path.relpath(os.path.join(root, folder), out)

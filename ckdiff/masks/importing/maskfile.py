@@ -225,7 +225,7 @@ def make_item(
         return Item(name, "flags", shape, byte, read)
     what = "no such type" if dtype is None else str(dtype)
     raise CheckpointError(
-        f"{where}: {shown(name)} is no mask: {what}",
+        f"{where}: {shown(name)} is not a mask: {what}",
         hint=f"masks are bool or uint8 of 0 and 1, or whole numbers called NAME{INDICES}",
     )
 

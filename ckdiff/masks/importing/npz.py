@@ -92,7 +92,7 @@ def _header(archive: Archive, member: Member) -> tuple[np.dtype[Any], Shape, int
     descr, fortran, dims = fields
     if not _DTYPE.fullmatch(descr):
         raise CheckpointError(
-            f"{archive.where}: {shown(member.name)} is no mask: {printable(descr)}",
+            f"{archive.where}: {shown(member.name)} is not a mask: {printable(descr)}",
             hint="masks are bool or uint8 of 0 and 1, or whole numbers called NAME.indices",
         )
     parts = [part.strip().removesuffix("L") for part in dims.split(",") if part.strip()]

@@ -81,7 +81,7 @@ class _Run:
                 if work.discarded:
                     plan.observer.note(
                         "warning: an earlier run was stopped here, but its "
-                        f"{' and '.join(work.discarded)} were not the same: starting anew"
+                        f"{' and '.join(work.discarded)} were not the same: starting again"
                     )
                 try:
                     if plan.former is not None:

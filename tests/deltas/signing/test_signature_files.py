@@ -26,8 +26,8 @@ TEXT = base64.b64encode(public_blob(KEY)).decode()
         ("", "has no public key"),
         ("# nothing\n\n", "has no public key"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "holds a private key"),
-        ("nonsense", "line 1 is no public key"),
-        ("me ssh-ed25519\n", "line 1 is no public key"),
+        ("nonsense", "line 1 is not a public key"),
+        ("me ssh-ed25519\n", "line 1 is not a public key"),
         (f"# x\nssh-ed25519 {TEXT[:-4]}\n", "key in line 2 is damaged"),
         (f"ssh-ed25519 {TEXT[:-4]}!!!!\n", "key in line 1 is damaged"),
         (f"ssh-rsa {TEXT}\n", "key in line 1 is damaged"),
@@ -75,7 +75,7 @@ def test_signatures_that_make_no_sense(tmp_path: Path) -> None:
     assert not verified(tmp_path, RIGHT, MESSAGE + b"!")
     assert not verified(tmp_path, bytes(64))
     for raw, said in (
-        (b"", "no signature of OpenSSH or of Ed25519"),
+        (b"", "not a signature of OpenSSH or of Ed25519"),
         (RIGHT + RIGHT, "no signature|base64|Only|Non-"),
         (armoured(FIELDS + b"\0"), "goes on after its end"),
         (armoured(FIELDS[:-1]), "was cut"),

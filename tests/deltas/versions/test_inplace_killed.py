@@ -237,7 +237,7 @@ def test_shards_that_were_replaced(half: Path) -> None:
     shard = half / "model-00001-of-00002.safetensors"
     shutil.copy(shard, half / "copy")
     (half / "copy").replace(shard)
-    distrusted(half, "another file by now")
+    distrusted(half, "replaced by another file")
 
 
 def test_an_engine_seeds_anew(half: Path, tmp_path: Path) -> None:

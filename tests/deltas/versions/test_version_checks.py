@@ -66,7 +66,7 @@ def test_info_passes_over_a_version_that_is_being_written(stream: Path) -> None:
     (stream / "weight_v000004" / "model.safetensors.index.json").unlink()
     found = ckdiff.info(stream)
     assert [row["version"] for row in found["versions"]] == ["000001", "000002", "000003"]
-    assert "weight_v000004 is passed over" in found["notes"][0]
+    assert "weight_v000004 is ignored" in found["notes"][0]
 
 
 def test_check_of_sound_streams(steps: list[Path], stream: Path) -> None:

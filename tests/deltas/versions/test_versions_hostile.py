@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda s: change_index(s / "weight_v000003", base_version="000000"), "digest"
     ),
     "another number than its directory": (indexed(version="000009"), "version 9"),
-    "a number that is none": (indexed(version="7a"), "no number"),
+    "a number that is none": (indexed(version="7a"), "not a number"),
     "a number of words": (indexed(version=2), "version"),
     "no checksum": (indexed(checksum_format=None), "checksum_format"),
     "an unknown checksum": (indexed(checksum_format="md5"), "md5"),
@@ -352,7 +352,7 @@ def test_what_lies_beside_versions_is_passed_over(name: str, stream: Path, base:
     assert kind_of(str(stream)) == STREAM
     apply_anew(base, stream, stream.parent / "out")
     assert read_model(stream.parent / "out") == STEPS[3]
-    with pytest.raises(DeltaError, match=r"is no version's name|is not a stream"):
+    with pytest.raises(DeltaError, match=r"is not the name of a version|is not a stream"):
         write_version(stream.parent / "out", stream.parent / "out", stream)
 
 
@@ -361,7 +361,7 @@ def test_a_version_with_other_digits_is_not_passed_over(
     name: str, stream: Path, base: Path
 ) -> None:
     (stream / name).mkdir()
-    with pytest.raises(DeltaError, match="is no version's name"):
+    with pytest.raises(DeltaError, match="is not the name of a version"):
         apply_anew(base, stream, stream.parent / "out")
 
 
