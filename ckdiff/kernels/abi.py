@@ -49,7 +49,7 @@ SIGNATURES = {
     "lowrank": f"void({', '.join(['int64'] * 8)})",
     # a recipe (RECIPE_FIELDS int64, moved on), out (F32), elements: values of F4 in rows of pairs,
     # which are two rows of values, the low halves first; 32 rows of values have a row of scales
-    # (F8_E8M0); LANES more bytes of pairs and of scales are read
+    # (F32, powers of two); LANES more pairs and scales are read
     "halves": "void(int64, int64, int64)",
     # mask, elements, first column, columns of a row, row counts (from the first row), column counts
     "margins": "void(int64, int64, int64, int64, int64, int64)",
@@ -119,8 +119,9 @@ SIGNATURES = {
     # pairs, number of symbols, rest, its size, out -> how much of the rest was used, or -1 where
     # there is too little
     "unpair": "int64(int64, int64, int64, int64, int64)",
-    # base, tuned, units of 32-bit elements, the first one, mask, sums (low and high of the base,
-    # then of the tuned side) to add to: compares by bits and hashes -> how many are changed
+    # base, tuned (addresses of 32-bit elements or, of a kind, of recipes, moved on but for what is
+    # left), units, the first one, mask, sums (low and high of the base, then of the tuned side) to
+    # add to: compares by bits and hashes -> how many are changed
     "units": "int64(int64, int64, int64, int64, int64, int64)",
     # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
     # out -> number of gaps, or -1 where they are not what "gaps" writes
@@ -258,19 +259,20 @@ CAST_SCRATCH = 2 * LANES * 8
 SCALE_DTYPES = (
     "F32", "F8_E8M0", "BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
 )  # fmt: skip
-#: a recipe for values, int64: who makes them (the address of a kernel), how many are still to be
-#: made, where the driver has a block of them written, where elements and scales are, the dtype of
-#: these, and bytes of one; columns of a matrix and its rows, rows and columns of a block, scales in
-#: a row of blocks; then where the walk is: column, row, row in the block, column in the block, and
-#: the positions of the row's first scale and of the block's. Recipes that lie one behind the other
-#: make the values of one span.
+#: a recipe for values, int64: who makes them (the address of a kernel), who compares whole units
+#: with those of a recipe that has the same (the address of a kernel, or 0), how many are still to
+#: be made, where the driver has a block of them written, where elements and scales are, the dtype
+#: of these, and bytes of one; columns of a matrix and its rows, rows and columns of a block, scales
+#: in a row of blocks; then where the walk is: column, row, row in the block, column in the block,
+#: and the positions of the row's first scale and of the block's. Recipes that lie one behind the
+#: other make the values of one span.
 (
-    RECIPE_MAKER, RECIPE_LEFT, RECIPE_ROOM,
+    RECIPE_MAKER, RECIPE_UNITS, RECIPE_LEFT, RECIPE_ROOM,
     RECIPE_SOURCE, RECIPE_SCALES, RECIPE_DTYPE, RECIPE_BYTES,
     WALK_WIDTH, WALK_ROWS, WALK_BLOCK_ROWS, WALK_BLOCK_COLUMNS, WALK_ACROSS,
     WALK_COLUMN, WALK_ROW, WALK_IN_ROW, WALK_IN_COLUMN, WALK_FIRST, WALK_SCALE,
-) = range(18)  # fmt: skip
-RECIPE_FIELDS = 18
+) = range(19)  # fmt: skip
+RECIPE_FIELDS = 19
 
 # moving chosen elements
 

@@ -35,7 +35,7 @@ def _kinds() -> dict[str, Iterable[str]]:
     planes = [str(count) for count in range(2, _MOST_STORES.bit_length() + 1)]
     moved = [str(width) for width in moving.WIDTHS]
     return {
-        "agree": planes,
+        "agree": ("1", *planes),  # the ones of a store by itself are counted too
         "blend": bits,
         "cells": DTYPES,
         "combine": ("difference", "odd", *(f"at-least:{count}" for count in planes)),
@@ -54,6 +54,7 @@ def _kinds() -> dict[str, Iterable[str]]:
         "strided": _strided(),
         "sweep": [f"W{width}:exact" for width in bits],
         "tally": lanes,
+        "units": ("", "groups", "halves"),
         "widen": _widened(),
     }
 

@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
 U8, U32, I64, U64 = (np.dtype(kind) for kind in (np.uint8, np.uint32, np.int64, np.uint64))
-F64 = np.dtype(np.float64)
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def place(array: Array, dtype: np.dtype[Any], least: int = 0) -> int:

@@ -15,12 +15,13 @@ import numpy as np
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import abi
 from ckdiff.kernels.compiled import Function, c_function
-from ckdiff.kernels.memory import I64, U8, Bytes, Int64, place, room, within
+from ckdiff.kernels.memory import F32, I64, U8, Bytes, Float32, Int64, place, room, within
 
 #: dtypes of quantised elements; F4 is E2M1, two to a byte, the low half first
 QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "F4")
-_GROUP = 32  # rows of F4 that lie turned and share a scale
+_GROUP = 32  # F4 that share a scale
 _NOWHERE = np.empty(0, np.uint8)
+_ENDLESS = 1 << 60  # columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,12 @@ class Scaling:
         )  # fmt: skip
 
     @property
+    def even(self) -> bool:
+        """Whether it is F4 in groups that go on from row to row, whole ones, with E8M0."""
+        of = self.dtype, self.scale_dtype, self.block, self.columns % _GROUP
+        return of == ("F4", "F8_E8M0", (1, _GROUP), 0)
+
+    @property
     def _across(self) -> int:
         return -(-self.columns // self.block[1])
 
@@ -103,6 +110,7 @@ class Recipe(NamedTuple):
     """How some values are made, in order: arrays that must stay until they are."""
 
     kernel: Function
+    units: Function | None  #: what compares both sides of whole units, if there is one
     values: int  #: how many
     row: tuple[int, ...]  #: where elements and scales are, and the walk over them
 
@@ -119,7 +127,10 @@ def table(recipes: Sequence[Recipe], into: Bytes) -> Int64:
     begin where a line of the cache does. The table is good for one walk.
     """
     to = room(into, U8)
-    rows = [(kernel.address, values, to, *row) for kernel, values, row in recipes]
+    rows = [
+        (kernel.address, 0 if units is None else units.address, values, to, *row)
+        for kernel, units, values, row in recipes
+    ]
     return np.array(rows, np.int64).reshape(-1, abi.RECIPE_FIELDS)
 
 
@@ -140,16 +151,29 @@ def scaled(
     low, high = scaling.needed(start, start + count)
     within(low - first, high - first, len(scales) // width)
     places = place(elements, U8, -(-count * bits // 8)), place(scales, U8)
-    row = *places, abi.SCALE_DTYPES.index(scaling.scale_dtype), width, *scaling.walk(start, first)
-    return Recipe(c_function("scale", scaling.dtype), count, row)
+    walk, units = scaling.walk(start, first), None
+    if scaling.even and start % _GROUP == 0:
+        # one row of groups, however long
+        walk, units = (_ENDLESS, 1, 1, _GROUP, 0, *[0] * 5, walk[-1]), c_function("units", "groups")
+    row = *places, abi.SCALE_DTYPES.index(scaling.scale_dtype), width, *walk
+    return Recipe(c_function("scale", scaling.dtype), units, count, row)
 
 
-def turned(pairs: Bytes, powers: Bytes, at: tuple[int, int], columns: int, values: int) -> Recipe:
+def powers_of_two(exponents: Bytes, out: Float32) -> None:
+    """Write F8_E8M0 as numbers: 2**(e - 127), and the one NaN for 255. As many as there are."""
+    bits = out.view(np.uint32)
+    bits[:] = exponents
+    bits <<= 23
+    if len(bits) and not 0 < exponents.min() <= exponents.max() < 255:
+        bits[exponents + np.uint8(1) <= 1] |= 1 << 22  # 0 is subnormal, 255 would be an infinity
+
+
+def turned(pairs: Bytes, powers: Float32, at: tuple[int, int], columns: int, values: int) -> Recipe:
     """Values of F4 that lie turned: rows of ``columns`` bytes are two rows of values, the low
-    halves first, and each 32 rows of values have a row of F8_E8M0.
+    halves first, and each 32 rows of values have a row of powers of two.
 
     The first value is that of a row and a column; ``pairs`` begins with the row of bytes that it is
-    in, and ``powers`` with its row of scales. Of both ``abi.LANES`` bytes more may be read. Raises
+    in, and ``powers`` with its row of scales. Of both ``abi.LANES`` items more may be read. Raises
     ValueError where something lies outside, and TypeError for arrays of something else.
     """
     row, column = at
@@ -157,13 +181,14 @@ def turned(pairs: Bytes, powers: Bytes, at: tuple[int, int], columns: int, value
         raise ValueError("rows have columns, and recipes values")
     last = row + (column + values - 1) // columns
     places = [
-        place(data, U8, columns * (last // rows - row // rows + 1) + abi.LANES)
-        for data, rows in ((pairs, 2), (powers, _GROUP))
+        place(data, dtype, columns * (last // rows - row // rows + 1) + abi.LANES)
+        for data, dtype, rows in ((pairs, U8, 2), (powers, F32, _GROUP))
     ]
     row %= _GROUP
     places[0] -= row // 2 * columns  # where the rows of its group would begin
     walk = columns, *[0] * 4, column, row, *[0] * 4
-    return Recipe(c_function("halves"), values, (*places, 0, 0, *walk))
+    units = c_function("units", "halves")
+    return Recipe(c_function("halves"), units, values, (*places, 0, 0, *walk))
 
 
 def scale(

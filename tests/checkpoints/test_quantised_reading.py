@@ -115,7 +115,7 @@ def test_memory_is_that_of_a_window(tmp_path: Path) -> None:
     scheme = made(grouped((2, 2048, 1024), "U8", turned=True))
     with opened(tmp_path / "m.safetensors", scheme) as view, closing(view.reader()) as reader:
         window = 1 << 20
-        assert view.reader_memory(window) == window * 5 // 2 + blockscalereader.SCRATCH
+        assert view.reader_memory(window) == window * 3 + blockscalereader.SCRATCH
         assert isinstance(reader, blockscalereader.ScaledReader)
         turning = reader._turning
         assert turning is not None
@@ -126,7 +126,8 @@ def test_memory_is_that_of_a_window(tmp_path: Path) -> None:
                     reader.release()
                     held = [*turning._parts, *{**turning._before, **turning._whole}.values()]
                     most = turning.memory(max(size, 4 * window)) if size > window else window // 2
-                    assert sum(x.pairs.nbytes + x.powers.nbytes for x in held) <= most + 1000
+                    rooms = [*(x.room for x in held), *turning._free]
+                    assert sum(room.nbytes for room in rooms) <= most + 1000
             assert len(reader._values) <= size + 64
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ckdiff.kernels import abi, codegen
 from ckdiff.kernels.codegen import scaling as generated
 from ckdiff.kernels.compiled import Function
-from ckdiff.kernels.scaling import QUANTISED, Scaling, scale, scaled, turned
+from ckdiff.kernels.scaling import QUANTISED, Scaling, powers_of_two, scale, scaled, turned
 
 SCALES = ["F32", "BF16", "F16", "F8_E8M0"]
 
@@ -219,6 +219,20 @@ def test_elements_of_half_a_byte_begin_with_a_byte() -> None:
         scale(np.zeros(4, np.uint8), scaling, 1, np.zeros(32, np.uint8), 0, np.zeros(8, np.uint8))
 
 
+def factors_of(powers: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    found = np.empty(len(powers), np.float32)
+    powers_of_two(powers, found)
+    return found
+
+
+def test_all_powers_of_two() -> None:
+    every = np.arange(256, dtype=np.uint8)
+    for some in every, every[1:-1]:
+        wanted = as_float32("F8_E8M0", some.tobytes())
+        assert factors_of(some)[:-1].tobytes() == wanted[:-1].tobytes()
+    assert factors_of(every).view(np.uint32)[-1] == 0x7FC00000
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_rows_of_turned_pairs(data: st.DataObject) -> None:
@@ -232,7 +246,8 @@ def test_any_rows_of_turned_pairs(data: st.DataObject) -> None:
         for some in (2, 32)
     )
     found = np.full(count + 1, 1.5, np.float32).view(np.uint8)
-    turned(pairs, powers, (row, column), columns, count).make(found)
+    factors = factors_of(powers)
+    turned(pairs, factors, (row, column), columns, count).make(found)
     assert found[-4:].view(np.float32)[0] == 1.5
     places = np.arange(column, column + count)
     rows = row + places // columns
@@ -249,7 +264,7 @@ def test_turned_pairs_that_do_not_fit() -> None:
     def u8(size: int) -> npt.NDArray[np.uint8]:
         return np.zeros(size, np.uint8)
 
-    pairs, powers = u8(16 * 60 + abi.LANES), u8(60 + abi.LANES)
+    pairs, powers = u8(16 * 60 + abi.LANES), np.zeros(60 + abi.LANES, np.float32)
     out = u8(4 * 32 * 60)
     turned(pairs, powers, (64, 0), 60, 32 * 60).make(out)
     for at, columns, count in [
@@ -271,6 +286,8 @@ def test_turned_pairs_that_do_not_fit() -> None:
         turned(pairs, powers[:-1], (0, 0), 60, 32 * 60)
     with pytest.raises(TypeError):
         turned(pairs.view(np.int8), powers, (0, 0), 60, 1)
+    with pytest.raises(TypeError):
+        turned(pairs, powers.view(np.uint32), (0, 0), 60, 1)
 
 
 def test_numbers_that_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:

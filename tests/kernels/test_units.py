@@ -6,18 +6,21 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import Kernels, Results, abi, hashing
-from ckdiff.kernels.compiled import c_function
+from ckdiff.kernels import Kernels, Results, abi, codegen, hashing
+from ckdiff.kernels.codegen import scaling
+from ckdiff.kernels.compiled import Function, c_function
 from ckdiff.kernels.memory import I64, U8, U64, place, room
-from ckdiff.kernels.scaling import Recipe, Scaling, scaled, table, turned
+from ckdiff.kernels.scaling import Recipe, Scaling, powers_of_two, scaled, table, turned
 from ckdiff.rules import Rule
 
 UNIT = hashing.UNIT
-Bytes = npt.NDArray[np.uint8]
+#: what the values of a kind are made of
+WAYS = {"groups": "F4", "halves": "turned"}
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,27 +59,33 @@ def _segments(rows: list[tuple[int, int, int, int]], unit: int) -> npt.NDArray[n
     return table_
 
 
-def _recipes(rng: np.random.Generator, count: int, way: str, kept: list[object]) -> list[Recipe]:
+def _recipes(
+    rng: np.random.Generator, count: int, way: str, kept: list[object], *, whole: bool = False
+) -> list[Recipe]:
     """Recipes for so many values, a few parts of them; what they need is ``kept``."""
     if way == "turned":
-        columns = 96
-        some = [rng.integers(0, 256, count // size * 96 + 400, np.uint8) for size in (2, 32)]
-        kept.append(some)
-        return [turned(some[0], some[1], (0, 0), columns, count)]
+        columns = int(rng.choice([96, 512, 1024, 1440]))
+        some = [
+            rng.integers(0, 256, count // size + 2 * columns + 400, np.uint8) for size in (2, 32)
+        ]
+        powers = np.empty(len(some[1]), np.float32)
+        powers_of_two(some[1], powers)
+        kept.append((some, powers))
+        return [turned(some[0], powers, (0, 0), columns, count)]
     columns = 32 * -(-count // 64)
-    scaling = Scaling(way, "F8_E8M0" if way == "F4" else "F32", 2, columns, (1, 32))
+    how = Scaling(way, "F8_E8M0" if way == "F4" else "F32", 2, columns, (1, 32))
     elements = rng.integers(0, 256, 2 * columns, np.uint8)
-    scales = rng.integers(0, 256, 4 * scaling.scales, np.uint8)
+    scales = rng.integers(0, 256, 4 * how.scales, np.uint8)
     kept.append((elements, scales))
-    cut = [0, *sorted(rng.integers(0, count // 2 + 1, 2) * 2), count]
+    cut = [0, *(() if whole else sorted(rng.integers(0, count // 2 + 1, 2) * 2)), count]
     return [
-        scaled(elements[a * DTYPES[way].bits // 8 :], scaling, a, b - a, scales, 0)
+        scaled(elements[a * DTYPES[way].bits // 8 :], how, a, b - a, scales, 0)
         for a, b in itertools.pairwise(cut)
         if a < b
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_values_made_on_the_way_are_those_made_before(data: st.DataObject) -> None:
     """Counts, bits and hashes, of one side made or both, and of all that may be said of them."""
@@ -122,3 +131,33 @@ def test_values_made_on_the_way_are_those_made_before(data: st.DataObject) -> No
             ]
         )
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["groups", "halves"])
+@pytest.mark.parametrize("features", [(False, False), (True, False)], ids=str)
+def test_on_other_machines(
+    kind: str, features: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What those do that have no vectors of 16 numbers, or do not pick bits out of words."""
+    looks_up, picks_bits = features
+    if looks_up and not scaling._looks_up():
+        pytest.skip("this machine has none")
+    monkeypatch.setattr(scaling, "_looks_up", lambda: looks_up)
+    monkeypatch.setattr(scaling, "_picks_bits", lambda: picks_bits)
+    made = codegen.compile_kernel("units", kind, abi.SIGNATURES["units"])
+    functions = [c_function("units", kind), Function("units", made.address, made)]
+    rng = np.random.default_rng(5)
+    kept: list[object] = []
+    count = 12  # units
+    sides = [_recipes(rng, count * UNIT, WAYS[kind], kept, whole=True) for _ in range(2)]
+    rooms = np.empty((2, 4 * abi.BLOCK), np.uint8)
+    found = []
+    for function in functions:
+        mask, sums = np.zeros(count * UNIT // 8, np.uint8), np.zeros(4, np.uint64)
+        recipes = [table(side, into) for side, into in zip(sides, rooms, strict=True)]
+        places = [place(recipe, I64) for recipe in recipes]
+        changed = function.ctypes(*places, count, 3, room(mask, U8), room(sums, U64))
+        after = [recipe.tobytes() for recipe in recipes]
+        found.append((changed, mask.tobytes(), sums.tolist(), after))
+    assert found[0] == found[1]
+    assert found[0][0] > UNIT

@@ -19,6 +19,7 @@ from ckdiff.kernels.scaling import Recipe, Scaling, scaled, table
 
 _SPARE = 16  # scales beyond one for each element that a part may need
 _FLOAT = 4  # bytes of a value
+_AHEAD = 4  # windows that are asked for before their turn, and remembered
 _LINE = 64  # bytes of a line of the cache
 #: bytes besides the values: of those of a block, and of recipes
 SCRATCH = 1 << 20
@@ -99,6 +100,7 @@ class ScaledReader:
         self._turning = None if aside is None else Turning(aside)
         self._values = self._room = np.empty(0, np.uint8)
         self._recipes = np.empty((0, 0), np.int64)
+        self._coming: dict[tuple[bytes, bytes, bytes], Wanted] = {}  # what was asked for ahead
 
     def give_recipes(self) -> None:
         """From now on do not make values, but say how, for the driver of the kernels: what is made
@@ -108,7 +110,8 @@ class ScaledReader:
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader. Values are in a buffer of this reader."""
-        wanted = self._wanted(tensors, starts, nbytes)
+        asked = tensors.tobytes(), starts.tobytes(), nbytes.tobytes()
+        wanted = self._coming.pop(asked, None) or self._wanted(tensors, starts, nbytes)
         columns = wanted.columns
         found, sizes = self._inner.acquire(*columns).tolist(), columns[2].tolist()
         addresses = np.zeros(len(tensors), np.int64)
@@ -169,7 +172,10 @@ class ScaledReader:
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """See SpanReader: elements and scales, but not of what is turned."""
-        self._inner.prefetch(*self._wanted(tensors, starts, nbytes).columns)
+        wanted = self._wanted(tensors, starts, nbytes)
+        self._inner.prefetch(*wanted.columns)
+        if len(self._coming) < _AHEAD:
+            self._coming[tensors.tobytes(), starts.tobytes(), nbytes.tobytes()] = wanted
 
     def release(self) -> None:
         """See SpanReader."""

@@ -7,7 +7,7 @@ put together as rows of values, and become those when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,10 @@ from ckdiff.checkpoints.views.quantisedgrid import GROUP
 from ckdiff.kernels import strided
 from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.memory import Bytes, bytes_at
-from ckdiff.kernels.scaling import Recipe, turned
+from ckdiff.kernels.scaling import Recipe, powers_of_two, turned
 
-_BAND = 1 << 20  # bytes of elements that are asked for at a time
+_BAND = 1 << 22  # bytes of elements that are asked for at a time, at most
+_LEAST_BAND = 1 << 20
 _HALF = GROUP // 2  # bytes of a group
 
 
@@ -43,19 +44,34 @@ class _Box:
         """Between which lines of ``size`` columns each they are."""
         return self.left // size, -(-self.right // size)
 
-    def nbytes(self, size: int) -> int:
-        """Of a byte for each line and row, and what a kernel may read after them."""
+    def items(self, size: int) -> int:
+        """One for each line and row, and what a kernel may read after them."""
         first, last = self.lines(size)
         return (last - first) * self.columns + LANES
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes, filled, and to begin where a line of the cache does."""
+        return self.items(2) + 5 * self.items(GROUP) + LANES
 
 
 class _Filled:
     """A box, and its bytes as rows of values: to be filled."""
 
-    def __init__(self, box: _Box) -> None:
-        self.box = box
+    def __init__(self, box: _Box, room: Bytes) -> None:
+        """``room`` has as many bytes as the box says."""
+        self.box, self.room = box, room
+        room = room[-room.ctypes.data % LANES :]
+        floats = 4 * box.items(GROUP)
+        self.factors = room[:floats].view(np.float32)  #: a row for each group of rows of values
         #: a row for each two rows of values, and a row for each group of them
-        self.pairs, self.powers = (np.empty(box.nbytes(size), np.uint8) for size in (2, GROUP))
+        self.pairs, self.powers = np.split(
+            room[floats : floats + box.items(2) + box.items(GROUP)], [box.items(2)]
+        )
+
+    def finish(self) -> None:
+        """All bytes are there."""
+        powers_of_two(self.powers[:-LANES], self.factors[:-LANES])
 
     def recipe(self, first: int, stop: int) -> Recipe:
         """For the values [first, stop) of the box."""
@@ -63,10 +79,10 @@ class _Filled:
         row, column = divmod(first, columns)
         row += self.box.left
         down = (row // size - self.box.left // size for size in (2, GROUP))
-        pairs, powers = (
-            data[columns * n :] for data, n in zip((self.pairs, self.powers), down, strict=True)
+        pairs, factors = (columns * lines for lines in down)
+        return turned(
+            self.pairs[pairs:], self.factors[factors:], (row, column), columns, stop - first
         )
-        return turned(pairs, powers, (row, column), columns, stop - first)
 
 
 class Turning:
@@ -80,15 +96,28 @@ class Turning:
         self._whole: dict[tuple[int, int], _Filled] = {}  # matrices, by elements and number
         self._before = self._whole  # those of the window before
         self._parts: list[_Filled] = []
+        self._free: list[Bytes] = []  # to be taken again: what is new the system has to clear
 
     @staticmethod
     def memory(window: int) -> int:
         """Bytes that are held at most for windows of so many bytes."""
-        return 3 * window // 2
+        return 2 * window
 
     def begin(self) -> None:
         """Begin a window: recipes of the one before are good no more."""
+        self._forget(self._whole)
         self._before, self._whole, self._parts = self._whole, {}, []
+
+    def _forget(self, kept: Mapping[tuple[int, int], _Filled]) -> None:
+        """Drop the matrices of the window before, but for those that are kept."""
+        self._free += [filled.room for key, filled in self._before.items() if key not in kept]
+        self._before = {}
+
+    def _room(self, size: int) -> Bytes:
+        """Memory that was used before, if there is some of that size."""
+        fit = [room for room in self._free if len(room) == size]
+        self._free = fit[1:2]
+        return fit[0] if fit else np.empty(size, np.uint8)
 
     def recipes(self, how: Scaled, first: int, stop: int, window: int) -> list[Recipe]:
         """Recipes for the values [first, stop) of a turned tensor, in order. ``window`` are bytes.
@@ -105,8 +134,9 @@ class Turning:
             if whole is not None:
                 found.append(whole.recipe(begin, end))
             else:
-                parts = [_Filled(box) for box in _boxes(matrix, width, begin, end)]
-                _read(self._reader, how, parts)
+                boxes = _boxes(matrix, width, begin, end)
+                parts = [_Filled(box, np.empty(box.nbytes, np.uint8)) for box in boxes]
+                _read(self._reader, how, parts, window)
                 self._parts += parts
                 found += [part.recipe(0, _size(part.box)) for part in parts]
             first += end - begin
@@ -119,10 +149,11 @@ class Turning:
         if key in self._before:  # it is good as long as the source is what it was
             _acquired(self._reader, how, box.matrix * box.bottom * (box.right // GROUP), 1)
             self._reader.release()
-        if filled is None and box.nbytes(2) + box.nbytes(GROUP) <= 5 * window // 8:
-            self._before = {}  # windows go on: what it has first is what the one before had last
-            filled = _Filled(box)
-            _read(self._reader, how, [filled])
+        if filled is None and box.nbytes <= 3 * window // 4:
+            # windows go on: what it has first is what the one before had last
+            self._forget(self._whole)
+            filled = _Filled(box, self._room(box.nbytes))
+            _read(self._reader, how, [filled], window)
         if filled is not None:
             self._whole[key] = filled
         return filled
@@ -142,14 +173,15 @@ def _boxes(matrix: int, width: int, first: int, stop: int) -> Iterator[_Box]:
         first += _size(box)
 
 
-def _read(reader: SpanReader, how: Scaled, filled: list[_Filled]) -> None:
+def _read(reader: SpanReader, how: Scaled, filled: list[_Filled], window: int) -> None:
     """Read boxes of one matrix, band by band."""
     scaling, boxes = how.scaling, [part.box for part in filled]
     assert scaling is not None
     groups = scaling.columns // GROUP
     first, last = min(box.left for box in boxes) // GROUP, max(box.lines(GROUP)[1] for box in boxes)
     top, bottom = min(box.top for box in boxes), max(box.bottom for box in boxes)
-    step = max(1, _BAND // (groups * _HALF))
+    band = min(_BAND, max(_LEAST_BAND, window // 4))
+    step = max(1, band // (groups * _HALF))
     for row in range(top, bottom, step):
         stop = min(row + step, bottom)
         begin = (boxes[0].matrix * scaling.rows + row) * groups + first
@@ -168,6 +200,8 @@ def _read(reader: SpanReader, how: Scaled, filled: list[_Filled]) -> None:
                         (end - line, high - low), (1, groups * width), (part.box.columns, 1), 1,
                     )  # fmt: skip
         reader.release()
+    for part in filled:
+        part.finish()
 
 
 def _acquired(reader: SpanReader, how: Scaled, begin: int, reach: int) -> tuple[Bytes, Bytes]:

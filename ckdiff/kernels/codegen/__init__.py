@@ -27,6 +27,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.entropy import encode_kernel, survey_kernel
     from ckdiff.kernels.codegen.gaps import gaps_kernel, ungaps_kernel
     from ckdiff.kernels.codegen.guard import guard_kernel
+    from ckdiff.kernels.codegen.halves import halves_kernel
     from ckdiff.kernels.codegen.hashing import hash_kernel
     from ckdiff.kernels.codegen.lowrank import lowrank_kernel
     from ckdiff.kernels.codegen.margins import margins_kernel
@@ -37,7 +38,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.profile import profile_kernel
     from ckdiff.kernels.codegen.runs import runs_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
-    from ckdiff.kernels.codegen.scaling import halves_kernel, scale_kernel
+    from ckdiff.kernels.codegen.scaling import scale_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
     from ckdiff.kernels.codegen.strided import strided_kernel
     from ckdiff.kernels.codegen.sweep import sweep_kernel

@@ -23,6 +23,7 @@ from ckdiff.kernels.abi import (
     RECIPE_LEFT,
     RECIPE_MAKER,
     RECIPE_ROOM,
+    RECIPE_UNITS,
     SCRATCH_BYTES,
     SEG_BASE,
     SEG_COLUMNS,
@@ -36,6 +37,7 @@ from ckdiff.kernels.abi import (
     SLOT_RULES,
     SLOT_STATISTICS,
     SLOT_UNITS,
+    WALK_IN_COLUMN,
 )  # fmt: skip
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
@@ -106,6 +108,31 @@ def make(recipe: int, out: int, elements: int) -> int:
     return recipe
 
 
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def compares(base: int, tuned: int, elements: int) -> int:
+    """What compares the next values of two recipes without making them; 0 where nothing does."""
+    found = load_word(base + 8 * RECIPE_UNITS)
+    if (
+        load_word(tuned + 8 * RECIPE_UNITS) != found
+        or load_word(base + 8 * RECIPE_LEFT) < elements
+        or load_word(tuned + 8 * RECIPE_LEFT) < elements
+        or load_word(base + 8 * WALK_IN_COLUMN) != 0
+        or load_word(tuned + 8 * WALK_IN_COLUMN) != 0
+    ):
+        found = 0
+    return found  # type: ignore[no-any-return]
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def compared(recipe: int, elements: int) -> int:
+    """Of a recipe's values so many are done; gives the recipe of those that follow."""
+    left = load_word(recipe + 8 * RECIPE_LEFT) - elements
+    store_word(recipe + 8 * RECIPE_LEFT, left)
+    if left == 0:
+        recipe += 8 * RECIPE_FIELDS
+    return recipe
+
+
 #: segments of a few elements are over before memory has delivered the next: it is asked for what
 #: so many further on need
 _FEW, _AHEAD = 1 << 13, 8
@@ -138,6 +165,7 @@ def drive_kernel() -> Callable[..., None]:
                     step = MADE
                 if hashes != 0 and rules > 0:
                     units = load_word(slot + 8 * SLOT_UNITS)
+            alone = units != 0 and rules == 1 and step == MADE  # nobody else looks at the values
             while left > 0:
                 elements = step - (position & (step - 1))
                 if (
@@ -145,10 +173,19 @@ def drive_kernel() -> Callable[..., None]:
                 ):  # not min(): numba implements it with an iterator that can raise
                     elements = left
                 block_bytes = elements * bits // 8
+                both = types.int64(0)
+                if alone and base_at < 0 and tuned_at < 0 and elements % UNIT == 0:
+                    both = compares(-base_at, -tuned_at, elements)
                 base, tuned = base_at, tuned_at
                 for side in range(2):
                     recipe = -(tuned_at if side else base_at)
-                    if recipe > 0:
+                    if both != 0:
+                        recipe = compared(recipe, elements)
+                        if side:
+                            tuned_at = -recipe
+                        else:
+                            base_at = -recipe
+                    elif recipe > 0:
                         values = load_word(recipe + 8 * RECIPE_ROOM)
                         recipe = make(recipe, values, elements)
                         if side:
@@ -173,7 +210,10 @@ def drive_kernel() -> Callable[..., None]:
                 if together:
                     mask = load_word(masks) + position // 8
                     some = elements // UNIT, unit
-                    changed = call_units(units, (base, tuned), some, mask, hashes + row * 32)
+                    kernel, sides = units, (base, tuned)
+                    if both != 0:
+                        kernel, sides = both, (-base, -tuned)
+                    changed = call_units(kernel, sides, some, mask, hashes + row * 32)
                     total = counts + row * rules * 8
                     store_word(total, load_word(total) + changed)
                 for r in range(1 if together else 0, rules):

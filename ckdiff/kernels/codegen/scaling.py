@@ -40,14 +40,16 @@ from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, as_many, in_e
 from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.numbaview import has
 
-_WORD = 32  # elements
+WORD = 32  # elements
 _NAN = 0x7FC00000
-_NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of F4, those without a sign
-_ASIDE = 9 * _WORD  # bytes: elements, values and scales of a word
+_SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+NUMBERS = (*_SIZES, *(-size for size in _SIZES))  #: of F4
+_TABLE = len(NUMBERS)
+_ASIDE = 9 * WORD  # bytes: elements, values and scales of a word
 _POWERS = SCALE_DTYPES.index("F8_E8M0")
 
 
-def _at(b: Any, address: Value, element: Any, count: int = _WORD) -> Value:
+def vector_at(b: Any, address: Value, element: Any, count: int = WORD) -> Value:
     """Where a vector is."""
     return b.inttoptr(address, ir.VectorType(element, count).as_pointer())
 
@@ -57,30 +59,57 @@ def _looks_up() -> bool:
     return has("avx512f")
 
 
-def _pairs(b: Any, address: Value) -> Value:
-    """A word of F4, as half as many lanes of 64 bits with two in each: their lowest four bits are
-    those of the first one, and bits 32 to 35 those of the second.
-    """
-    pairs = b.load(_at(b, address, I8, _WORD // 2), align=1)
+def _picks_bits() -> bool:
+    """Whether the machine takes bytes out of words that begin with any bit."""
+    return has("avx512vbmi")
+
+
+def pairs_of(b: Any, address: Value, count: int) -> Value:
+    """So many F4, as int32 lanes: each is the lowest four bits of its lane."""
+    if count == _TABLE and _looks_up() and _picks_bits():
+        kind = ir.VectorType(I8, 64)
+        word = b.load(vector_at(b, address, I64, 1), align=1)
+        every = b.shuffle_vector(word, word, ir.Constant(ir.VectorType(I32, 8), [0] * 8))
+        begins = ir.Constant(kind, [8 * (i // 8) + i // 4 % 2 * 4 for i in range(64)])
+        pick = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(kind, [kind] * 2), "llvm.x86.avx512.pmultishift.qb.512"
+        )
+        picked = b.call(pick, [begins, b.bitcast(every, kind)])
+        return b.bitcast(picked, ir.VectorType(I32, count))
+    pairs = b.load(vector_at(b, address, I8, count // 2), align=1)
     wide = b.zext(pairs, as_many(pairs, I64))
-    return b.or_(wide, b.shl(wide, in_each(wide, I64, 28)))
+    both = b.or_(wide, b.shl(wide, in_each(wide, I64, 28)))
+    return b.bitcast(both, ir.VectorType(I32, count))
 
 
-def _four_bits(b: Any, bits: Value) -> Value:
+def look_up(b: Any, numbers: Value, bits: Value) -> Value:
+    """Those of a vector of NUMBERS, each times the same factor, that the lowest four bits of as
+    many int32 lanes say.
+    """
+    if _looks_up():
+        kind = ir.FunctionType(numbers.type, [numbers.type, bits.type])
+        name = "llvm.x86.avx512.permvar.sf.512"
+        return b.call(cgutils.get_or_insert_function(b.module, kind, name), [numbers, bits])
+    one = b.extract_element(numbers, I32(NUMBERS.index(1)))
+    undefined = ir.Constant(numbers.type, ir.Undefined)
+    factor = b.insert_element(undefined, one, I32(0))
+    factor = b.shuffle_vector(factor, undefined, ir.Constant(bits.type, [0] * _TABLE))
+    return b.fmul(four_bits(b, bits), factor)
+
+
+def four_bits(b: Any, bits: Value) -> Value:
     """The lowest four bits of int32 lanes, an F4, as float32 lanes."""
     const = partial(in_each, bits, I32)
     if _looks_up():
-        some = 16
-        of = ir.VectorType(F32, some)
-        kind = ir.FunctionType(of, [of, ir.VectorType(I32, some)])
-        name = "llvm.x86.avx512.permvar.sf.512"
-        take = cgutils.get_or_insert_function(b.module, kind, name)
-        numbers = ir.Constant(of, [*_NUMBERS, *(-number for number in _NUMBERS)])
+        numbers = ir.Constant(ir.VectorType(F32, _TABLE), list(NUMBERS))
+        if bits.type.count == _TABLE:
+            return look_up(b, numbers, bits)
         parts = [
-            b.call(take, [numbers, b.shuffle_vector(bits, bits, ir.Constant(kind.args[1], part))])
-            for part in (list(range(some)), list(range(some, 2 * some)))
+            look_up(b, numbers, b.shuffle_vector(bits, bits, ir.Constant(of, [*range(k, k + 16)])))
+            for of in [ir.VectorType(I32, _TABLE)]
+            for k in range(0, bits.type.count, _TABLE)
         ]
-        return b.shuffle_vector(*parts, ir.Constant(bits.type, list(range(2 * some))))
+        return b.shuffle_vector(*parts, ir.Constant(bits.type, list(range(2 * _TABLE))))
     # one sign bit, two of exponent (bias 1), one of mantissa, and all of them are numbers
     size = b.and_(bits, const(7))
     whole = b.add(b.shl(size, const(22)), const(126 << 23))
@@ -93,14 +122,14 @@ def _four_bits(b: Any, bits: Value) -> Value:
 def _numbers(b: Any, dtype: DType, address: Value) -> Value:
     """A word as float32 lanes."""
     if dtype.bits < 8:
-        return _four_bits(b, b.bitcast(_pairs(b, address), ir.VectorType(I32, _WORD)))
-    bits = b.load(_at(b, address, I8), align=1)
+        return four_bits(b, pairs_of(b, address, WORD))
+    bits = b.load(vector_at(b, address, I8), align=1)
     if dtype.kind == "int":
         return b.sitofp(bits, as_many(bits, F32))
     return lanes.to_float(b, dtype, bits)
 
 
-def _powers(b: Any, bits: Value) -> Value:
+def powers_of_two(b: Any, bits: Value) -> Value:
     """E8M0 as float32 lanes: 2**(e - 127), the lowest of which is subnormal; 255 is NaN."""
     whole = b.shl(b.zext(bits, as_many(bits, I32)), in_each(bits, I32, 23))
     extreme = b.icmp_unsigned("<=", b.add(bits, in_each(bits, I8, 1)), in_each(bits, I8, 1))
@@ -110,18 +139,18 @@ def _powers(b: Any, bits: Value) -> Value:
 
 def _every(b: Any, factor: Value) -> Value:
     """The same number in all lanes."""
-    undefined = ir.Constant(ir.VectorType(F32, _WORD), ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(F32, WORD), ir.Undefined)
     first = b.insert_element(undefined, factor, I32(0))
     return b.shuffle_vector(first, undefined, in_each(first, I32, 0))
 
 
-def _store_product(b: Any, numbers: Value, factors: Value, out: Value, exact: bool = False) -> None:
+def store_product(b: Any, numbers: Value, factors: Value, out: Value, exact: bool = False) -> None:
     """One product each, and one NaN for all NaNs. ``exact``: the only NaN is that one of scales."""
     product = b.fmul(numbers, factors)
     if not exact:
         nan = b.bitcast(in_each(product, I32, _NAN), product.type)
         product = b.select(b.fcmp_unordered("uno", product, product), nan, product)
-    b.store(product, _at(b, out, F32), align=1)
+    b.store(product, vector_at(b, out, F32), align=1)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -137,8 +166,10 @@ def _factor(typing: Any, number: Any, address: Any) -> Any:
             switch.add_case(I64(i), block)
             b.position_at_end(block)
             dtype = DTYPES[name]
-            bits = b.load(_at(b, args[1], int_type(dtype.bits), 1), align=1)
-            factor = _powers(b, bits) if dtype.kind == "raw" else lanes.to_float(b, dtype, bits)
+            bits = b.load(vector_at(b, args[1], int_type(dtype.bits), 1), align=1)
+            factor = (
+                powers_of_two(b, bits) if dtype.kind == "raw" else lanes.to_float(b, dtype, bits)
+            )
             b.store(b.extract_element(factor, I32(0)), found)
             b.branch(done)
         b.position_at_end(done)
@@ -153,7 +184,7 @@ def _multiply_all(typing: Any, name: Any, source: Any, factor: Any, out: Any) ->
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         numbers = _numbers(b, DTYPES[name.literal_value], args[1])
-        _store_product(b, numbers, _every(b, args[2]), args[3])
+        store_product(b, numbers, _every(b, args[2]), args[3])
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.float32, types.int64), generate
@@ -165,9 +196,9 @@ def _multiply_group(typing: Any, name: Any, source: Any, scale: Any, out: Any) -
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         dtype = DTYPES[name.literal_value]
-        factor = _powers(b, b.load(_at(b, args[2], I8, 1), align=1))
+        factor = powers_of_two(b, b.load(vector_at(b, args[2], I8, 1), align=1))
         every = _every(b, b.extract_element(factor, I32(0)))
-        _store_product(b, _numbers(b, dtype, args[1]), every, args[3], dtype.kind != "float")
+        store_product(b, _numbers(b, dtype, args[1]), every, args[3], dtype.kind != "float")
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.int64, types.int64), generate
@@ -178,25 +209,11 @@ def _multiply_each(typing: Any, name: Any, source: Any, factors: Any, out: Any) 
     """Multiply a word by as many float32."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        factors = b.load(_at(b, args[2], F32), align=1)
-        _store_product(b, _numbers(b, DTYPES[name.literal_value], args[1]), factors, args[3])
+        factors = b.load(vector_at(b, args[2], F32), align=1)
+        store_product(b, _numbers(b, DTYPES[name.literal_value], args[1]), factors, args[3])
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.int64, types.int64), generate
-
-
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _multiply_half(typing: Any, high: Any, source: Any, powers: Any, out: Any) -> Any:
-    """Multiply F4 that are one half of as many bytes, the high ones or the low ones, by E8M0."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        pairs, powers = (b.load(_at(b, address, I8), align=1) for address in args[1:3])
-        wide = b.zext(pairs, as_many(pairs, I32))
-        bits = b.lshr(wide, in_each(wide, I32, 4 * int(high.literal_value)))
-        _store_product(b, _four_bits(b, bits), _powers(b, powers), args[3], exact=True)
-        return context.get_dummy_value()
-
-    return types.void(high, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -211,7 +228,7 @@ def _store_factor(typing: Any, address: Any, factor: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _aside(typing: Any) -> Any:
+def room_aside(typing: Any) -> Any:
     """The address of _ASIDE bytes, which are this call's own."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
@@ -221,16 +238,16 @@ def _aside(typing: Any) -> Any:
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def _copy(to: int, source: int, size: int) -> None:
+def copy_bytes(to: int, source: int, size: int) -> None:
     for i in range(size):
         copy_byte(to + i, source + i)
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def _words(count: int, left: int) -> int:
+def whole_words(count: int, left: int) -> int:
     """How many words a run is done in where so many elements are left: it may take some of them."""
-    words = (count + _WORD - 1) // _WORD
-    if words * _WORD > left:
+    words = (count + WORD - 1) // WORD
+    if words * WORD > left:
         words -= 1
     return words
 
@@ -238,18 +255,18 @@ def _words(count: int, left: int) -> int:
 def scale_kernel(name: str) -> Callable[[int, int, int], None]:
     """Multiplies elements of a dtype by the scales of their blocks; see the ABI."""
     bits = DTYPES[name].bits
-    stride = _WORD * bits // 8
+    stride = WORD * bits // 8
 
     @register_jitable(inline="always")  # type: ignore[untyped-decorator]
     def by_one(source: int, factor: float, out: int, count: int, left: int, aside: int) -> None:
-        words = _words(count, left)
+        words = whole_words(count, left)
         for i in range(words):
-            _multiply_all(name, source + i * stride, factor, out + i * (4 * _WORD))
-        rest = count - words * _WORD
+            _multiply_all(name, source + i * stride, factor, out + i * (4 * WORD))
+        rest = count - words * WORD
         if rest > 0:
-            _copy(aside, source + words * stride, (rest * bits + 7) // 8)
-            _multiply_all(name, aside, factor, aside + _WORD)
-            _copy(out + words * (4 * _WORD), aside + _WORD, 4 * rest)
+            copy_bytes(aside, source + words * stride, (rest * bits + 7) // 8)
+            _multiply_all(name, aside, factor, aside + WORD)
+            copy_bytes(out + words * (4 * WORD), aside + WORD, 4 * rest)
 
     @register_jitable(inline="always")  # type: ignore[untyped-decorator]
     def by_each(
@@ -258,24 +275,24 @@ def scale_kernel(name: str) -> Callable[[int, int, int], None]:
         number, width = kind
         begin = 0
         if number == 0:  # float32
-            for _ in range(count // _WORD):
+            for _ in range(count // WORD):
                 here, to = source + begin * bits // 8, out + 4 * begin
                 _multiply_each(name, here, scales + 4 * begin, to)
-                begin += _WORD
+                begin += WORD
         while begin < count:
             some = count - begin
-            if some > _WORD:
-                some = _WORD
+            if some > WORD:
+                some = WORD
             for i in range(some):
                 factor = _factor(number, scales + (begin + i) * width)
-                _store_factor(aside + 5 * _WORD + 4 * i, factor)
-            _copy(aside, source + begin * bits // 8, (some * bits + 7) // 8)
-            _multiply_each(name, aside, aside + 5 * _WORD, aside + _WORD)
-            _copy(out + 4 * begin, aside + _WORD, 4 * some)
+                _store_factor(aside + 5 * WORD + 4 * i, factor)
+            copy_bytes(aside, source + begin * bits // 8, (some * bits + 7) // 8)
+            _multiply_each(name, aside, aside + 5 * WORD, aside + WORD)
+            copy_bytes(out + 4 * begin, aside + WORD, 4 * some)
             begin += some
 
     def scale(recipe: int, out: int, elements: int) -> None:
-        mode, aside = enter_default_mode(), _aside()
+        mode, aside = enter_default_mode(), room_aside()
         source = load_word(recipe + 8 * RECIPE_SOURCE)
         scales = load_word(recipe + 8 * RECIPE_SCALES)
         number, width = load_word(recipe + 8 * RECIPE_DTYPE), load_word(recipe + 8 * RECIPE_BYTES)
@@ -303,16 +320,16 @@ def scale_kernel(name: str) -> Callable[[int, int, int], None]:
                 out += 4 * run
                 elements -= run
                 run = 0
-            if block_columns == _WORD and in_column == 0 and number == _POWERS:
-                words = run // _WORD
+            if block_columns == WORD and in_column == 0 and number == _POWERS:
+                words = run // WORD
                 for i in range(words):
-                    to = out + i * (4 * _WORD)
+                    to = out + i * (4 * WORD)
                     _multiply_group(name, source + i * stride, scales + at + i, to)
                 at += words
                 source += words * stride
-                out += words * (4 * _WORD)
-                elements -= words * _WORD
-                run -= words * _WORD
+                out += words * (4 * WORD)
+                elements -= words * WORD
+                run -= words * WORD
             while run > 0:
                 some = block_columns - in_column
                 if some > run:
@@ -346,49 +363,3 @@ def scale_kernel(name: str) -> Callable[[int, int, int], None]:
         leave_default_mode(mode)
 
     return scale
-
-
-@register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def _multiply_row(
-    high: int, here: tuple[int, int], out: int, count: int, left: int, aside: int
-) -> None:
-    """One half of a row of pairs, or some of it. ``high`` is 0 or 1."""
-    pairs, powers = here
-    words = _words(count, left)
-    for i in range(words + (words * _WORD < count)):
-        to = out + i * (4 * _WORD)
-        if i == words:
-            to = aside
-        if high:
-            _multiply_half(1, pairs + i * _WORD, powers + i * _WORD, to)
-        else:
-            _multiply_half(0, pairs + i * _WORD, powers + i * _WORD, to)
-    if words * _WORD < count:
-        _copy(out + words * (4 * _WORD), aside, 4 * (count - words * _WORD))
-
-
-def halves_kernel() -> Callable[[int, int, int], None]:
-    """Multiplies F4 whose rows are halves of rows of bytes; see the ABI."""
-
-    def halves(recipe: int, out: int, elements: int) -> None:
-        mode, aside = enter_default_mode(), _aside()
-        pairs, powers = load_word(recipe + 8 * RECIPE_SOURCE), load_word(recipe + 8 * RECIPE_SCALES)
-        columns = load_word(recipe + 8 * WALK_WIDTH)
-        column, row = load_word(recipe + 8 * WALK_COLUMN), load_word(recipe + 8 * WALK_ROW)
-        while elements > 0:
-            run = columns - column
-            if run > elements:
-                run = elements
-            here = pairs + (row >> 1) * columns + column, powers + (row >> 5) * columns + column
-            _multiply_row(row & 1, here, out, run, elements, aside)
-            column += run
-            if column == columns:
-                column = 0
-                row += 1
-            out += 4 * run
-            elements -= run
-        store_word(recipe + 8 * WALK_COLUMN, column)
-        store_word(recipe + 8 * WALK_ROW, row)
-        leave_default_mode(mode)
-
-    return halves

@@ -2,7 +2,8 @@
 
 XXH3 of a unit takes 64 bytes at a time, a *stripe*, into eight sums. The library's is called for
 what memory delivers (:mod:`ckdiff.kernels.codegen.hashing`); for what is in the first-level cache
-two sides that take turns, and no calls, are nearly twice as fast.
+two sides that take turns, and no calls, are nearly twice as fast. F4 of both sides are made in
+registers, stripe by stripe, and are never written anywhere.
 """
 
 from __future__ import annotations
@@ -12,19 +13,42 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
-from ckdiff.kernels.abi import LANES
+from ckdiff.kernels.abi import (
+    LANES,
+    RECIPE_MAKER,
+    RECIPE_SCALES,
+    RECIPE_SOURCE,
+    WALK_COLUMN,
+    WALK_ROW,
+    WALK_SCALE,
+    WALK_WIDTH,
+)
+from ckdiff.kernels.codegen.drive import call_maker
 from ckdiff.kernels.codegen.hashing import weight
-from ckdiff.kernels.codegen.lanes import I16, I32, I64, Value
+from ckdiff.kernels.codegen.lanes import F32, I8, I16, I32, I64, Value
+from ckdiff.kernels.codegen.scaling import (
+    NUMBERS,
+    WORD,
+    four_bits,
+    look_up,
+    pairs_of,
+    powers_of_two,
+    vector_at,
+)
 from ckdiff.kernels.codegen.vectors import VECTOR, constant
-from ckdiff.kernels.codegen.words import load_word, ones, store_word
+from ckdiff.kernels.codegen.words import fetch_lines, load_word, ones, store_word
 from ckdiff.kernels.hashing import SECRET, START, UNIT, starts
 
 _BYTES = 4 * UNIT
 _STRIPE = 64  # bytes
+_SOME = _STRIPE // 4  # elements of a stripe
 _BLOCK = 16  # stripes, after which the sums are scrambled
 _I128 = ir.IntType(128)
+_AHEAD = 1 << 10  # bytes that are asked of memory before their turn
+
+Stripe = Callable[[int], Value]
 
 
 def _secret(first: int) -> Value:
@@ -38,16 +62,14 @@ class _Side:
     pairs only at the end.
     """
 
-    def __init__(self, b: Any, address: Value) -> None:
-        self._b, self._address = b, address
+    def __init__(self, b: Any, stripe: Stripe) -> None:
+        self._b, self._stripe = b, stripe
         self._products = ir.Constant(VECTOR, list(START))
         self._plain: Value = constant(0)
 
-    def take(self, at: int, secret: Value) -> Value:
-        """Add the stripe ``at`` some byte, and give it."""
-        b = self._b
-        place = b.inttoptr(b.add(self._address, I64(at)), VECTOR.as_pointer())
-        stripe = b.load(place, align=1)
+    def take(self, number: int, secret: Value) -> Value:
+        """Add a stripe, and give it."""
+        b, stripe = self._b, self._stripe(number)
         mixed = b.xor(stripe, secret)
         low, high = b.and_(mixed, constant(0xFFFFFFFF)), b.lshr(mixed, constant(32))
         self._products = b.add(self._products, b.mul(low, high))
@@ -56,9 +78,9 @@ class _Side:
 
     def fold(self) -> Value:
         """The sums."""
-        b = self._b
+        b, plain = self._b, self._plain
         exchange = ir.Constant(ir.VectorType(I32, 8), [i ^ 1 for i in range(8)])
-        self._products = b.add(self._products, b.shuffle_vector(self._plain, self._plain, exchange))
+        self._products = b.add(self._products, b.shuffle_vector(plain, plain, exchange))
         self._plain = constant(0)
         return self._products
 
@@ -90,51 +112,172 @@ class _Side:
         return b.xor(total, b.lshr(total, I64(32)))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _unit(typing: Any, base: Any, tuned: Any, mask: Any) -> Any:
+def _in_each(b: Any, value: Value) -> Value:
+    """A number in all lanes of a stripe."""
+    undefined = ir.Constant(ir.VectorType(value.type, _SOME), ir.Undefined)
+    one = b.insert_element(undefined, value, I32(0))
+    return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, _SOME), [0] * _SOME))
+
+
+def _plain(b: Any, place: list[Value]) -> Stripe:
+    """Stripes that are there."""
+    return lambda i: b.load(vector_at(b, b.add(place[0], I64(_STRIPE * i)), I64, 8), align=1)
+
+
+def _groups(b: Any, place: list[Value]) -> Stripe:
+    """Stripes of pairs of F4, with an E8M0 for each 32: their 16 numbers are multiplied by it."""
+    powers = powers_of_two(b, b.load(vector_at(b, place[1], I8, UNIT // WORD), align=1))
+    numbers = ir.Constant(ir.VectorType(F32, _SOME), list(NUMBERS))
+    found: list[Value] = []
+
+    def stripe(i: int) -> Value:
+        if i % (WORD // _SOME) == 0:
+            factor = _in_each(b, b.extract_element(powers, I32(i * _SOME // WORD)))
+            found.append(b.fmul(numbers, factor))
+        pairs = pairs_of(b, b.add(place[0], I64(_SOME // 2 * i)), _SOME)
+        return b.bitcast(look_up(b, found[-1], pairs), VECTOR)
+
+    return stripe
+
+
+def _halves(b: Any, place: list[Value]) -> Stripe:
+    """Stripes of F4 that are one half of as many bytes: from some bit on; a float32 for each."""
+    source, scales, shift = place
+    shifts = _in_each(b, b.trunc(shift, I32))
+
+    def stripe(i: int) -> Value:
+        pairs = b.load(vector_at(b, b.add(source, I64(_SOME * i)), I8, _SOME), align=1)
+        powers = b.load(vector_at(b, b.add(scales, I64(_STRIPE * i)), F32, _SOME), align=1)
+        numbers = four_bits(b, b.lshr(b.zext(pairs, ir.VectorType(I32, _SOME)), shifts))
+        return b.bitcast(b.fmul(numbers, powers), VECTOR)
+
+    return stripe
+
+
+_STRIPES = {"": _plain, "groups": _groups, "halves": _halves}
+_Place = tuple[int, int, int]  # addresses of elements and of scales, and what else there is
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _unit(typing: Any, kind: Any, base: Any, tuned: Any, mask: Any) -> Any:
     """Compare a unit, write its bits to ``mask``, and give both digests: low, high, low, high."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        sides = [_Side(b, address) for address in args[:2]]
+        places = [[b.extract_value(place, i) for i in range(3)] for place in args[1:3]]
+        sides = [_Side(b, _STRIPES[kind.literal_value](b, place)) for place in places]
         count = _BYTES // _STRIPE
-        single = ir.VectorType(I32, 16)
         for i in range(count):
             # the last stripe of all has a place in the secret of its own
             first = 8 * (i % _BLOCK) if i < count - 1 else len(SECRET) - _STRIPE - 7
-            x, y = (b.bitcast(side.take(_STRIPE * i, _secret(first)), single) for side in sides)
+            secret, single = _secret(first), ir.VectorType(I32, _SOME)
+            x, y = (b.bitcast(side.take(i, secret), single) for side in sides)
             bits = b.bitcast(b.icmp_unsigned("!=", x, y), I16)
-            b.store(bits, b.inttoptr(b.add(args[2], I64(2 * i)), I16.as_pointer()), align=1)
+            b.store(bits, b.inttoptr(b.add(args[3], I64(2 * i)), I16.as_pointer()), align=1)
             if i % _BLOCK == _BLOCK - 1 and i < count - 1:
                 for side in sides:
                     side.scramble()
-        return context.make_tuple(
-            b, signature.return_type, [half for side in sides for half in side.digest()]
-        )
+        halves = [half for side in sides for half in side.digest()]
+        return context.make_tuple(b, signature.return_type, halves)
 
     four = types.UniTuple(types.uint64, 4)  # type: ignore[attr-defined]
-    return four(types.int64, types.int64, types.int64), generate
+    place = types.UniTuple(types.int64, 3)  # type: ignore[attr-defined]
+    return four(kind, place, place, types.int64), generate
 
 
-def units_kernel() -> Callable[..., int]:
-    """Compares and hashes whole units of 32-bit elements; see the ABI."""
+@intrinsic  # type: ignore[untyped-decorator]
+def _rooms(typing: Any) -> Any:
+    """The addresses of room for a unit of each side, which are this call's own."""
 
-    def units(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
-        base_low, base_high = load_word(sums), load_word(sums + 8)
-        tuned_low, tuned_high = load_word(sums + 16), load_word(sums + 24)
-        for i in range(count):
-            factor = weight(types.uint64(first + i))
-            found = _unit(base + i * _BYTES, tuned + i * _BYTES, mask + i * (UNIT // 8))
-            base_low += types.int64(found[0] * factor)
-            base_high += types.int64(found[1] * factor)
-            tuned_low += types.int64(found[2] * factor)
-            tuned_high += types.int64(found[3] * factor)
-        store_word(sums, base_low)
-        store_word(sums + 8, base_high)
-        store_word(sums + 16, tuned_low)
-        store_word(sums + 24, tuned_high)
-        changed = 0
-        for i in range(count * (UNIT // LANES)):
-            changed += ones(types.uint64(load_word(mask + 8 * i)))
-        return changed
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
+        with b.goto_entry_block():  # cgutils would fill it with zeros
+            room = b.alloca(ir.ArrayType(I8, 2 * _BYTES))
+        room.align = _STRIPE
+        first = b.ptrtoint(room, I64)
+        return context.make_tuple(b, signature.return_type, [first, b.add(first, I64(_BYTES))])
 
-    return units
+    pair = types.UniTuple(types.int64, 2)  # type: ignore[attr-defined]
+    return pair(), generate
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _add(sums: int, digests: tuple[int, int, int, int], unit: int) -> None:
+    factor = weight(types.uint64(unit))
+    for i in range(4):
+        total = load_word(sums + 8 * i) + types.int64(digests[i] * factor)
+        store_word(sums + 8 * i, total)
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _ones_in(mask: int, units: int) -> int:
+    found = 0
+    for i in range(units * (UNIT // LANES)):
+        found += ones(types.uint64(load_word(mask + 8 * i)))
+    return found
+
+
+def _of_values(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
+    for i in range(count):
+        x, y = (base + i * _BYTES, 0, 0), (tuned + i * _BYTES, 0, 0)
+        _add(sums, _unit("", x, y, mask + i * (UNIT // 8)), first + i)
+    return _ones_in(mask, count)  # type: ignore[no-any-return]
+
+
+def _of_groups(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
+    x, y = load_word(base + 8 * RECIPE_SOURCE), load_word(tuned + 8 * RECIPE_SOURCE)
+    a, b = load_word(base + 8 * WALK_SCALE), load_word(tuned + 8 * WALK_SCALE)
+    store_word(base + 8 * RECIPE_SOURCE, x + count * (UNIT // 2))
+    store_word(tuned + 8 * RECIPE_SOURCE, y + count * (UNIT // 2))
+    store_word(base + 8 * WALK_SCALE, a + count * (UNIT // WORD))
+    store_word(tuned + 8 * WALK_SCALE, b + count * (UNIT // WORD))
+    a += load_word(base + 8 * RECIPE_SCALES)
+    b += load_word(tuned + 8 * RECIPE_SCALES)
+    for i in range(count):
+        fetch_lines(x + _AHEAD, UNIT // 2)
+        fetch_lines(y + _AHEAD, UNIT // 2)
+        fetch_lines(a + _AHEAD // 8, 1)
+        fetch_lines(b + _AHEAD // 8, 1)
+        _add(sums, _unit("groups", (x, a, 0), (y, b, 0), mask + i * (UNIT // 8)), first + i)
+        x += UNIT // 2
+        y += UNIT // 2
+        a += UNIT // WORD
+        b += UNIT // WORD
+    return _ones_in(mask, count)  # type: ignore[no-any-return]
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _in_row(recipe: int) -> bool:
+    """Whether the next unit of a side is all in one row."""
+    return load_word(recipe + 8 * WALK_COLUMN) + UNIT <= load_word(recipe + 8 * WALK_WIDTH)  # type: ignore[no-any-return]
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def _half(recipe: int) -> _Place:
+    """Where the next unit of a side is, which is moved on."""
+    columns, column = load_word(recipe + 8 * WALK_WIDTH), load_word(recipe + 8 * WALK_COLUMN)
+    row = load_word(recipe + 8 * WALK_ROW)
+    done = types.int64(column + UNIT == columns)  # a row
+    store_word(recipe + 8 * WALK_COLUMN, column + UNIT - done * columns)
+    store_word(recipe + 8 * WALK_ROW, row + done)
+    return (
+        load_word(recipe + 8 * RECIPE_SOURCE) + (row >> 1) * columns + column,
+        load_word(recipe + 8 * RECIPE_SCALES) + 4 * ((row >> 5) * columns + column),
+        (row & 1) * 4,
+    )
+
+
+def _of_halves(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
+    rooms = _rooms()
+    for i in range(count):
+        to = mask + i * (UNIT // 8)
+        if _in_row(base) and _in_row(tuned):
+            _add(sums, _unit("halves", _half(base), _half(tuned), to), first + i)
+        else:
+            call_maker(load_word(base + 8 * RECIPE_MAKER), base, rooms[0], UNIT)
+            call_maker(load_word(tuned + 8 * RECIPE_MAKER), tuned, rooms[1], UNIT)
+            _add(sums, _unit("", (rooms[0], 0, 0), (rooms[1], 0, 0), to), first + i)
+    return _ones_in(mask, count)  # type: ignore[no-any-return]
+
+
+def units_kernel(kind: str = "") -> Callable[..., int]:
+    """Compares and hashes whole units of float32; see the ABI."""
+    return {"": _of_values, "groups": _of_groups, "halves": _of_halves}[kind]
