@@ -280,9 +280,8 @@ def _means(
     if options.stream:
         from ckdiff.diffs.disksharing import share_disk
 
-        streaming = share_disk(
-            comparison, found, options, on_cluster=on_cluster, note=observer.note
-        )
+        note = observer.note
+        streaming = share_disk(comparison, found, options, on_cluster=on_cluster, note=note)
         found = streaming.allotment
     devices = devices.check(comparison.kinds, rules.order, found.window, found.workers)
     return devices, found, streaming
