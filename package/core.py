@@ -23,7 +23,7 @@ IMAGES = "ckdiff/kernels/images/"
 _README = """# ckdiff-core
 
 ckdiff for machines that only receive weights: `ckdiff apply`, `check`, `info` and in-place sync, in
-about a quarter of the space. It is the package `ckdiff` with fewer dependencies; `pip install
+less than a third of the space. It is the package `ckdiff` with fewer dependencies; `pip install
 'ckdiff-core[full]'` adds the others. An environment holds either `ckdiff` or `ckdiff-core`.
 """
 
