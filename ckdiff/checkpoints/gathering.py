@@ -246,6 +246,20 @@ class PieceReader:
             self._runs[tensor] = _Runs.of(shape, pieces)
         return self._runs[tensor]
 
+    def _near(self, tensor: int, first: int, stop: int) -> tuple[Piece, ...]:
+        """Those of a tensor's pieces that may have some of these elements."""
+        runs = self._runs_of(tensor)
+        return self._contents.pieces[tensor] if runs is None else runs.between(first, stop)
+
+    def _place(self, tensor: int, start: int, size: int) -> tuple[int, int] | None:
+        """(source, byte) of a span that is in one place."""
+        held = self._contents
+        if tensor not in held.pieces:
+            return int(held.file_index[tensor]), int(held.offset[tensor]) + start
+        width = self._width(tensor)
+        pieces = self._near(tensor, start // width, -(-(start + size) // width))
+        return _run(held.table.shapes[tensor], pieces, start, size, width)
+
     def _wanted(
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray, later: list[Later]
     ) -> _Wanted:
@@ -254,28 +268,19 @@ class PieceReader:
         late = [(each, at) for at, each in enumerate(later)]
         requests += [each.request for each in later]
         done = {span for each in later for span in each.places}
-        contents = self._contents
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         for span, (tensor, start, size) in enumerate(columns):
-            pieces = contents.pieces.get(tensor)
-            if pieces is None:
-                place = int(contents.file_index[tensor]), int(contents.offset[tensor]) + start
+            if span in done:
+                continue
+            place = self._place(tensor, start, size)
+            if place is not None:
                 straight.append((span, len(requests)))
                 requests.append((*place, size))
                 continue
-            if span in done:
-                continue
-            shape, width = contents.table.shapes[tensor], self._width(tensor)
-            runs = self._runs_of(tensor)
-            if runs is not None:
-                pieces = runs.between(start // width, -(-(start + size) // width))
-            run = _run(shape, pieces, start, size, width)
-            if run is not None:
-                straight.append((span, len(requests)))
-                requests.append((*run, size))
-                continue
+            width = self._width(tensor)
             first, stop = start // width, -(-(start + size) // width)
-            parts = list(_copies(shape, pieces, first, stop, width))
+            pieces = self._near(tensor, first, stop)
+            parts = list(_copies(self._contents.table.shapes[tensor], pieces, first, stop, width))
             in_rows = self._in_rows and start == first * width
             if in_rows and _are_rows(parts, first, BETWEEN - between):
                 between += sum(map(_idle, parts))

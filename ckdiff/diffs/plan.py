@@ -262,6 +262,7 @@ def _means(
     widest = int(comparison.bits.max(initial=8))
     sides, casting = (comparison.base, comparison.tuned), comparison.casting()
     devices = Devices.of(options, comparison.bytes_to_read, on_cluster=on_cluster, sides=sides)
+    held = [side.reader_memory for side in sides]
     planned = partial(
         allot,
         comparison.layout,
@@ -270,9 +271,7 @@ def _means(
         with_statistics=options.stats,
         asked=options.memory,
         held=max(0, budget.resident_anonymous() - resident - devices.resident),
-        readers=lambda window: (
-            sum(side.reader_memory(window * widest // 8) for side in sides) + casting.memory(window)
-        ),
+        readers=lambda window: casting.memory(window) + sum(f(window * widest // 8) for f in held),
         largest=largest_window(sides),
     )
     devices, found = devices.allot(planned, len(rules), comparison.bits)

@@ -77,6 +77,8 @@ MANY_ARGUMENTS = {
     ("ckdiff.kernels.codegen.gaps", "ungaps"): _NATIVE,
     ("ckdiff.kernels.codegen.lowrank", "_elements"): _NATIVE,
     ("ckdiff.kernels.codegen.lowrank", "lowrank"): _NATIVE,
+    ("ckdiff.kernels.codegen.panels", "_call_drive"): _NATIVE,
+    ("ckdiff.kernels.codegen.panels", "panels"): _NATIVE,
     ("ckdiff.kernels.codegen.profile", "_scan_rows"): _NATIVE,
     ("ckdiff.kernels.codegen.profile", "_strip"): _NATIVE,
     ("ckdiff.kernels.codegen.runs", "runs"): _NATIVE,
