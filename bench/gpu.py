@@ -2,9 +2,10 @@
 
     python bench/gpu.py [--gib 4] [--rounds 3] [--memory 4GiB] [--device-memory 4GiB] [--dir DIR]
 
-Runs from a checkout, in less than three minutes, of which it says how many it took. Without a GPU
-it says so, and measures nothing; ``--rehearse`` goes the whole way on torch's CPU device, small and
-once: its figures mean nothing.
+Runs from a checkout, in less than three minutes: rounds that would take longer are left out. Diffs
+are measured with the memory that is given, and with the default. Without a GPU it says so, and
+measures nothing; ``--rehearse`` goes the whole way on torch's CPU device, small and once: its
+figures mean nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,9 +37,11 @@ from ckdiff.options import Options
 from ckdiff.rules import Rule
 from ckdiff.sync import Publisher
 
+Memory = tuple[str | int | None, str | int]  # of the host, of the device
 RULES = ("exact", "atol=1e-5", "rtol=1e-3", "ulp=1")
 IN_A_ROW = 10  # calls that are timed together
 CHANGED = 0.01
+LIMIT = 160  # seconds, by which the last round shall have ended
 
 
 def seconds(device: Device, work: Callable[[], object], rounds: int) -> float:
@@ -87,9 +91,9 @@ def inside(device: Device, elements: int, memory: float, rounds: int) -> None:
         counts = torch.zeros((len(some), numbers.programs), dtype=torch.int32, device=where)
         work[f"counts and masks: {said}"] = partial(slot.compare, numbers, masks, counts)
         work[f"counts of tensors: {said}"] = partial(count_changed, [(base, tuned)], ["BF16"], some)
-        if slot.digests is not None:
-            digests = torch.zeros((4, numbers.programs), dtype=torch.int64, device=where)
-            work["content hashes"] = partial(slot.digests, numbers, digests, 16)
+        digests = torch.zeros((4, numbers.programs), dtype=torch.int64, device=where)
+        hashes = slot.digests or (lambda *_: None)  # rehearsed: the CPU's kernels hash elsewhere
+        work["content hashes"] = partial(hashes, numbers, digests, 16)
     work["positions and values, 1 % changed"] = partial(changed_positions, base, tuned, "BF16")
 
     def plainly() -> object:
@@ -122,40 +126,76 @@ def publishing(device: Device, elements: int, root: Path, rounds: int) -> None:
     table(f"Publishing {elements >> 20} Mi bf16 weights, 1 % changed: {device.name}", head, rows)
 
 
-def whole(device: Device, a: argparse.Namespace, root: Path, to_device: float) -> None:
-    """Diffs from the page cache, on the CPU and on the device, in turn."""
+class Diffs(NamedTuple):
+    """Between checkpoints in the page cache."""
+
+    root: Path
+    gib: float  #: of each side
+    changed: int  #: elements
+    rounds: int  #: at most
+    to_device: float  #: bytes a second that the bus carries
+
+    def run(self, where: str, rules: tuple[str, ...], memory: Memory, workers: int) -> Run:
+        """One diff, which has to find what was changed."""
+        options = Options(rules=rules, workers=workers, memory=memory[0], device=where,
+                          device_memory=memory[1])  # fmt: skip
+        torch.cuda.empty_cache()  # what a run of another size took would be kept beside this one's
+        with plan(self.root / "base", self.root / "tuned", None, options) as planned:
+            result = run_plan(planned)
+        assert result.rules["exact"]["changed"] == self.changed, "WRONG COUNT"
+        return Run(result.seconds, planned.allotment.window, planned.allotment.memory)
+
+
+class Run(NamedTuple):
+    """How long it took, its window in elements, and the memory in bytes that it was allowed."""
+
+    seconds: float
+    window: int
+    memory: int
+
+
+def whole(device: Device, of: Diffs, memory: Memory, until: float) -> None:
+    """On the CPU and on the device, in turn, with some bounds on host and device memory; no round
+    begins that would not end by ``until``.
+    """
     there = "cuda" if device.cuda else "torch-cpu"
     several = [n for n in (2, 4, 8, 16) if n <= usable_cores()] or [1]
-    changed = make_pair(root, a.gib, CHANGED, per=min(1 << 26, int(a.gib * 2**29)))
-
-    def run(where: str, rules: tuple[str, ...], workers: int) -> float:
-        options = Options(rules=rules, workers=workers, memory=a.memory, device=where,
-                          device_memory=a.device_memory)  # fmt: skip
-        with plan(root / "base", root / "tuned", None, options) as planned:
-            sizes[where, workers] = planned.allotment.window
-            result = run_plan(planned)
-        assert result.rules["exact"]["changed"] == changed, "WRONG COUNT"
-        return result.seconds
-
-    sizes: dict[tuple[str, int], int] = {}
-    contestants: dict[str, Callable[[], float]] = {}
-    shapes = {}
+    contestants: dict[str, Callable[[], Run]] = {}
     for workers in several:
         for rules in (RULES[:1], RULES) if workers == several[-1] else (RULES[:1],):
             for where in ("cpu", there):
                 name = f"{where}, {workers} workers, {len(rules)} rule{'s'[: len(rules) - 1]}"
-                shapes[name] = where, workers
-                contestants[name] = partial(run, where, rules, workers)
-    take_turns(contestants, 1)  # the page cache, kernels, torch
-    times = take_turns(contestants, a.rounds)
+                contestants[name] = partial(of.run, where, rules, memory, workers)
+    if device.cuda:
+        torch.cuda.empty_cache()  # of the bounds before
+        torch.cuda.reset_peak_memory_stats(device.device)
+    began = time.perf_counter()
+    last = {name: run() for name, run in contestants.items()}  # the page cache, kernels, torch
+    left, each = until - time.perf_counter(), time.perf_counter() - began
+    rounds = max(1, min(of.rounds, int(left / each)))
+    times = take_turns(
+        {name: partial(seconds_of, run) for name, run in contestants.items()}, rounds
+    )
     rows: list[list[object]] = []
     for name, found in times.items():
-        rate = 2 * a.gib * 2**30 / median(found)
-        of_bus = "" if name.startswith("cpu") else rate / to_device
-        rows.append([name, sizes[shapes[name]] * 2 / MIB, rate / 1e9, of_bus])
-    bounds = f"--memory {a.memory}, --device-memory {a.device_memory}"
-    head = ["compared on", "MiB a side and window", "GB/s", "of the bus"]
-    table(f"Diffs from the page cache, 2 x {a.gib:g} GiB bf16, {bounds}: {device.name}", head, rows)
+        rate = 2 * of.gib * 2**30 / median(found)
+        of_bus = "" if name.startswith("cpu") else rate / of.to_device
+        allowed = format_size(last[name].memory)
+        rows.append([name, allowed, last[name].window * 2 / MIB, rate / 1e9, of_bus])
+    bounds = f"--memory {memory[0] or 'by default'}, --device-memory {memory[1]}"
+    head = ["compared on", "memory", "MiB a side and window", "GB/s", "of the bus"]
+    table(f"Diffs from the page cache, 2 x {of.gib:g} GiB bf16, {bounds}, median of {rounds}: "
+          f"{device.name}", head, rows)  # fmt: skip
+    if device.cuda:
+        most, bound = torch.cuda.max_memory_reserved(device.device), parse_size(memory[1])
+        kept = "kept" if most <= bound else "NOT KEPT"
+        print(f"\nmost device memory that torch reserved: {format_size(most)}, "
+              f"with {format_size(bound)} allowed: {kept}")  # fmt: skip
+
+
+def seconds_of(run: Callable[[], Run]) -> float:
+    """As the run says itself."""
+    return run().seconds
 
 
 def main() -> None:
@@ -183,14 +223,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         publishing(device, elements, Path(folder), a.rounds)
         device.drop_cache()
-        if device.cuda:
-            torch.cuda.reset_peak_memory_stats(device.device)
-        whole(device, a, Path(folder), to_device)
-    if device.cuda:
-        most, allowed = torch.cuda.max_memory_reserved(device.device), parse_size(a.device_memory)
-        kept = "kept" if most <= allowed else "NOT KEPT"
-        print(f"\nmost device memory that torch reserved in diffs: {format_size(most)} of "
-              f"{format_size(allowed)} allowed: {kept}")  # fmt: skip
+        changed = make_pair(Path(folder), a.gib, CHANGED, per=min(1 << 26, int(a.gib * 2**29)))
+        of = Diffs(Path(folder), a.gib, changed, a.rounds, to_device)
+        default, until = Options(), began + LIMIT
+        whole(device, of, (a.memory, a.device_memory), (time.perf_counter() + until) / 2)
+        whole(device, of, (default.memory, default.device_memory), until)
     print(f"\nin {time.perf_counter() - began:.0f} s")
 
 
