@@ -362,6 +362,30 @@ def test_what_is_decided(rates: tuple[int, int, int], use: bool, why: str) -> No
     assert (found[0], found[1][-len(why) :]) == (use, why)
 
 
+@pytest.mark.parametrize(
+    ("rate", "used"), [(50, "torch's CPU: it is faster here"), (21, "the GPU is no faster here")]
+)
+def test_both_are_measured_and_both_figures_said(
+    rate: int, used: str, sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on only while windows are read, 60 GB/s, or compared."""
+    now = [0.0]
+
+    def compare(window: Any) -> None:
+        there = isinstance(window._task.comparing, device_kernels.DeviceKernels)
+        now[0] += window.nbytes / (rate if there else 20) / 1e9
+
+    def read(window: Any) -> None:
+        now[0] += window.nbytes / 60e9
+
+    auto.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    auto.setattr(trial._Window, "compare", compare)
+    auto.setattr(trial._Window, "read", read)
+    found = diff(sides, device="auto", workers=1)
+    said = f"{used} (20.0 GB/s on the CPU, {rate}.0 GB/s on torch's CPU)"
+    assert (found.device, found.device_why) == ("cpu", said)
+
+
 def benchmark(*arguments: str) -> str:
     command = [sys.executable, str(BENCH), *arguments]
     done = subprocess.run(
