@@ -37,6 +37,12 @@ def svg(spec: dict[str, Any]) -> str:
     return text
 
 
+def png(spec: dict[str, Any]) -> bytes:
+    """A picture as a PNG, a pixel for each of its units. Raises as ``svg`` does."""
+    data: bytes = _library().vegalite_to_png(spec, vl_version=VERSION)
+    return data
+
+
 def pdf(spec: dict[str, Any]) -> bytes:
     """A picture as a PDF of one page. Raises as ``svg`` does."""
     data: bytes = _library().vegalite_to_pdf(spec, vl_version=VERSION)

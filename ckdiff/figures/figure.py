@@ -66,7 +66,12 @@ class Figure:
         return save(self, path, overwrite=overwrite)
 
     def _repr_mimebundle_(self, **asked: Any) -> dict[str, Any]:
-        """What notebooks show: a live picture where they can, else a still one."""
+        """What notebooks show: a live picture where they can, else a still one.
+
+        JupyterLab draws no SVG of a notebook that it does not trust, such as one that was sent.
+        """
+        import base64
+
         from ckdiff.figures import drawing
 
         spec = self.vega_lite()
@@ -77,6 +82,7 @@ class Figure:
         }
         if drawing.installed():
             bundle["image/svg+xml"] = drawing.svg(spec)
+            bundle["image/png"] = base64.b64encode(drawing.png(spec)).decode()
         return bundle
 
 

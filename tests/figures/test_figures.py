@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -118,6 +119,7 @@ def test_it_is_drawn(figure: Figure) -> None:
     json.dumps(figure.vega_lite(), allow_nan=False)
     bundle = figure._repr_mimebundle_()
     assert bundle["image/svg+xml"].startswith("<svg")
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert len(figure.rows) < 20_000
 
 
