@@ -13,6 +13,8 @@ from typing import IO
 import pytest
 from hypothesis import settings
 
+from ckdiff.kernels import compiled, kinds
+
 # how long an example takes says more of the machine than of the code: kernels are compiled in some
 settings.register_profile("ckdiff", deadline=None)
 settings.load_profile("ckdiff")
@@ -30,6 +32,23 @@ def the_disk_is_not_waited_for() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", asked)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernels_asked_for_are_listed() -> Iterator[None]:
+    """Packages hold the machine code of the kernels that are listed. Whoever asks for another waits
+    for a compiler, or has none: no test may. Kinds named portable are what tests compare with.
+    """
+    find, listed = compiled._find, frozenset(kinds.every())
+
+    def checked(name: str, kind: str) -> compiled.Function:
+        known = (name, kind) in listed or kind.endswith("portable")
+        assert known, f"ckdiff/kernels/kinds.py does not list {name!r} {kind!r}"
+        return find(name, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_find", checked)
         yield
 
 

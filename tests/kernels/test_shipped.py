@@ -14,8 +14,7 @@ from source import ROOT
 
 import ckdiff.kernels
 from ckdiff.errors import CkdiffError
-from ckdiff.kernels import compiled, kinds, shipped
-from ckdiff.kernels.abi import SIGNATURES
+from ckdiff.kernels import compiled, shipped
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.uname().machine != "x86_64", reason="images are for x86-64"
@@ -151,9 +150,3 @@ def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch: pytest.Monke
     monkeypatch.delattr(ckdiff.kernels, "codegen", raising=False)
     with pytest.raises(CkdiffError, match=r"'blend 32'.*numba.*pip install ckdiff"):
         compiled.c_function("blend", "32")
-
-
-def test_all_kernels_are_listed() -> None:
-    listed = list(kinds.every())
-    assert len(set(listed)) == len(listed)
-    assert {name for name, _ in listed} == set(SIGNATURES)
