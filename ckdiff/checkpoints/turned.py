@@ -107,7 +107,8 @@ class Turned:
         wanted: npt.NDArray[np.bool_],
     ) -> IntArray:
         """The addresses of a window's spans, good until the next call; 0 of what is not gathered
-        here, which is nothing that is not ``wanted``. Raises what the inner reader does, of which nothing is acquired then.
+        here, which is nothing that is not ``wanted``. Raises what the inner reader does, of which
+        nothing is acquired then.
         """
         addresses = np.zeros(len(tensors), np.int64)
         here = np.flatnonzero(self.has(tensors) & (nbytes > 0) & wanted)

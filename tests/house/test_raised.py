@@ -36,6 +36,7 @@ RAISED = {
     ("ckdiff.kernels.memory", "TypeError"): "a mistake of ours: a kernel takes another dtype",
     ("ckdiff.kernels.memory", "ValueError"): "a mistake of ours: an array that is too small",
     ("ckdiff.kernels.moving", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.panels", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.paths", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.scaling", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.runs", "ValueError"): "a mistake of ours: see kernels.memory",

@@ -245,17 +245,19 @@ def profile_kernel() -> Callable[..., None]:
         _scan_rows(mask, bit, rows, width, counts, totals + 16)
         for strip in range((width + PROFILE_STRIP - 1) // PROFILE_STRIP):
             column = PROFILE_STRIP * strip
-            done, held, last = 0, before, False
-            while not last:
-                step, full = rows - done, rows == 0
-                if step >= _MOST - held:
-                    step, full = _MOST - held, True
+            done, room, more = 0, _MOST - before, 1
+            while more != 0:
+                step, full = rows - done, 0
+                if rows == 0:
+                    full = 1
+                if step >= room:
+                    step, full = room, 1
                 _strip(
                     mask, bit + done * width + column, step, width, width - column, first + done,
-                    int(full), columns + 2 * column, bands + PROFILE_BAND * strip, totals,
+                    full, columns + 2 * column, bands + PROFILE_BAND * strip, totals,
                 )  # fmt: skip
                 done += step
-                held = 0
-                last = done == rows
+                room = _MOST
+                more = rows - done
 
     return profile
