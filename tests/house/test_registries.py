@@ -61,8 +61,9 @@ def test_every_line_leads_somewhere(registry: Registry[Any]) -> None:
 
 def test_every_name_has_its_paragraph() -> None:
     pages = Path(__file__).parents[2] / "docs"
-    text = (pages / "cli.md").read_text("utf-8")
+    text = (pages / "overlap.md").read_text("utf-8")
     assert [name for name in NULLS if f"\n| `{name}` |" not in text] == []
+    text = (pages / "cli.md").read_text("utf-8")
     assert [name for name in FORMATS if f"\n| `--to {name}` |" not in text] == []
     text = (pages / "delta-format.md").read_text("utf-8")
     assert [name for name in ENCODINGS if f"`{name}`" not in text] == []

@@ -140,8 +140,8 @@ def metadata(**changes: str) -> dict[str, str]:
 U8 = ("U8", (8,), bytes(8))
 HOSTILE: dict[str, tuple[dict[str, Any], dict[str, str] | None, str]] = {
     "two": ({"a": ("U8", (2,), b"\1\2")}, None, "something else than 0 and 1"),
-    "float": ({"a": ("F32", (1,), bytes(4))}, None, "is no mask"),
-    "int": ({"a": ("I32", (1,), bytes(4))}, None, "is no mask"),
+    "float": ({"a": ("F32", (1,), bytes(4))}, None, "is not a mask"),
+    "int": ({"a": ("I32", (1,), bytes(4))}, None, "is not a mask"),
     "nothing": ({}, None, "holds no masks"),
     "no shape": ({"a.indices": ("I32", (1,), bytes(4))}, None, "what shape a has"),
     "outside": ({"a.indices": ("I32", (1,), b"\x08\0\0\0")}, metadata(), "outside its 8 elements"),
