@@ -31,7 +31,6 @@ from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_str
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.scattered import Rows, in_order, in_units
 from ckdiff.checkpoints.turned import Clusters, Turned
-from ckdiff.kernels.memory import Bytes
 
 _LINE = 64  # bytes of a line of the caches
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
@@ -106,9 +105,8 @@ class PieceReader:
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
         self._in_rows = False
         self._mapped, self._in_panels = mapped, False
-        self._panels = Panels(contents, clusters.of if clusters else {})
+        self._panels = Panels(contents)
         self._room = np.empty(0, np.uint8)
-        self._taken: dict[int, Bytes] = {}  # what the last panel of the window before had
         self.rows: Rows | None = None  #: of the spans of a window that have no address
         #: what has to be copied of them, in order, before they are there
         self.late: list[Late] = []
@@ -144,20 +142,11 @@ class PieceReader:
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader."""
         late = self._later(tensors, starts, nbytes)
-        self._taken = self._panels.take(tensors, late)
-        if self._taken:
-            late = [later for later in late if later.places[0] not in self._taken]
-            nbytes = nbytes.copy()
-            nbytes[[*self._taken]] = 0
         if self._turned is None:
-            addresses = self._acquire(tensors, starts, nbytes, late)
-        else:
-            found = self._turned.gather(tensors, starts, nbytes, besides(late, len(tensors)))
-            rest = np.where(found == 0, nbytes, 0)
-            addresses = np.where(found == 0, self._acquire(tensors, starts, rest, late), found)
-        for span, taken in self._taken.items():
-            addresses[span] = taken.ctypes.data
-        return addresses
+            return self._acquire(tensors, starts, nbytes, late)
+        found = self._turned.gather(tensors, starts, nbytes, besides(late, len(tensors)))
+        rest = np.where(found == 0, nbytes, 0)
+        return np.where(found == 0, self._acquire(tensors, starts, rest, late), found)
 
     def _acquire(
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray, late: list[Later]
@@ -178,7 +167,7 @@ class PieceReader:
         for copy in wanted.copies:
             copy.run(found[copy.request], base + copy.begin)
         parts = [_rows(*part, found) for part in wanted.rows]
-        parts += self._cut(tensors, wanted.late, found)
+        parts += self._cut(wanted.late, found)
         self.rows = Rows.joined(sorted(parts, key=lambda part: int(part.spans[0])))
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
@@ -216,9 +205,7 @@ class PieceReader:
         """Which of these spans are copied panel by panel."""
         return self._panels.of(tensors, starts, nbytes) if self._in_panels else []
 
-    def _cut(
-        self, tensors: IntArray, late: list[tuple[Later, int]], found: list[int]
-    ) -> list[Rows]:
+    def _cut(self, late: list[tuple[Later, int]], found: list[int]) -> list[Rows]:
         """Say of spans what has to be copied, all to one place, and where they are then."""
         most = max((later.room for later, _ in late), default=0)
         if len(self._room) < most:
@@ -226,11 +213,9 @@ class PieceReader:
             self._room = room[-room.ctypes.data % _LINE :]
         self.late, rows = [], []
         for later, request in late:
-            cut = later.cut(found[request], self._room)
-            rows += cut.rows
-            self.late += cut.late
-        if late:
-            self._panels.note(tensors, later, cut)
+            of_span, copied = later.cut(found[request], self._room)
+            rows.append(of_span)
+            self.late += copied
         return rows
 
     def _width(self, tensor: int) -> int:
@@ -267,7 +252,7 @@ class PieceReader:
         straight, gathered, copies, far, rows, at, between = [], [], [], [], [], 0, 0
         late = [(each, at) for at, each in enumerate(later)]
         requests += [each.request for each in later]
-        done = {span for each in later for span in each.places}
+        done = {each.place for each in later}
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         for span, (tensor, start, size) in enumerate(columns):
             if span in done:

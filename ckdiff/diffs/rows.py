@@ -63,15 +63,11 @@ def in_panels(
 
     ``places`` are where in the window each span begins, and ``bits`` those of its elements.
     """
-    parts = np.array([part for panel in late for part in panel.parts], np.int64)
+    parts = np.array([panel.part for panel in late], np.int64)
     spans, ends = parts[:, 0], parts[:, 1:] * 8
     wanted = places[spans][:, None] + ends // bits[spans][:, None]
-    edges = iter(np.searchsorted(segments[:, abi.SEG_POSITION], wanted).tolist())
-    found = []
-    for panel in late:
-        first, *others = (next(edges) for _ in panel.parts)
-        found.append(Panel(panel.copying, *first))
-        found += [Panel(None, *other) for other in others]
+    edges = np.searchsorted(segments[:, abi.SEG_POSITION], wanted).tolist()
+    found = [Panel(panel.copying, *edge) for panel, edge in zip(late, edges, strict=True)]
     done = 0
     for begin, end in [*sorted((panel.first, panel.stop) for panel in found), (len(segments),) * 2]:
         if begin > done:

@@ -7,7 +7,6 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gathering import Counting, contents_of
@@ -43,19 +42,19 @@ def assembled(reader: PieceReader, spans: list[Span]) -> tuple[list[bytes], int]
     for panel in reader.late:
         panel.copying.make()
         assert rows is not None
-        for span, begin, stop in panel.parts:
-            mine = rows.spans == span
-            begins, places = rows.begins[mine], rows.addresses[mine]
-            ends = np.append(begins[1:], spans[span][2])
-            inside = (begins >= begin) & (ends <= stop)
-            assert begins[inside][0] == begin
-            assert ends[inside][-1] == stop
-            for low, high, at in zip(
-                *(column[inside].tolist() for column in (begins, ends, places)), strict=True
-            ):
-                made[span][low:high] = bytes_at(at, high - low).tobytes()
-                assert not known[span][low:high].any()
-                known[span][low:high] = True
+        span, begin, stop = panel.part
+        mine = rows.spans == span
+        begins, places = rows.begins[mine], rows.addresses[mine]
+        ends = np.append(begins[1:], spans[span][2])
+        inside = (begins >= begin) & (ends <= stop)
+        assert begins[inside][0] == begin
+        assert ends[inside][-1] == stop
+        for low, high, at in zip(
+            *(column[inside].tolist() for column in (begins, ends, places)), strict=True
+        ):
+            made[span][low:high] = bytes_at(at, high - low).tobytes()
+            assert not known[span][low:high].any()
+            known[span][low:high] = True
     for i, (address, (_, _, size)) in enumerate(zip(addresses, spans, strict=True)):
         if address:
             assert not known[i].any()
@@ -94,10 +93,9 @@ def test_all_bytes_of_all_windows_are_there(data: st.DataObject) -> None:
         reader.close()
 
 
-@pytest.mark.parametrize("style", ["columns", "woven"])
-def test_panels_end_with_whole_units(style: str) -> None:
+def test_panels_end_with_whole_units() -> None:
     """Rows of 1,000 elements: 64 of them are 125 units."""
-    whole, arrays, pieces = stack((640, 1000), 1, 2, style)
+    whole, arrays, pieces = stack((640, 1000), 1, 2, "columns")
     reader, _ = reader_of(whole, arrays, pieces)
     spans = [(i, 0, arrays[i].nbytes) for i in range(2)]
     with mock.patch.object(panels, "PANEL", 64 * 1000 * 2):
@@ -105,50 +103,15 @@ def test_panels_end_with_whole_units(style: str) -> None:
     assert found == [array.tobytes() for array in arrays]
     assert count >= 10
     for panel in reader.late:
-        assert all(begin % (UNIT * 2) == 0 for _, begin, _ in panel.parts)
+        assert panel.part[1] % (UNIT * 2) == 0
 
 
-def test_what_alternates_is_copied_together_where_a_window_has_both() -> None:
+def test_what_alternates_is_gathered() -> None:
     whole, arrays, pieces = stack((256, 2048), 1, 2, "woven")
     reader, _ = reader_of(whole, arrays, pieces)
     size = arrays[0].nbytes
-    assembled(reader, [(0, 0, size), (1, 0, size)])
-    assert reader.late
-    assert all(len(panel.parts) == 2 for panel in reader.late)
-    # the first is here alone: it is gathered, with the other, which is kept
-    columns = np.array([(0, 0, size)], np.int64).T
-    read(reader, arrays, [(0, 0, size)])
-    assert reader.acquire(*columns).tolist() != [0]
+    assert assembled(reader, [(0, 0, size), (1, 0, size)])[0] == [a.tobytes() for a in arrays]
     assert not reader.late
-    reader.release()
-
-
-def test_the_rest_of_one_is_copied_beside_both_of_the_next() -> None:
-    whole, arrays, pieces = stack((256, 2048), 2, 2, "woven")
-    reader, _ = reader_of(whole, arrays, pieces)
-    row, size = 2048 * 2, arrays[0].nbytes
-    spans = [(1, size - 3 * row, 3 * row), (2, 0, size), (3, 0, size - 5 * row)]
-    found, _ = assembled(reader, spans)
-    wanted = [arrays[tensor].tobytes()[start : start + count] for tensor, start, count in spans]
-    assert found == wanted
-    assert {part[0] for panel in reader.late for part in panel.parts} == {0, 1, 2}
-
-
-def test_what_the_last_panel_had_is_not_read_again() -> None:
-    """Windows that end some rows before the second of two does: the next has those rows first."""
-    whole, arrays, pieces = stack((256, 2048), 2, 2, "woven")
-    reader, held = reader_of(whole, arrays, pieces)
-    row, size = 2048 * 2, arrays[0].nbytes
-    first = [(0, 0, size), (1, 0, size - 3 * row - 1024)]
-    second = [(1, size - 3 * row - 1024, 3 * row + 1024), (2, 0, size), (3, 0, size - 4 * row)]
-    assert assembled(reader, first)[0] == [arrays[0].tobytes(), arrays[1].tobytes()[: first[1][2]]]
-    held.most = 0
-    found, _ = assembled(reader, second)
-    assert found == [arrays[t].tobytes()[start : start + count] for t, start, count in second]
-    assert held.most <= 2 * size
-    assert {part[0] for panel in reader.late for part in panel.parts} == {1, 2}
-    # the panels of the second window were written over those of the first
-    assert assembled(reader, second[:1])[0] == found[:1]
 
 
 def test_what_takes_memory_when_it_is_asked_is_gathered() -> None:
