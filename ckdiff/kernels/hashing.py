@@ -37,6 +37,12 @@ START = (
 )  # fmt: skip
 
 
+def secret_words(first: int, count: int) -> tuple[int, ...]:
+    """So many words of the secret, from a byte on."""
+    cut = SECRET[first : first + 8 * count]
+    return tuple(int.from_bytes(cut[i : i + 8], "little") for i in range(0, 8 * count, 8))
+
+
 def starts(size: int) -> tuple[int, int]:
     """What both halves of the digest of so many bytes begin with."""
     return size * START[1] & _MASK, ~(size * START[2]) & _MASK

@@ -34,7 +34,7 @@ def _changed(b: Any, kind: str, x: Value, y: Value, parameter: Value) -> Value:
     if rule == "rtol" and dtype.kind != "float":
         return b.and_(differ, _integer_rtol(b, dtype, x, y, parameter))
     if rule == "ulp":
-        limit = _broadcast(b, b.trunc(parameter, lane) if dtype.bits < 64 else parameter, lane)
+        limit = lanes.spread(b, b.trunc(parameter, lane) if dtype.bits < 64 else parameter)
         far = b.icmp_unsigned(">", lanes.distance(b, dtype, x, y), limit)
         if dtype.kind == "float":
             far = b.or_(far, _either_nonfinite(b, dtype, x, y))
@@ -43,7 +43,7 @@ def _changed(b: Any, kind: str, x: Value, y: Value, parameter: Value) -> Value:
     bound = b.bitcast(parameter, F64)
     if compute is not F64:
         bound = b.fptrunc(bound, compute)
-    bound = _broadcast(b, bound, compute)
+    bound = lanes.spread(b, bound)
     delta = b.fsub(lanes.to_float(b, dtype, x), lanes.to_float(b, dtype, y))
     delta = _absolute(b, delta, compute)
     if rule == "atol":
@@ -60,12 +60,6 @@ def _changed(b: Any, kind: str, x: Value, y: Value, parameter: Value) -> Value:
 
 def _either_nonfinite(b: Any, dtype: DType, x: Value, y: Value) -> Value:
     return b.or_(lanes.nonfinite(b, dtype, x), lanes.nonfinite(b, dtype, y))
-
-
-def _broadcast(b: Any, scalar: Value, element: Any) -> Value:
-    one = b.insert_element(ir.Constant(vector(element), ir.Undefined), scalar, lanes.I32(0))
-    undefined = ir.Constant(vector(element), ir.Undefined)
-    return b.shuffle_vector(one, undefined, ir.Constant(vector(lanes.I32), [0] * LANES))
 
 
 def _absolute(b: Any, value: Value, compute: Any) -> Value:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import DECODE_COLUMNS
-from ckdiff.kernels.codegen.lanes import I64, Value
+from ckdiff.kernels.codegen.lanes import I64, Value, call_at
 from ckdiff.kernels.codegen.words import load_word, store_word
 
 
@@ -21,8 +20,7 @@ def _call_decompress(
     """``ZSTD_decompressDCtx``: bytes written, or an error beyond any size."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(I64, [I64] * 5)
-        return b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return call_at(b, I64, args[0], args[1:])
 
     return types.int64(*[types.int64] * 6), generate
 

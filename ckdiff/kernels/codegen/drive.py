@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, register_jitable
 
@@ -41,7 +40,7 @@ from ckdiff.kernels.abi import (
 )  # fmt: skip
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
-from ckdiff.kernels.codegen.lanes import I64, Value
+from ckdiff.kernels.codegen.lanes import I64, VOID, Value, call_at
 from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.statistics import COLUMNS
@@ -52,8 +51,7 @@ def call_compare(
     typing: Any, function: Any, base: Any, tuned: Any, words: Any, parameter: Any, mask: Any
 ) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(I64, [I64] * 5)
-        return b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return call_at(b, I64, args[0], args[1:])
 
     return types.int64(*[types.int64] * 4, types.uint64, types.int64), generate
 
@@ -61,8 +59,7 @@ def call_compare(
 @intrinsic  # type: ignore[untyped-decorator]
 def call_statistics(typing: Any, function: Any, base: Any, tuned: Any, words: Any, row: Any) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
-        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call_at(b, VOID, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate
@@ -71,8 +68,7 @@ def call_statistics(typing: Any, function: Any, base: Any, tuned: Any, words: An
 @intrinsic  # type: ignore[untyped-decorator]
 def call_maker(typing: Any, function: Any, recipe: Any, out: Any, elements: Any) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
-        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call_at(b, VOID, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
@@ -83,9 +79,8 @@ def call_units(typing: Any, function: Any, sides: Any, units: Any, mask: Any, su
     """``sides`` are two addresses, and ``units`` how many and the first of them."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(I64, [I64] * 6)
         pairs = [b.extract_value(pair, i) for pair in args[1:3] for i in range(2)]
-        return b.call(b.inttoptr(args[0], kind.as_pointer()), [*pairs, *args[3:]])
+        return call_at(b, I64, args[0], [*pairs, *args[3:]])
 
     pair = types.UniTuple(types.int64, 2)  # type: ignore[attr-defined]
     return types.int64(types.int64, pair, pair, types.int64, types.int64), generate

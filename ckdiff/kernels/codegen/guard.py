@@ -21,7 +21,7 @@ from ckdiff.kernels.abi import (
     GUARD_SET_TABLE,
     GUARD_SIGNAL,
 )
-from ckdiff.kernels.codegen.lanes import I32, I64, Value
+from ckdiff.kernels.codegen.lanes import I32, I64, VOID, Value, call_at
 from ckdiff.kernels.codegen.words import load_word, store_word
 
 _SI_ADDR = 16  # offset of si_addr in siginfo_t on 64-bit Linux
@@ -60,10 +60,8 @@ def _set_table(typing: Any, address: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def _call_mmap(typing: Any, function: Any, address: Any, size: Any) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(I64, [I64, I64, I32, I32, I32, I64])
-        pointer = b.inttoptr(args[0], kind.as_pointer())
         rest = [I32(mmap.PROT_READ), I32(_MAP_FIXED_ANONYMOUS), I32(-1), I64(0)]
-        return b.call(pointer, [args[1], args[2], *rest])
+        return call_at(b, I64, args[0], [args[1], args[2], *rest])
 
     return types.int64(types.int64, types.int64, types.int64), generate
 
@@ -71,8 +69,7 @@ def _call_mmap(typing: Any, function: Any, address: Any, size: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def _call_handler(typing: Any, function: Any, number: Any, info: Any, context_: Any) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(ir.VoidType(), [I32, I64, I64])
-        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call_at(b, VOID, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int32, types.int64, types.int64), generate

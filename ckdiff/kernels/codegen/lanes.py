@@ -11,6 +11,7 @@ that is exact: results then do not depend on the CPU's denormal or rounding mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from ckdiff.kernels.abi import LANES
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
+VOID = ir.VoidType()
 
 Value = Any  # llvmlite has no types of its own to lean on
 
@@ -46,6 +48,19 @@ def as_many(lanes: Value, element: Any) -> Any:
 def in_each(lanes: Value, element: Any, value: Any) -> Value:
     """A constant of as many lanes as a vector, with the same value in every lane."""
     return ir.Constant(as_many(lanes, element), [value] * lanes.type.count)
+
+
+def spread(b: Any, value: Value, count: int = LANES) -> Value:
+    """A vector of so many lanes with the same value, which is not known yet, in every lane."""
+    undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+    first = b.insert_element(undefined, value, I32(0))
+    return b.shuffle_vector(first, undefined, in_each(first, I32, 0))
+
+
+def call_at(b: Any, result: Any, address: Value, args: Sequence[Value]) -> Value:
+    """Call a C function that is at an address: the type of its result, its arguments."""
+    kind = ir.FunctionType(result, [value.type for value in args])
+    return b.call(b.inttoptr(address, kind.as_pointer()), args)
 
 
 def lane_bits(dtype: DType) -> int:

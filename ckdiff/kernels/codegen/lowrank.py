@@ -11,20 +11,13 @@ from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import LANES
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
-from ckdiff.kernels.codegen.lanes import F32, I32, I64, Value, splat, vector
+from ckdiff.kernels.codegen.lanes import F32, I32, I64, Value, splat, spread, vector
 
 _ROWS = 3  # whose sums are in registers at a time
 
 
 def _pointer(b: Any, address: Value, kind: Any) -> Value:
     return b.inttoptr(address, kind.as_pointer())
-
-
-def _spread(b: Any, one: Value) -> Value:
-    """The same float32 in all lanes."""
-    undefined = ir.Constant(vector(F32), ir.Undefined)
-    first = b.insert_element(undefined, one, I32(0))
-    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
 
 
 def _sums(b: Any, rows: list[Value], right: Value, step: Value, rank: Value) -> list[Value]:
@@ -43,7 +36,7 @@ def _sums(b: Any, rows: list[Value], right: Value, step: Value, rank: Value) -> 
         column = b.load(at, align=1)
         for row, total in zip(rows, totals, strict=True):
             factor = b.load(_pointer(b, b.add(row, b.mul(loop.index, I64(4))), F32), align=1)
-            b.store(b.call(fma, [_spread(b, factor), column, b.load(total)]), total)
+            b.store(b.call(fma, [spread(b, factor), column, b.load(total)]), total)
     return [b.load(total) for total in totals]
 
 
@@ -65,7 +58,7 @@ def _elements(
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         _, left, right, step, rank, scale, added, out = args
-        factor = _spread(b, b.bitcast(b.trunc(scale, I32), F32))
+        factor = spread(b, b.bitcast(b.trunc(scale, I32), F32))
         some = range(int(rows.literal_value))
         wide = b.mul(rank, I64(4))
         begins = [b.add(left, b.mul(wide, I64(i))) for i in some]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -19,7 +18,7 @@ from ckdiff.kernels.abi import (
     PANEL_SOURCE,
     SEG_COLUMNS,
 )
-from ckdiff.kernels.codegen.lanes import I64, Value
+from ckdiff.kernels.codegen.lanes import VOID, Value, call_at
 from ckdiff.kernels.codegen.words import load_word
 
 
@@ -28,8 +27,7 @@ def _call_copier(
     typing: Any, function: Any, source: Any, out: Any, box: Any, scratch: Any
 ) -> Any:  # fmt: skip
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
-        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call_at(b, VOID, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate
@@ -41,8 +39,7 @@ def _call_drive(
     masks: Any, counts: Any, hashes: Any, xxh3: Any, statistics: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 11)
-        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call_at(b, VOID, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12), generate

@@ -11,7 +11,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import PROFILE_BAND, PROFILE_DIGITS, PROFILE_STRIP
-from ckdiff.kernels.codegen.lanes import I1, I8, I16, I32, I64, Value, splat, vector
+from ckdiff.kernels.codegen.lanes import I1, I8, I16, I32, I64, Value, splat, spread, vector
 from ckdiff.kernels.codegen.vectors import (
     BYTES,
     VECTOR,
@@ -28,26 +28,19 @@ _MOST = (1 << PROFILE_DIGITS) - 1  # rows: what the binary digits of a count hol
 _TOGETHER = 8  # rows that are added up before they are counted
 
 
-def _spread(b: Any, value: Value) -> Value:
-    """A vector with the i64 ``value`` in every lane."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
-    first = b.insert_element(undefined, value, I32(0))
-    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, WORDS), [0] * WORDS))
-
-
 def _bits_at(b: Any, mask: Value, bit: Value) -> Value:
     """The 512 bits from a bit of a mask on; up to 72 bytes are read from the word it is in."""
     address = b.add(mask, b.shl(b.lshr(bit, I64(6)), I64(3)))
     low, high = load_vector(b, address), load_vector(b, b.add(address, I64(8)))
     kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
     function = cgutils.get_or_insert_function(b.module, kind, f"llvm.fshr.v{WORDS}i64")
-    return b.call(function, [high, low, _spread(b, bit)])  # shifts by the bit modulo 64
+    return b.call(function, [high, low, spread(b, bit, WORDS)])  # shifts by the bit modulo 64
 
 
 def _first_bits(b: Any, number: Value) -> Value:
     """A vector whose first ``number`` bits are set: none for a negative number, at most all."""
     offsets = ir.Constant(VECTOR, [64 * i for i in range(WORDS)])
-    left = b.sub(_spread(b, number), offsets)
+    left = b.sub(spread(b, number, WORDS), offsets)
     some = b.sub(b.shl(constant(1), b.and_(left, constant(63))), constant(1))
     some = b.select(b.icmp_signed("<=", left, constant(0)), constant(0), some)
     return b.select(b.icmp_signed(">=", left, constant(64)), constant(-1), some)

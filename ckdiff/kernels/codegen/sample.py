@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ckdiff.kernels.codegen.lanes import I32, I64, Value
+from ckdiff.kernels.codegen.lanes import I64, Value, spread
 from ckdiff.kernels.codegen.words import load_word, lowest_one, ones, store_word
 
 _LANES = 16  # blocks worked on side by side: no result depends on it
@@ -29,12 +29,6 @@ def _constant(value: int) -> Any:
     return ir.Constant(_KEYS, [value] * _LANES)
 
 
-def _splat(b: Any, value: Value) -> Value:
-    undefined = ir.Constant(_KEYS, ir.Undefined)
-    one = b.insert_element(undefined, value, I32(0))
-    return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, _LANES), [0] * _LANES))
-
-
 def _halves(b: Any, word: Value) -> tuple[Value, Value]:
     return b.and_(word, I64(_LOW)), b.lshr(word, I64(32))
 
@@ -46,13 +40,13 @@ def _philox(b: Any, key: Value, high: Value, counter: Value) -> tuple[Value, Val
     """
     low = _constant(_LOW)
     words = [b.and_(counter, low), b.lshr(counter, _constant(32))]
-    words += [_splat(b, half) for half in _halves(b, high)]
+    words += [spread(b, half, _LANES) for half in _halves(b, high)]
     keys = list(_halves(b, key))
     for _ in range(_ROUNDS):
         one = b.mul(words[0], _constant(_MULTIPLIERS[0]))
         other = b.mul(words[2], _constant(_MULTIPLIERS[1]))
         mixed = [
-            b.xor(b.xor(b.lshr(product, _constant(32)), word), _splat(b, half))
+            b.xor(b.xor(b.lshr(product, _constant(32)), word), spread(b, half, _LANES))
             for product, word, half in zip((other, one), (words[1], words[3]), keys, strict=True)
         ]
         words = [mixed[0], b.and_(other, low), mixed[1], b.and_(one, low)]
@@ -69,7 +63,7 @@ def _store_keys(typing: Any, key: Any, high: Any, word: Any, out: Any) -> Any:
         key, high, word, out = args
         for at in range(0, 32, _LANES):
             lanes = ir.Constant(_KEYS, [at + lane for lane in range(_LANES)])
-            counter = b.add(_splat(b, b.shl(word, I64(5))), lanes)
+            counter = b.add(spread(b, b.shl(word, I64(5)), _LANES), lanes)
             for half, keys in enumerate(_philox(b, key, high, counter)):
                 to = b.add(out, I64(8 * (32 * half + at)))
                 b.store(keys, b.inttoptr(to, _KEYS.as_pointer()), align=8)
@@ -84,7 +78,7 @@ def _at_most(typing: Any, keys: Any, limit: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         keys, limit = args
-        limits, found = _splat(b, limit), I64(0)
+        limits, found = spread(b, limit, _LANES), I64(0)
         for at in range(0, 64, _LANES):
             lanes = b.load(b.inttoptr(b.add(keys, I64(8 * at)), _KEYS.as_pointer()), align=8)
             bits = b.bitcast(b.icmp_unsigned("<=", lanes, limits), ir.IntType(_LANES))

@@ -36,7 +36,17 @@ from ckdiff.kernels.abi import (
 )
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
-from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, as_many, in_each, int_type
+from ckdiff.kernels.codegen.lanes import (
+    F32,
+    I8,
+    I32,
+    I64,
+    Value,
+    as_many,
+    in_each,
+    int_type,
+    spread,
+)
 from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.numbaview import has
 
@@ -91,10 +101,7 @@ def look_up(b: Any, numbers: Value, bits: Value) -> Value:
         name = "llvm.x86.avx512.permvar.sf.512"
         return b.call(cgutils.get_or_insert_function(b.module, kind, name), [numbers, bits])
     one = b.extract_element(numbers, I32(NUMBERS.index(1)))
-    undefined = ir.Constant(numbers.type, ir.Undefined)
-    factor = b.insert_element(undefined, one, I32(0))
-    factor = b.shuffle_vector(factor, undefined, ir.Constant(bits.type, [0] * _TABLE))
-    return b.fmul(four_bits(b, bits), factor)
+    return b.fmul(four_bits(b, bits), spread(b, one, _TABLE))
 
 
 def four_bits(b: Any, bits: Value) -> Value:
@@ -137,13 +144,6 @@ def powers_of_two(b: Any, bits: Value) -> Value:
     return b.bitcast(b.select(extreme, other, whole), as_many(bits, F32))
 
 
-def _every(b: Any, factor: Value) -> Value:
-    """The same number in all lanes."""
-    undefined = ir.Constant(ir.VectorType(F32, WORD), ir.Undefined)
-    first = b.insert_element(undefined, factor, I32(0))
-    return b.shuffle_vector(first, undefined, in_each(first, I32, 0))
-
-
 def store_product(b: Any, numbers: Value, factors: Value, out: Value, exact: bool = False) -> None:
     """One product each, and one NaN for all NaNs. ``exact``: the only NaN is that one of scales."""
     product = b.fmul(numbers, factors)
@@ -184,7 +184,7 @@ def _multiply_all(typing: Any, name: Any, source: Any, factor: Any, out: Any) ->
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         numbers = _numbers(b, DTYPES[name.literal_value], args[1])
-        store_product(b, numbers, _every(b, args[2]), args[3])
+        store_product(b, numbers, spread(b, args[2], WORD), args[3])
         return context.get_dummy_value()
 
     return types.void(name, types.int64, types.float32, types.int64), generate
@@ -197,7 +197,7 @@ def _multiply_group(typing: Any, name: Any, source: Any, scale: Any, out: Any) -
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         dtype = DTYPES[name.literal_value]
         factor = powers_of_two(b, b.load(vector_at(b, args[2], I8, 1), align=1))
-        every = _every(b, b.extract_element(factor, I32(0)))
+        every = spread(b, b.extract_element(factor, I32(0)), WORD)
         store_product(b, _numbers(b, dtype, args[1]), every, args[3], dtype.kind != "float")
         return context.get_dummy_value()
 

@@ -20,7 +20,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import SMALL_STEPS, step_bits
-from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value, int_type, splat, vector
+from ckdiff.kernels.codegen.lanes import I1, I8, I64, Value, int_type, splat, spread, vector
 
 
 class Kind:
@@ -105,11 +105,7 @@ def at_least(typing: Any, kind: Any, base: Any, threshold: Any) -> Any:
         of = _literal(kind)
         size = b.and_(_lanes_at(b, of, args[1]), splat(of.lane, (1 << (of.bits - 1)) - 1))
         limit = args[2] if of.bits == 64 else b.trunc(args[2], of.lane)
-        # the same number in all lanes
-        first = b.insert_element(ir.Constant(of.lanes, ir.Undefined), limit, ir.IntType(32)(0))
-        nowhere = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
-        every = b.shuffle_vector(first, ir.Constant(of.lanes, ir.Undefined), nowhere)
-        return b.bitcast(b.icmp_unsigned(">=", size, every), I64)
+        return b.bitcast(b.icmp_unsigned(">=", size, spread(b, limit)), I64)
 
     return types.uint64(kind, types.int64, types.uint64), generate
 

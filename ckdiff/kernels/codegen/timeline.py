@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -30,7 +29,17 @@ from ckdiff.kernels.abi import (
 from ckdiff.kernels.codegen.drive import call_compare
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
 from ckdiff.kernels.codegen.hashing import call_xxh3, weight
-from ckdiff.kernels.codegen.lanes import I1, I64, Value, int_type, splat, vector
+from ckdiff.kernels.codegen.lanes import (
+    I1,
+    I64,
+    VOID,
+    Value,
+    call_at,
+    int_type,
+    splat,
+    spread,
+    vector,
+)
 from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
 
@@ -161,8 +170,7 @@ def call_sweep(typing: Any, function: Any, walk: Any) -> Any:
     """Call a sweep that is at an address."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
-        kind = ir.FunctionType(ir.VoidType(), [I64])
-        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call_at(b, VOID, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
@@ -200,11 +208,7 @@ def _moves_words(
                 if bits:
                     new = b.bitcast(b.and_(word, b.not_(before)), vector(I1))
                     number = b.trunc(b.add(step.index, I64(1)), lane)
-                    undefined = ir.Constant(vector(lane), ir.Undefined)
-                    one = b.insert_element(undefined, number, ir.IntType(32)(0))
-                    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-                    numbers = b.shuffle_vector(one, undefined, zeros)
-                    b.store(b.select(new, numbers, b.load(found)), found)
+                    b.store(b.select(new, spread(b, number), b.load(found)), found)
             add(steps, b.load(ever))
             if bits:
                 to = b.add(out, b.mul(loop.index, I64(LANES * bits // 8)))

@@ -27,7 +27,7 @@ from ckdiff.kernels.abi import (
 )
 from ckdiff.kernels.codegen.drive import call_maker
 from ckdiff.kernels.codegen.hashing import weight
-from ckdiff.kernels.codegen.lanes import F32, I8, I16, I32, I64, Value
+from ckdiff.kernels.codegen.lanes import F32, I8, I16, I32, I64, Value, spread
 from ckdiff.kernels.codegen.scaling import (
     NUMBERS,
     WORD,
@@ -39,7 +39,7 @@ from ckdiff.kernels.codegen.scaling import (
 )
 from ckdiff.kernels.codegen.vectors import VECTOR, constant
 from ckdiff.kernels.codegen.words import fetch_lines, load_word, ones, store_word
-from ckdiff.kernels.hashing import SECRET, START, UNIT, starts
+from ckdiff.kernels.hashing import SECRET, START, UNIT, secret_words, starts
 
 _BYTES = 4 * UNIT
 _STRIPE = 64  # bytes
@@ -53,8 +53,7 @@ Stripe = Callable[[int], Value]
 
 def _secret(first: int) -> Value:
     """Eight words of the secret."""
-    words = [SECRET[first + 8 * i : first + 8 * i + 8] for i in range(8)]
-    return ir.Constant(VECTOR, [int.from_bytes(word, "little") for word in words])
+    return ir.Constant(VECTOR, list(secret_words(first, 8)))
 
 
 class _Side:
@@ -112,13 +111,6 @@ class _Side:
         return b.xor(total, b.lshr(total, I64(32)))
 
 
-def _in_each(b: Any, value: Value) -> Value:
-    """A number in all lanes of a stripe."""
-    undefined = ir.Constant(ir.VectorType(value.type, _SOME), ir.Undefined)
-    one = b.insert_element(undefined, value, I32(0))
-    return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, _SOME), [0] * _SOME))
-
-
 def _plain(b: Any, place: list[Value]) -> Stripe:
     """Stripes that are there."""
     return lambda i: b.load(vector_at(b, b.add(place[0], I64(_STRIPE * i)), I64, 8), align=1)
@@ -132,7 +124,7 @@ def _groups(b: Any, place: list[Value]) -> Stripe:
 
     def stripe(i: int) -> Value:
         if i % (WORD // _SOME) == 0:
-            factor = _in_each(b, b.extract_element(powers, I32(i * _SOME // WORD)))
+            factor = spread(b, b.extract_element(powers, I32(i * _SOME // WORD)), _SOME)
             found.append(b.fmul(numbers, factor))
         pairs = pairs_of(b, b.add(place[0], I64(_SOME // 2 * i)), _SOME)
         return b.bitcast(look_up(b, found[-1], pairs), VECTOR)
@@ -143,7 +135,7 @@ def _groups(b: Any, place: list[Value]) -> Stripe:
 def _halves(b: Any, place: list[Value]) -> Stripe:
     """Stripes of F4 that are one half of as many bytes: from some bit on; a float32 for each."""
     source, scales, shift = place
-    shifts = _in_each(b, b.trunc(shift, I32))
+    shifts = spread(b, b.trunc(shift, I32), _SOME)
 
     def stripe(i: int) -> Value:
         pairs = b.load(vector_at(b, b.add(source, I64(_SOME * i)), I8, _SOME), align=1)

@@ -8,19 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ckdiff.kernels.hashing import SECRET, START, starts
+from ckdiff.kernels.hashing import START, secret_words, starts
 
 __all__ = ["WORDS", "digest", "ends", "starts"]
 
 
-def _secret(first: int, count: int = 8) -> tuple[int, ...]:
-    cut = SECRET[first : first + 8 * count]
-    return tuple(int.from_bytes(cut[i : i + 8], "little") for i in range(0, 8 * count, 8))
-
-
 #: the secret by words, of which a stripe takes eight from its number on; then eight words for the
 #: last stripe, for the low half and for the high half of the result; and what the sums begin with
-WORDS = (*_secret(0, 24), *_secret(121), *_secret(11), *_secret(117), *START)
+WORDS = (
+    *secret_words(0, 24), *secret_words(121, 8), *secret_words(11, 8), *secret_words(117, 8),
+    *START,
+)  # fmt: skip
 
 
 # as in fusedcode
