@@ -16,6 +16,7 @@ from operator import add, mul, sub
 import numpy as np
 import numpy.typing as npt
 
+from ckdiff.checkpoints.asked import Asked
 from ckdiff.checkpoints.copying import (
     BETWEEN,
     STRETCH,
@@ -31,11 +32,10 @@ from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_str
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.scattered import Rows, in_order, in_units
 from ckdiff.checkpoints.turned import Clusters, Turned
+from ckdiff.kernels.memory import enough
 
-_LINE = 64  # bytes of a line of the caches
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
-#: windows that are remembered between asking ahead and reading, and what each has of requests
-_MOST_COMING, _MOST_REQUESTS = 4, 128
+_MOST_REQUESTS = 128  # of a window that is remembered between asking ahead and reading
 
 
 class Located:
@@ -101,7 +101,7 @@ class PieceReader:
         self._contents = contents
         self._turned = Turned(inner, contents, clusters) if clusters and clusters.of else None
         self._buffer = np.empty(0, np.uint8)
-        self._coming: dict[bytes, _Wanted] = {}  # windows that were asked for ahead
+        self._coming = Asked[_Wanted]()
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
         self._in_rows = False
         self._mapped, self._in_panels = mapped, False
@@ -152,7 +152,7 @@ class PieceReader:
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray, late: list[Later]
     ) -> IntArray:
         """The same for spans that are read by themselves."""
-        wanted = self._coming.pop(_key(tensors, starts, nbytes), None)
+        wanted = self._coming.take(tensors, starts, nbytes)
         if wanted is None:
             wanted = self._wanted(tensors, starts, nbytes, late)
         if wanted.buffer > len(self._buffer):
@@ -184,9 +184,7 @@ class PieceReader:
             nbytes = np.where(here, 0, nbytes)
         wanted = self._wanted(tensors, starts, nbytes, late)
         if len(wanted.columns[0]) + len(wanted.far) <= _MOST_REQUESTS:
-            while len(self._coming) >= _MOST_COMING:
-                del self._coming[next(iter(self._coming))]
-            self._coming[_key(tensors, starts, nbytes)] = wanted
+            self._coming.note(wanted, tensors, starts, nbytes)
         self._inner.prefetch(*wanted.columns)
 
     def release(self) -> None:
@@ -207,10 +205,7 @@ class PieceReader:
 
     def _cut(self, late: list[tuple[Later, int]], found: list[int]) -> list[Rows]:
         """Say of spans what has to be copied, all to one place, and where they are then."""
-        most = max((later.room for later, _ in late), default=0)
-        if len(self._room) < most:
-            room = np.empty(most + _LINE, np.uint8)
-            self._room = room[-room.ctypes.data % _LINE :]
+        self._room = enough(self._room, max((later.room for later, _ in late), default=0))
         self.late, rows = [], []
         for later, request in late:
             of_span, copied = later.cut(found[request], self._room)
@@ -281,10 +276,6 @@ class PieceReader:
                 copies.append(copy.asked(requests, request))
             at += -(-(stop - first) * width // 64) * 64
         return _Wanted(columns_of(requests), straight, gathered, copies, far, at, rows, late)
-
-
-def _key(*columns: IntArray) -> bytes:
-    return b"".join(column.tobytes() for column in columns)
 
 
 @dataclass(slots=True)

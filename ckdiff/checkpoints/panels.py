@@ -21,7 +21,7 @@ from ckdiff.checkpoints.pieces import Contents
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.checkpoints.scattered import Rows
 from ckdiff.kernels.hashing import UNIT
-from ckdiff.kernels.memory import Bytes, bytes_at
+from ckdiff.kernels.memory import LINE, Bytes, bytes_at
 from ckdiff.kernels.strided import WIDTHS, Copying, copying
 
 #: bytes of a panel, about: less reads lines of the source that lie too far apart, and more does not
@@ -29,7 +29,6 @@ from ckdiff.kernels.strided import WIDTHS, Copying, copying
 PANEL = 1 << 21
 _LARGEST = 4 * PANEL  # bytes of a panel of rows that are very long
 _LONG = 2048  # elements of a row that is compared by itself as well as with others
-_LINE = 64  # bytes of a line of the caches
 _FEW = 8  # of how many parts of a window one has few rows
 _MOST_KNOWN = 64  # tensors of which it is remembered how they lie
 
@@ -62,7 +61,7 @@ class Turn:
     @property
     def side(self) -> int:
         """Elements of a line of the caches, and rows of a panel at least."""
-        return _LINE // self.width
+        return LINE // self.width
 
     @property
     def apart(self) -> bool:
@@ -74,7 +73,7 @@ class Turn:
     @property
     def pitch(self) -> int:
         """Bytes from one row to the next in what is written."""
-        return self.row + _LINE * self.apart
+        return self.row + LINE * self.apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class Later:
     def _edges(self, found: int) -> Iterator[int]:
         """The rows at which panels after the first one begin, each with a line if it can be."""
         turn = self.turn
-        ahead = -found % _LINE // turn.width
+        ahead = -found % LINE // turn.width
         edge = (self.first + ahead) // turn.every * turn.every
         if edge - self.first < turn.side:
             edge += turn.count
@@ -195,7 +194,7 @@ class Panels:
             return None
         width = int(table.nbytes[tensor]) // prod(shape)
         (rows, columns), (across, step) = shape, pieces[0].strides
-        side = _LINE // width
+        side = LINE // width
         if width not in WIDTHS or across != 1 or step < max(rows, 3):
             return None
         if side < 8 or columns < 2 * side:

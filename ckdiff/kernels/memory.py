@@ -22,6 +22,18 @@ UInt64 = npt.NDArray[np.uint64]
 U8, U32, I64, U64 = (np.dtype(kind) for kind in (np.uint8, np.uint32, np.int64, np.uint64))
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
+LINE = 64  #: bytes of a line of the caches
+
+
+def enough(buffer: Bytes, size: int) -> Bytes:
+    """A buffer of that size or more, which begins where a line of the caches does: the same one if
+    it is large enough. It is one that was made here, or empty.
+    """
+    if len(buffer) >= size:
+        return buffer
+    fresh = np.empty(size + LINE, np.uint8)
+    return fresh[-fresh.ctypes.data % LINE :]
+
 
 def place(array: Array, dtype: np.dtype[Any], least: int = 0) -> int:
     """Where an array begins that is read: contiguous, of this dtype, ``least`` items or more.

@@ -8,19 +8,18 @@ from itertools import pairwise
 
 import numpy as np
 
+from ckdiff.checkpoints.asked import Asked
 from ckdiff.checkpoints.copying import columns_of
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
 from ckdiff.checkpoints.views.blockscaleturned import Turning
 from ckdiff.checkpoints.views.quantised import Scaled
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import BLOCK
-from ckdiff.kernels.memory import Bytes, bytes_at
+from ckdiff.kernels.memory import Bytes, bytes_at, enough
 from ckdiff.kernels.scaling import Recipe, Scaling, scaled, table
 
 _SPARE = 16  # scales beyond one for each element that a part may need
 _FLOAT = 4  # bytes of a value
-_AHEAD = 4  # windows that are asked for before their turn, and remembered
-_LINE = 64  # bytes of a line of the cache
 #: bytes besides the values: of those of a block, and of recipes
 SCRATCH = 1 << 20
 
@@ -100,7 +99,7 @@ class ScaledReader:
         self._turning = None if aside is None else Turning(aside)
         self._values = self._room = np.empty(0, np.uint8)
         self._recipes = np.empty((0, 0), np.int64)
-        self._coming: dict[tuple[bytes, bytes, bytes], Wanted] = {}  # what was asked for ahead
+        self._coming = Asked[Wanted]()
 
     def give_recipes(self) -> None:
         """From now on do not make values, but say how, for the driver of the kernels: what is made
@@ -110,8 +109,9 @@ class ScaledReader:
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
         """See SpanReader. Values are in a buffer of this reader."""
-        asked = tensors.tobytes(), starts.tobytes(), nbytes.tobytes()
-        wanted = self._coming.pop(asked, None) or self._wanted(tensors, starts, nbytes)
+        wanted = self._coming.take(tensors, starts, nbytes)
+        if wanted is None:
+            wanted = self._wanted(tensors, starts, nbytes)
         columns = wanted.columns
         found, sizes = self._inner.acquire(*columns).tolist(), columns[2].tolist()
         addresses = np.zeros(len(tensors), np.int64)
@@ -148,7 +148,7 @@ class ScaledReader:
 
     def _make(self, wanted: list[_How], addresses: IntArray) -> None:
         """Make values, and note where they are."""
-        self._values = _enough(self._values, sum(made.room for made, _ in wanted))
+        self._values = enough(self._values, sum(made.room for made, _ in wanted))
         rest = self._values
         for made, recipes in wanted:
             addresses[made.span] = rest.ctypes.data + made.skipped
@@ -161,7 +161,7 @@ class ScaledReader:
     def _tell(self, wanted: list[_How], addresses: IntArray) -> None:
         """Note where recipes are."""
         if wanted:
-            self._room = _enough(self._room, _FLOAT * BLOCK)
+            self._room = enough(self._room, _FLOAT * BLOCK)
             self._recipes = table(
                 [recipe for _, recipes in wanted for recipe in recipes], self._room
             )
@@ -174,8 +174,7 @@ class ScaledReader:
         """See SpanReader: elements and scales, but not of what is turned."""
         wanted = self._wanted(tensors, starts, nbytes)
         self._inner.prefetch(*wanted.columns)
-        if len(self._coming) < _AHEAD:
-            self._coming[tensors.tobytes(), starts.tobytes(), nbytes.tobytes()] = wanted
+        self._coming.note(wanted, tensors, starts, nbytes)
 
     def release(self) -> None:
         """See SpanReader."""
@@ -186,19 +185,12 @@ class ScaledReader:
         self._inner.close()
         if self._aside is not None:
             self._aside.close()
+        self._coming.clear()
         self._values = self._room = np.empty(0, np.uint8)
         self._turning = None
 
     def _wanted(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> Wanted:
         return wanted(self._within, self._scaled, (tensors, starts, nbytes))
-
-
-def _enough(buffer: Bytes, size: int) -> Bytes:
-    """A buffer of that size or more: the same, if it is. It begins where a line of a cache does."""
-    if len(buffer) >= size:
-        return buffer
-    fresh = np.empty(size + _LINE, np.uint8)
-    return fresh[-fresh.ctypes.data % _LINE :]
 
 
 def wanted(

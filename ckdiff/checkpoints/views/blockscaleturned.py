@@ -17,7 +17,7 @@ from ckdiff.checkpoints.views.quantised import Scaled
 from ckdiff.checkpoints.views.quantisedgrid import GROUP
 from ckdiff.kernels import strided
 from ckdiff.kernels.abi import LANES
-from ckdiff.kernels.memory import Bytes, bytes_at
+from ckdiff.kernels.memory import LINE, Bytes, bytes_at
 from ckdiff.kernels.scaling import Recipe, powers_of_two, turned
 
 _BAND = 1 << 22  # bytes of elements that are asked for at a time, at most
@@ -52,7 +52,7 @@ class _Box:
     @property
     def nbytes(self) -> int:
         """What it takes, filled, and to begin where a line of the cache does."""
-        return self.items(2) + 5 * self.items(GROUP) + LANES
+        return self.items(2) + 5 * self.items(GROUP) + LINE
 
 
 class _Filled:
@@ -61,7 +61,7 @@ class _Filled:
     def __init__(self, box: _Box, room: Bytes) -> None:
         """``room`` has as many bytes as the box says."""
         self.box, self.room = box, room
-        room = room[-room.ctypes.data % LANES :]
+        room = room[-room.ctypes.data % LINE :]
         floats = 4 * box.items(GROUP)
         self.factors = room[:floats].view(np.float32)  #: a row for each group of rows of values
         #: a row for each two rows of values, and a row for each group of them
