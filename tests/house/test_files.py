@@ -55,7 +55,6 @@ LONG_FUNCTIONS = {
     ("ckdiff.kernels.codegen.statistics", "add_block"): _MACHINE,
     ("ckdiff.kernels.codegen.statistics", "generate"): _MACHINE,
     ("ckdiff.kernels.codegen.sweep", "sweep_words"): _MACHINE,
-    ("ckdiff.kernels.codegen.timeline", "_moves_words"): _MACHINE,
     ("ckdiff.kernels.codegen.timeline", "march_kernel"): _MACHINE,
     ("ckdiff.kernels.codegen.timeline", "march"): _MACHINE,
     ("ckdiff.kernels.gpu.fusedcode", "_changed"): _MACHINE,
