@@ -172,6 +172,8 @@ def best_guess(sides: Sequence[Index], tried: Sequence[Guess]) -> Guess | None:
     for old in (0, 1):
         for chain in [(), *(guess.chain for guess in tried if guess.chain and guess.old == old)]:
             before = Guess(chain, old, 0)
+            if len(samples[old]) <= best.score:
+                continue  # nothing finds more: rules are compiled where they are needed
             sample = [[(i, before.name(name)) for i, name in make] for make in samples[old]]
             for spelling in SPELLINGS:
                 if spelling in chain or ((*chain, spelling), old) in seen:

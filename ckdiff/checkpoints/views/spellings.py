@@ -11,20 +11,50 @@ Fused tensors get a leaf of ``fusions`` here, where theirs does not say how thei
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from ckdiff.checkpoints.views.spelled_language import RULES as LANGUAGE
 from ckdiff.checkpoints.views.spelled_vision import RULES as VISION
 
+#: what of a pattern says nothing plain: what is in brackets, and classes of characters
+_OTHER = re.compile(r"\((?:[^()]|\([^()]*\))*\)|\[[^]]*\]|\\[^.]")
+_PLAIN = re.compile(r"(?:\w|\\\.)+(?![?*{])")
 
-class _Rule(NamedTuple):
-    pattern: re.Pattern[str]
-    name: str
-    proof: bool
+
+class _Rule:
+    """One of them; compiled when it is first needed, as most never are: names that lack what each
+    match has are told without.
+    """
+
+    __slots__ = ("_found", "_pattern", "_text", "_to", "proof")
+
+    def __init__(self, text: str) -> None:
+        self._text, _, self._to = text.removeprefix("!").rpartition(">")
+        self._found = needed(self._text)
+        self._pattern: re.Pattern[str] | None = None
+        self.proof = not text.startswith(
+            "!"
+        )  #: whether it proves something where it changes a name
+
+    def apply(self, name: str) -> str:
+        """The name after this rule."""
+        if self._found not in name:
+            return name
+        if self._pattern is None:
+            self._pattern = re.compile(self._text)
+        return self._pattern.sub(self._to, name, count=1)
+
+
+def needed(pattern: str) -> str:
+    """The longest text found that is in all that a pattern matches; it may be empty."""
+    plain = _OTHER.sub(" ", pattern)
+    if "|" in plain or "(" in plain:
+        return ""
+    found = (piece.replace("\\", "") for piece in _PLAIN.findall(plain))
+    return max(found, key=len, default="")
 
 
 class Spelling:
-    """The rules of one family; compiled when they are first applied, which is rare."""
+    """The rules of one family; read when they are first applied, which is rare."""
 
     __slots__ = ("_rules", "_text", "name")
 
@@ -36,18 +66,13 @@ class Spelling:
     def apply(self, name: str) -> tuple[str, bool]:
         """The name after the rules, and whether one changed it that proves something."""
         if not self._rules:
-            self._rules = tuple(map(_rule, self._text.split()))
+            self._rules = tuple(map(_Rule, self._text.split()))
         proof = False
-        for pattern, to, proves in self._rules:
+        for rule in self._rules:
             before = name
-            name = pattern.sub(to, name, count=1)
-            proof = proof or (proves and name != before)
+            name = rule.apply(name)
+            proof = proof or (rule.proof and name != before)
         return name, proof
-
-
-def _rule(text: str) -> _Rule:
-    pattern, _, name = text.removeprefix("!").rpartition(">")
-    return _Rule(re.compile(pattern), name, not text.startswith("!"))
 
 
 SPELLINGS = tuple(Spelling(name, rules) for name, rules in (LANGUAGE | VISION).items())
