@@ -1,9 +1,9 @@
 """Reading local files through memory mappings, a window at a time.
 
 The whole file is mapped (address space costs nothing); a window is populated before a kernel may
-touch it, so that a file that was cut is an error and not a signal, and its pages are dropped from
-our resident set behind it. After each window the files are asked whether they are still the files
-that were opened.
+touch it, so that a file that was cut is an error and not a signal. Its pages are dropped from our
+resident set behind it, those of some windows at a time. After each window the files are asked
+whether they are still the files that were opened.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
 _PAGE = mmap.PAGESIZE
 #: populating faster than this (bytes a second) came from the page cache, not from a disk
 _WARM = 4e9
+#: bytes behind a reader's windows that stay mapped: whenever pages are dropped the other cores are
+#: interrupted
+_BEHIND = 1 << 25
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -42,11 +45,17 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _REFUSALS = {errno.ENODEV, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
+_Range = tuple[int, int, int]  # file, first byte, byte after the last one
+
+
 class Mappings:
     """The mappings of a checkpoint's files, made when first needed, shared by its readers."""
 
     def __init__(self, files: Sequence[OpenFile]) -> None:
         self.files = files
+        #: whether the disk is asked ahead of time, until a window proves otherwise; readers come
+        #: and go with chunks, and find what the last one saw
+        self.cold = True
         self._addresses: list[int] = [0] * len(files)
         self._lock = threading.Lock()
         self._refusal = 0  #: the errno of the last file that was not mapped
@@ -103,8 +112,9 @@ class MappedReader:
 
     def __init__(self, maps: Mappings) -> None:
         self._maps = maps
-        self._held: list[tuple[int, int, int]] = []
-        self._cold = True  # until a window proves otherwise, ask the disk ahead of time
+        self._held: list[_Range] = []
+        self._behind: list[_Range] = []  # released, and still mapped
+        self._left = _BEHIND  # bytes that may be so besides
         self._guarded = False
 
     def acquire(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> IntArray:
@@ -119,12 +129,12 @@ class MappedReader:
         for index, start, stop in ranges:
             total += stop - start
             self._populate(index, start, stop)
-        self._cold = total < _WARM * (time.perf_counter() - began)
+        self._maps.cold = total < _WARM * (time.perf_counter() - began)
         return addresses
 
     def prefetch(self, tensors: IntArray, starts: IntArray, nbytes: IntArray) -> None:
         """Ask the kernel to start reading; skipped while the page cache has everything."""
-        if not self._cold:
+        if not self._maps.cold:
             return
         for index, start, stop in self._ranges(tensors, starts, nbytes)[0]:
             _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_WILLNEED)
@@ -143,6 +153,7 @@ class MappedReader:
 
     def close(self) -> None:
         """See SpanReader."""
+        self._left = 0
         self._drop()
         if self._guarded:
             self._guarded = False
@@ -150,8 +161,12 @@ class MappedReader:
 
     def _drop(self) -> set[int]:
         held, self._held = self._held, []
-        for index, start, stop in held:
-            _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_DONTNEED)
+        self._behind += held
+        self._left -= sum(stop - start for _, start, stop in held)
+        if self._left <= 0:
+            for index, start, stop in _merged(self._behind):
+                _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_DONTNEED)
+            self._behind, self._left = [], _BEHIND
         return {index for index, _, _ in held}
 
     def _populate(self, index: int, start: int, stop: int) -> None:
@@ -171,21 +186,25 @@ class MappedReader:
 
     def _ranges(
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray
-    ) -> tuple[list[tuple[int, int, int]], IntArray]:
-        """Whole-page (file, start, stop) ranges, merged where they touch; and the addresses."""
+    ) -> tuple[list[_Range], IntArray]:
+        """Whole-page ranges, merged where they touch; and the addresses."""
         addresses = np.empty(len(tensors), np.int64)
-        pieces: list[tuple[int, int, int]] = []
+        pieces: list[_Range] = []
         for i, (index, begin, size) in enumerate(
             zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         ):
             addresses[i] = self._maps.address(index) + begin
             if size:
                 pieces.append((index, begin // _PAGE * _PAGE, -(-(begin + size) // _PAGE) * _PAGE))
-        pieces.sort()
-        merged: list[tuple[int, int, int]] = []
-        for index, start, stop in pieces:
-            if merged and merged[-1][0] == index and start <= merged[-1][2]:
-                merged[-1] = (index, merged[-1][1], max(stop, merged[-1][2]))
-            else:
-                merged.append((index, start, stop))
-        return merged, addresses
+        return _merged(pieces), addresses
+
+
+def _merged(pieces: list[_Range]) -> list[_Range]:
+    pieces.sort()
+    merged: list[_Range] = []
+    for index, start, stop in pieces:
+        if merged and merged[-1][0] == index and start <= merged[-1][2]:
+            merged[-1] = (index, merged[-1][1], max(stop, merged[-1][2]))
+        else:
+            merged.append((index, start, stop))
+    return merged
