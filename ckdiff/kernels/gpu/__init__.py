@@ -11,7 +11,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from ckdiff.errors import UsageError
+from ckdiff.errors import UsageError, install
 
 if TYPE_CHECKING:
     from ckdiff.kernels.gpu.device import Device
@@ -32,7 +32,7 @@ def open_device(name: str) -> Device:
         if _missing(error, "torch"):
             raise UsageError(
                 "a GPU is used through torch, which is not installed",
-                hint=f"pip install torch, or {_HINT}",
+                hint=f"{install('gpu')}, or {_HINT}",
             ) from None
         raise UsageError(
             f"a GPU is used through torch, which cannot be imported: {_first_line(error)}",
