@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
-from ckdiff.errors import CkdiffError, ClusterError, UsageError, printable
+from ckdiff.errors import CkdiffError, ClusterError, UsageError, install, printable
 from ckdiff.running.remote import Remote
 from ckdiff.running.threads import ChunkTask, TreeTask
 from ckdiff.running.tree import Tree
@@ -70,7 +70,7 @@ def _connected(address: str) -> Client:
         from distributed import Client
     except ImportError:
         raise ClusterError(
-            "a scheduler needs the package distributed", hint="pip install distributed"
+            "a scheduler needs the package distributed", hint=install("cluster")
         ) from None
     try:
         _knock(address)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all
-from ckdiff.errors import UsageError
+from ckdiff.errors import UsageError, install
 from ckdiff.figures.frames import Framed, Record
 from ckdiff.options import Observer, checked_observer
 from ckdiff.running.runners import Meter, interruptible
@@ -207,7 +207,8 @@ def _on_device(device: str) -> Values:
         import torch
     except ImportError:
         raise UsageError(
-            "--device cuda takes torch, which is not installed", hint="leave out --device"
+            "--device cuda takes torch, which is not installed",
+            hint=f"{install('torch')}, or leave out --device",
         ) from None
     if not torch.cuda.is_available():
         raise UsageError("there is no CUDA device that torch can use", hint="leave out --device")

@@ -46,12 +46,8 @@ _HOMES = {
     "parameter_masks": "ckdiff.training.names",
     "to_shira": "ckdiff.training.shira",
 }
-#: what is imported from elsewhere -> how to get it
-_INSTALL = {
-    "torch": "pip install torch",
-    "transformers": "pip install transformers accelerate",
-    "peft": "pip install peft",
-}
+#: what is imported from elsewhere -> the extra that brings it; None where no extra does
+_EXTRAS = {"torch": "torch", "transformers": "train", "peft": None}
 
 __all__ = [
     "Freeze",
@@ -73,17 +69,19 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ckdiff.training' has no attribute {name!r}")
     import importlib
 
-    from ckdiff.errors import UsageError
+    from ckdiff.errors import UsageError, install
 
     try:
         value = getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _INSTALL:
+        if package not in _EXTRAS:
             raise
         # ckdiff.training.names says it as well as anything that needs torch too
         what = "ckdiff.training" if package == "torch" else f"ckdiff.training.{name}"
-        raise UsageError(f"{what} needs {package}", hint=_INSTALL[package]) from None
+        extra = _EXTRAS[package]
+        hint = f"pip install {package}" if extra is None else install(extra)
+        raise UsageError(f"{what} needs {package}", hint=hint) from None
     globals()[name] = value
     return value
 

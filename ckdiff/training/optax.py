@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.errors import PairingError, UsageError, printable
+from ckdiff.errors import PairingError, UsageError, install, printable
 from ckdiff.options import checked_text
 from ckdiff.rules import Rule
 from ckdiff.stores.maskstore import MaskStore, open_store
@@ -32,9 +32,7 @@ try:
     import jax.numpy as jnp
     import optax
 except ModuleNotFoundError as error:
-    raise UsageError(
-        f"ckdiff.training.optax needs {error.name}", hint="pip install optax"
-    ) from None
+    raise UsageError(f"ckdiff.training.optax needs {error.name}", hint=install("optax")) from None
 
 if TYPE_CHECKING:  # it imports torch
     from ckdiff.training.names import Missing

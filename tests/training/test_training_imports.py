@@ -15,20 +15,18 @@ import ckdiff.training
 @pytest.mark.parametrize(
     ("package", "name", "expected"),
     [
-        ("torch", "freeze_unmasked", "ckdiff.training needs torch (pip install torch)"),
+        ("torch", "freeze_unmasked", "ckdiff.training needs torch (pip install 'ckdiff[torch]')"),
         (
             "transformers",
             "SubnetworkCallback",
-            "ckdiff.training.SubnetworkCallback needs transformers"
-            " (pip install transformers accelerate)",
+            "ckdiff.training.SubnetworkCallback needs transformers (pip install 'ckdiff[train]')",
         ),
         (
             "transformers",
             "UpdateCallback",
-            "ckdiff.training.UpdateCallback needs transformers"
-            " (pip install transformers accelerate)",
+            "ckdiff.training.UpdateCallback needs transformers (pip install 'ckdiff[train]')",
         ),
-        ("torch", "UpdateMonitor", "ckdiff.training needs torch (pip install torch)"),
+        ("torch", "UpdateMonitor", "ckdiff.training needs torch (pip install 'ckdiff[torch]')"),
         ("peft", "to_shira", "ckdiff.training.to_shira needs peft (pip install peft)"),
     ],
 )

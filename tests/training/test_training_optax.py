@@ -287,4 +287,4 @@ def test_what_is_not_installed_is_said() -> None:
         except ckdiff.UsageError as error:
             print(error.one_line())
     """
-    assert run(code) == "ckdiff.training.optax needs jax (pip install optax)\n"
+    assert run(code) == "ckdiff.training.optax needs jax (pip install 'ckdiff[optax]')\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ckdiff.errors import StoreError, UsageError, printable
+from ckdiff.errors import StoreError, UsageError, install, printable
 from ckdiff.masks.exporting.format import Format
 from ckdiff.masks.exporting.masks import Masks, encoded
 from ckdiff.outputs.writing import write_all
@@ -30,7 +30,7 @@ def load_torch() -> Any:
     except ImportError:
         raise UsageError(
             "this format needs torch, which is not installed",
-            hint="pip install torch, or use another format",
+            hint=f"{install('torch')}, or use another format",
         ) from None
     return torch
 
