@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckdiff.figures.style import CATEGORIES, NOTHING, marks, span
@@ -21,11 +21,18 @@ def amount(field: str, title: str | None = None, *, form: str = "", **scale: Any
     return found | ({"scale": scale} if scale else {})
 
 
-def counted(field: str, title: str) -> Channel:
-    """Whole numbers along an axis."""
-    return amount(field, title, form="d") | {
-        "axis": {"title": title, "tickMinStep": 1, "format": "d"}
-    }
+def counted(field: str, title: str, rows: Sequence[Mapping[str, Any]]) -> Channel:
+    """Whole numbers along an axis: those of the rows."""
+    axis = {"title": title, "tickMinStep": 1, "format": "d"}
+    return amount(field, title) | {"axis": axis | whole([row[field] for row in rows])}
+
+
+def whole(numbers: Sequence[int]) -> Channel:
+    """Where an axis of these has its ticks. Vega puts some between two or three whole numbers,
+    whatever the least step is, and rounds what it writes there; of more it finds whole ones.
+    """
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return {"values": list(range(low, high + 1))} if high - low < 3 else {}
 
 
 def listed(field: str, *, room: int = 260, order: Sequence[str] | None = None) -> Channel:
@@ -35,10 +42,15 @@ def listed(field: str, *, room: int = 260, order: Sequence[str] | None = None) -
     return {"field": field, "type": "ordinal", "sort": sort, "axis": axis}
 
 
-def across(field: str, title: str | None, *, angle: int = 0) -> Channel:
-    """Names side by side, in the order of the rows; where they are too many some are left out."""
+def across(
+    field: str, title: str | None, *, angle: int = 0, order: Sequence[str] | None = None
+) -> Channel:
+    """Names side by side, in the order of the rows or in ``order``; where they are too many some
+    are left out.
+    """
     axis = {"title": title, "labelAngle": angle, "labelOverlap": "greedy"}
-    return {"field": field, "type": "ordinal", "sort": None, "axis": axis}
+    sort = None if order is None else list(order)
+    return {"field": field, "type": "ordinal", "sort": sort, "axis": axis}
 
 
 def kinds(field: str, title: str | None = None, order: Sequence[str] | None = None) -> Channel:

@@ -24,7 +24,6 @@ _LENGTHS = {
     "step_length": "gone in the step",
     "path_length": "gone so far",
 }
-_STEP = counted("step", "checkpoint")
 _LINE = {"type": "line", "point": True}
 _MOST_LAYERS = 160
 _CHECKPOINT = ("checkpoint", "checkpoint", "")
@@ -40,7 +39,7 @@ def densities(steps: Sequence[dict[str, Any]], elements: int) -> Figure:
     ]
     said = ("curve", "", ""), ("density", "density", SHARE), ("changed", "elements", ",")
     encoding = {
-        "x": _STEP,
+        "x": counted("step", "checkpoint", rows),
         "y": amount("density", form=SHARE),
         "color": kinds("curve", order=[*_CURVES.values()]),
         "tooltip": tooltip(_CHECKPOINT, *said),
@@ -58,7 +57,7 @@ def coverage(steps: Sequence[dict[str, Any]]) -> Figure:
         if step["coverage"] is not None
     ]
     encoding = {
-        "x": _STEP,
+        "x": counted("step", "checkpoint", rows),
         "y": amount("coverage", form=".0%", domain=[0, 1]),
         "tooltip": tooltip(_CHECKPOINT, ("coverage", "coverage", ".4~%")),
     }
@@ -76,7 +75,7 @@ def lengths(steps: Sequence[dict[str, Any]]) -> Figure:
         if key in step
     ]
     encoding = {
-        "x": _STEP,
+        "x": counted("step", "checkpoint", rows),
         "y": amount("length", "sum of |difference|", form="~s"),
         "color": kinds("curve", order=[*_LENGTHS.values()]),
         "tooltip": tooltip(_CHECKPOINT, ("curve", "", ""), ("length", "length", ".4~s")),
@@ -96,7 +95,7 @@ def directions(steps: Sequence[dict[str, Any]]) -> Figure:
     ]
     said = ("share", "onward", ".4~%"), ("onward", "elements onward", ","), ("back", "back", ",")
     encoding = {
-        "x": _STEP,
+        "x": counted("step", "checkpoint", rows),
         "y": amount("share", "went onward", form=".0%", domain=[0, 1]),
         "tooltip": tooltip(_CHECKPOINT, *said),
     }

@@ -28,7 +28,7 @@ def heat_map(stack: dict[str, Any], *, run: str, rule: str, name: str = "heatmap
     rows = [row for i in chosen for row in _cells(stack, i, merged)]
     values = [row["density"] for row in rows]
     encoding = {
-        "x": across("layer", "layer"),
+        "x": across("layer", "layer", order=stack["layers"][::merged]),
         "y": listed("module"),
         "color": densities(values, "datum.changed === 0"),
         "tooltip": tooltip(("module", "module", ""), ("layer", "layer", ""), _DENSITY, *COUNTS),
@@ -75,7 +75,7 @@ def by_depth(runs: Sequence[tuple[str, list[dict[str, Any]]]], *, rule: str) -> 
                 rows.append(where | _counts(row, rule))
     said = ("run", "run", ""), ("stack", "layers", ""), ("layer", "layer", "d")
     encoding: dict[str, Any] = {
-        "x": counted("layer", "layer"),
+        "x": counted("layer", "layer", rows),
         "y": amount("density", form=SHARE, zero=True),
         "color": by_run([label for label, _ in runs]),
         "tooltip": tooltip(*said, _DENSITY, *COUNTS),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,11 @@ class Figure:
 
     def vega_lite(self, *, dark: bool = False) -> Spec:
         """The whole description, with data: what any tool that knows Vega-Lite draws."""
-        spec = copy.deepcopy(self.spec)
         return {
             "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-            "description": self.title,
-            **spec,
-            "datasets": {DATA: self.rows},
+            "description": printable(self.title),
+            **shown(self.spec),
+            "datasets": {DATA: shown(self.rows)},
             "config": themed(dark=dark),
         }
 
@@ -84,6 +82,19 @@ class Figure:
             bundle["image/svg+xml"] = drawing.svg(spec)
             bundle["image/png"] = base64.b64encode(drawing.png(spec)).decode()
         return bundle
+
+
+def shown(value: Any) -> Any:
+    """A copy of a description or of rows as they are drawn: what turns the direction of a text, or
+    cannot be seen, is escaped, as it is on a terminal.
+    """
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {key: shown(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shown(each) for each in value]
+    return value
 
 
 def of_rows(spec: Spec) -> Spec:

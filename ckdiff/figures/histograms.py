@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckdiff.figures.channels import COUNTS, SHARE, across, amount, kinds
+from ckdiff.figures.channels import COUNTS, SHARE, across, amount, kinds, whole
 from ckdiff.figures.channels import runs as by_run
 from ckdiff.figures.figure import Figure, of_rows, tooltip
 
@@ -56,12 +56,13 @@ def magnitudes(rows: list[dict[str, Any]]) -> Figure:
     """
     said = ("run", "run", ""), ("exponent", "|w| from 2^", "d"), ("density", "density", SHARE)
     tips = tooltip(*said, *COUNTS)
+    exponents = [row["exponent"] for row in rows]
     upper = {
         "width": 760,
         "height": 200,
         "mark": {"type": "line", "point": True},
         "encoding": {
-            "x": _power(None),
+            "x": _power(None, exponents),
             "y": amount("density", form=SHARE),
             "color": by_run([row["run"] for row in rows]),
             "tooltip": tips,
@@ -73,7 +74,7 @@ def magnitudes(rows: list[dict[str, Any]]) -> Figure:
         "transform": [{"filter": {"field": "first", "equal": True}}],
         "mark": {"type": "bar", "color": "#8888"},
         "encoding": {
-            "x": _power("|weight| of the base"),
+            "x": _power("|weight| of the base", exponents),
             "y": amount("elements", form="~s"),
             "tooltip": tips,
         },
@@ -88,6 +89,9 @@ def magnitudes(rows: list[dict[str, Any]]) -> Figure:
     return Figure("magnitudes", "Density by size of the weight", says, drawn, spec)
 
 
-def _power(title: str | None) -> dict[str, Any]:
-    axis = {"title": title, "tickMinStep": 1, "labelExpr": "'2^' + datum.label"}
-    return {"field": "exponent", "type": "quantitative", "axis": axis}
+def _power(title: str | None, exponents: Sequence[int]) -> dict[str, Any]:
+    """The axis of both pictures, with the same ends in both: room for a bar at each."""
+    axis = {"title": title, "tickMinStep": 1, "labelExpr": "'2^' + datum.label"} | whole(exponents)
+    ends = [min(exponents, default=0) - 0.5, max(exponents, default=0) + 0.5]
+    scale = {"domain": ends, "nice": False, "zero": False}
+    return {"field": "exponent", "type": "quantitative", "axis": axis, "scale": scale}

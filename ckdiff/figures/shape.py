@@ -30,7 +30,7 @@ def concentration(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figu
     ]
     said = ("side", "busiest tenth of", ""), ("share", "share", SHARE)
     encoding: dict[str, Any] = {
-        "y": listed("module"),
+        "y": listed("module", order=[module for module in sizes if module in largest]),
         "x": amount("share", "share of the changes", form=".0%", domain=[0, 1]),
         "color": kinds("side", "busiest tenth of", [*_SIDES.values()]),
         "tooltip": tooltip(("run", "run", ""), ("module", "module", ""), *said),

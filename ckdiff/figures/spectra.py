@@ -51,7 +51,7 @@ def norms(rows: Sequence[dict[str, Any]]) -> Figure:
         if row["norm2"] is not None
     ]
     encoding = {
-        "x": counted("position", "matrix, in the order of the model"),
+        "x": counted("position", "matrix, in the order of the model", drawn),
         "y": amount("norm2", "norm"),
         "tooltip": tooltip(("name", "tensor", ""), ("norm2", "norm", ".4~g")),
     }

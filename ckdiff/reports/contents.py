@@ -76,7 +76,7 @@ def _stack(stack: Stack) -> Data:
 
 
 def tensors(stores: Sequence[MaskStore], rule: str) -> Data:
-    """The tensors of all stores in columns: ``changed`` has a column for each store.
+    """The tensors of all stores in columns: ``changed`` and ``density`` have one for each store.
 
     A tensor that a store lacks, or has in another shape, is null there.
     """
@@ -97,7 +97,13 @@ def tensors(stores: Sequence[MaskStore], rule: str) -> Data:
         columns["changed"].append(found)
     size = len(place)
     columns["changed"] = [[found.get(i) for i in range(size)] for found in columns["changed"]]
+    columns["density"] = [_densities(column, columns["elements"]) for column in columns["changed"]]
     return columns
+
+
+def _densities(changed: list[int | None], elements: list[int]) -> list[float | None]:
+    counts = zip(changed, elements, strict=True)
+    return [None if count is None else count / size if size else 0.0 for count, size in counts]
 
 
 def side_by_side(stores: Sequence[MaskStore], rule: str) -> Alike:

@@ -89,9 +89,9 @@ def report(
         "tensors": contents.tensors(stores, text),
     }
     parts = sections(data)
-    page = document(data, parts, data["tensors"])
-    write_file(place, page)
+    write_file(place, document(data, parts, data["tensors"]))
     every = [figure for part in parts for figure in part.every_figure() if figure.rows]
+    data["drawn"] = {figure.name: figure.rows for figure in every}
     written = [] if pictures is None else write_pictures(every, pictures)
     return Report(place.out, written, data)
 

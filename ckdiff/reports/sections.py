@@ -78,7 +78,7 @@ def _where(data: Data) -> Iterator[Section]:
 
 
 def _over_time(data: Data) -> Iterator[Section]:
-    tabs = []
+    tabs, tables = [], []
     for i, found in enumerate(data["timelines"], 1):
         steps, ends = found["steps"], {k: found[k] for k in ("never", "returned", "final")}
         figures = [
@@ -91,11 +91,35 @@ def _over_time(data: Data) -> Iterator[Section]:
         ]
         named = [replace(figure, name=f"{figure.name}-{i}") for figure in figures if figure.rows]
         tabs.append((found["label"], named))
+        title = "Steps" if len(data["timelines"]) == 1 else f"{found['label']}: steps"
+        tables.append(_table(f"steps-{i}", title, _STEP, list(_steps(found))))
     if tabs:
         words = [
             "Each checkpoint of the run is compared with the first one and with the one before it."
         ]
-        yield Section("time", "Over time", words, tabs=tabs)
+        yield Section("time", "Over time", words, tabs=tabs, tables=tables)
+
+
+_STEP = (
+    "step", "checkpoint", "changed since the first", "density", "changed since the one before",
+    "of the final change", "that lasts",
+)  # fmt: skip
+
+
+def _steps(found: Data) -> Iterator[list[str]]:
+    """The rows of a timeline's table, as the terminal has them; the first checkpoint is step 0."""
+    yield ["0", found["checkpoints"][0], *[""] * (len(_STEP) - 2)]
+    for number, step in enumerate(found["steps"], 1):
+        first, kept = step["changed_since_first"], step["kept"]
+        yield [
+            str(number),
+            step["checkpoint"],
+            f"{first:,}",
+            percent(first, found["elements"]),
+            f"{step['changed_since_previous']:,}",
+            percent(kept, found["final"]) if found["final"] else "",
+            percent(kept, first) if first else "",
+        ]
 
 
 def _inside(data: Data) -> Iterator[Section]:

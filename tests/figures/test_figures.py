@@ -161,3 +161,32 @@ def test_a_third_and_a_trace_are_told_apart() -> None:
 @given(st.integers(0, 10**6))
 def test_cells_are_as_wide_as_allowed(count: int) -> None:
     assert 5 <= step(count, 760, 5, 30) <= 30
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 12])
+def test_no_step_is_halved(count: int) -> None:
+    """Each number of a step below the axis is one that there is, and stands there once."""
+    steps = [STEPS[1] | {"checkpoint": f"c{i}"} for i in range(count)]
+    texts = ["".join(e.itertext()) for e in drawn(course.coverage(steps)) if e.tag.endswith("text")]
+    numbers = [int(text) for text in texts if text.isdigit()]
+    assert numbers == sorted(set(numbers)) != []
+    assert set(numbers) <= set(range(1, count + 1))
+
+
+def test_layers_stand_in_the_order_of_the_model() -> None:
+    """Also where the first module is in a later layer only."""
+    figure = density.heat_map(stack([[0, 4, 0], [4, 4, 4]], [[0, 1, 0], [1, 2, 3]]), run="r",
+                              rule="exact")  # fmt: skip
+    texts = ["".join(e.itertext()) for e in drawn(figure) if e.tag.endswith("text")]
+    assert [text for text in texts if text.isdigit()] == ["0", "1", "2"]
+
+
+def test_names_do_not_turn_the_page() -> None:
+    rows = groups(1)
+    rows[0]["group"] = "a\u202eb\nc"
+    spec = density.by_kind([("run", rows)], rule="exact").vega_lite()
+    assert spec["datasets"]["rows"][0]["module"] == r"a\u202eb\nc"
+
+
+def drawn(figure: Figure) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(figure.svg()).iter())

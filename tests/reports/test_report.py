@@ -15,8 +15,9 @@ from mask_stores import make_store, random_base
 from report_data import HOSTILE, Runs, make_runs, page_json, page_table
 
 import ckdiff
-from ckdiff.errors import CkdiffError, OutputError, UsageError
+from ckdiff.errors import CkdiffError, OutputError, UsageError, printable
 from ckdiff.figures import drawing
+from ckdiff.figures.figure import shown
 from ckdiff.reports.page import document
 from ckdiff.reports.report import report
 
@@ -42,8 +43,12 @@ def test_the_numbers_are_those_of_the_stores(made: tuple[str, dict[str, Any]], r
         assert run["rules"]["exact"]["changed"] == int(store.table.changed["exact"].sum())
         assert run["layers"] == store.summary("layer")
     table = page_table(page)
-    assert table == data["tensors"]
-    for i, name in enumerate(table["name"]):
+    densities = data["tensors"]["density"]
+    assert table["name"] == list(map(printable, data["tensors"]["name"]))
+    assert table | {"density": densities, "name": data["tensors"]["name"]} == data["tensors"]
+    for column, shares in zip(table["changed"], densities, strict=True):
+        assert shares == [n / size for n, size in zip(column, table["elements"], strict=True)]
+    for i, name in enumerate(data["tensors"]["name"]):
         for column, store in zip(table["changed"], stores, strict=True):
             assert column[i] == int(store.mask(name).sum())
     overlap = ckdiff.overlap(runs.stores, by="model", nulls=["magnitude"], base=runs.base)
@@ -58,8 +63,11 @@ _PLACES = ("layer", "bin", "step", "position", "order", "runs")
 
 def test_every_number_drawn_is_in_the_data(made: tuple[str, dict[str, Any]]) -> None:
     page, data = made
-    known = set(map(str, numbers(data)))
-    for figure in page_json(page)["figures"]:
+    known = set(map(str, numbers({k: v for k, v in data.items() if k != "drawn"})))
+    figures = page_json(page)["figures"]
+    rows = [json.loads(json.dumps(rows)) for rows in data["drawn"].values()]
+    assert [figure["rows"] for figure in figures if figure["rows"]] == shown(rows)
+    for figure in figures:
         for row in figure["rows"]:
             for key, value in row.items():
                 if isinstance(value, int) and not isinstance(value, bool) and key not in _PLACES:
@@ -96,7 +104,7 @@ def test_magnitudes_are_those_of_the_base(made: tuple[str, dict[str, Any]], runs
 def test_nothing_in_a_name_acts(made: tuple[str, dict[str, Any]]) -> None:
     page, _ = made
     assert "<img" not in page.split('<script type="module">')[0]
-    assert HOSTILE in page_table(page)["name"]
+    assert printable(HOSTILE) in page_table(page)["name"]
     scripts = re.findall(r"<script[ >].*?</script>", page, re.S)
     assert len(scripts) == 3  # the data, the table, the code: none was ended early
     assert page.count("</script>") == 3
@@ -224,6 +232,14 @@ def test_a_timeline_is_shown_with_its_last_step(runs: Runs, tmp_path: Path) -> N
     page = (tmp_path / "r.html").read_text("utf-8")
     for drawn in ("timeline-1", "lengths-1", "directions-1"):
         assert f'id="{drawn}"' in page
+    found = re.search('id="steps-1">.*?</table>', page, re.S)
+    assert found is not None
+    rows = [re.findall("<td[^>]*>(.*?)</td>", row) for row in found[0].split("<tr>")[2:]]
+    assert [row[1] for row in rows] == shown["checkpoints"]
+    since = [
+        [f"{step[f'changed_since_{k}']:,}" for k in ("first", "previous")] for step in made.steps
+    ]
+    assert [[row[2], row[4]] for row in rows[1:]] == since
     again = report([made], tmp_path / "again.html").to_dict()
     assert again["timelines"][0]["layers"] == shown["layers"]
 

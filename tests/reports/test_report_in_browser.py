@@ -12,6 +12,7 @@ import pytest
 from report_data import HOSTILE, make_runs
 
 import ckdiff
+from ckdiff.errors import printable
 from ckdiff.reports.report import report
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -82,14 +83,14 @@ def test_it_is_drawn_as_it_is_scrolled_to(page: Any) -> None:
 def test_names_are_text(page: Any) -> None:
     page.fill("#filter", "onerror")
     (name,) = names(page)
-    assert name == HOSTILE
+    assert name == printable(HOSTILE) != HOSTILE  # a text's direction is not turned either
     assert page.title() != "owned"
     assert page.locator("img").count() == 0
 
 
 def test_sorted_and_filtered(page: Any, path: Path) -> None:
     store = ckdiff.open_store(path.parent / "run0.zarr")
-    assert names(page)[:3] == [record.name for record in store.tensors][:3]
+    assert names(page)[:3] == [printable(record.name) for record in store.tensors][:3]
     page.fill("#filter", "ATTN layers.1")
     wanted = [r.name for r in store.tensors if "attn" in r.name and "layers.1" in r.name]
     assert names(page) == wanted
@@ -107,6 +108,24 @@ def test_sorted_and_filtered(page: Any, path: Path) -> None:
     assert names(page) == wanted
     page.fill("#filter", "nothing of this name")
     assert names(page) == []
+
+
+def test_a_narrow_page_does_not_scroll_sideways(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    figures = page.locator("figure[data-figure]:visible")
+    for i in range(figures.count()):
+        figures.nth(i).scroll_into_view_if_needed()
+        figures.nth(i).locator(".plot svg, .plot canvas").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    lines = "rows => rows.map(row => row.cells[0].getClientRects().length)"
+    assert set(page.eval_on_selector_all("#pairs tbody tr", lines)) == {1}
+    height = "rows => Math.max(...rows.map(row => row.getBoundingClientRect().height))"
+    assert page.eval_on_selector_all("#pairs tbody tr", height) < 80  # words are not cut
+
+
+def test_heads_are_seen_whole(page: Any) -> None:
+    cut = "heads => heads.filter(head => head.scrollWidth > head.clientWidth).length"
+    assert page.eval_on_selector_all("#every-tensor .heads > *", cut) == 0
 
 
 def test_dark_and_light(page: Any) -> None:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from ckdiff.errors import printable
-from ckdiff.figures.figure import Figure
+from ckdiff.figures.figure import Figure, shown
 from ckdiff.figures.style import themed
 from ckdiff.reports.numbers import counted, percent
 from ckdiff.reports.page.library import library
@@ -42,7 +42,7 @@ def document(data: Data, parts: list[Section], tensors: Data | None) -> bytes:
         f"<footer>Made by ckdiff {text(data['version'])}. "
         "This file needs no network and no other file.</footer>",
         _json("page", _page(data, figures)),
-        *([] if tensors is None else [_packed("table", tensors)]),
+        *([] if tensors is None else [_packed("table", _columns(tensors))]),
         f'<script type="module">{_script(library())}\n{_script(_asset("page.js"))}</script>',
         "</body></html>",
     ]
@@ -56,11 +56,17 @@ def text(value: object) -> str:
 
 def _page(data: Data, figures: list[Figure]) -> Data:
     return {
-        "runs": [run["label"] for run in data["runs"]],
-        "figures": [{"spec": figure.spec, "rows": figure.rows} for figure in figures],
+        "runs": shown([run["label"] for run in data["runs"]]),
+        "figures": [{"spec": shown(fig.spec), "rows": shown(fig.rows)} for fig in figures],
         "light": themed(dark=False),
         "dark": themed(dark=True),
     }
+
+
+def _columns(tensors: Data) -> Data:
+    """What the page needs of them: it divides by itself."""
+    found = {key: column for key, column in tensors.items() if key != "density"}
+    return found | {"name": shown(tensors["name"])}
 
 
 def _head(data: Data, parts: list[Section], tensors: Data | None) -> Iterator[str]:

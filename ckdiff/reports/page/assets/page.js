@@ -143,24 +143,27 @@ async function tensors() {
   const data = await unpacked("table");
   const size = data.name.length;
   const plain = (value) => (value === null ? "" : value.toLocaleString("en"));
+  const longest = data.name.reduce((most, name) => Math.max(most, name.length), 0);
   const columns = [
-    { head: "tensor", width: "minmax(260px, 4fr)", value: (i) => data.name[i], lower: true },
-    { head: "dtype", width: "90px", value: (i) => data.dtype[i], lower: true },
-    { head: "shape", width: "130px", value: (i) => data.shape[i], lower: true },
-    { head: "elements", width: "130px", value: (i) => data.elements[i], shown: plain },
+    { head: "tensor", least: Math.max(120, Math.min(24 + 7.5 * longest, 520, 0.6 * innerWidth)), share: "4fr", value: (i) => data.name[i], lower: true },
+    { head: "dtype", least: 90, value: (i) => data.dtype[i], lower: true },
+    { head: "shape", least: 130, value: (i) => data.shape[i], lower: true },
+    { head: "elements", least: 130, value: (i) => data.elements[i], shown: plain },
   ];
   page.runs.forEach((run, r) => {
     const many = page.runs.length > 1;
-    columns.push({ head: many ? `${run}: changed` : "changed", width: "minmax(120px, 1fr)", value: (i) => data.changed[r][i], shown: plain });
+    // a head is seen whole, but for one that is very long
+    const sized = { least: 24 + 9 * (many ? Math.min(run.length, 30) + 9 : 10), share: "1fr" };
+    columns.push({ head: many ? `${run}: changed` : "changed", ...sized, value: (i) => data.changed[r][i], shown: plain });
     columns.push({
-      head: many ? `${run}: density` : "density", width: "minmax(110px, 1fr)",
+      head: many ? `${run}: density` : "density",
       value: (i) => (data.changed[r][i] === null ? null : data.elements[i] ? data.changed[r][i] / data.elements[i] : 0),
-      shown: percent, bar: true,
+      shown: percent, bar: true, ...sized,
     });
   });
   const lowered = data.name.map((name) => name.toLowerCase());
-  const grid = columns.map((column) => column.width).join(" ");
-  const least = `${columns.length * 120 + 200}px`;
+  const grid = columns.map(({ least, share }) => `minmax(${least}px, ${share ?? `${least}px`})`).join(" ");
+  const least = `${columns.reduce((sum, column) => sum + column.least, 0)}px`;
   let found = Array.from({ length: size }, (_, i) => i);
   let by = null;
   let down = false;
