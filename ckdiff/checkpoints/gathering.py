@@ -30,8 +30,10 @@ from ckdiff.checkpoints.copying import (
 from ckdiff.checkpoints.panels import Late, Later, Panels, besides
 from ckdiff.checkpoints.pieces import Contents, Piece, boxes, is_run, packed_strides
 from ckdiff.checkpoints.protocol import IntArray, SpanReader
-from ckdiff.checkpoints.scattered import Rows, in_order, in_units
+from ckdiff.checkpoints.scattered import Rows
+from ckdiff.checkpoints.strips import ADDRESS, NO_GRIDS, SPAN, Strips
 from ckdiff.checkpoints.turned import Clusters, Turned
+from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.memory import enough
 
 _MOST_RUNS = 64  # tensors of which a reader knows the pieces in order
@@ -78,7 +80,8 @@ class _Wanted:
     copies: list[Copy]
     far: list[tuple[Copy, Request]]  #: copied before, a stretch at a time
     buffer: int  #: bytes
-    rows: list[tuple[int, list[Copy]]]  #: (span, its parts) of those that are given row by row
+    grids: IntArray  #: of those that are given row by row
+    first: int  #: the request for the first grid; those for the others follow
     #: those that are copied while they are compared, each with its request
     late: list[tuple[Later, int]]
 
@@ -103,17 +106,19 @@ class PieceReader:
         self._buffer = np.empty(0, np.uint8)
         self._coming = Asked[_Wanted]()
         self._runs: dict[int, _Runs | None] = {}  # of the tensors that were asked for last
+        self._strips: dict[int, Strips | None] = {}
         self._in_rows = False
         self._mapped, self._in_panels = mapped, False
         self._panels = Panels(contents)
         self._room = np.empty(0, np.uint8)
-        self.rows: Rows | None = None  #: of the spans of a window that have no address
-        #: what has to be copied of them, in order, before they are there
-        self.late: list[Late] = []
+        #: of the spans of a window that have no address; see :mod:`ckdiff.checkpoints.strips`
+        self.grids = NO_GRIDS
+        self.rows: Rows | None = None  #: of those of them that have to be copied before
+        self.late: list[Late] = []  #: how, in order
 
     def give_rows(self) -> None:
-        """From now on do not gather what has long rows: its spans get the address 0, and ``rows``
-        say where they are. Each begins with a hashed unit of the tensor.
+        """From now on do not gather what has long rows: its spans get the address 0, and ``grids``
+        say where they are. Each row begins with a hashed unit of the tensor.
         """
         self._in_rows = True
 
@@ -166,8 +171,9 @@ class PieceReader:
         found = self._inner.acquire(*wanted.columns).tolist()
         for copy in wanted.copies:
             copy.run(found[copy.request], base + copy.begin)
-        parts = [_rows(*part, found) for part in wanted.rows]
-        parts += self._cut(wanted.late, found)
+        self.grids = wanted.grids
+        self.grids[:, ADDRESS] = found[wanted.first : wanted.first + len(wanted.grids)]
+        parts = self._cut(wanted.late, found)
         self.rows = Rows.joined(sorted(parts, key=lambda part: int(part.spans[0])))
         addresses = np.zeros(len(tensors), np.int64)
         for span, request in wanted.straight:
@@ -226,6 +232,17 @@ class PieceReader:
             self._runs[tensor] = _Runs.of(shape, pieces)
         return self._runs[tensor]
 
+    def _strips_of(self, tensor: int) -> Strips | None:
+        """A tensor's parts, where it is cut across long rows."""
+        if tensor not in self._contents.pieces:
+            return None
+        if tensor not in self._strips:
+            if len(self._strips) == _MOST_RUNS:
+                self._strips.clear()
+            shape, pieces = self._contents.table.shapes[tensor], self._contents.pieces[tensor]
+            self._strips[tensor] = Strips.of(shape, pieces, self._width(tensor))
+        return self._strips[tensor]
+
     def _near(self, tensor: int, first: int, stop: int) -> tuple[Piece, ...]:
         """Those of a tensor's pieces that may have some of these elements."""
         runs = self._runs_of(tensor)
@@ -243,11 +260,13 @@ class PieceReader:
     def _wanted(
         self, tensors: IntArray, starts: IntArray, nbytes: IntArray, later: list[Later]
     ) -> _Wanted:
-        requests: list[Request] = []
-        straight, gathered, copies, far, rows, at, between = [], [], [], [], [], 0, 0
+        straight, gathered, copies, far, at = [], [], [], [], 0
         late = [(each, at) for at, each in enumerate(later)]
-        requests += [each.request for each in later]
+        requests = [each.request for each in later]
         done = {each.place for each in later}
+        grids, asked, between = self._in_grids(tensors, starts, nbytes, done)
+        begin = len(requests)
+        requests += asked
         columns = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         for span, (tensor, start, size) in enumerate(columns):
             if span in done:
@@ -260,12 +279,7 @@ class PieceReader:
             width = self._width(tensor)
             first, stop = start // width, -(-(start + size) // width)
             pieces = self._near(tensor, first, stop)
-            parts = list(_copies(self._contents.table.shapes[tensor], pieces, first, stop, width))
-            in_rows = self._in_rows and start == first * width
-            if in_rows and _are_rows(parts, first, BETWEEN - between):
-                between += sum(map(_idle, parts))
-                rows.append((span, [copy.asked(requests, request) for copy, request in parts]))
-                continue
+            parts = _copies(self._contents.table.shapes[tensor], pieces, first, stop, width)
             gathered.append((span, at + start - first * width))
             for copy, request in parts:
                 copy.begin += at
@@ -275,7 +289,30 @@ class PieceReader:
                 between += _idle((copy, request))
                 copies.append(copy.asked(requests, request))
             at += -(-(stop - first) * width // 64) * 64
-        return _Wanted(columns_of(requests), straight, gathered, copies, far, at, rows, late)
+        wanted = columns_of(requests)
+        return _Wanted(wanted, straight, gathered, copies, far, at, grids, begin, late)
+
+    def _in_grids(
+        self, tensors: IntArray, starts: IntArray, nbytes: IntArray, done: set[int]
+    ) -> tuple[IntArray, list[Request], int]:
+        """What is given row by row, which is ``done`` then: grids, what is asked for each, and the
+        bytes of that which nobody wants.
+        """
+        found, requests, idle = [NO_GRIDS], list[Request](), 0
+        spans = zip(tensors.tolist(), starts.tolist(), nbytes.tolist(), strict=True)
+        for span, (tensor, start, size) in enumerate(spans if self._in_rows else ()):
+            strips = self._strips_of(tensor) if size and span not in done else None
+            if strips is None or start % (UNIT * strips.width):
+                continue
+            first, stop = start // strips.width, -(-(start + size) // strips.width)
+            grids, asked, between = strips.between(first, stop)
+            if idle + between <= BETWEEN:
+                idle += between
+                done.add(span)
+                grids[:, SPAN] = span
+                found.append(grids)
+                requests += asked
+        return np.concatenate(found), requests, idle
 
 
 @dataclass(slots=True)
@@ -356,20 +393,3 @@ def _copies(
 def _idle(part: tuple[Copy, Request]) -> int:
     """Bytes that are asked for, and not copied."""
     return max(0, part[1][2] - prod(part[0].shape) * part[0].width)
-
-
-def _are_rows(parts: list[tuple[Copy, Request]], first: int, most: int) -> bool:
-    """Whether what there is from element ``first`` on can be given row by row, with so many idle
-    bytes.
-    """
-    return sum(map(_idle, parts)) <= most and all(
-        in_units(first + copy.begin // copy.width, copy.shape, copy.strides, copy.into)
-        for copy, _ in parts
-    )
-
-
-def _rows(span: int, copies: list[Copy], found: list[int]) -> Rows:
-    boxes = tuple((c.begin, c.shape, c.strides, c.into, c.width) for c in copies)
-    which, begins, away = in_order(boxes)
-    firsts = np.array([found[copy.request] for copy in copies], np.int64)
-    return Rows(np.full(len(begins), span, np.int64), begins, firsts[which] + away)

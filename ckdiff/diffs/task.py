@@ -18,10 +18,11 @@ import numpy.typing as npt
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.places.memory import MemoryReader
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
+from ckdiff.checkpoints.strips import NO_GRIDS
 from ckdiff.checkpoints.views.blockscalereader import ScaledReader
 from ckdiff.diffs import merging
 from ckdiff.diffs.casting import Buffers, Cast, Casting
-from ckdiff.diffs.rows import cut_in_rows, in_panels
+from ckdiff.diffs.rows import in_panels, row_by_row
 from ckdiff.diffs.sides import Side, Window
 from ckdiff.kernels import BLOCK, HASH_COLUMNS, Comparing, Kernels, Results, abi, statistics
 from ckdiff.kernels.hashing import UNIT
@@ -152,9 +153,11 @@ class DiffTask:
         segments[:, abi.SEG_SLOT] = self.slots[spans.tensors]
         segments[:, abi.SEG_UNIT] = spans.starts // UNIT
         segments[:, abi.SEG_ROW] = window.rows
-        rows = [reader.rows if isinstance(reader, PieceReader) else None for reader in readers]
+        pieces = [reader if isinstance(reader, PieceReader) else None for reader in readers]
         bits = [side.bits[spans.tensors] for side in self.sides]
-        return cut_in_rows(segments, rows, bits)
+        grids = [NO_GRIDS if reader is None else reader.grids for reader in pieces]
+        rows = [None if reader is None else reader.rows for reader in pieces]
+        return row_by_row(segments, grids, rows, bits)
 
     def _panels(
         self, segments: IntArray, window: Window, readers: Sequence[SpanReader]

@@ -22,6 +22,8 @@ SIGNATURES = {
     # frames (DECODE_COLUMNS each), their number, bytes that each must give, ZSTD_decompressDCtx,
     # its state -> position of the first frame that is wrong, or their number
     "decode": "int64(int64, int64, int64, int64, int64)",
+    # runs (COPY_COLUMNS each), their number, memmove (its address)
+    "copy": "void(int64, int64, int64)",
     # stream (key, high half of the counter), first mask word, elements, limit, mask, scratch
     # (DRAW_SCRATCH bytes): sets the bits of the elements whose keys are at most the limit -> their
     # number
@@ -104,6 +106,8 @@ SIGNATURES = {
     "runs": f"void({', '.join(['int64'] * 7)})",
     # jobs as for gather, their number: puts elements back to their places in the first array
     "scatter": "void(int64, int64)",
+    # segments of first rows, steps (STEP_COLUMNS each), their number, out: a segment for each row
+    "spread": "void(int64, int64, int64, int64)",
     # base, tuned, words, row
     "statistics": "void(int64, int64, int64, int64)",
     # source, out, box (BOX_HEAD, then BOX_DIMENSION for each outer dimension), scratch
@@ -138,6 +142,12 @@ BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
 #: columns of a segment, int64: what the driver walks
 SEG_BASE, SEG_TUNED, SEG_ELEMENTS, SEG_POSITION, SEG_SLOT, SEG_UNIT, SEG_ROW = range(7)
 SEG_COLUMNS = 7
+#: columns of what leads from one row to the next, int64: rows; bytes on either side, and elements
+STEP_ROWS, STEP_BASE, STEP_TUNED, STEP_POSITION = range(4)
+STEP_COLUMNS = 4
+#: columns of a run of bytes that is copied, int64: addresses, and how many bytes
+COPY_TO, COPY_FROM, COPY_BYTES = range(3)
+COPY_COLUMNS = 3
 #: elements of which a side is made: those of both sides stay in the first-level cache
 MADE = 1 << 11
 #: columns of a dtype slot, int64: bits, what adds up statistics, and what compares and hashes whole

@@ -19,8 +19,9 @@ import ckdiff
 from ckdiff.checkpoints.gathering import PieceReader
 from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.scattered import Rows
+from ckdiff.checkpoints.strips import NO_GRIDS, rows_of
 from ckdiff.diffs import task
-from ckdiff.diffs.rows import cut_in_rows
+from ckdiff.diffs.rows import cut_in_rows, row_by_row
 from ckdiff.kernels import abi
 from ckdiff.kernels.memory import bytes_at
 
@@ -81,12 +82,12 @@ def test_a_diff_is_that_of_whole_tensors(
     cut: list[int] = []
 
     def noted(segments: Any, *rest: Any) -> Any:
-        found = cut_in_rows(segments, *rest)
+        found: Any = row_by_row(segments, *rest)
         cut.append(len(found) - len(segments))
         return found
 
     wanted = ckdiff.diff(whole[0], whole[1], tmp_path / "wanted", workers=1)
-    monkeypatch.setattr(task, "cut_in_rows", noted)
+    monkeypatch.setattr(task, "row_by_row", noted)
     found = ckdiff.diff(sides[0], sides[1], tmp_path / "found", workers=1)
     assert any(cut) == bool({base_way, tuned_way} & {0, 1})
     assert found.to_dict()["rules"] == wanted.to_dict()["rules"]
@@ -126,15 +127,18 @@ def test_rows_are_what_would_be_gathered(
             if data.draw(st.booleans()):
                 reader.prefetch(*columns)
             places = reader.acquire(*columns).tolist()
+            shapes = [checkpoint.table.shapes[at] for at, _, _ in spans]
+            elements = np.array([np.prod(shape) for shape in shapes], np.int64)
+            width = checkpoint.table.nbytes[columns[0]] // elements
+            rows = rows_of(reader.grids, columns[1] // width, 8 * width)
             for i, (address, (_, _, size)) in enumerate(zip(places, spans, strict=True)):
-                assert _bytes(i, address, size, reader.rows) == wanted[i]
+                assert _bytes(i, address, size, rows) == wanted[i]
             reader.release()
 
 
-def _bytes(span: int, address: int, size: int, rows: Rows | None) -> bytes:
+def _bytes(span: int, address: int, size: int, rows: Rows) -> bytes:
     if address or not size:
         return bytes_at(address, size).tobytes()
-    assert rows is not None
     mine = rows.spans == span
     begins, addresses = rows.begins[mine].tolist(), rows.addresses[mine].tolist()
     assert begins[0] == 0
@@ -160,4 +164,45 @@ def test_a_side_without_rows_is_cut_as_well() -> None:
         [9000, 70_000, 100, 2048, 0, 0, 5],
     ]
     assert found.tolist() == wanted
-    assert cut_in_rows(segments, [None, None], bits) is segments
+    assert row_by_row(segments, [NO_GRIDS, NO_GRIDS], [rows, None], bits).tolist() == wanted
+    assert row_by_row(segments, [NO_GRIDS, NO_GRIDS], [None, None], bits) is segments
+
+
+@pytest.mark.parametrize("way", ["rows on both sides", "other rows", "the middle"])
+def test_a_side_that_is_cut_across_other_dimensions(tmp_path: Path, way: str) -> None:
+    """A stack whose columns are in two files, beside one whose matrices are cut in rows as well."""
+    rng = np.random.default_rng(3)
+    sides = [rng.integers(0, 9, (4, 6, 1024)).astype(np.uint16) for _ in range(2)]
+    sides[1] = np.where(rng.random(sides[0].shape) < 0.9, sides[0], sides[1])
+    boxes = {
+        "rows on both sides": [(slice(0, 4), slice(a, a + 3)) for a in (0, 3)],
+        "other rows": [(slice(a, a + 2), slice(0, 6)) for a in (0, 2)],
+        "the middle": [(slice(0, 4), slice(0, 1)), (slice(0, 4), slice(1, 6))],
+    }
+    folders = []
+    for i, side in enumerate(sides):
+        whole = tmp_path / f"whole-{i}"
+        whole.mkdir()
+        save_file({"w": side}, whole / "model.safetensors")
+        folder = tmp_path / f"cut-{i}"
+        folder.mkdir()
+        columns = (
+            [slice(0, 512), slice(512, 1024)] if i or way != "the middle" else [slice(0, 1024)]
+        )
+        some = boxes[way] if i else [(slice(0, 4), slice(0, 6))]
+        parts = [(*box, column) for box in some for column in columns]
+        for n, box in enumerate(parts, 1):
+            path = folder / f"shard-{n:05d}-model-00001-of-00001.safetensors"
+            said = {"w": {"saved_offsets": [each.start for each in box]}}
+            part = np.ascontiguousarray(side[box])
+            save_file({"w": part}, path, {"DCP_SHARDING_INFO": json.dumps(said)})
+        folders += [whole, folder]
+    wanted = ckdiff.diff(folders[0], folders[2], tmp_path / "wanted", workers=1)
+    found = ckdiff.diff(folders[1], folders[3], tmp_path / "found", workers=1)
+    assert list(found.table.base_hashes) == list(wanted.table.base_hashes)
+    assert list(found.table.tuned_hashes) == list(wanted.table.tuned_hashes)
+    assert wanted.table.changed["exact"].tolist() == [int((sides[0] != sides[1]).sum())]
+    assert found.table.changed["exact"].tolist() == wanted.table.changed["exact"].tolist()
+    assert found.store is not None
+    assert wanted.store is not None
+    assert np.array_equal(found.store.mask("w"), wanted.store.mask("w"))

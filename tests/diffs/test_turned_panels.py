@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -100,3 +102,28 @@ def test_a_diff_is_that_of_what_is_apart(
         assert mine.changed["exact"][order].tolist() == theirs.changed["exact"].tolist()
         for name in theirs.names:
             assert np.array_equal(result.store.mask(name), wanted.store.mask(name)), name
+
+
+@pytest.mark.parametrize("cut", [[1024], [512, 1024], [100]])
+def test_what_is_cut_across_its_rows_beside_what_is_turned(tmp_path: Path, cut: list[int]) -> None:
+    """Rows of the one side in grids, and those of the other in panels."""
+    sides = [apart(2048, seed, biases=False) for seed in (1, 2)]
+    folders = [tmp_path / name for name in ("whole", "cut", "apart", "fused")]
+    for folder in folders:
+        folder.mkdir()
+    save_file(sides[0], folders[0] / "model.safetensors")
+    save_file(sides[1], folders[2] / "model.safetensors")
+    save_file(fused(sides[1], woven=False), folders[3] / "model.safetensors")
+    for n, (low, high) in enumerate(pairwise([0, *cut, 2048]), 1):
+        parts = {name: np.ascontiguousarray(x[:, low:high]) for name, x in sides[0].items()}
+        said = json.dumps({name: {"saved_offsets": [0, low]} for name in parts})
+        path = folders[1] / f"shard-{n:05d}-model-00001-of-00001.safetensors"
+        save_file(parts, path, {"DCP_SHARDING_INFO": said})
+    wanted = ckdiff.diff(folders[0], folders[2], tmp_path / "wanted", workers=1)
+    with mock.patch.object(panels, "PANEL", 1 << 17):
+        found = ckdiff.diff(folders[1], folders[3], tmp_path / "found", workers=1)
+    mine, theirs = found.table, wanted.table
+    order = [mine.names.index(name) for name in theirs.names]
+    assert mine.changed["exact"][order].tolist() == theirs.changed["exact"].tolist()
+    for what in ("base_hashes", "tuned_hashes"):
+        assert [list(getattr(mine, what))[i] for i in order] == list(getattr(theirs, what))

@@ -21,6 +21,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.changes import changes_kernel, put_kernel
     from ckdiff.kernels.codegen.combine import combine_kernel
     from ckdiff.kernels.codegen.compare import compare_kernel
+    from ckdiff.kernels.codegen.copying import copy_kernel
     from ckdiff.kernels.codegen.decode import decode_kernel
     from ckdiff.kernels.codegen.delta import merge_kernel, split_kernel, tally_kernel
     from ckdiff.kernels.codegen.drive import drive_kernel
@@ -39,6 +40,7 @@ with numba_alone():
     from ckdiff.kernels.codegen.runs import runs_kernel
     from ckdiff.kernels.codegen.sample import draw_kernel, near_kernel
     from ckdiff.kernels.codegen.scaling import scale_kernel
+    from ckdiff.kernels.codegen.spread import spread_kernel
     from ckdiff.kernels.codegen.statistics import statistics_kernel
     from ckdiff.kernels.codegen.strided import strided_kernel
     from ckdiff.kernels.codegen.sweep import sweep_kernel
@@ -56,6 +58,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "changes": changes_kernel,
     "combine": combine_kernel,
     "compare": compare_kernel,
+    "copy": copy_kernel,
     "decode": decode_kernel,
     "draw": draw_kernel,
     "drive": drive_kernel,
@@ -81,6 +84,7 @@ _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
     "scale": scale_kernel,
     "scatter": scatter_kernel,
     "split": split_kernel,
+    "spread": spread_kernel,
     "statistics": statistics_kernel,
     "strided": strided_kernel,
     "survey": survey_kernel,

@@ -1,0 +1,64 @@
+"""Segments of rows that are equally far apart, against the same in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckdiff.kernels import abi
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.spread import spread
+
+Int64 = npt.NDArray[np.int64]
+
+
+def plainly(heads: Int64, steps: Int64) -> list[list[int]]:
+    """Row after row."""
+    found = []
+    for head, (rows, base, tuned, further) in zip(heads.tolist(), steps.tolist(), strict=True):
+        for row in range(rows):
+            segment = list(head)
+            segment[abi.SEG_BASE] += row * base
+            segment[abi.SEG_TUNED] += row * tuned
+            segment[abi.SEG_POSITION] += row * further
+            segment[abi.SEG_UNIT] += row * further // UNIT
+            found.append(segment)
+    return found
+
+
+def table(data: st.DataObject) -> tuple[Int64, Int64]:
+    number = st.integers(-(1 << 40), 1 << 40)
+    count = data.draw(st.integers(0, 5))
+    heads = [data.draw(st.lists(number, min_size=7, max_size=7)) for _ in range(count)]
+    steps = [
+        (data.draw(st.integers(0, 9)), data.draw(number), data.draw(number),
+         UNIT * data.draw(st.integers(0, 1 << 20)))
+        for _ in range(count)
+    ]  # fmt: skip
+    return (
+        np.array(heads, np.int64).reshape(-1, abi.SEG_COLUMNS),
+        np.array(steps, np.int64).reshape(-1, abi.STEP_COLUMNS),
+    )
+
+
+@settings(deadline=None)  # the kernel is compiled
+@given(st.data())
+def test_each_row_has_a_segment(data: st.DataObject) -> None:
+    heads, steps = table(data)
+    found = spread(heads, steps)
+    assert found.shape[1] == abi.SEG_COLUMNS
+    assert found.tolist() == plainly(heads, steps)
+
+
+@pytest.mark.parametrize(
+    ("rows", "further", "columns", "said"),
+    [(-1, 0, 4, "no number"), (1 << 60, 0, 4, "no number"), (1, 3, 4, "whole units"),
+     (1, 0, 3, "its steps")],
+)  # fmt: skip
+def test_what_is_no_table(rows: int, further: int, columns: int, said: str) -> None:
+    steps = np.array([[rows, 0, 0, further]], np.int64)[:, :columns].copy()
+    with pytest.raises(ValueError, match=said):
+        spread(np.zeros((1, abi.SEG_COLUMNS), np.int64), steps)
