@@ -288,6 +288,9 @@ SLOW: dict[str, str] = {
     "test_training_wrappers": """
         test_frozen_bits_stay_in_wrapped_models
     """,
+    "test_trial": """
+        test_every_command
+    """,
     "test_unfusing": """
         test_a_hundred_thousand_tensors
     """,
