@@ -89,11 +89,11 @@ def inside(device: Device, elements: int, memory: float, rounds: int) -> None:
         numbers = Table.of(*at).sent(where)
         masks = torch.zeros((len(some), elements // 8), dtype=torch.uint8, device=where)
         counts = torch.zeros((len(some), numbers.programs), dtype=torch.int32, device=where)
-        work[f"counts and masks: {said}"] = partial(slot.compare, numbers, masks, counts)
+        sums = torch.zeros((4, numbers.programs), dtype=torch.int64, device=where)
+        found = numbers, masks, counts
+        work[f"counts and masks: {said}"] = partial(slot.compare, *found)
+        work[f"counts, masks and content hashes: {said}"] = partial(slot.compare, *found, sums)
         work[f"counts of tensors: {said}"] = partial(count_changed, [(base, tuned)], ["BF16"], some)
-        digests = torch.zeros((4, numbers.programs), dtype=torch.int64, device=where)
-        hashes = slot.digests or (lambda *_: None)  # rehearsed: the CPU's kernels hash elsewhere
-        work["content hashes"] = partial(hashes, numbers, digests, 16)
     work["positions and values, 1 % changed"] = partial(changed_positions, base, tuned, "BF16")
 
     def plainly() -> object:
@@ -135,23 +135,16 @@ class Diffs(NamedTuple):
     rounds: int  #: at most
     to_device: float  #: bytes a second that the bus carries
 
-    def run(self, where: str, rules: tuple[str, ...], memory: Memory, workers: int) -> Run:
-        """One diff, which has to find what was changed."""
-        options = Options(rules=rules, workers=workers, memory=memory[0], device=where,
-                          device_memory=memory[1])  # fmt: skip
+    def run(self, options: Options, sizes: list[int]) -> float:
+        """Seconds of a diff, which has to find what was changed; ``sizes`` become its window in
+        elements, and the memory in bytes that it was allowed.
+        """
         torch.cuda.empty_cache()  # what a run of another size took would be kept beside this one's
         with plan(self.root / "base", self.root / "tuned", None, options) as planned:
+            sizes[:] = planned.allotment.window, planned.allotment.memory
             result = run_plan(planned)
         assert result.rules["exact"]["changed"] == self.changed, "WRONG COUNT"
-        return Run(result.seconds, planned.allotment.window, planned.allotment.memory)
-
-
-class Run(NamedTuple):
-    """How long it took, its window in elements, and the memory in bytes that it was allowed."""
-
-    seconds: float
-    window: int
-    memory: int
+        return result.seconds
 
 
 def whole(device: Device, of: Diffs, memory: Memory, until: float) -> None:
@@ -160,28 +153,28 @@ def whole(device: Device, of: Diffs, memory: Memory, until: float) -> None:
     """
     there = "cuda" if device.cuda else "torch-cpu"
     several = [n for n in (2, 4, 8, 16) if n <= usable_cores()] or [1]
-    contestants: dict[str, Callable[[], Run]] = {}
+    contestants: dict[str, Callable[[], float]] = {}
+    sizes: dict[str, list[int]] = {}
     for workers in several:
         for rules in (RULES[:1], RULES) if workers == several[-1] else (RULES[:1],):
             for where in ("cpu", there):
                 name = f"{where}, {workers} workers, {len(rules)} rule{'s'[: len(rules) - 1]}"
-                contestants[name] = partial(of.run, where, rules, memory, workers)
+                options = Options(rules=rules, workers=workers, memory=memory[0], device=where,
+                                  device_memory=memory[1])  # fmt: skip
+                contestants[name] = partial(of.run, options, sizes.setdefault(name, []))
     if device.cuda:
         torch.cuda.empty_cache()  # of the bounds before
         torch.cuda.reset_peak_memory_stats(device.device)
     began = time.perf_counter()
-    last = {name: run() for name, run in contestants.items()}  # the page cache, kernels, torch
+    take_turns(contestants, 1)  # the page cache, kernels, torch
     left, each = until - time.perf_counter(), time.perf_counter() - began
     rounds = max(1, min(of.rounds, int(left / each)))
-    times = take_turns(
-        {name: partial(seconds_of, run) for name, run in contestants.items()}, rounds
-    )
     rows: list[list[object]] = []
-    for name, found in times.items():
+    for name, found in take_turns(contestants, rounds).items():
         rate = 2 * of.gib * 2**30 / median(found)
         of_bus = "" if name.startswith("cpu") else rate / of.to_device
-        allowed = format_size(last[name].memory)
-        rows.append([name, allowed, last[name].window * 2 / MIB, rate / 1e9, of_bus])
+        window, allowed = sizes[name]
+        rows.append([name, format_size(allowed), window * 2 / MIB, rate / 1e9, of_bus])
     bounds = f"--memory {memory[0] or 'by default'}, --device-memory {memory[1]}"
     head = ["compared on", "memory", "MiB a side and window", "GB/s", "of the bus"]
     table(f"Diffs from the page cache, 2 x {of.gib:g} GiB bf16, {bounds}, median of {rounds}: "
@@ -191,11 +184,6 @@ def whole(device: Device, of: Diffs, memory: Memory, until: float) -> None:
         kept = "kept" if most <= bound else "NOT KEPT"
         print(f"\nmost device memory that torch reserved: {format_size(most)}, "
               f"with {format_size(bound)} allowed: {kept}")  # fmt: skip
-
-
-def seconds_of(run: Callable[[], Run]) -> float:
-    """As the run says itself."""
-    return run().seconds
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ class _Shadowed(PublishedView):
 
     def _changed(self, tensor: int, copy: Any, weight: Any) -> Changed | None:
         from ckdiff.kernels.gpu.compact import Changed, changed_positions
-        from ckdiff.kernels.gpu.counting import RAW, count_changed
+        from ckdiff.kernels.gpu.tables import RAW
 
         width, stored = weight.element_size(), self.stored[tensor]
         raw, target = RAW[8 * width], DTYPE_NAMES.get(self.table.dtypes[tensor])
@@ -137,14 +137,12 @@ class _Shadowed(PublishedView):
             # rules know one NaN, and what is published knows them all
             if rule is not EXACT and weight.sum().isnan():
                 return None
-            count = int(count_changed([sides], [stored], (rule,)))
-            if 2 * count * (_PLACE + width) > weight.nbytes:
-                return None
-            found = changed_positions(*sides, stored, rule=rule)
+            most = weight.nbytes // (2 * (_PLACE + width))
+            found = changed_positions(*sides, stored, rule=rule, most=most)
         except (CkdiffError, RuntimeError) as error:  # no code for this device, or no memory there
             self._shadow.why = str(error).partition("\n")[0]
             return None
-        return Changed(found.positions, found.values.view(raw))
+        return None if found is None else Changed(found.positions, found.values.view(raw))
 
 
 def _kind(tensor: Any) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from kernel_runs import kernels, run, some_elements, tough_pairs
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import BLOCK
 from ckdiff.kernels.binding import bind
-from ckdiff.kernels.gpu import compact, compactcode, digests, fused, open_device, preparing
+from ckdiff.kernels.gpu import fused, open_device, preparing
 from ckdiff.kernels.gpu.fusedcode import MOST_RULES
 from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.tables import Table
@@ -147,13 +147,13 @@ def ptx(*dtypes: str) -> object:
     driver.set_active(Absent())
     found: dict[str, dict[str, int]] = {}
     cpu = torch.device("cpu")
-    for module, name in ((fused, "compare"), (digests, "digest"), (compactcode, "compact")):
+    for name in ("compare", "compact"):
 
         def note(text: str, name: str = name) -> None:
             names = re.findall(r"^\s+(?:@%p\d+ )?([a-z][\w.:]+)", text, re.M)
             found[f"{name} {dtype}"] = {one: names.count(one) for one in set(names)}
 
-        setattr(module, name, Compiled(getattr(module, name), note))
+        setattr(fused, name, Compiled(getattr(fused, name), note))
     for dtype in dtypes:
         of = DTYPES[dtype]
         rules = ["exact", *(f"{rule}=1e-3" for rule in ("atol", "rtol")), "ulp=1"]
@@ -163,11 +163,10 @@ def ptx(*dtypes: str) -> object:
         at = np.array([4096])
         there = Table.of(at, at, at, at * 0).sent(cpu)
         masks = torch.zeros(len(rules), 512, dtype=torch.uint8)
-        code(there, masks, torch.zeros(len(rules), 1, dtype=torch.int32))
-        if dtype in ("BF16", "F6_E2M3"):  # these know no more of a dtype than its width
-            digests.Digests(cpu)(there, torch.zeros(4, 1, dtype=torch.int64), of.bits)
-        if dtype == "BF16":
-            compact.moved(there, masks[0], torch.zeros(1, dtype=torch.int64), 1, of)
+        sums = torch.zeros(4, 1, dtype=torch.int64)
+        code(there, masks, torch.zeros(len(rules), 1, dtype=torch.int32), sums)
+        if dtype == "BF16":  # it knows no more of a dtype than its width
+            code.move(there, masks[0], sums[0], (sums[0], masks[0]))
     return found
 
 

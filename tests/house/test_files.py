@@ -89,7 +89,7 @@ MANY_ARGUMENTS = {
     ("ckdiff.kernels.gpu.compactcode", "compact"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "compare"): _NATIVE,
     ("ckdiff.kernels.gpu.fusedcode", "_round"): _NATIVE,
-    ("ckdiff.kernels.gpu.hashcode", "digest"): _NATIVE,
+    ("ckdiff.kernels.gpu.hashcode", "digests"): _NATIVE,
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -30,6 +30,7 @@ RAISED = {
     ("ckdiff.kernels", "ValueError"): "a mistake of ours: a table that leads out of its arrays",
     ("ckdiff.kernels.casting", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.changes", "ValueError"): "a mistake of ours: see kernels.memory",
+    ("ckdiff.kernels.copying", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.counting", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.delta", "ValueError"): "a mistake of ours: see kernels.memory",
     ("ckdiff.kernels.lowrank", "ValueError"): "a mistake of ours: see kernels.memory",

@@ -402,7 +402,7 @@ def test_the_benchmark_says_that_nothing_was_measured() -> None:
 
 def test_the_benchmark_goes_its_whole_way(tmp_path: Path) -> None:
     said = benchmark("--rehearse", "--dir", str(tmp_path))
-    rows = ["host to device", "positions and values", "| content hashes", "| device |"]
+    rows = ["host to device", "positions and values", "hashes: exact |", "| device |"]
     rows += ["workers, 4 rules", "--memory 4GiB, --device-memory 4GiB, median of 1"]
     rows += ["--memory by default, --device-memory 1GiB, median of 1"]
     assert [row for row in rows if row not in said] == []

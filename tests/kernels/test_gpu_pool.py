@@ -9,12 +9,10 @@ from concurrent.futures import TimeoutError as TooLate
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes, staging_memory
-from ckdiff.kernels.gpu.staging import Pool, joined
+from ckdiff.kernels.gpu.staging import Pool
 from ckdiff.kernels.gpu.tables import Table
 
 MIB = 1 << 20
@@ -110,24 +108,3 @@ def test_tables_and_what_is_found_fit_however_short_tensors_are(bits: int, lengt
     assert table.here.nbytes <= parts[1]
     assert 3 * SMALLEST // 8 + (32 + 4 * 3) * table.programs <= parts[2]
     assert not any(size % 16 for size in parts)  # what follows is aligned for wide loads
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 9)), max_size=12))
-def test_neighbours_are_copied_together_and_nothing_else_is(
-    moves: list[tuple[bool, bool, int]],
-) -> None:
-    """A gap may be on either side; of each byte the same is said as before."""
-    to = source = 0
-    rows = []
-    for gap_there, gap_here, size in moves:
-        to, source = to + 3 * gap_there, source + 5 * gap_here
-        rows.append((to, source, size))
-        to, source = to + size, source + size
-    given_ = np.array(rows, np.int64).reshape(-1, 3)
-    found = joined(given_.T).T
-
-    def bytes_of(table: np.ndarray) -> list[tuple[int, int]]:
-        return [(t + i, s + i) for t, s, size in table.tolist() for i in range(size)]
-
-    assert bytes_of(found) == bytes_of(given_)
-    assert len(found) == sum(a or b or i == 0 for i, (a, b, _) in enumerate(moves))

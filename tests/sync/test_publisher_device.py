@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckdiff
-from ckdiff.kernels.gpu import compact, counting
+from ckdiff.kernels.gpu import compact
 from ckdiff.sync import Publisher, loading, making, shadow
 
 KINDS = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8,
@@ -106,7 +106,7 @@ def test_where_the_device_cannot_all_is_copied_and_said_once(
     pretend(monkeypatch)
     notes: list[str] = []
     state = {"w": torch.zeros(5000)}
-    where = (torch.Tensor, "new_empty") if broken == "copies" else (counting, "count_changed")
+    where = (torch.Tensor, "new_empty") if broken == "copies" else (compact, "changed_positions")
     observer = ckdiff.Observer(note=notes.append)
     with Publisher(tmp_path / "s", state, snapshot="device", observer=observer) as publisher:
         monkeypatch.setattr(*where, fail)

@@ -7,7 +7,6 @@ The interface is that of :class:`ckdiff.kernels.Kernels`, and so are the bits: s
 from __future__ import annotations
 
 import importlib
-import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -41,9 +40,7 @@ def open_device(name: str) -> Device:
     from ckdiff.kernels.gpu.device import Device
 
     if name == "torch-cpu":
-        device = Device(torch.device("cpu"), "torch's CPU")
-        device.fused = os.environ.get("TRITON_INTERPRET") == "1"  # the only way Triton works there
-        return device
+        return Device(torch.device("cpu"), "torch's CPU")
     with warnings.catch_warnings(record=True) as said:  # such as that the driver is too old
         warnings.simplefilter("always")
         found = torch.cuda.is_available()
@@ -61,7 +58,6 @@ def open_device(name: str) -> Device:
     except RuntimeError as error:  # CUDA's own, such as that another process has it for itself
         raise UsageError(f"the GPU cannot be used: {_first_line(error)}", hint=_HINT) from error
     _need_triton()
-    device.fused = True
     return device
 
 

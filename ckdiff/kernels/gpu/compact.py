@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ckdiff.dtypes import DTYPES, DType
+from ckdiff.dtypes import DTYPES
 from ckdiff.errors import UsageError
-from ckdiff.kernels.gpu.counting import RAW, check, current, slot_for
+from ckdiff.kernels.gpu.counting import check, current, slot_for
 from ckdiff.kernels.gpu.preparing import Slot
-from ckdiff.kernels.gpu.tables import COLUMNS, MOST, PROGRAM, Table
+from ckdiff.kernels.gpu.tables import MOST, RAW, Table
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.rules import EXACT, Rule
 
-__all__ = ["Changed", "changed_positions", "moved"]
+__all__ = ["Changed", "changed_positions"]
 
 Tensor = torch.Tensor
 
@@ -32,8 +32,10 @@ class Changed(NamedTuple):
     values: Tensor  #: (n,), of the tensor's dtype: what is there now
 
 
-def changed_positions(base: Tensor, tuned: Tensor, dtype: str, *, rule: Rule = EXACT) -> Changed:
-    """The elements of ``tuned`` that changed under a rule.
+def changed_positions(
+    base: Tensor, tuned: Tensor, dtype: str, *, rule: Rule = EXACT, most: int | None = None
+) -> Changed | None:
+    """The elements of ``tuned`` that changed under a rule; None where they are more than ``most``.
 
     Both are contiguous, on one device, of one size and one torch dtype; ``dtype`` is its name in
     safetensors, of 8 bits or more. Besides what it gives, it takes a quarter of a byte for an
@@ -48,17 +50,23 @@ def changed_positions(base: Tensor, tuned: Tensor, dtype: str, *, rule: Rule = E
         )
     rules = tuple(dict.fromkeys((EXACT, rule)))
     raw = tuned.detach().reshape(-1).view(RAW[of.bits])
+    left = raw.numel() if most is None else most
+    parts = []
     with current(tuned.device):
         slot = slot_for(dtype, rules, tuned.device)
-        parts = [_part(slot, base, raw, first) for first in range(0, raw.numel(), MOST)]
-        empty = torch.empty(0, dtype=torch.int64, device=raw.device)
-        parts = parts or [Changed(empty, empty.to(raw.dtype))]
+        for first in range(0, raw.numel(), MOST):
+            part = _part(slot, base, raw, first, left)
+            if part is None:
+                return None
+            left -= len(part.positions)
+            parts.append(part)
+        parts = parts or [Changed(raw.new_empty(0, dtype=torch.int64), raw[:0])]
         columns = zip(*parts, strict=True)
         positions, values = (torch.cat(some) if len(some) > 1 else some[0] for some in columns)
     return Changed(positions, values.view(tuned.dtype))
 
 
-def _part(slot: Slot, base: Tensor, raw: Tensor, first: int) -> Changed:
+def _part(slot: Slot, base: Tensor, raw: Tensor, first: int, most: int) -> Changed | None:
     """The changes from an element on, MOST at a time; values as integers."""
     elements, at = min(MOST, raw.numel() - first), first * raw.element_size()
     numbers = base.data_ptr() + at, raw.data_ptr() + at, elements, 0
@@ -68,33 +76,9 @@ def _part(slot: Slot, base: Tensor, raw: Tensor, first: int) -> Changed:
     counts = torch.empty((rules, table.programs), dtype=torch.int32, device=raw.device)
     slot.compare(table, masks, counts)
     ends = counts[-1].cumsum(0, dtype=torch.int64)
-    if slot.digests is None:  # torch's CPU without Triton
-        positions = mask_positions(masks[-1], elements)
-        found = Changed(positions, raw[first:][positions])
-    else:
-        found = moved(table, masks[-1], ends, int(ends[-1]), slot.dtype)
-    return Changed(found.positions.add_(first), found.values)
-
-
-def mask_positions(mask: Tensor, elements: int) -> Tensor:
-    """The ones of a mask on the CPU: the plain twin of what ``moved`` does."""
-    return torch.from_numpy(
-        np.flatnonzero(np.unpackbits(mask.numpy(), count=elements, bitorder="little"))
-    )
-
-
-def moved(table: Table, mask: Tensor, ends: Tensor, total: int, of: DType) -> Changed:
-    """The ``total`` elements of one row that ``mask`` marks.
-
-    ``ends``: int64 (programs,), the ones of each program and of all before it.
-    """
-    from ckdiff.kernels.gpu import compactcode
-    from ckdiff.kernels.gpu.fused import ELEMENTS
-
-    positions = torch.empty(total, dtype=torch.int64, device=mask.device)
-    values = torch.empty(total, dtype=RAW[of.bits], device=mask.device)
-    compactcode.compact[(table.programs,)](
-        **table.arguments(), masks=mask.view(torch.int32), ends=ends, positions=positions,
-        values=values, ELEMENT=ELEMENTS[of.bits], N=PROGRAM, COLUMNS=COLUMNS, num_warps=1,
-    )  # fmt: skip
-    return Changed(positions, values)
+    total = int(ends[-1])
+    if total > most:
+        return None
+    found = torch.empty(total, dtype=torch.int64, device=raw.device), raw.new_empty(total)
+    slot.code[-1].move(table, masks[-1], ends, found)
+    return Changed(found[0].add_(first), found[1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,12 +23,10 @@ from ckdiff.kernels.gpu.preparing import Slot, make_slots
 from ckdiff.kernels.gpu.tables import MOST, Int64, Table, sent
 from ckdiff.rules import EXACT, Rule
 
-__all__ = ["RAW", "check", "count_changed", "current", "slot_for"]
+__all__ = ["check", "count_changed", "current", "slot_for"]
 
 Tensor = torch.Tensor
 
-#: the torch dtype of raw bits, by their number
-RAW = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 _ROWS = 1 << 14  # of a table: what a launch is told is small beside what it reads
 
 
@@ -93,25 +90,17 @@ def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot:
 
     Raises UsageError and CkdiffError as ``count_changed`` does.
     """
-    if where.type not in ("cuda", "cpu") or (where.type == "cuda" and not _has_triton()):
+    has_triton = importlib.util.find_spec("triton") is not None
+    if where.type not in ("cuda", "cpu") or (where.type == "cuda" and not has_triton):
         raise UsageError(f"tensors on {where.type} are compared there by Triton, which is missing",
                          hint="compare copies on the CPU")  # fmt: skip
-    return _slot(dtype, rules, str(where), _interpreted())
+    return _slot(dtype, rules, str(where))
 
 
 @lru_cache(64)
-def _slot(dtype: str, rules: tuple[Rule, ...], where: str, interpreted: bool) -> Slot:
+def _slot(dtype: str, rules: tuple[Rule, ...], where: str) -> Slot:
     of, device = [DTYPES[dtype]], Device(torch.device(where), where)
-    device.fused = device.cuda or (interpreted and _has_triton())
     return make_slots(Kernels(of, rules), of, rules, device)[0]
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def current(where: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import Any
 
@@ -22,7 +23,8 @@ class Device:
         self.device = device
         self.name = name  #: for people, such as ``NVIDIA H100``
         self.cuda = device.type == "cuda"
-        self.fused = False  #: whether Triton is to be used; only torch's CPU does without
+        #: whether Triton is used; torch's CPU does without, unless Triton interprets its code
+        self.fused = self.cuda or os.environ.get("TRITON_INTERPRET") == "1"
         self.lock = threading.Lock()  #: held while work is handed to ``comparing``
         # before copies where both are ready; and torch hands out its streams in turn, 32 of each
         # priority, so that no worker's copies end up in this one

@@ -1,7 +1,7 @@
-"""Comparing the rows of a table under all rules in one launch, with Triton.
+"""Comparing and hashing the rows of a table under all rules in one launch, with Triton.
 
-Both sides are read once, and nothing but masks and counts is written: no intermediate result goes
-through device memory. Importing this imports Triton.
+Both sides are read once, and nothing but masks, counts and digests is written: no intermediate
+result goes through device memory. Importing this imports Triton.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import triton.language as tl
 
 from ckdiff.dtypes import DType
 from ckdiff.kernels.binding import Bound, parse_kind
+from ckdiff.kernels.gpu.compactcode import compact
 from ckdiff.kernels.gpu.fusedcode import MOST_RULES, RULE_COLUMNS, compare
+from ckdiff.kernels.gpu.hashcode import words_of
 from ckdiff.kernels.gpu.tables import COLUMNS, PROGRAM, Table
 
 __all__ = ["ELEMENTS", "MOST_RULES", "OPTIONS", "Fused", "describe", "needs_table"]
@@ -50,6 +52,8 @@ class Fused:
         columns = tuple(column for rule, _, _ in described for column in rule)
         numbers = np.array([two for _, *two in described], np.uint64).view(np.int64)
         self._parameters = torch.from_numpy(numbers).to(device)
+        words = np.array(words_of(dtype.bits), np.uint64).view(np.int64)
+        self._words = torch.from_numpy(words).to(device)
         self._table = torch.zeros(1, dtype=torch.int32, device=device) if table is None else table
         kinds = _UNSIGNED if dtype.kind == "uint" else ELEMENTS
         self._constants: dict[str, Any] = {
@@ -61,25 +65,54 @@ class Fused:
             "COLUMNS": COLUMNS,
         }
 
-    def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+    def __call__(
+        self,
+        table: Table,
+        masks: torch.Tensor | None,
+        counts: torch.Tensor,
+        sums: torch.Tensor | None,
+    ) -> None:
         """Compare what ``table``, on the device, says.
 
-        ``masks`` is uint8 (rules, bytes), ``counts`` int32 (rules, programs), both contiguous. Of
-        masks whole units are written. Raises whatever Triton raises.
+        ``masks`` is uint8 (rules, bytes), ``counts`` int32 (rules, programs), ``sums`` int64 (4,
+        programs), all contiguous. Of masks whole units are written. ``sums`` are those of digests
+        of whole units with their weights: low and high halves of base and tuned, modulo 2**64;
+        for them, addresses are multiples of 8. Raises whatever Triton raises.
         """
         compare[(table.programs,)](
             **table.arguments(),
             masks=counts if masks is None else masks,
             counts=counts,
+            sums=counts if sums is None else sums,
             table=self._table,
             parameters=self._parameters,
+            words=self._words,
             programs=table.programs,
             width=0 if masks is None else masks.shape[1],
             MASKS=masks is not None,
+            HASHES=sums is not None,
             ALIGNED=table.aligned,
             **self._constants,
             **OPTIONS,
         )
+
+    def move(
+        self,
+        table: Table,
+        mask: torch.Tensor,
+        ends: torch.Tensor,
+        out: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Write where a mask of the table's only row has ones, and what elements are there.
+
+        ``ends`` is int64 (programs,), the ones of each program and of all before it; ``out`` int64
+        and raw bits, as many as there are ones. Of elements of 8 bits or more.
+        """
+        compact[(table.programs,)](
+            **table.arguments(), masks=mask.view(torch.int32), ends=ends, positions=out[0],
+            values=out[1], ELEMENT=self._constants["ELEMENT"], N=PROGRAM, COLUMNS=COLUMNS,
+            num_warps=1,
+        )  # fmt: skip
 
 
 def needs_table(bound: Bound, dtype: DType) -> bool:

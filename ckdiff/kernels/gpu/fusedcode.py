@@ -1,4 +1,5 @@
-"""The code of :mod:`ckdiff.kernels.gpu.fused`, in Triton: one pass over both sides under all rules.
+"""The code of :mod:`ckdiff.kernels.gpu.fused`, in Triton: one pass over both sides under all rules,
+and for content hashes, which finds in the caches what was compared.
 
 An element's raw bits are an int32, or an int64 for 64 bits, with the sign carried on; of unsigned
 integers uint32 and uint64. So are distances, for which there is room then. No operation divides or
@@ -14,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ckdiff.kernels.gpu.hashcode import digests
+
 __all__ = ["MOST_RULES", "RULE_COLUMNS", "compare"]
 
 MOST_RULES = 32  #: the bits of what a table says of a pair
@@ -26,15 +29,17 @@ RULE_COLUMNS = tl.constexpr(11)
 # nothing is compiled once more for a number of programs, or for where a table or results begin
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["programs", "width"],
-    do_not_specialize_on_alignment=["rows", "owners", "masks", "counts"],
+    do_not_specialize_on_alignment=["rows", "owners", "masks", "counts", "sums"],
 )
 def compare(
     rows: tl.tensor,
     owners: tl.tensor,
     masks: tl.tensor,
     counts: tl.tensor,
+    sums: tl.tensor,
     table: tl.tensor,
     parameters: tl.tensor,
+    words: tl.tensor,
     programs: tl.tensor,
     width: tl.tensor,
     ELEMENT: tl.constexpr,
@@ -42,15 +47,17 @@ def compare(
     RULES: tl.constexpr,
     LOOKUP: tl.constexpr,
     MASKS: tl.constexpr,
+    HASHES: tl.constexpr,
     ALIGNED: tl.constexpr,
     N: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Counts, and with MASKS masks, of the rows of a table under all rules.
+    """Counts, with MASKS masks, and with HASHES digests, of the rows of a table under all rules.
 
     ``rows``, ``owners``: see :mod:`ckdiff.kernels.gpu.tables`; ALIGNED where all addresses are
     multiples of 16. ELEMENT: an integer of the elements' width, or a byte for 4 and 6 bits.
     ``masks``: uint8 (rules, width), little-endian bit order. ``counts``: int32 (rules, programs).
+    ``sums``: int64 (4, programs), of whole units, see ``digests``, which takes ``words``.
     ``table``: for each pair of 8-bit elements a bit for each rule, used with LOOKUP.
     ``parameters``: int64 (rules, 2).
     """
@@ -77,10 +84,12 @@ def compare(
     for r in tl.static_range(len(RULES) // RULE_COLUMNS):
         flags = _changed(x, y, found, parameters + 2 * r, RULES, r)
         ones = tl.reshape(flags.to(tl.int32), (N // 8, 8)) * weights
-        sums = tl.sum(ones, axis=1)
+        eights = tl.sum(ones, axis=1)
         if MASKS:
-            tl.store(out + r * width + at_byte, (sums & 255).to(tl.uint8), mask=written)
-        tl.store(counts + r * programs + program, tl.sum(sums >> 8, axis=0))
+            tl.store(out + r * width + at_byte, (eights & 255).to(tl.uint8), mask=written)
+        tl.store(counts + r * programs + program, tl.sum(eights >> 8, axis=0))
+    if HASHES:
+        digests(row, first // 512, sums + program, programs, words, BITS, N // 512)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -1,5 +1,6 @@
 """Content hashes on a device, in Triton: XXH3-128 of whole units, as :mod:`ckdiff.kernels.hashing`
-adds them up. A unit has 256 bytes or more, of which XXH3 takes 64 at a time into eight sums.
+adds them up. A unit has 256 bytes or more, in stripes of 64, of which XXH3 takes 16 into eight sums
+before it scrambles these: in any order, so that lanes take them side by side.
 """
 
 # as in fusedcode
@@ -8,54 +9,50 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ckdiff.kernels.hashing import START, secret_words, starts
+from ckdiff.kernels.hashing import START, UNIT, secret_words, starts
 
-__all__ = ["WORDS", "digest", "ends", "starts"]
-
-
-#: the secret by words, of which a stripe takes eight from its number on; then eight words for the
-#: last stripe, for the low half and for the high half of the result; and what the sums begin with
-WORDS = (
-    *secret_words(0, 24), *secret_words(121, 8), *secret_words(11, 8), *secret_words(117, 8),
-    *START,
-)  # fmt: skip
+__all__ = ["digests", "ends", "words_of"]
 
 
-# as in fusedcode
-@triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["programs"], do_not_specialize_on_alignment=["rows", "owners", "sums"]
-)
-def digest(
-    rows: tl.tensor,
-    owners: tl.tensor,
-    sums: tl.tensor,
-    words: tl.tensor,
-    programs: tl.tensor,
-    SIZE: tl.constexpr,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    UNITS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-) -> None:
-    """Sums of the weighted digests of whole units of both sides; UNITS a program, of SIZE bytes.
+def words_of(bits: int) -> tuple[int, ...]:
+    """The numbers that ``digests`` takes for elements of so many bits.
 
-    ``sums``: int64 (4, programs), low and high half of the base, then of the tuned side. ``words``:
-    WORDS. LOW and HIGH: see ``starts``. Addresses are multiples of 8.
+    The secret by words, of which a stripe takes eight from its number on; then eight words for the
+    last stripe, for the low half and for the high half of the result; what the sums begin with; and
+    what both halves do.
     """
-    program = tl.program_id(0)
-    row = rows + tl.load(owners + program) * COLUMNS
-    unit = (program - tl.load(row + 4).to(tl.int32)) * UNITS + tl.arange(0, UNITS)
+    last, halves = secret_words(121, 8), (secret_words(11, 8), secret_words(117, 8))
+    low, high = starts(UNIT * bits // 8)
+    return (*secret_words(0, 24), *last, *halves[0], *halves[1], *START, low, high)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def digests(
+    row: tl.tensor,
+    unit: tl.tensor,
+    sums: tl.tensor,
+    step: tl.tensor,
+    words: tl.tensor,
+    BITS: tl.constexpr,
+    UNITS: tl.constexpr,
+) -> None:
+    """Sums of the weighted digests of whole units of a row, UNITS of them from one on.
+
+    ``row``: of a table. ``sums``: int64, each ``step`` after the one before: low and high half of
+    the base, then of the tuned side. ``words``: see ``words_of``. Addresses are multiples of 8.
+    """
+    each = tl.arange(0, 2 * UNITS)  # of the base, then of the tuned side
+    unit += each % UNITS
     whole = unit < tl.load(row + 2).to(tl.int32) // 512
     weight = tl.where(whole, _weight((tl.load(row + 5) + unit).to(tl.uint64)), 0)
-    for side in tl.static_range(2):
-        data = tl.load(row + side).to(tl.pointer_type(tl.uint64))
-        found = _sums(
-            data + (unit.to(tl.int64) * (SIZE // 8))[:, None], whole[:, None], words, SIZE
-        )
-        for half in tl.static_range(2):
-            half_digest = _merged(found, words + 32 + 8 * half, HIGH if half else LOW, UNITS)
-            total = tl.sum(half_digest * weight, axis=0).to(tl.int64, bitcast=True)
-            tl.store(sums + (2 * side + half) * programs + program, total)
+    address = tl.load(row + each // UNITS) + unit.to(tl.int64) * (64 * BITS)
+    data = address.to(tl.pointer_type(tl.uint64))
+    found = _sums(data[:, None, None], whole[:, None, None], words, BITS, 2 * UNITS)
+    out = sums + tl.arange(0, 2) * (2 * step)
+    for half in tl.static_range(2):
+        digest = _merged(found, words + 32 + 8 * half, _word(words + 56 + half), 2 * UNITS)
+        total = tl.sum(tl.reshape(digest * weight, (2, UNITS)), axis=1)
+        tl.store(out + half * step, total.to(tl.int64, bitcast=True))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -68,24 +65,31 @@ def _weight(unit: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sums(data: tl.tensor, whole: tl.tensor, words: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+def _sums(
+    data: tl.tensor,
+    whole: tl.tensor,
+    words: tl.tensor,
+    STRIPES: tl.constexpr,
+    UNITS: tl.constexpr,
+) -> tl.tensor:
     """Eight sums over the stripes of each unit."""
-    lane = tl.arange(0, 8)[None, :]
-    sums = _word(words + 48 + lane)
-    for stripe in tl.static_range((SIZE - 1) // 64):
-        sums = _added(sums, data + stripe * 8, whole, words + stripe % 16)
-        if stripe % 16 == 15:
-            sums = (sums ^ (sums >> 47) ^ _word(words + 16 + lane)) * 0x9E3779B1
-    return _added(sums, data + (SIZE // 8 - 8), whole, words + 24)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _added(sums: tl.tensor, data: tl.tensor, whole: tl.tensor, words: tl.tensor) -> tl.tensor:
-    """The sums and one stripe more."""
-    lane = tl.arange(0, 8)[None, :]
-    mixed = tl.load(data + lane, mask=whole, other=0) ^ _word(words + lane)
-    beside = tl.load(data + (lane ^ 1), mask=whole, other=0)
-    return sums + beside + (mixed & 0xFFFFFFFF) * (mixed >> 32)
+    # a power of two: of 6 stripes there are 8, the last two of which add nothing
+    SOME: tl.constexpr = 8 if STRIPES == 6 else min(STRIPES, 16)
+    BLOCKS: tl.constexpr = (STRIPES + 15) // 16
+    lane = tl.arange(0, 8)
+    stripe, among = tl.arange(0, SOME)[None, :, None], lane[None, None, :]
+    sums = tl.zeros((UNITS, 8), tl.uint64) + _word(words + 48 + lane)[None, :]
+    for block in tl.static_range(BLOCKS):
+        number = block * 16 + stripe
+        there = number < STRIPES
+        at = tl.where(number == STRIPES - 1, 24, stripe) + among
+        secret = tl.load(words + at, mask=there, other=0).to(tl.uint64, bitcast=True)
+        mixed = tl.load(data + number * 8 + among, mask=whole & there, other=0) ^ secret
+        beside = tl.load(data + number * 8 + (among ^ 1), mask=whole & there, other=0)
+        sums += tl.sum(beside + (mixed & 0xFFFFFFFF) * (mixed >> 32), axis=1)
+        if block < BLOCKS - 1:
+            sums = (sums ^ (sums >> 47) ^ _word(words + 16 + lane)[None, :]) * 0x9E3779B1
+    return sums
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -94,13 +98,11 @@ def _word(at: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _merged(
-    sums: tl.tensor, words: tl.tensor, START: tl.constexpr, UNITS: tl.constexpr
-) -> tl.tensor:
+def _merged(sums: tl.tensor, words: tl.tensor, start: tl.tensor, UNITS: tl.constexpr) -> tl.tensor:
     """One half of the result from the sums: products of pairs, folded."""
     mixed = sums ^ _word(words + tl.arange(0, 8)[None, :])
     left, right = tl.split(tl.reshape(mixed, (UNITS, 4, 2)))
-    found = tl.sum((left * right) ^ tl.umulhi(left, right), axis=1) + START
+    found = tl.sum((left * right) ^ tl.umulhi(left, right), axis=1) + start
     found = (found ^ (found >> 37)) * 0x165667919E3779F9
     return found ^ (found >> 32)
 

@@ -85,7 +85,7 @@ class DeviceKernels:
 
     def _fly(self, todo: Int64, masks: Sequence[npt.NDArray[np.uint8]], into: Results) -> Int64:
         """Send what there is to do through stages, piece by piece; what is left if memory ends."""
-        hashing = self.device.fused and into.statistics is None
+        hashing = into.statistics is None
         with self._pool.lent() as free:
             flying: deque[Stage] = deque()  # by address: in this order statistics are summed
             while flying or (len(todo) and not self.gave_up):

@@ -15,17 +15,19 @@ from ckdiff.errors import CkdiffError
 from ckdiff.kernels import Kernels, Results, abi
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.gpu.device import HINT, Device, out_of_memory
-from ckdiff.kernels.gpu.tables import BASE, COLUMNS, FIRST, TUNED, Table
+from ckdiff.kernels.gpu.digests import tails
+from ckdiff.kernels.gpu.tables import AT, BASE, COLUMNS, ELEMENTS, FIRST, TUNED, UNIT_OF, Table
 from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.memory import bytes_at
 from ckdiff.rules import Rule
 
 if TYPE_CHECKING:
-    from ckdiff.kernels.gpu.digests import Digests
     from ckdiff.kernels.gpu.fused import Fused
 
 __all__ = ["Slot", "make_slots"]
 
 Bytes = npt.NDArray[np.uint8]
+Tensor = torch.Tensor
 
 _PAIRS = 1 << 16  # of 8-bit elements; a pair's number is ``base * 256 + tuned``
 _TRIED = (1 << 14) + 100  # elements: several of a launch's programs, and a ragged end
@@ -37,14 +39,20 @@ class Slot:
 
     dtype: DType
     code: Sequence[Fused | Plain]  #: all rules, one after the other; the first is exact
-    digests: Digests | None = None  #: where hashes are had on the device
 
-    def compare(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
-        """All rules: one launch, or more where there are very many rules."""
+    def compare(
+        self,
+        table: Table,
+        masks: Tensor | None,
+        counts: Tensor,
+        sums: Tensor | None = None,
+    ) -> None:
+        """All rules, and digests: one launch, or more where there are very many rules."""
         first = 0
         for code in self.code:
             part = slice(first, first := first + code.rules)
-            code(table, None if masks is None else masks[part], counts[part])
+            code(table, None if masks is None else masks[part], counts[part], sums)
+            sums = None
 
 
 def make_slots(
@@ -56,14 +64,11 @@ def make_slots(
     Compiling needs a compiler, a folder to write to, and a device that Triton knows. Nor is code
     trusted that nobody has seen run on this device: it is held against the CPU's on some elements.
     """
-    if not device.fused:
-        every = [Plain(cpu, i, len(rules)) for i in range(len(dtypes))]
-        return [Slot(dtype, [code]) for dtype, code in zip(dtypes, every, strict=True)]
     slots = []
     for i, dtype in enumerate(dtypes):
         try:
             with device.lock, device.on(device.comparing):
-                slot = _fused(cpu, i, dtype, rules, device)
+                slot = _slot(cpu, i, dtype, rules, device)
                 wrong = _wrong(cpu, i, slot, len(rules), device)
         except Exception as error:
             if isinstance(error, RuntimeError) and out_of_memory(error):
@@ -77,8 +82,9 @@ def make_slots(
     return slots
 
 
-def _fused(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device: Device) -> Slot:
-    from ckdiff.kernels.gpu.digests import Digests
+def _slot(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device: Device) -> Slot:
+    if not device.fused:
+        return Slot(dtype, [Plain(cpu, index, dtype, len(rules))])
     from ckdiff.kernels.gpu.fused import MOST_RULES, Fused, needs_table
 
     bounds = [bind(rule, dtype) for rule in rules]
@@ -91,19 +97,17 @@ def _fused(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device
     code = []
     for first in range(0, len(bounds), MOST_RULES):
         some = bounds[first : first + MOST_RULES]
-        table: torch.Tensor | None = None
+        table: Tensor | None = None
         if pairs is not None:
             bits = pairs[first : first + len(some)] << np.arange(len(some))[:, None]
             low = bits.sum(axis=0).astype(np.uint32).view(np.int32)
             table = torch.from_numpy(low).to(device.device)
         code.append(Fused(dtype, some, device.device, table))
-    return Slot(dtype, code, Digests(device.device))
+    return Slot(dtype, code)
 
 
 def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> str:
     """What of some elements is not as on the CPU."""
-    from ckdiff.kernels.gpu.digests import tails
-
     sides = _tough(slot.dtype)
     bits = slot.dtype.bits
     both = [torch.from_numpy(side).to(device.device) for side in sides]
@@ -113,9 +117,7 @@ def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> 
     masks = torch.zeros((rules, 64 * units), dtype=torch.uint8, device=device.device)
     digests = torch.zeros((4, table.programs), dtype=torch.int64, device=device.device)
     counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=device.device)
-    slot.compare(table, masks, counts)
-    assert slot.digests is not None
-    slot.digests(table, digests, bits)
+    slot.compare(table, masks, counts, digests)
     lines, expected = _compared(cpu, index, slot.dtype, sides, rules)
     found, ones = masks.cpu().numpy(), table.sums(counts.cpu().numpy())
     if (found[:, : len(lines[0])] != np.stack(lines)).any() or (ones != expected.changed).any():
@@ -130,23 +132,41 @@ def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> 
 class Plain:
     """The CPU's kernels on memory of torch's CPU device: the way of a GPU, but for its code."""
 
-    def __init__(self, cpu: Kernels, index: int, rules: int) -> None:
-        self._cpu, self._index, self.rules = cpu, index, rules
+    def __init__(self, cpu: Kernels, index: int, dtype: DType, rules: int) -> None:
+        self._cpu, self._index, self._bits, self.rules = cpu, index, dtype.bits, rules
 
-    def __call__(self, table: Table, masks: torch.Tensor | None, counts: torch.Tensor) -> None:
+    def __call__(
+        self,
+        table: Table,
+        masks: Tensor | None,
+        counts: Tensor,
+        sums: Tensor | None,
+    ) -> None:
         """See fused.Fused."""
         rows = table.here[: COLUMNS * table.rows].reshape(-1, COLUMNS)
-        segments = np.zeros((table.rows, abi.SEG_COLUMNS), np.int64)
-        segments[:, abi.SEG_BASE : abi.SEG_ELEMENTS + 1] = rows[:, BASE : TUNED + 2]
-        segments[:, abi.SEG_POSITION] = rows[:, TUNED + 2] * UNIT
-        segments[:, abi.SEG_SLOT], segments[:, abi.SEG_ROW] = self._index, np.arange(table.rows)
-        into = Results(table.rows, self.rules, with_statistics=False)
+        columns = [rows[:, BASE], rows[:, TUNED], rows[:, ELEMENTS], rows[:, AT] * UNIT]
+        columns += [np.full(table.rows, self._index), rows[:, UNIT_OF], np.arange(table.rows)]
+        segments = np.stack(columns, axis=1)
         if masks is None:
-            most = int((segments[:, abi.SEG_POSITION] + segments[:, abi.SEG_ELEMENTS]).max())
-            masks = torch.zeros((self.rules, -(-most // UNIT) * 64), dtype=torch.uint8)
+            most = int((rows[:, AT] + -(-rows[:, ELEMENTS] // UNIT)).max())
+            masks = torch.zeros((self.rules, 64 * most), dtype=torch.uint8)
+        into, rest = (Results(table.rows, self.rules, with_statistics=False) for _ in range(2))
         self._cpu.run(segments, list(masks.numpy()), into)
         counts.zero_()
         counts.numpy()[:, rows[:, FIRST]] = into.changed.T
+        if sums is not None:
+            left = tails(segments, np.full(table.rows, self._bits))
+            self._cpu.measure(left, masks[0].numpy(), rest)
+            sums.zero_()
+            sums.numpy()[:, rows[:, FIRST]] = (into.hashes - rest.hashes).view(np.int64).T
+
+    def move(self, table: Table, mask: Tensor, ends: Tensor, out: tuple[Tensor, Tensor]) -> None:
+        """See fused.Fused."""
+        _, tuned, elements, *_ = table.here.tolist()
+        flags = np.unpackbits(mask.numpy(), count=elements, bitorder="little")
+        positions, values = (some.numpy() for some in out)
+        positions[:] = np.flatnonzero(flags)
+        values[:] = bytes_at(tuned, elements * self._bits // 8).view(values.dtype)[positions]
 
 
 def _segment(index: int, dtype: DType, sides: tuple[Bytes, Bytes]) -> npt.NDArray[np.int64]:

@@ -8,37 +8,27 @@ Comparing happens on one stream for all: it is much faster than copying.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ckdiff.kernels import Kernels, Results, abi
+from ckdiff.kernels.copying import copy_runs
 from ckdiff.kernels.gpu.device import Device, out_of_memory
+from ckdiff.kernels.gpu.digests import Ends, tails
 from ckdiff.kernels.gpu.preparing import Slot
 from ckdiff.kernels.gpu.sizes import SMALLEST, STAGES, Sizes, halved
 from ckdiff.kernels.gpu.tables import SIDES, Int64, Table
 from ckdiff.kernels.hashing import UNIT
 
-if TYPE_CHECKING:
-    from ckdiff.kernels.gpu.digests import Ends
-
 __all__ = ["Pool", "Stage"]
 
 Flags = npt.NDArray[np.bool_]
-
-
-#: bytes that are copied with Python's lock held: to hand it on and wait for it takes longer
-_SHORT = 1 << 15
-_move_short = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
-    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-)
 
 
 class Pool:
@@ -156,34 +146,27 @@ class Stage:
         first = int(segments[0, abi.SEG_POSITION])
         bits = np.array([slot.dtype.bits for slot in slots])[segments[:, abi.SEG_SLOT]]
         units = -(-segments[:, abi.SEG_ELEMENTS] // UNIT)
-        ends = np.cumsum(units * UNIT * bits // 8)
-        size, at = int(ends[-1]), ends - units * UNIT * bits // 8
+        room = units * UNIT * bits // 8
+        size, at = int(room.sum()), np.cumsum(room) - room
         if resident.all():  # nothing is copied
             size = 0
         here, there = (where[0].data_ptr() for where in (self._here, self._there))
-        copied, sides = segments.copy(), []
         nbytes = segments[:, abi.SEG_ELEMENTS] * bits // 8
-        for column, begin, stays in zip(SIDES, (0, size), resident.T, strict=True):
-            source, to = segments[:, column], here + begin + at
-            sides.append(np.where(stays, source, there + begin + at))
-            copied[:, column] = np.where(stays, source, to)
-            for move in joined(np.stack([to, source, nbytes])[:, ~stays]).T.tolist():
-                (_move_short if move[2] < _SHORT else ctypes.memmove)(*move)
-        parts, position = [], segments[:, abi.SEG_POSITION]
+        pinned, sent, runs = segments.copy(), segments.copy(), []
+        for column, begin, goes in zip(SIDES, (0, size), ~resident.T, strict=True):
+            moved = begin + at[goes]
+            runs.append(np.stack([here + moved, segments[goes, column], nbytes[goes]], axis=1))
+            pinned[goes, column], sent[goes, column] = here + moved, there + moved
+        copy_runs(np.concatenate(runs))
+        parts, units_at = [], (segments[:, abi.SEG_POSITION] - first) // UNIT
         for number in np.unique(segments[:, abi.SEG_SLOT]).tolist():
             of = segments[:, abi.SEG_SLOT] == number
-            units_at = (position[of] - first) // UNIT
-            base, tuned = (side[of] for side in sides)
-            begin = segments[of, abi.SEG_UNIT]
-            table = Table.of(base, tuned, segments[of, abi.SEG_ELEMENTS], units_at, begin)
+            base, tuned, elements = sent[of][:, [*SIDES, abi.SEG_ELEMENTS]].T
+            table = Table.of(base, tuned, elements, units_at[of], segments[of, abi.SEG_UNIT])
             parts.append((slots[number], table, of))
-        elements = int(position[-1] + units[-1] * UNIT) - first
-        flight = _Flight(copied, bits, first, elements, size, parts, hashing)
-        if hashing and resident.any():
-            from ckdiff.kernels.gpu.digests import Ends
-
-            flight.ends = Ends(copied, bits, resident)
-        return flight
+        covered = int(units_at[-1] + units[-1]) * UNIT
+        ends = Ends(sent, bits) if hashing and resident.any() else None
+        return _Flight(pinned, bits, first, covered, size, parts, hashing, ends)
 
     def _send(self, flight: _Flight) -> None:
         device = self.device
@@ -227,8 +210,6 @@ class Stage:
                 found = table.sums(sums.numpy()).view(np.uint64)
                 np.add.at(into.hashes, segments[of, abi.SEG_ROW], found)
         if flight.hashing:
-            from ckdiff.kernels.gpu.digests import tails
-
             segments = tails(segments, flight.bits)
             if flight.ends is not None:
                 flight.ends.place(segments)
@@ -244,17 +225,6 @@ class Stage:
         self._flight = None
 
 
-def joined(moves: Int64) -> Int64:
-    """Copies, (3, n): where to, where from, bytes. Those that go on where the one before ends, on
-    both sides, are one with it, as neighbours in a file are: copied by one call, without a lock.
-    """
-    begin = np.ones(moves.shape[1], np.bool_)
-    begin[1:] = (moves[:2, :-1] + moves[2, :-1] != moves[:2, 1:]).any(axis=0)
-    first = np.flatnonzero(begin)
-    sizes = np.add.reduceat(moves[2], first) if len(first) else moves[2]
-    return np.concatenate([moves[:2, first], sizes[None]])
-
-
 def _cut(tensor: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     """The first items, those after them, and so on."""
     ends = np.cumsum(sizes).tolist()
@@ -267,8 +237,6 @@ def _compare(flight: _Flight, there: torch.Tensor, here: torch.Tensor) -> None:
     masks, digests, counts = flight.found(there, rules)
     masks.zero_()  # padding between tensors
     for (slot, table, _), sums, ones in zip(flight.parts, digests, counts, strict=True):
-        slot.compare(table, masks, ones)
-        if flight.hashing and slot.digests is not None:
-            slot.digests(table, sums, slot.dtype.bits)
+        slot.compare(table, masks, ones, sums if flight.hashing else None)
     used = sum(part.nbytes for part in (masks, *digests, *counts))
     here[:used].copy_(there[:used], non_blocking=True)

@@ -17,9 +17,12 @@ import torch
 from ckdiff.kernels import abi
 from ckdiff.kernels.hashing import UNIT
 
-__all__ = ["COLUMNS", "MOST", "PROGRAM", "SIDES", "Table", "sent", "table_bytes"]
+__all__ = ["COLUMNS", "MOST", "PROGRAM", "RAW", "SIDES", "Table", "sent", "table_bytes"]
 
 Int64 = npt.NDArray[np.int64]
+
+#: the torch dtype of raw bits, by their number
+RAW = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 SIDES = (abi.SEG_BASE, abi.SEG_TUNED)  #: the columns of addresses in segments
 
