@@ -208,7 +208,7 @@ def checked_output(value: Any) -> Path:
     """The absolute path of an output; raises UsageError."""
     text = checked_path("the output", value)
     if text.startswith("hf://"):
-        raise UsageError(f"the output must be on this machine, and {printable(text)} is on the hub")
+        raise UsageError(f"the output must be on this machine, but {printable(text)} is on the hub")
     if ".." in text.split(os.sep):  # after a link, that is not the directory before it
         text = os.path.join(os.path.realpath(os.path.dirname(text)), os.path.basename(text))
     return Path(os.path.abspath(text))

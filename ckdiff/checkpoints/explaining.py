@@ -205,8 +205,8 @@ def nothing_here(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointEr
         )
     if any(name.endswith(".distcp") for name in files):
         return CheckpointError(
-            f"{label}: holds .distcp files but no .metadata: saving it did not end",
-            hint="give a checkpoint that was saved to the end",
+            f"{label}: holds .distcp files but no .metadata: it was not saved completely",
+            hint="give a checkpoint that was saved completely",
         )
     state = [name for name in files if is_training_state(name)]
     others = [name for name in files if not is_training_state(name)]

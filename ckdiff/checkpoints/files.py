@@ -90,8 +90,8 @@ class FileCheckpoint(Checkpoint):
             if not self.contents.is_same(_read(self.place, self._key)):
                 self.place.close()
                 raise SourceChanged(
-                    f"{self.label}: what is in the cache is not what the hub has",
-                    hint="remove its files from the cache, and run it again",
+                    f"{self.label}: the copy in the cache differs from the file at the hub",
+                    hint="remove its files from the cache and run it again",
                 )
             self._describe()
         self._check()

@@ -39,7 +39,7 @@ def half_way(directory: str | os.PathLike[str]) -> CheckpointError:
     """The error for a checkpoint that is half-way; it names the command that finishes it."""
     shown = printable(os.fspath(directory))
     return CheckpointError(
-        f"{shown} is half-way between two versions: it was being changed in place",
+        f"{shown} is halfway between two versions: a change in place was interrupted",
         hint=f"ckdiff apply {shown} DELTA --in-place finishes that first, and --in-place --undo "
         "without a DELTA takes it back",
     )

@@ -46,9 +46,8 @@ def index_of(raw: bytes, path: str) -> Index:
     if problems:
         more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{path}: names files that are not inside its directory: "
-            f"{', '.join(problems[:3])}{more}",
-            hint="shards must be given by names relative to the index",
+            f"{path}: names files outside its directory: {', '.join(problems[:3])}{more}",
+            hint="names of shards must be relative to the index",
         )
     if not weight_map:
         raise CheckpointError(f"{path}: names no tensors", hint="fetch the index again")

@@ -51,9 +51,9 @@ def of_other_backend(folder: Folder, sub: str) -> CheckpointError | None:
     label = where(folder, sub)
     if backend in _READ:
         return CheckpointError(
-            f"{label}: is a Megatron checkpoint ({called(backend)}) without .metadata: saving it "
-            "did not end",
-            hint="give a checkpoint that was saved to the end",
+            f"{label}: is a Megatron checkpoint ({called(backend)}) without .metadata: it was not "
+            "saved completely",
+            hint="give a checkpoint that was saved completely",
         )
     return CheckpointError(
         f"{label}: is a Megatron checkpoint of the back end {called(backend)}, which is not read",

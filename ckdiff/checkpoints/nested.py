@@ -50,7 +50,7 @@ def snapshot_in(folder: Folder, sub: str, names: Sequence[str]) -> str | None:
     listed = sorted(snapshots)
     raise CheckpointError(
         f"{where(folder, sub)}: is a folder of the hub's cache with {len(listed)} snapshots, and "
-        f"refs/main is none of them: {some(listed, _LISTED)}",
+        f"refs/main names none of them: {some(listed, _LISTED)}",
         hint=f"give one of them, such as {where(folder, inside(at, listed[0]))}",
     )
 
@@ -101,7 +101,7 @@ def _components(folder: Folder, name: str) -> list[str]:
         said = None
     if not isinstance(said, dict):
         raise CheckpointError(
-            f"{where(folder, name)}: is not the JSON of a pipeline's components",
+            f"{where(folder, name)}: is not the JSON of a pipeline",
             hint="give the folder of one component, or fetch the file again",
         )
     return [

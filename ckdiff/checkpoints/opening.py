@@ -61,7 +61,7 @@ def open_checkpoint(path: Given, *, key: str | None = None) -> Checkpoint:
     opened = open_memory(path, key)
     if opened is None:
         raise UsageError(
-            "a checkpoint is a path, a state dict, a module or what open_checkpoint gives, "
+            "a checkpoint must be a path, a state dict, a module or the result of open_checkpoint, "
             f"not {type(path).__name__}"
         )
     return opened
@@ -218,7 +218,7 @@ def open_keyed(stack: ExitStack, given: Given | None, key: str) -> Checkpoint:
     """
     if given is None:
         raise UsageError(
-            "--key says where in the base the weights are, and there is no base",
+            "--key chooses a part of the base, but there is no base",
             hint="give the base",
         )
     return open_all(stack, given, key=checked_text("key", key))[0]
@@ -270,7 +270,7 @@ def recipe_for_workers(given: Given, opened: Checkpoint) -> str:
     """
     if not isinstance(given, (str, os.PathLike)):
         raise UsageError(
-            "on a cluster every worker opens the checkpoints, and one was given open",
+            "on a cluster each worker opens the checkpoints itself, but one was given open",
             hint='give its path, or scheduler="threads"',
         )
     return opened.recipe()

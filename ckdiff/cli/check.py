@@ -77,7 +77,7 @@ def _check_timeline(path: str, asked: dict[str, Any], *, as_json: bool) -> None:
     given = [name for name, value in asked.items() if value is not None]
     if given := [name for name in given if name not in ("workers", "memory")]:
         option = "to" if given[0] == "target" else given[0].replace("_", "-")
-        raise UsageError(f"a timeline is checked without --{option}")
+        raise UsageError(f"--{option} does not go with a timeline")
     began = time.perf_counter()
     with Reporter("checked") as reporter, compilation_noted(reporter):
         observer = reporter.observer()

@@ -127,7 +127,7 @@ def command(base: str, tuned: str, out: str | None, dry_run: bool, **asked: Any)
 
     given = click.get_current_context().get_parameter_source("disk")
     if given == click.core.ParameterSource.COMMANDLINE and not asked["stream"]:
-        raise click.UsageError("--disk bounds what --stream uses; without it there is no bound")
+        raise click.UsageError("--disk limits what --stream uses: give --stream too")
     shown = _Shown(**{name: asked.pop(name) for name in _Shown._fields})
     if dry_run and (shown.by or shown.top or shown.as_csv):
         raise click.UsageError("--dry-run compares nothing, so there are no rows to print")

@@ -50,7 +50,7 @@ def _one_format(ctx: click.Context, param: click.Parameter, value: bool) -> bool
     asked = ctx.meta.setdefault(__name__, set())
     asked |= {param.name} if value else set()
     if len(asked) > 1:
-        raise click.UsageError("--json and --csv cannot both be asked for", ctx)
+        raise click.UsageError("--json and --csv cannot be used together", ctx)
     return value
 
 

@@ -99,7 +99,7 @@ def _verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 def _not_both(ctx: click.Context, other: bool) -> None:
     if other:
-        raise click.UsageError("--quiet and --verbose cannot both be asked for", ctx)
+        raise click.UsageError("--quiet and --verbose cannot be used together", ctx)
 
 
 def _level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

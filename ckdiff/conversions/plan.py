@@ -169,7 +169,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise CheckpointError(
-                f"{printable(checkpoint.label)}: the name of the tensor {printable(name)} is no "
-                "text, and cannot be in a safetensors file",
+                f"{printable(checkpoint.label)}: the name of the tensor {printable(name)} is not "
+                "valid text, so a safetensors file cannot have it",
                 hint="rename it where it was saved",
             ) from None

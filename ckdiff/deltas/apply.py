@@ -170,7 +170,7 @@ def _paths(deltas: DeltaPath | Sequence[DeltaPath]) -> list[str]:
 def _check_alone(*asked: object) -> None:
     if any(each not in (None, []) for each in asked):
         raise UsageError(
-            "a change is undone without deltas, and without what is asked about them",
+            "to undo a change, give no deltas and no options about deltas",
             hint="leave them out",
         )
 
@@ -178,7 +178,7 @@ def _check_alone(*asked: object) -> None:
 def _check_unasked(target: int | None, base_version: int | None) -> None:
     if target is not None or base_version is not None:
         raise UsageError(
-            "deltas in files have no versions", hint="leave out what is asked about versions"
+            "delta files have no versions", hint="leave out the options about versions"
         )
 
 
@@ -190,6 +190,6 @@ def are_versions(paths: Sequence[str]) -> bool:
         other = next(path for path, kind in kinds.items() if kind is None)
         raise UsageError(
             f"{printable(versions[0])} is {kinds[versions[0]]}, and {printable(other)} is not",
-            hint="apply one kind after the other, or make them alike with ckdiff convert-delta",
+            hint="apply one kind after the other, or convert one kind with ckdiff convert-delta",
         )
     return bool(versions)

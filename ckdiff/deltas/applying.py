@@ -75,7 +75,7 @@ def apply(
     observer, copying = checked_observer(observer), Copying.checked(config_from, config)
     listed = [deltas] if isinstance(deltas, (str, os.PathLike)) else list(deltas)
     if not listed:
-        raise UsageError("there is no delta to apply", hint="give one or more, in their order")
+        raise UsageError("there is no delta to apply", hint="give one or more, in order")
     path = checked_output(out)
     with ExitStack() as stack:
         allowed_workers(options, 1)

@@ -94,8 +94,8 @@ def refuse_components(checkpoint: Checkpoint) -> None:
     if checkpoint.components and checkpoint.in_files:
         first = f"{checkpoint.label}/{checkpoint.components[0].rstrip('/')}"
         raise CheckpointError(
-            f"{printable(checkpoint.label)} is a pipeline, and deltas are of one model",
-            hint=f"make one of each component, such as {printable(first)}",
+            f"{printable(checkpoint.label)} is a pipeline, but a delta is of one model",
+            hint=f"make one for each component, such as {printable(first)}",
         )
 
 

@@ -66,7 +66,7 @@ class Compared:
         raise BudgetError(
             f"{called(self.blueprint.names[tensor])} comes whole, and its {format_size(size)} are "
             f"more than the {format_size(free)} of memory that are free",
-            hint="apply the delta to files, and read the tensor from them",
+            hint="apply the delta to files and read the tensor from there",
         )
 
     def changed(self, tensor: int, start: int, base: Bytes, tuned: Bytes) -> Piece:

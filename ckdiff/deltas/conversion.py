@@ -99,7 +99,7 @@ def _check_options(
             hint=f"they go with {' or '.join(VERSIONED)}",
         )
     if versioned and overwrite:
-        raise UsageError("a weight version is not replaced", hint="leave out --overwrite")
+        raise UsageError("a weight version is never replaced", hint="leave out --overwrite")
 
 
 def _source(path: str, options: Options) -> tuple[Said | None, str | None]:
@@ -120,7 +120,7 @@ def _source(path: str, options: Options) -> tuple[Said | None, str | None]:
     with Delta(path, room) as delta:
         if delta.manifest["lossy"] is not None:
             raise DeltaError(
-                f"{printable(path)} is lossy, and what it is made of would not say so",
+                f"{printable(path)} is lossy, and the result could not say so",
                 hint="make it again with --mask and the other encoding",
             )
         return None, None if delta.blueprint.directory else delta.blueprint.files[0].name

@@ -271,7 +271,7 @@ def _check_names(tuned: Checkpoint, directory: bool) -> None:
 def _unwritable(tuned: Checkpoint, fault: str) -> CheckpointError:
     return CheckpointError(
         f"{printable(tuned.label)} cannot be rebuilt by a delta: {printable(fault)}",
-        hint="save the checkpoint again, with names of safetensors files",
+        hint="save the checkpoint again, with names that safetensors files can have",
     )
 
 

@@ -41,7 +41,7 @@ def find_base(
     was made from.
     """
     if not deltas:
-        raise UsageError("there is no delta to apply", hint="give one or more, in their order")
+        raise UsageError("there is no delta to apply", hint="give one or more, in order")
     options, delta = Options(workers=workers, memory=memory), deltas[0]
     folder = checked_path("the directory", where)
     if not os.path.isdir(folder):

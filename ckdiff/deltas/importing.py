@@ -74,7 +74,7 @@ def import_masks(
     kind = kind_of(source)
     if kind == STREAM:
         raise UsageError(
-            f"{printable(source)} is a stream of weight versions, and a mask is of one of them",
+            f"{printable(source)} is a stream of weight versions, and a mask needs one of them",
             hint=f"name it: {version_name(1)}",
         )
     if kind is None:

@@ -62,7 +62,7 @@ def apply_deltas_in_place(
     options, observer = Options(workers=workers, memory=memory), checked_observer(observer)
     where = Path(checked_path("a local checkpoint", local))
     if not deltas:
-        raise UsageError("there is no delta to apply", hint="give one or more, in their order")
+        raise UsageError("there is no delta to apply", hint="give one or more, in order")
     began = time.perf_counter()
     with locked(where, wait) as folder, ExitStack() as stack:
         stack.enter_context(interruptible(lambda: what_is_left(where)))

@@ -152,8 +152,8 @@ class Links:
         if delta.ranges.begin[tensor]:
             raise DeltaError(
                 f"{called(delta.blueprint.names[tensor])} of {printable(delta.path)} is made from "
-                "the middle of a tensor, which is only done of a base in files",
-                hint="apply the deltas before it first, and this one to what they make",
+                "the middle of a tensor, which takes a base in files",
+                hint="apply the earlier deltas first, then this one to the result",
             )
         if delta.ranges.nbytes[tensor] < former.blueprint.nbytes[at]:
             return True  # rows went: what is left has another hash, and only the result tells

@@ -96,7 +96,7 @@ class Masking:
             raise StoreCorrupt(
                 f"the {self.rule} mask of {printable(name)} in {printable(str(self.store.path))} "
                 "disagrees with its count",
-                hint="it was not written by ckdiff like this: make the store again",
+                hint="ckdiff did not write it like this: make the store again",
             )
 
     def _check(

@@ -80,7 +80,7 @@ def _stream(given: Given, base: Given | None, most: int, as_torch: bool) -> Iter
         elif below is None:
             raise UsageError(
                 f"{_called(given)} is not a delta",
-                hint="of a checkpoint, records can be made with base=",
+                hint="to make records of a checkpoint, give base=",
             )
         else:
             source = _PairSource(below, open_in(stack, given))
@@ -316,7 +316,7 @@ class _DeltaSource(Compared):
             return 0
         if self._base is None or self._links is None:
             raise UsageError(
-                f"the records of {called(self.blueprint.names[tensor])} cannot be made of the "
+                f"the records of {called(self.blueprint.names[tensor])} cannot be made from the "
                 "delta alone",
                 hint="give base=",
             )

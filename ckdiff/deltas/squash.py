@@ -158,7 +158,7 @@ def _by_way_of(
     assert first is not None
     assert last is not None
     if version_number(out.name) is not None:
-        raise UsageError("with a base the result goes to a stream", hint="give its directory")
+        raise UsageError("with a base, the result goes into a stream", hint="give its directory")
     workers, memory = options.workers, options.memory
     encoding = last.encoding if encoding is None else encoding
     check_encoding(encoding)

@@ -78,7 +78,7 @@ def torch_dtype(dtype: str) -> Any:
     found = getattr(torch, _TORCH.get(dtype, ""), None)
     if found is None:
         raise UsageError(
-            f"this torch has no dtype with one {dtype} an element", hint="leave out as_torch"
+            f"this torch has no dtype for single elements of {dtype}", hint="leave out as_torch"
         )
     return found
 

@@ -344,7 +344,7 @@ class DiffRecipe:
         if comparison.seen() != self.seen:
             first, second = map(place_in, self.sides)
             raise ClusterError(
-                f"a worker sees other files at {first} or {second}",
+                f"a worker sees different files at {first} or {second}",
                 hint=SHARE,
             )
         work = None if self.work is None else Path(self.work)

@@ -24,7 +24,7 @@ def to_rebuild(checkpoint: Checkpoint) -> Checkpoint:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise CheckpointError(
             f"{printable(checkpoint.label)}: two of its files have a tensor called "
-            f"{printable(twice)}, and so they cannot be made again",
+            f"{printable(twice)}, so they cannot be made again",
             hint="save the checkpoint again, without what its index does not name",
         )
     return stored

@@ -53,8 +53,8 @@ class Copying:
             return cls(None, config)
         if not config:
             raise UsageError(
-                "config files cannot both be copied from a directory and not be copied",
-                hint="leave out one of --config-from and --no-config",
+                "--config-from and --no-config contradict each other",
+                hint="leave out one of them",
             )
         return cls(checked_path("config_from", config_from))
 
@@ -84,7 +84,7 @@ class Copying:
         shown = printable(self.config_from)
         if not directory:
             raise UsageError(
-                "the output is one file, and config files are only put into a directory",
+                "the output is one file, and config files need a directory",
                 hint="leave out --config-from",
             )
         if not os.path.isdir(self.config_from):

@@ -72,6 +72,6 @@ class _HubSource:
             yield part
         if wanted and found.hexdigest() != wanted:
             raise SourceChanged(
-                f"{printable(f'{self.label}: {path}')} is not what the hub says it is",
+                f"{printable(f'{self.label}: {path}')} differs from the file at the hub",
                 hint="remove it from the cache, if it is there, and run it again",
             )

@@ -87,8 +87,8 @@ class Place:
             try:
                 if (self._folder.inside / PLAN).exists():
                     raise OutputError(
-                        f"{printable(str(self._folder.path))} is left of a run that wrote a mask "
-                        "store",
+                        f"{printable(str(self._folder.path))} is left over from a run that wrote "
+                        "a mask store",
                         hint="ckdiff clean removes it",
                     )
                 self._folder.clear()

@@ -250,7 +250,7 @@ def _places(matched: Matched, sides: Sequence[Checkpoint]) -> IntArray:
             )
             if wrong is not None:
                 which = "--base" if k == 0 else "--tuned"
-                raise PairingError(wrong, hint=f"give the checkpoint of the run to {which}")
+                raise PairingError(wrong, hint=f"give {which} the checkpoint of the run")
             index[k, i] = at
     return index
 
@@ -274,7 +274,7 @@ def _verify(
                         f"{printable(side.label)} is not the {name} side of "
                         f"{printable(str(matched.stores[store].path))}: "
                         f"{printable(matched.names[i])} has other content",
-                        hint=f"give the checkpoint that the store was made from to --{name}",
+                        hint=f"give --{name} the checkpoint that the store was made from",
                     )
 
 

@@ -394,5 +394,5 @@ def _self_test(rows: _Rows) -> None:
         raise CkdiffError(
             f"the pairs and the votes of {printable(rows.groups[int(right.argmin())])} contradict "
             "each other",
-            hint="run it again; if it stays, please report it",
+            hint="run it again; if that does not help, please report it",
         )

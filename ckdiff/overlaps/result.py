@@ -175,7 +175,7 @@ def with_directions(result: Overlap, directions: IntArray) -> Overlap:
     if not np.array_equal(directions.sum(2), shared):
         raise CkdiffError(
             "the directions and the shared elements contradict each other",
-            hint="run it again; if it stays, please report it",
+            hint="run it again; if that does not help, please report it",
         )
     return replace(result, directions=directions)
 

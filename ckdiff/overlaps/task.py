@@ -51,7 +51,7 @@ def _base(matched: Matched, checkpoint: Checkpoint) -> Base:
             what = "no" if i is None else "another dtype or shape for"
             raise PairingError(
                 f"{printable(checkpoint.label)} has {what} {printable(name)}",
-                hint="give the checkpoint that the runs started from to --base",
+                hint="give --base the checkpoint that the runs started from",
             )
         index.append(i)
     hashes = [matched.base_hash(i) for i in range(len(matched.names))]
@@ -98,7 +98,7 @@ def check_one_base(matched: Matched, base: Checkpoint, null: str) -> None:
             raise PairingError(
                 f"{printable(str(store.path))} was made from a run that did not read "
                 f"{printable(name)}: whether {printable(base.label)} is its base is not known",
-                hint="make that run with diff --verify",
+                hint="repeat that run with diff --verify",
             )
 
 
@@ -118,7 +118,7 @@ class OverlapRecipe:
         for store, (_, digest) in zip(matched.stores, self.stores, strict=True):
             if store.manifest_digest() != digest:
                 raise ClusterError(
-                    f"{printable(str(store.path))} is another store on a worker than here",
+                    f"{printable(str(store.path))} is a different store on a worker than here",
                     hint=SHARE,
                 )
         base = None

@@ -90,7 +90,7 @@ class _Kept:
                 raise
             except CkdiffError as error:
                 # whoever made the recipe could open everything a moment ago
-                raise ClusterError(f"{where} cannot begin: {error.message}", hint=SHARE) from error
+                raise ClusterError(f"{where} cannot start: {error.message}", hint=SHARE) from error
             self.stack = stack.pop_all()
         self.made = True
 

@@ -99,7 +99,7 @@ def _checked(kind: object, alpha: object, rank: int | None) -> float:
     if rank is not None and checked_int("rank", rank) < 1:
         raise UsageError(f"rank must be at least 1, not {rank}")
     if rank is not None and kind == "low":
-        raise UsageError("the smallest weights have no rank", hint="leave out --rank")
+        raise UsageError("--kind low has no rank", hint="leave out --rank")
     return float(alpha)
 
 
@@ -118,7 +118,7 @@ def _index(matched: Matched, checkpoint: Checkpoint) -> tuple[list[int], list[st
             printable(checkpoint.label), name, found, shape, resized=i in matched.resized
         )
         if len(shape) > 1 and wrong is not None:
-            raise PairingError(wrong, hint="give a checkpoint of the model that --like is of")
+            raise PairingError(wrong, hint="give a checkpoint of the same model as --like")
         if wrong is None and len(shape) > 1 and not has_numbers(table.dtypes[at]):
             without.append(name)
         index.append(at if wrong is None else -1)

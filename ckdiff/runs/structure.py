@@ -114,7 +114,7 @@ def _check_asked(base: Given | None, tuned: Given | None, stores: int, workers: 
         raise UsageError(f"workers must be at least 1, not {workers}")
     if (base is None) != (tuned is None):
         raise UsageError(
-            "what the energy of an update is takes both checkpoints",
+            "the energy of an update needs both checkpoints",
             hint="give --base and --tuned, or neither",
         )
     if base is not None and stores != 1:
@@ -134,7 +134,7 @@ def _chosen(matched: Matched, include: list[str], exclude: list[str]) -> IntArra
             found.append(i)
     if not found:
         raise UsageError(
-            "no tensor that is chosen has two dimensions or more",
+            "none of the chosen tensors has two dimensions or more",
             hint="see ckdiff show --by tensor for names and shapes",
         )
     return np.array(found, np.int64)

@@ -44,17 +44,18 @@ def _no_store(root: Path) -> StoreIncomplete:
     root = Path(os.path.abspath(root))  # "." has no name of its own
     if root.name.endswith(SUFFIX) or (root / "journal").is_dir():
         return StoreIncomplete(
-            f"{shown} is the rest of a run that did not finish",
+            f"{shown} is left over from a run that did not finish",
             hint="the same command resumes it",
         )
     if not root.exists() and root.with_name(root.name + SUFFIX).is_dir():
         return StoreIncomplete(
-            f"there is no store {shown} yet, a run that writes it was stopped or still runs",
+            f"there is no store {shown} yet: the run that writes it was stopped or is still "
+            "running",
             hint="the same command resumes it",
         )
     if shown.startswith("hf:/"):  # pathlib has taken the second slash
         return StoreIncomplete(
-            f"hf://{shown[4:].lstrip('/')} is on the hub, and mask stores are on this machine",
+            f"hf://{shown[4:].lstrip('/')} is on the hub, but mask stores must be on this machine",
             hint="ckdiff diff -o makes one",
         )
     if not root.exists():

@@ -145,14 +145,14 @@ class MaskBits:
         return StoreCorrupt(
             f"the {rule} mask of {printable(self.table.names[position])} in "
             f"{printable(str(self.verified.root))} disagrees with its count",
-            hint="it was not written by ckdiff like this: make the store again",
+            hint="ckdiff did not write it like this: make the store again",
         )
 
 
 def _padded(what: str) -> StoreCorrupt:
     return StoreCorrupt(
         f"{what} has padding bits that are set",
-        hint="it was not written by ckdiff like this: make the store again",
+        hint="ckdiff did not write it like this: make the store again",
     )
 
 

@@ -248,7 +248,7 @@ class MaskStore(TableShown):
             raise StoreCorrupt(
                 f"{self._shown} holds a file that its manifest does not know: "
                 f"{printable(strangers[0])}",
-                hint="remove it if it is not yours to keep",
+                hint="remove it if nobody needs it",
             )
 
     def _record(self, name: str) -> tuple[int, TensorRecord]:
@@ -312,7 +312,7 @@ def _opened_again(path: str, digest: str) -> MaskStore:
     # kept: every task of a Dask graph brings the view along
     store = MaskStore(Path(path))
     if store.manifest_digest() != digest:
-        raise StoreCorrupt(f"{printable(path)} is another store here than where it was opened")
+        raise StoreCorrupt(f"{printable(path)} is a different store here than where it was opened")
     return store
 
 

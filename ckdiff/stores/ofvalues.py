@@ -24,8 +24,8 @@ def refuse_values(matched: Matched, *sides: TensorTable) -> None:
         selection = store.manifest.get("selection", {})
         if isinstance(selection, dict) and selection.get("dequantize"):
             raise PairingError(
-                f"{printable(str(store.path))} was made with --dequantize: its ones are of "
-                "values, and stored codes mean other values without their scales",
+                f"{printable(str(store.path))} was made with --dequantize: its mask is of decoded "
+                "values, not of the stored codes",
                 hint=_HINT,
             )
     codes = [_codes(side) for side in sides]
@@ -36,8 +36,7 @@ def refuse_values(matched: Matched, *sides: TensorTable) -> None:
             continue
         if dtype not in (*QUANTISED, "U8"):
             raise PairingError(
-                f"the mask of {printable(name)} is of {dtype} values, and the files hold "
-                "codes, which mean other values without their scales",
+                f"the mask of {printable(name)} is of {dtype} values, but the files hold codes",
                 hint=_HINT,
             )
         if not all(coded):

@@ -94,7 +94,7 @@ def _check_format(manifest: Any, shown: str) -> None:
     if isinstance(manifest, dict) and manifest.get("format") == _TIMELINE:
         raise StoreCorrupt(
             f"{shown} is a timeline, not a mask store",
-            hint="its stores are masks/step-00001.zarr and so on in it",
+            hint="its stores are masks/step-00001.zarr and so on in it; ckdiff show prints it",
         )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreCorrupt(f"{shown}/{MANIFEST} is not the manifest of a mask store")
@@ -104,7 +104,8 @@ def _check_format(manifest: Any, shown: str) -> None:
     if version > FORMAT_VERSION:
         newer = version if version < 10**6 else "a newer one"
         raise StoreCorrupt(
-            f"{shown} is in store format {newer}, this ckdiff reads up to {FORMAT_VERSION}",
+            f"{shown} is in store format {newer}, but this ckdiff reads only up to "
+            f"{FORMAT_VERSION}",
             hint="upgrade ckdiff",
         )
 

@@ -61,5 +61,5 @@ def check_objects(work: WorkDir, objects: Mapping[str, tuple[int, str]]) -> None
             here = False
         if not here:
             raise ClusterError(
-                f"a worker wrote {printable(str(path))}, which is not here", hint=_HINT
+                f"a worker wrote {printable(str(path))}, but it cannot be seen here", hint=_HINT
             )

@@ -113,7 +113,7 @@ def check_padding(said: Said, window: MaskSpans) -> None:
             name = printable(said.names[int(spans.tensors[ragged[wrong[0]]])])
             raise StoreCorrupt(
                 f"the mask of {name} in {said.sources[store].shown} has padding bits that are set",
-                hint="it was not written by ckdiff like this: make the store again",
+                hint="ckdiff did not write it like this: make the store again",
             )
 
 
@@ -122,7 +122,7 @@ def miscounted(said: Said, store: int, tensor: int) -> StoreCorrupt:
     return StoreCorrupt(
         f"the mask of {printable(said.names[tensor])} in {said.sources[store].shown} disagrees "
         "with its count",
-        hint="it was not written by ckdiff like this: make the store again",
+        hint="ckdiff did not write it like this: make the store again",
     )
 
 

@@ -117,7 +117,6 @@ def _write_files(
 
 def _too_many(table: MaskTable) -> StoreError:
     return StoreError(
-        f"{len(table):,} tensors, and what is said of those left out, are more than a store can "
-        "record",
+        f"{len(table):,} tensors, and the list of those left out, are more than a store can record",
         hint="leave some of them out, with --exclude",
     )

@@ -62,6 +62,6 @@ class Settings:
 def cannot_say(why: str) -> DeltaError:
     """The error for what no delta can say."""
     return DeltaError(
-        f"a delta of weight versions cannot say this: {why}",
+        f"a weight version cannot say this: {why}",
         hint="publish a full version: publish(model, full=True)",
     )

@@ -174,12 +174,12 @@ class Publisher:
             raise UsageError("the publisher was closed", hint="make a new one")
         if self._settings.encoding == PACKED:
             raise UsageError(
-                "a model that is spread over processes is not published as packed versions",
+                "a model that is spread over processes cannot be published as packed versions",
                 hint='publish it with encoding="xor", and convert these with ckdiff convert-delta',
             )
         if self._state is not None:
             raise UsageError(
-                "of a model that is spread over processes the base has to be a path",
+                "for a model that is spread over processes the base must be a path",
                 hint="give the directory that the processes load the model from",
             )
         if self._spread is None:

@@ -108,7 +108,9 @@ class Declared(Checkpoint):
         ]
         for name, dtype in zip(names, dtypes, strict=True):
             if dtype is None:
-                raise UsageError(f"{printable(name)} has a dtype that files do not have")
+                raise UsageError(
+                    f"{printable(name)} has a dtype that safetensors files do not have"
+                )
         counts = [int(value.numel()) for value in self.values.values()]
         kinds = [str(dtype) for dtype in dtypes]
         nbytes = [n * DTYPES[kind].bits // 8 for n, kind in zip(counts, kinds, strict=True)]

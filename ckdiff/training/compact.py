@@ -203,8 +203,8 @@ def _check_class(optimizer_class: Any) -> None:
         )
     if optimizer_class.__name__ not in ELEMENTWISE:
         raise UsageError(
-            f"{optimizer_class.__name__} cannot be made compact: it does not treat each element"
-            " by itself, as far as is known",
+            f"{optimizer_class.__name__} cannot be made compact: it is not known to treat each "
+            "element by itself",
             hint=f"use freeze_unmasked, or one of {', '.join(ELEMENTWISE)}",
         )
 

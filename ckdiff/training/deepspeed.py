@@ -117,7 +117,7 @@ def _flat_weights(zero: Any) -> list[torch.Tensor]:
             hint="without ZeRO, freeze_unmasked(engine.module, engine.optimizer, ...) may do",
         )
     if getattr(zero, "offload_optimizer", False) or getattr(zero, "cpu_offload", False):
-        raise UsageError("freeze_zero does not know optimizers that are offloaded")
+        raise UsageError("freeze_zero does not support offloaded optimizers")
     return list(flat)
 
 

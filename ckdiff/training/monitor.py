@@ -270,8 +270,8 @@ class UpdateMonitor:
         uncompared += [name for name in self._start.names if name not in here]
         if not tensors:
             raise PairingError(
-                f"nothing that was watched is as it was: {several(uncompared)}",
-                hint="make a new monitor once the model is as it will be trained",
+                f"none of the watched weights is as it was: {several(uncompared)}",
+                hint="make a new monitor once the model is ready to be trained",
             )
         return tensors, pairs, uncompared
 
@@ -279,9 +279,7 @@ class UpdateMonitor:
 def checked_every(value: object) -> int:
     """``value`` if it is a number of steps; raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(
-            f"every must be a number of steps from 1 on, not {printable(repr(value))[:60]}"
-        )
+        raise UsageError(f"every must be at least 1 step, not {printable(repr(value))[:60]}")
     return value
 
 

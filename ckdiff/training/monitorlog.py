@@ -65,7 +65,7 @@ class UpdateLog:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, len(_MARK), 0) != _MARK:
             raise OutputError(
-                f"{printable(str(self._path))} is there and no log of updates",
+                f"{printable(str(self._path))} exists and is not a log of updates",
                 hint="choose another name",
             )
         end = size

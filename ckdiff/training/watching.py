@@ -172,7 +172,8 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
 def _refuse(name: str, tensor: torch.Tensor) -> None:
     if hasattr(tensor, "ds_shape"):
         raise UsageError(
-            f"{printable(name)} is spread by DeepSpeed's ZeRO 3, which leaves an empty tensor",
+            f"{printable(name)} is sharded by DeepSpeed's ZeRO 3, which leaves an empty tensor "
+            "here",
             hint="use FSDP2 or ZeRO 1 or 2, or compare saved checkpoints: ckdiff timeline",
         )
     placements = getattr(tensor, "placements", ())

@@ -193,7 +193,7 @@ def test_listed_files_that_are_not_there(tmp_path: Path, place: Place) -> None:
     "name", ["../a", "/a", "a/../../b", "", "a//b", "x/", "..", ".", "./", "a\0b"]
 )
 def test_listed_files_outside(tmp_path: Path, place: Place, name: str) -> None:
-    refused(place, tmp_path / "f", {INDEX: index({"w": name})}, "not inside its directory")
+    refused(place, tmp_path / "f", {INDEX: index({"w": name})}, "outside its directory")
 
 
 @pytest.mark.parametrize(

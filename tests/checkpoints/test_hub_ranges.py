@@ -165,7 +165,7 @@ def test_nothing_and_everything(repository: HubRepository, hub: Hub) -> None:
 
 @pytest.mark.parametrize(("start", "size"), [(-1, 4), (len(DATA), 1), (0, len(DATA) + 1)])
 def test_ranges_outside_the_file(repository: HubRepository, start: int, size: int) -> None:
-    with pytest.raises(CheckpointError, match="more are asked for"):
+    with pytest.raises(CheckpointError, match="more are needed"):
         repository.read(NAME, start, size)
 
 
@@ -290,7 +290,7 @@ def test_waits_grow_and_obey_the_server() -> None:
 
 def test_a_server_without_ranges(repository: HubRepository, hub: Hub) -> None:
     whenever(hub, 99, "whole")
-    with pytest.raises(CheckpointError, match="does not serve ranges of bytes"):
+    with pytest.raises(CheckpointError, match="does not serve parts of files"):
         repository.read(NAME, 100, 50)
     assert len(ranges(hub)) == 1
     assert repository.read(NAME, 0, len(DATA)) == DATA  # where all of it was asked for

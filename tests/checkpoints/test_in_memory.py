@@ -291,7 +291,7 @@ def test_the_weights_are_found_as_in_torch_files() -> None:
 @pytest.mark.parametrize("given", [3, [torch.ones(2)], torch.ones(2), torch.nn.Linear, object()])
 def test_what_is_no_checkpoint(given: Any) -> None:
     assert open_memory(given) is None
-    with pytest.raises(UsageError, match="a checkpoint is a path, a state dict, a module"):
+    with pytest.raises(UsageError, match="a checkpoint must be a path, a state dict, a module"):
         ckdiff.open_checkpoint(given)
 
 

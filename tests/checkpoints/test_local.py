@@ -572,7 +572,7 @@ def test_a_checkpoint_that_is_half_way_between_two_versions(tmp_path: Path) -> N
     sync = tmp_path / ".weight_sync"
     sync.mkdir()
     (sync / "ckdiff-journal").write_bytes(b"x")
-    refused(tmp_path, "half-way between two versions", "--in-place finishes that")
+    refused(tmp_path, "halfway between two versions", "--in-place finishes that")
     (sync / "state.json").write_text('{"version": "000001"}')
     with open_local(tmp_path) as got:  # the marker says that it is whole
         assert len(got.table) == 1

@@ -237,7 +237,7 @@ def test_weights_among_settings_are_suggested(key: str) -> None:
     content = {key: {"model": SD}, "epoch": 1, "optimizer": OPTIMIZER}
     said = refused(saved(content))
     assert (
-        f"has tensors only under {key}.model, which is compared only when it is asked for" in said
+        f"has tensors only under {key}.model, and ckdiff compares that only if you name it" in said
     )
     assert f"(choose with --key {key}.model)" in said
     assert read(saved(content), f"{key}.model").names == NAMES
@@ -360,17 +360,17 @@ def floats(*arguments: Any, **options: Any) -> bytes:
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (hand_made(floats("0", 7, [7])), "not what is declared"),
-        (hand_made(floats("0", 5, [5])), "not what is declared"),
-        (hand_made(floats("0", -6, [5])), "not what is declared"),
+        (hand_made(floats("0", 7, [7])), "not the declared size"),
+        (hand_made(floats("0", 5, [5])), "not the declared size"),
+        (hand_made(floats("0", -6, [5])), "not the declared size"),
         (hand_made(floats("1", 6, [6])), "are not in the file"),
         (hand_made(floats("../version", 6, [6])), "are not in the file"),
-        (hand_made(floats("0", 6, [7])), "after the end of its storage"),
-        (hand_made(floats("0", 6, [6], offset=1)), "after the end of its storage"),
-        (hand_made(floats("0", 6, [2, 3], [4, 1])), "after the end of its storage"),
-        (hand_made(floats("0", 6, [2], [-1], offset=3)), "no sensible shape"),
-        (hand_made(floats("0", 6, [-1], [1])), "no sensible shape"),
-        (hand_made(floats("0", 6, [1 << 40, 1 << 40, 0], [0, 0, 0])), "no sensible shape"),
+        (hand_made(floats("0", 6, [7])), "beyond the end of its storage"),
+        (hand_made(floats("0", 6, [6], offset=1)), "beyond the end of its storage"),
+        (hand_made(floats("0", 6, [2, 3], [4, 1])), "beyond the end of its storage"),
+        (hand_made(floats("0", 6, [2], [-1], offset=3)), "impossible shape"),
+        (hand_made(floats("0", 6, [-1], [1])), "impossible shape"),
+        (hand_made(floats("0", 6, [1 << 40, 1 << 40, 0], [0, 0, 0])), "impossible shape"),
         (hand_made(floats("0", 6, [1 << 40], [0])), "repeat"),
         (hand_made(floats("0", 6, [6]), order=b"big"), "big-endian"),
         (hand_made(floats("0", 6, [6]), order=b"?"), "no order of bytes"),

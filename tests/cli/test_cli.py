@@ -332,7 +332,7 @@ def test_show_csv(store: str) -> None:
     ]  # fmt: skip
     assert sum(int(row["changed:exact"]) for row in rows) == 4156
     assert rows[0]["shape"] == "32x64"
-    assert "cannot both" in error("show", store, "--json", "--csv")
+    assert "cannot be used together" in error("show", store, "--json", "--csv")
 
 
 def test_show_on_a_terminal_draws_a_map(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

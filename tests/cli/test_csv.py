@@ -75,7 +75,7 @@ def test_refusals(pair: Pair, stores: list[str], tmp_path: Path) -> None:
         ("show", stores[0]),
         ("structure", stores[0]),
     ):
-        assert "cannot both be asked for" in error(*command, "--csv", "--json")
+        assert "cannot be used together" in error(*command, "--csv", "--json")
     for option in (("--csv",), ("--by", "layer"), ("--top", "3")):
         assert "--dry-run compares nothing" in error("diff", *pair, "--dry-run", *option)
 

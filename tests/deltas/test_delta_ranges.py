@@ -251,7 +251,7 @@ def test_parts_in_a_chain(tmp_path: Path) -> None:
     assert (tmp_path / "out.safetensors").read_bytes() == base.read_bytes()
     with pytest.raises(DeltaError, match="is made from the middle of a tensor") as error:
         ckdiff.apply(tuned, chain[::-1], tmp_path / "no.safetensors")
-    assert "apply the deltas before it first" in str(error.value.hint)
+    assert "apply the earlier deltas first" in str(error.value.hint)
 
 
 def test_a_mask_of_parts(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_records_of_other_rows_come_whole(tmp_path: Path, encoding: str) -> None
     ]
     assert found[0].values.tobytes() == rows("F32", 8, 4)[2]
     assert found[1].values.tobytes() == rows("F32", 7, 2, 3)[2]
-    with pytest.raises(UsageError, match="cannot be made of the delta alone"):
+    with pytest.raises(UsageError, match="cannot be made from the delta alone"):
         list(ckdiff.weight_patches(tmp_path / "d"))
     wrong = save(tmp_path / "w", a=changed(rows("F32", 5, 4), 3), s=rows("F32", 9, 2, 3))
     with pytest.raises(DeltaError, match="was not made for"):

@@ -102,7 +102,7 @@ def test_deltas_are_of_its_components(tmp_path: Path, encoding: str) -> None:
     out = tmp_path / "d"
     with pytest.raises(ckdiff.CheckpointError, match="is a pipeline") as caught:
         ckdiff.delta(base, tuned, out, encoding=encoding)
-    assert caught.value.hint == "make one of each component, such as tuned/enc"
+    assert caught.value.hint == "make one for each component, such as tuned/enc"
     assert not out.exists()
     ckdiff.delta(base / "unet", tuned / "unet", out, encoding=encoding)
     ckdiff.apply(base / "unet", out, tmp_path / "made")

@@ -228,7 +228,7 @@ def test_a_delta_encoding_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "again.safetensors").read_bytes() == sides[1].read_bytes()
     patches = ckdiff.weight_patches(tmp_path / "d.ckd", base=sides[0])
     assert {patch.name for patch in patches} == {"a", "new"}
-    with pytest.raises(UsageError, match="cannot be made of the delta alone"):
+    with pytest.raises(UsageError, match="cannot be made from the delta alone"):
         list(ckdiff.weight_patches(tmp_path / "d.ckd"))
     monkeypatch.setattr(f"{__name__}.DATA", "ckdiff.toys")
     with pytest.raises(ckdiff.DeltaError, match="the toys are not all there"):

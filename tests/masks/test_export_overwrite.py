@@ -317,7 +317,7 @@ def test_a_name_that_would_lie_is_refused(
         assert ckdiff.export_masks(store, tmp_path / name, to=to)["to"] == to
         return
     line = error("export", str(store.path), "--to", to, "-o", str(tmp_path / name))
-    assert f"{name} is named like " in line
+    assert f"{name} has the ending of " in line
     assert f"leave out --to {to}" in line
     assert os.listdir(tmp_path) == []
 

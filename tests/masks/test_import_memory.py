@@ -72,10 +72,10 @@ def hostile(folder: Path) -> dict[str, str | int]:
             _pickle(b"(" + b"".join(b"ca\n%d\n" % i for i in range(2000))),
             "it is damaged",
         ),
-        "far memo": (_pickle(b"]r\xff\xff\xff\x7f"), "holds no masks by name"),
+        "far memo": (_pickle(b"]r\xff\xff\xff\x7f"), "holds no masks with names"),
         "long text": (_pickle(b"X\xff\xff\xff\xff"), "it ends early"),
         "array of bytes": (
-            _pickle(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "holds no masks by name"
+            _pickle(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "holds no masks with names"
         ),
         "storage": (
             torch_bytes(pickled(mapping({"a": tensor("0", 1 << 40, [1 << 40])})), {"0": b"\1"}),

@@ -191,9 +191,9 @@ def twice_packed() -> bytes:
 ALL = 0xFFFFFFFF
 HOSTILE_NPZ: dict[str, Callable[[], bytes]] = {
     # sizes
-    "header says more": lambda: shaped("(1000,)", b"\1" * 100),
+    "header declares more": lambda: shaped("(1000,)", b"\1" * 100),
     "header says less": lambda: shaped("(10,)", b"\1" * 100),
-    "directory says more": lambda: one(size=len(GOOD) + 900, packed=len(GOOD) + 900),
+    "directory declares more": lambda: one(size=len(GOOD) + 900, packed=len(GOOD) + 900),
     "directory says less": lambda: one(size=len(GOOD) - 9, packed=len(GOOD) - 9),
     "both say less": lambda: one(size=len(GOOD) - 1, packed=len(GOOD) - 1, checksum=1),
     "stored in two sizes": lambda: one(size=len(GOOD) - 1),
@@ -308,8 +308,8 @@ WORDS = {
     "inside another": "share bytes",
     "two ends": "two directories",
     "second name": "second name",
-    "begins late": "says more elements than it holds",
-    "long strides": "says more elements than it holds",
+    "begins late": "declares more elements than it holds",
+    "long strides": "declares more elements than it holds",
     "storage is short": "are declared and 100 are there",
     "storage is long": "are declared and 100 are there",
 }
@@ -408,7 +408,7 @@ HOSTILE_TORCH: dict[str, Callable[[], bytes]] = {
     "storage is not there": lambda: saved(tensor("1", 100, [100])),
     "storage leads out": lambda: saved(tensor("../version", 2, [2])),
     "negative storage": lambda: saved(tensor("0", -100, [100])),
-    "says more": lambda: saved(tensor("0", 100, [1000])),
+    "declares more": lambda: saved(tensor("0", 100, [1000])),
     "begins late": lambda: saved(tensor("0", 100, [100], offset=1)),
     "begins before": lambda: saved(tensor("0", 100, [50], offset=-1)),
     "begins far out": lambda: saved(tensor("0", 100, [1], offset=1 << 62)),
@@ -617,7 +617,7 @@ def test_positions_in_any_order(order: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [([1 << 37], "only a few bytes say so"), ([1 << 30, 1 << 29], "only a few bytes say so")],
+    [([1 << 37], "only a few bytes for them"), ([1 << 30, 1 << 29], "only a few bytes for them")],
 )
 def test_absurd_declarations_are_refused(shape: list[int], words: str, tmp_path: Path) -> None:
     assert words in refused(positions_file(tmp_path / "f", shape, [0]), tmp_path / "out")

@@ -299,7 +299,7 @@ def test_manifest_missing(root: Path, tmp_path: Path) -> None:
     partial = tmp_path / f"other.zarr{SUFFIX}"
     (partial / "journal").mkdir(parents=True)
     for path in (partial, tmp_path / "other.zarr"):
-        with pytest.raises(StoreIncomplete, match=r"did not finish|stopped or still runs"):
+        with pytest.raises(StoreIncomplete, match=r"did not finish|stopped or is still running"):
             open_store(path)
     with pytest.raises(StoreIncomplete, match="there is no store"):
         open_store(tmp_path / "nowhere")

@@ -234,7 +234,7 @@ def test_a_weight_of_another_shape_is_in_no_count() -> None:
         assert look.elements == sum(parameter.numel() for parameter in left)
         assert look.metrics()["update/uncompared"] == 5
     model.to(torch.float64)
-    with pytest.raises(ckdiff.PairingError, match="nothing that was watched is as it was"):
+    with pytest.raises(ckdiff.PairingError, match="none of the watched weights is as it was"):
         monitor.look()
 
 
@@ -334,7 +334,7 @@ def test_a_base_that_does_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"every": 0}, "every must be a number of steps from 1 on, not 0"),
+        ({"every": 0}, "every must be at least 1 step, not 0"),
         ({"every": True}, "every must be"),
         ({"rule": "nonsense"}, "cannot read the rule"),
         ({"watch": "nothing"}, "watch cannot be 'nothing'"),

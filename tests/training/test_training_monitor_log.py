@@ -45,7 +45,7 @@ def test_what_is_no_log_of_ours_stays(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     for text in ('{"loss": 1}\n', "{", '{"kind": "ckdiff'):
         path.write_text(text)
-        with pytest.raises(ckdiff.OutputError, match="is there and no log of updates"):
+        with pytest.raises(ckdiff.OutputError, match="exists and is not a log of updates"):
             UpdateMonitor(Tiny(), log=path)
         assert path.read_text() == text
     with pytest.raises(ckdiff.OutputError, match="cannot write"):

@@ -87,7 +87,8 @@ def validate(columns: Columns, data_bytes: int, file: str) -> IntArray:
         raise wrong(file, name, f"overlaps {shown(names[order[bad - 1]])} at byte {at:,}")
     if expected[-1] != data_bytes:
         raise HeaderError(
-            f"{file}: {data_bytes - int(expected[-1]):,} bytes after the last tensor belong to none"
+            f"{file}: {data_bytes - int(expected[-1]):,} bytes after the last tensor belong to no "
+            "tensor"
         )
     return nbytes
 

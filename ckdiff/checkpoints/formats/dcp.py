@@ -164,7 +164,7 @@ class _Reading:
                 raise CheckpointError(
                     f"{self.where}: Megatron gave {shown(key)} another shape to save it "
                     f"({_RESHAPED}), which is not read",
-                    hint="load it with Megatron, and export the model, such as to Hugging Face",
+                    hint="load it with Megatron and export the model, for example to Hugging Face",
                 )
 
     # where their pieces are

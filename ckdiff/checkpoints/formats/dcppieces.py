@@ -78,7 +78,7 @@ class _Found:
         shape = tuple(map(max, zip(*ends, strict=True)))
         if not is_shape(shape):
             raise CheckpointError(
-                f"{where}: tensor {shown(name)} has pieces too far from each other", hint=_HINT
+                f"{where}: tensor {shown(name)} has pieces too far apart", hint=_HINT
             )
         return shape
 

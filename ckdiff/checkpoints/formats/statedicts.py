@@ -376,7 +376,7 @@ class _Listing:
     def _visit(self, size: int, depth: int) -> None:
         self._visits += 1 + size
         if self._visits > 4 * _MOST_NAMES or depth > _DEPTH:
-            raise ValueError("they are nested without an end")
+            raise ValueError("they are nested endlessly")
 
     def _joined(self, prefix: str, key: str) -> str:
         if len(prefix) + len(key) > LONGEST_NAME:

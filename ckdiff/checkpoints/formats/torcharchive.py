@@ -130,7 +130,7 @@ def check_storage(member: Member, tensor: Tensor, where: str) -> None:
     width = 1 if storage.dtype is None else _width(storage.dtype)
     if not 0 <= storage.size < _FURTHEST or storage.size * width != member.size:
         raise CheckpointError(
-            f"{where}: its storage has {member.size:,} bytes, which is not what is declared",
+            f"{where}: its storage has {member.size:,} bytes, not the declared size",
             hint=_SAVE_AGAIN,
         )
 
@@ -187,18 +187,18 @@ def place_in(member: Member, tensor: Tensor, where: str) -> Placed:
     width = DTYPES[dtype].bits // 8
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if any(not 0 <= number < _FURTHEST for number in numbers):
-        raise CheckpointError(f"{where} has no sensible shape", hint=_SAVE_AGAIN)
+        raise CheckpointError(f"{where} has an impossible shape", hint=_SAVE_AGAIN)
     elements = math.prod(tensor.shape)
     # a zero dimension does not excuse the others
     if math.prod(max(n, 1) for n in tensor.shape) * width >= _FURTHEST:
-        raise CheckpointError(f"{where} has no sensible shape", hint=_SAVE_AGAIN)
+        raise CheckpointError(f"{where} has an impossible shape", hint=_SAVE_AGAIN)
     if not elements:
         return Placed(dtype, tensor.shape, member.begin, 0, None)
     last = tensor.offset + sum(
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
     )
     if (last + 1) * width > member.size:
-        raise CheckpointError(f"{where} goes on after the end of its storage", hint=_SAVE_AGAIN)
+        raise CheckpointError(f"{where} reaches beyond the end of its storage", hint=_SAVE_AGAIN)
     begin = member.begin + tensor.offset * width
     strides = None if packed(tensor.shape, tensor.strides) else tensor.strides
     return Placed(dtype, tensor.shape, begin, elements * width, strides)

@@ -152,7 +152,7 @@ def chosen_weights(
     if len(same) > 1:
         raise CheckpointError(
             f"{where}: holds {len(same):,} groups of tensors, and nothing says which is the model",
-            hint=f"choose with {_keys(same, ' or ')}, or take all that the file holds with --key .",
+            hint=f"choose with {_keys(same, ' or ')}, or take everything with --key .",
         )
     notes = []
     if path:
@@ -170,7 +170,7 @@ def _is_list(content: Any) -> bool:
 def _asked_for(where: str, content: Any, key: str) -> Any:
     values = at_key(content, key)
     if len(values) > 1:
-        raise CheckpointError(f"{where}: --key {shown(key)} means more than one thing in it")
+        raise CheckpointError(f"{where}: --key {shown(key)} can mean more than one thing")
     if values and type(values[0]) not in (str, int, float, bool, bytes, type(None)):
         return values[0]
     what = "is not a mapping of names to tensors" if values else "is not in it"
@@ -209,8 +209,8 @@ def _no_candidate(where: str, found: Found) -> CheckpointError:
     if found.aside:
         paths = sorted((path for path, _ in found.aside), key=rank)
         return CheckpointError(
-            f"{where}: has tensors only under {shown('.'.join(paths[0]))}, which is compared only "
-            "when it is asked for",
+            f"{where}: has tensors only under {shown('.'.join(paths[0]))}, and ckdiff compares "
+            "that only if you name it",
             hint=f"choose with {_keys(paths, ' or ')}",
         )
     if found.passed:

@@ -168,7 +168,7 @@ class MemoryCheckpoint(Checkpoint):
                 raise SourceChanged(
                     f"{self.label}: {printable(self.table.names[tensor])} was changed while it was "
                     "being read",
-                    hint="let nothing train or load weights meanwhile, or give copies",
+                    hint="do not train or load weights meanwhile, or give copies",
                 )
 
     def close(self) -> None:

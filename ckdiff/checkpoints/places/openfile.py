@@ -66,7 +66,7 @@ class OpenFile:
             status = os.fstat(self.fd)
         except OSError as error:  # a network file system whose server forgot the file
             raise SourceChanged(
-                f"{self.path}: cannot be asked whether it changed ({error.strerror})",
+                f"{self.path}: cannot be checked for changes ({error.strerror})",
                 hint=_WHAT_TO_DO,
             ) from None
         now = _identity(status)

@@ -100,7 +100,7 @@ def _shard(
     for i, begin, end in zip(order, begins.tolist(), ends.tolist(), strict=True):
         if table.names[i] == _METADATA:
             raise CheckpointError(
-                f"a tensor is called {_METADATA}, as only metadata can be in safetensors",
+                f"a tensor is called {_METADATA}, which safetensors keeps for metadata",
                 hint="rename it",
             )
         header[table.names[i]] = {

@@ -21,7 +21,9 @@ def signers_of(
     if keys is not None:
         return Signers(keys, signature)
     if signature is not None:
-        raise UsageError("a signature is checked with keys", hint="give --verify-signature KEYS")
+        raise UsageError(
+            "a signature needs keys to check it with", hint="give --verify-signature KEYS"
+        )
     return None
 
 

@@ -51,12 +51,13 @@ def covered(path: str) -> bool:
     kind = kind_of(path)
     if kind == STREAM:
         raise UsageError(
-            f"{printable(path)} is a stream of weight versions, and each of them is signed",
+            f"{printable(path)} is a stream of weight versions, and each of them has its own "
+            "signature",
             hint=f"name one of them, such as {printable(os.path.join(path, version_name(1)))}",
         )
     if kind != VERSION and not is_delta(path):
         raise DeltaError(
-            f"{printable(path)} is not a delta, and signatures are of deltas",
+            f"{printable(path)} is not a delta, and only deltas have signatures",
             hint="ckdiff delta makes them",
         )
     return kind == VERSION
@@ -107,13 +108,13 @@ def _files(folder: str, inside: str, depth: int) -> Iterator[str]:
             continue
         if not name.isprintable() or "\\" in name:
             raise DeltaError(
-                f"{printable(here)} holds {called(name)}, which no manifest has a line for",
+                f"{printable(here)} holds {called(name)}, which is not part of the version",
                 hint="publish or fetch the version again",
             )
         if not folders:
             yield inside + name
         elif not depth:
-            raise DeltaError(f"{printable(here)} holds folders in folders, and no version does")
+            raise DeltaError(f"{printable(here)} has folders in folders, which no version has")
         else:
             yield from _files(folder, f"{inside}{name}/", depth - 1)
 

@@ -72,7 +72,7 @@ def _parsed(raw: bytes) -> Signature:
         shown = printable(namespace[:40].decode(errors="replace"))
         raise ValueError(f"was made for {shown!r}, and not for {NAMESPACE!r}")
     if hashed not in _HASHES:
-        raise ValueError("hashes what is signed in another way than OpenSSH does")
+        raise ValueError("uses a hash that OpenSSH does not use")
     return Signature(raw, key, value, hashed)
 
 
@@ -108,8 +108,8 @@ def signer(signature: Signature, message: bytes, keys: Sequence[Key]) -> Key | N
     found = next((key for key in keys if key.blob == signature.key), None)
     if found is None:
         raise DeltaError(
-            f"it is signed with the key {fingerprint(signature.key)}, which is not among those "
-            "that may sign",
+            f"it is signed with the key {fingerprint(signature.key)}, which is not one of the "
+            "keys that may sign",
             hint="if you trust it, add it to the file of keys",
         )
     if found.kind == ED25519 and _has_library():
@@ -155,7 +155,7 @@ def _by_ssh_keygen(signature: Signature, message: bytes) -> bool:
     """Ask OpenSSH, which knows all kinds of keys, whether a signature is one of ``message``."""
     program = shutil.which("ssh-keygen")
     if program is None:
-        raise UsageError("there is nothing here that verifies this signature", hint=_needed())
+        raise UsageError("nothing that is installed here can verify this signature", hint=_needed())
     with tempfile.NamedTemporaryFile(prefix="ckdiff-", suffix=".sig") as file:
         file.write(signature.file)
         file.flush()

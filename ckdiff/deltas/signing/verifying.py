@@ -35,8 +35,8 @@ class Signers:
         """Raise UsageError where one signature is given for several deltas."""
         if self._signature is not None and count != 1:
             raise UsageError(
-                "one signature is of one delta, and there are several",
-                hint="leave it out: each is looked for beside its delta",
+                "one signature belongs to one delta, but there are several",
+                hint="leave it out: ckdiff looks for each signature beside its delta",
             )
 
     def verify(self, path: str, into: Path | None = None) -> tuple[str, Path]:

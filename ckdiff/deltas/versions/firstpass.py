@@ -31,8 +31,9 @@ def check_local(base: Checkpoint, local: Path) -> None:
         raise OutputError(f"the weights of {shown} lie in another directory", hint="give that one")
     if not base.in_files or not all(source.name.endswith(SUFFIX) for source in base.files):
         raise OutputError(
-            f"{shown} is not a checkpoint of safetensors files, and only these change in place",
-            hint="convert it, or apply to another place with -o",
+            f"{shown} is not a checkpoint of safetensors files, and only these can be changed in "
+            "place",
+            hint="convert it, or write a new checkpoint with -o",
         )
 
 

@@ -94,7 +94,9 @@ class Folder:
                     for _, data in self._through(tensor, fill, steps[:count], buffers):
                         write_all(fd, data.data)
                 except OSError as error:
-                    raise OutputError(f"cannot keep a tensor on the disk: {error}") from None
+                    raise OutputError(
+                        f"cannot keep a tensor in a temporary file: {error}"
+                    ) from None
                 rest = Tensor(
                     tensor.name, tensor.nbytes, tensor.window, partial(read_back, fd), steps[count:]
                 )

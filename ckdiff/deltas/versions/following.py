@@ -136,7 +136,7 @@ def unsayable(base: TensorTable, tuned: TensorTable, encoding: str) -> str | Non
 
 def not_sayable(why: str) -> DeltaError:
     """The error for what a delta cannot say."""
-    return DeltaError(f"a delta of weight versions cannot say this: {why}", hint=_WAYS)
+    return DeltaError(f"a weight version cannot say this: {why}", hint=_WAYS)
 
 
 def check_whole(table: TensorTable, label: str) -> None:

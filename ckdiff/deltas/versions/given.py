@@ -51,7 +51,7 @@ def as_paths(given: StreamPath | Sequence[StreamPath]) -> list[str]:
     """One path or several, as text. Raises UsageError."""
     listed = [given] if isinstance(given, (str, os.PathLike)) else list(given)
     if not listed:
-        raise UsageError("there is no delta to apply", hint="give one or more, in their order")
+        raise UsageError("there is no delta to apply", hint="give one or more, in order")
     return [checked_path("a stream or version", item) for item in listed]
 
 
@@ -77,14 +77,14 @@ def given_versions(paths: Sequence[str], room: Room) -> WeightStream | NamedVers
         for path, kind in zip(paths, kinds, strict=True):
             if kind != VERSION:
                 raise UsageError(
-                    f"{printable(path)} is not a weight version, and others are",
-                    hint="give one stream, or versions of it in their order",
+                    f"{printable(path)} is not a weight version, but others are",
+                    hint="give one stream, or versions of it in order",
                 )
         return NamedVersions(paths, room)
     if len(paths) > 1:
         raise UsageError(
             f"{printable(paths[1])} is another stream",
-            hint="give one stream, or versions of it in their order",
+            hint="give one stream, or versions of it in order",
         )
     stream = WeightStream(paths[0], room)
     if not stream.numbers:
@@ -106,7 +106,7 @@ class NamedVersions:
                 if other.number == found.number:
                     raise DeltaError(
                         f"version {found.number} is given twice: {other.shown}, {found.shown}",
-                        hint="give each once, in their order",
+                        hint="give each once, in order",
                     )
             self.versions.append(found)
 
@@ -121,9 +121,7 @@ class NamedVersions:
         if target == base_version:
             return Chain(None, [], target)
         if target not in numbers:
-            raise DeltaError(
-                f"version {target} is not among those that are given", hint="give it too"
-            )
+            raise DeltaError(f"version {target} is not one of those given", hint="give it too")
         seed: Version | None = None
         deltas: list[Version] = []
         at = base_version
@@ -160,7 +158,9 @@ def _not_following(version: Version, at: int, *, first: bool) -> DeltaError:
     hint = "give them in the order in which they follow each other, and none left out"
     return DeltaError(
         f"{version.shown}: is made from version {version.said.base_version}, and {what}",
-        hint="give the versions between too, or say with --base-version at which it is"
+        hint=(
+            "give the versions in between too, or give the checkpoint's version with --base-version"
+        )
         if first
         else hint,
     )

@@ -120,7 +120,7 @@ def _at_version(local: Path, marker: int | None, said: int | None) -> int:
     if None not in (marker, said) and marker != said:
         raise DeltaError(
             f"the marker of {printable(str(local))} says version {marker}, and not {said}",
-            hint="leave out at which version it is",
+            hint="leave out the base version",
         )
     return marker or said or 0
 

@@ -206,7 +206,7 @@ class Journal:
         """The error for a journal that is of no use."""
         return DeltaError(
             f"{printable(str(self.path))} cannot be trusted: {what}",
-            hint="put a whole version in the checkpoint's place, without .weight_sync",
+            hint="put a full version in the checkpoint's place, and delete .weight_sync",
         )
 
     def records(self) -> Iterator[tuple[int, Record]]:

@@ -60,7 +60,7 @@ def open_writable(stack: ExitStack, local: Path, names: Sequence[str]) -> list[i
         except OSError as error:
             raise OutputError(
                 f"{shown} cannot be changed in place: {error.strerror}",
-                hint="make it yours to write, or apply to another place with -o",
+                hint="make it writable, or write a new checkpoint with -o",
             ) from None
         stack.callback(os.close, fd)
         status = os.fstat(fd)
@@ -75,7 +75,7 @@ def open_writable(stack: ExitStack, local: Path, names: Sequence[str]) -> list[i
 def _shared(shown: str, why: str) -> OutputError:
     return OutputError(
         f"{shown} {why}, and would change for others too",
-        hint="copy the checkpoint, or apply to another place with -o",
+        hint="copy the checkpoint, or write a new one with -o",
     )
 
 

@@ -119,7 +119,7 @@ class WeightStream:
             if number < base_version:
                 raise DeltaError(
                     f"{deltas[-1].shown}: is made from version {number}, and the checkpoint is at "
-                    f"version {base_version}, which is not among those that lead to it",
+                    f"version {base_version}, which does not lead to it",
                     hint="give the checkpoint that the stream begins with",
                 )
             if number not in self.numbers:

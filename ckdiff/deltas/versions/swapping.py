@@ -44,8 +44,8 @@ def swap_header(folder: SyncFolder, before: int | None, after: int) -> Header:
         path = folder.local / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise OutputError(
-                f"{printable(str(path))} is a link, or no file, and would be replaced",
-                hint="give a directory of its own to the local checkpoint",
+                f"{printable(str(path))} is a link, or not a file, and would be replaced",
+                hint="give the local checkpoint a directory of its own",
             )
     return Header(before, after, [], coming, going)
 

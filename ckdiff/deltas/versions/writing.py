@@ -123,7 +123,7 @@ def _before(following: Following, asked: int | None) -> int:
     if not 0 <= before < following.number:
         raise UsageError(
             f"version {following.number} cannot be made from version {before}",
-            hint="it has to be a newer one",
+            hint="give it a higher number",
         )
     return before
 

@@ -105,7 +105,7 @@ def _checked_format(to: str | None, name: str, *, packed: bool, like: object) ->
     if said and to not in said:
         # readers go by the name: numpy and torch would refuse the file, or look for a pickle in it
         raise UsageError(
-            f"{printable(name)} is named like {said[0]}, and {to} was asked for",
+            f"{printable(name)} has the ending of {said[0]}, but the format is to be {to}",
             hint=f"leave out --to {to}, or choose another name",
         )
     if packed and FORMATS[to].packed is None:

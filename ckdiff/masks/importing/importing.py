@@ -145,7 +145,7 @@ def _check_extent(
         if declared and item.kind == "indices" and elements > _MOST_DECLARED:
             raise CheckpointError(
                 f"{printable(source)} declares {elements:,} elements of {shown(item.name)} "
-                "and only a few bytes say so",
+                "but has only a few bytes for them",
                 hint="give the model with --base",
             )
         total += elements
@@ -159,7 +159,7 @@ def _check_extent(
 def _polarity(found: Notes, invert: bool) -> str:
     if invert and found.polarity == CHANGED:
         raise UsageError(
-            "the file says that its ones mean changed", hint="leave out --invert; see combine"
+            "the file says that 1 means changed", hint="leave out --invert; see combine"
         )
     return found.polarity or (FROZEN if invert else CHANGED)
 

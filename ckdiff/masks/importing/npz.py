@@ -97,10 +97,10 @@ def _header(archive: Archive, member: Member) -> tuple[np.dtype[Any], Shape, int
         )
     parts = [part.strip().removesuffix("L") for part in dims.split(",") if part.strip()]
     if not _TUPLE.fullmatch(dims) or any(len(part) > 19 for part in parts):
-        raise archive.wrong(member, "has no sensible shape")
+        raise archive.wrong(member, "has an impossible shape")
     shape = tuple(int(part) for part in parts)
     if not is_shape(shape):
-        raise archive.wrong(member, "has no sensible shape")
+        raise archive.wrong(member, "has an impossible shape")
     if fortran == "True" and len(shape) > 1:
         raise archive.wrong(member, "is in Fortran order", "save np.ascontiguousarray of it")
     return np.dtype(descr), shape, before + length

@@ -54,7 +54,7 @@ def read_torch(archive: Archive, file: OpenFile) -> MaskFile:
         notes.ours = notes.ours and content.keys() == {"masks", "metadata"}
         content = content["masks"]
     if not isinstance(content, dict):
-        raise CheckpointError(f"{where}: holds no masks by name", hint=_NO_MASKS)
+        raise CheckpointError(f"{where}: holds no masks with names", hint=_NO_MASKS)
     check_number(where, len(content))
     items, members = [], dict[str, Member]()
     for name, tensor in content.items():
@@ -114,14 +114,14 @@ def _storage(archive: Archive, prefix: str, tensor: Tensor, where: str) -> Membe
         )
     numbers = (tensor.offset, *tensor.strides)
     if not is_shape(tensor.shape) or any(not 0 <= number < 1 << 60 for number in numbers):
-        raise CheckpointError(f"{where} has no sensible shape", hint="make it again")
+        raise CheckpointError(f"{where} has an impossible shape", hint="make it again")
     last = tensor.offset + sum(
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
     )
     elements, has = math.prod(tensor.shape), size // _width(tensor.dtype)
     if elements and (last >= has or elements > has):
         raise CheckpointError(
-            f"{where} says more elements than it holds", hint="save tensor.contiguous()"
+            f"{where} declares more elements than it holds", hint="save tensor.contiguous()"
         )
     return member
 

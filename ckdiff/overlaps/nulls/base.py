@@ -38,5 +38,5 @@ class Base:
             raise CheckpointError(
                 f"{self.checkpoint.label} is not the base of these stores: "
                 f"{printable(self.names[tensor])} has other content",
-                hint="give the checkpoint that the runs started from to --base",
+                hint="give --base the checkpoint that the runs started from",
             )

@@ -221,7 +221,7 @@ class PrincipalMask(Maker):
             name = self._chosen.checkpoint.table.names[self._chosen.index[tensor]]
             raise CheckpointError(
                 f"{printable(name)} in {printable(self._chosen.checkpoint.label)} has elements "
-                "that are not finite, and so no singular vectors",
+                "that are not finite, so it has no singular vectors",
                 hint="--kind low takes any numbers",
             )
         keys = reconstruction(matrix, self._rank).reshape(-1).view(np.uint32)

@@ -58,7 +58,7 @@ class Options:
             if value is not None and checked_int(name, value) < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
         if self.all and self.sample is not None:
-            raise UsageError("all matrices, and a sample of them: give one of --all and --sample")
+            raise UsageError("--all and --sample contradict each other: give one of them")
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"device must be cpu or cuda, not {printable(repr(self.device))}")
 
@@ -141,7 +141,7 @@ def plan(base: Given, tuned: Given, options: Options) -> SpectrumPlan:
         found, without = _matrices(comparison, options)
         if not found:
             raise UsageError(
-                "no tensor that is chosen is a matrix of numbers with elements",
+                "none of the chosen tensors is a matrix of numbers",
                 hint="see ckdiff info for names and shapes",
             )
         matrices, groups = _sampled(found, options)

@@ -231,7 +231,7 @@ class Energies:
                 raise CheckpointError(
                     f"{printable(checkpoint.label)} is not the {name} side of this store: "
                     f"{tensor} has other content",
-                    hint=f"give the checkpoint that the store was made from to --{name}",
+                    hint=f"give --{name} the checkpoint that the store was made from",
                 )
 
 

@@ -84,7 +84,7 @@ def _layout(result: Structure) -> tuple[list[tuple[str, str, list[int], int]], i
             wide.append(8 if kind == "U64" else 4)
             found.append((f"{name}#{what}", kind, [len(result.stores), size]))
     if len({name for name, *_ in found}) < len(found):
-        raise UsageError("names of tensors clash where '#rows' and '#columns' follow on them")
+        raise UsageError("names of tensors clash once '#rows' and '#columns' are added")
     begins = np.zeros(len(found), np.int64)
     at = 0
     for width in (8, 4):  # what is wide comes first, so that all is aligned

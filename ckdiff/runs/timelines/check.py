@@ -75,7 +75,7 @@ def _check_files(timeline: Timeline) -> None:
                 raise StoreCorrupt(
                     f"{printable(str(timeline.path))} holds a file that its manifest does not "
                     f"know: {printable(key)}",
-                    hint="remove it if it is not yours to keep",
+                    hint="remove it if nobody needs it",
                 )
 
 

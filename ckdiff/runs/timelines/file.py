@@ -162,7 +162,7 @@ def read_timeline(root: Path) -> dict[str, Any]:
             )
         manifest.pop("digest", None)
         if raw != seal(manifest):
-            raise ValueError("its digest is another one")
+            raise ValueError("its digest is wrong")
         _check(manifest)
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise StoreCorrupt(

@@ -69,7 +69,7 @@ def _too_little(sides: int, workers: int, allowed: int, needed: int) -> BudgetEr
     return BudgetError(
         f"{format_size(allowed)} of memory is too little: {sides} checkpoints side by side need "
         f"{format_size(needed)} with {workers} worker{many} and the smallest window",
-        hint="raise --memory, or take fewer at a time: what is appended costs three",
+        hint="raise --memory, or begin with fewer and append the others one by one",
     )
 
 

@@ -97,7 +97,7 @@ def versions_of(
         return given
     if len(given) != 2:
         raise UsageError(
-            "a stream of weight versions goes with the checkpoint that it begins with",
+            "a stream of weight versions needs the checkpoint that it begins with",
             hint="ckdiff timeline BASE STREAM -o DIR",
         )
     from functools import partial

@@ -120,13 +120,13 @@ def test_apply_refuses_what_does_not_follow(
     for match, given in wrong.items():
         with pytest.raises(DeltaError, match=match):
             ckdiff.apply(steps[0], given, tmp_path / "o")
-    with pytest.raises(DeltaError, match="version 3 is not among"):
+    with pytest.raises(DeltaError, match="version 3 is not one of those"):
         ckdiff.apply(steps[0], named[:2], tmp_path / "o", target=3)
     ckdiff.delta(steps[0], steps[1], tmp_path / "p.delta")
     for given in ([tmp_path / "p.delta", named[1]], [stream, tmp_path / "p.delta"]):
         with pytest.raises(UsageError, match=r"p\.delta is not"):
             ckdiff.apply(steps[0], given, tmp_path / "o")
-    with pytest.raises(UsageError, match="is not a weight version, and others are"):
+    with pytest.raises(UsageError, match="is not a weight version, but others are"):
         ckdiff.apply(steps[0], [stream, named[1]], tmp_path / "o")
     with pytest.raises(UsageError, match="have no versions"):
         ckdiff.apply(steps[0], tmp_path / "p.delta", tmp_path / "o", target=1)

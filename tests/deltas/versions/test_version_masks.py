@@ -67,7 +67,7 @@ def test_without_a_model_it_is_refused(tmp_path: Path) -> None:
     done = run("import", str(tmp_path / "s" / "weight_v000001"), "-o", str(tmp_path / "m.zarr"))
     assert done.exit_code == 2
     assert "no full version is before it" in done.stderr or "--base" in done.stderr
-    with pytest.raises(UsageError, match="a mask is of one of them"):
+    with pytest.raises(UsageError, match="a mask needs one of them"):
         ckdiff.import_masks(tmp_path / "s", tmp_path / "m.zarr", base=steps[0])
     other = write_model(tmp_path / "other", {"x": ("U8", (3,), b"abc")})
     with pytest.raises(DeltaError, match="which the base does not have"):

@@ -144,9 +144,9 @@ class _Offline:
         if choice.names == (_ALONE,):
             return
         raise CheckpointError(
-            f"{self._address}: nothing says whether all of its files are in the cache, and "
+            f"{self._address}: cannot tell whether all of its files are in the cache, and "
             "HF_HUB_OFFLINE is set",
-            hint="open it once online, with `ckdiff info`, or name its file",
+            hint="run `ckdiff info` on it once online, or name one of its files",
         )
 
 

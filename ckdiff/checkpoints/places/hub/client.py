@@ -144,7 +144,7 @@ class HubRepository:
         file = self.file(name)
         if start < 0 or start + len(view) > file.size:
             raise CheckpointError(
-                f"{self._where(name)}: has {file.size:,} bytes, and more are asked for"
+                f"{self._where(name)}: has {file.size:,} bytes, but more are needed"
             )
         filling = _Filling(view)
         backoff = Backoff(wait=self.wait)
@@ -224,8 +224,8 @@ class HubRepository:
             if (first, stop) == (0, file.size):
                 return None
             raise CheckpointError(
-                f"{self._where(file.name)}: {host_of(str(response.url))} does not serve ranges of "
-                "bytes",
+                f"{self._where(file.name)}: {host_of(str(response.url))} does not serve parts of "
+                "files",
                 hint="fetch whole files instead, with `hf download`",
             )
         span = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -285,7 +285,7 @@ class HubRepository:
         size = found.size if listed is None else listed
         if size is None or found.size not in (None, size):
             raise CheckpointError(
-                f"{self._where(name)}: {host_of(self.settings.endpoint)} does not say its size",
+                f"{self._where(name)}: {host_of(self.settings.endpoint)} does not report its size",
                 hint="is HF_ENDPOINT a hub?",
             )
         etag = plain_etag(found.etag or "")
@@ -347,7 +347,7 @@ def _check_commit(address: HubAddress, commit: object, host: str) -> None:
     """Raise CheckpointError unless it is a commit, and the one that was asked for."""
     if not isinstance(commit, str) or _COMMIT.fullmatch(commit) is None:
         raise CheckpointError(
-            f"{address}: {host} does not say which commit it is at", hint="is HF_ENDPOINT a hub?"
+            f"{address}: {host} does not report its commit", hint="is HF_ENDPOINT a hub?"
         )
     wanted = (address.revision or "").lower()
     if _COMMIT.fullmatch(wanted) and wanted != commit:

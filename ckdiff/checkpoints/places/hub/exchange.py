@@ -82,7 +82,8 @@ def _following(response: Response, where: str) -> Request:
     found = response.next_request
     if found is None or found.url.scheme not in ("http", "https") or not found.url.host:
         raise CheckpointError(
-            f"{where}: {host_of(str(response.url))} redirects to what is not a web address",
+            f"{where}: {host_of(str(response.url))} redirects to something that is not a web "
+            "address",
             hint="is HF_ENDPOINT a hub?",
         )
     return found

@@ -81,7 +81,7 @@ def explained(error: Exception, address: HubAddress, endpoint: str) -> CkdiffErr
         )
     if isinstance(error, json.JSONDecodeError):
         return CheckpointError(
-            f"{where}: {host} does not answer as a hub does",
+            f"{where}: {host} does not answer like a hub",
             hint="is HF_ENDPOINT a hub, and does the network ask for a login first?",
         )
     if isinstance(error, UnicodeEncodeError):  # headers are ASCII

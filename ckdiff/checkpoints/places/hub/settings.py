@@ -37,8 +37,8 @@ class Settings:
                 from huggingface_hub import constants
         except ValueError as error:  # it reads its variables when it is imported
             raise UsageError(
-                f"the hub's client cannot read one of its variables: {printable(str(error))}",
-                hint="HF_HUB_DOWNLOAD_TIMEOUT and the like are numbers",
+                f"a variable of the hub's client is wrong: {printable(str(error))}",
+                hint="HF_HUB_DOWNLOAD_TIMEOUT and similar variables must be numbers",
             ) from None
         endpoint = asked or constants.ENDPOINT
         offline = constants.is_offline_mode() or any(
