@@ -1,24 +1,28 @@
 # `make demo` and `make test` set up everything they need on a fresh machine.
 PYTHON ?= python3
+RECENT := 'import sys; sys.exit(sys.version_info < (3, 11))'
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Tests start hundreds of processes, as on any machine: with the package compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 
+.DEFAULT_GOAL := demo
 .PHONY: demo test check lint docs bench paper paper-report clean
 
-# an environment that was moved or copied here, or whose Python is gone or too old, is made anew
-# (one that is a link is somebody else's)
+# an environment that was moved or copied here, or whose Python is gone, too old or has become
+# another (which finds no pip), is made anew (one that is a link is somebody else's)
 ifneq ($(shell test -L $(VENV) && echo True 1 || { \
-	$(BIN)/python -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null \
+	$(BIN)/python -c 'import pip, sys; print(sys.version_info >= (3, 11))' 2>/dev/null \
 	&& head -3 $(BIN)/pip 2>/dev/null | grep -cF '$(abspath $(BIN))/'; }),True 1)
 .PHONY: $(BIN)/python
 endif
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-	"ckdiff needs Python 3.11 or newer, and $(PYTHON) is none; choose one: make PYTHON=python3.12 $(firstword $(MAKECMDGOALS))"; exit 1; }
+	@$(PYTHON) -c $(RECENT) || { \
+	for other in python3.12 python3.13 python3.11; do $$other -c $(RECENT) 2>/dev/null && break; done; \
+	echo "ckdiff needs Python 3.11 or newer, and $(PYTHON) is none;" \
+	"choose one: make PYTHON=$$other $(or $(firstword $(MAKECMDGOALS)),demo)"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
 # the package and what it needs to run

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ckdiff.errors import CkdiffError, whole
+from ckdiff.errors import CkdiffError, lacking, whole
 from ckdiff.kernels import image, keeping, numbaview, shipped
 from ckdiff.kernels.abi import SIGNATURES
 
@@ -91,10 +91,12 @@ def _compile(name: str, kind: str) -> tuple[Function, bytes | None]:
     title = f"{name} {kind}".strip()
     try:
         from ckdiff.kernels import codegen
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if lacking(error) is None:  # a module of ours
+            raise
         raise CkdiffError(
-            f"for this processor no machine code for {title!r} came with ckdiff, and making it "
-            "takes numba",
+            f"for this processor no machine code for {title!r} came with ckdiff, and compiling it "
+            "needs numba",
             hint=whole(),
         ) from None
     for report in on_compile:

@@ -27,9 +27,10 @@ def ckdiff(*arguments: str | Path, show: bool = True) -> str:
     command = [sys.executable, "-m", "ckdiff", *words]
     if show:
         print(f"\n$ ckdiff {' '.join(words)}", flush=True)
-        subprocess.run(command, check=True)
-        return ""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    done = subprocess.run(command, stdout=None if show else subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # the command has said why
+    return done.stdout or ""
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,11 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def make(clone: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     # a make that runs these tests would be this one's parent, and say so
     known = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     known.pop("MFLAGS", None)
+    known |= more
     return subprocess.run(["make", *words], cwd=clone, capture_output=True, text=True, env=known)
 
 
@@ -44,7 +46,9 @@ def test_an_old_python_is_named_and_how_to_choose_another(clone: Path, goal: str
     first = done.stdout.splitlines()[0]
     assert "needs Python 3.11" in first
     assert str(old) in first
-    assert f"make PYTHON=python3.12 {goal}" in first
+    chosen = re.search(r"make PYTHON=(python3\.1[1-3]) (\w+)$", first)
+    assert chosen is not None, first
+    assert chosen[2] == goal
     assert not (clone / ".venv").exists()
 
 
@@ -56,13 +60,29 @@ def environment(clone: Path, python: str, pip: str) -> None:
         (clone / ".venv" / stamp).touch()
 
 
+def test_one_that_is_there_is_suggested(clone: Path) -> None:
+    old = program(clone / "python3.10", OLD)
+    for name in ("python3.11", "python3.12"):
+        program(clone / "some" / name, OLD)
+    program(clone / "some/python3.13", "#!/bin/sh\n")
+    first = make(clone, f"PYTHON={old}", PATH=f"{clone}/some:{os.environ['PATH']}").stdout
+    assert "choose one: make PYTHON=python3.13 demo\n" in first
+
+
 NEW = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+#: as where the system's Python became another one: what was installed is of the one before
+BARE = f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'
 
 
 @pytest.mark.parametrize(
     ("python", "pip"),
-    [(OLD, "HERE"), ("#!/nowhere/python\n", "HERE"), (NEW, "/elsewhere/.venv/bin/python")],
-    ids=["old", "gone", "moved"],
+    [
+        (OLD, "HERE"),
+        ("#!/nowhere/python\n", "HERE"),
+        (NEW, "/elsewhere/.venv/bin/python"),
+        (BARE, "HERE"),
+    ],
+    ids=["old", "gone", "moved", "another"],
 )
 def test_a_stale_environment_is_made_anew(clone: Path, python: str, pip: str) -> None:
     environment(clone, python, pip.replace("HERE", f"{clone}/.venv/bin/python"))
