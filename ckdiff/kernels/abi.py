@@ -2,12 +2,18 @@
 
 #: the kernels and their C types; addresses are int64
 SIGNATURES = {
+    # ranges (address and bytes of each), their number, advice, madvise (its address): advises the
+    # system -> how many ranges it took before it refused one
+    "advise": "int64(int64, int64, int64, int64)",
     # segments (SEGMENT_COLUMNS, then one mask address for each store), their number, stores, pairs
     # (rows x upper triangle), votes (rows x (stores + 1); [0] is left alone), scratch (2 x stores)
     "agree": "void(int64, int64, int64, int64, int64, int64)",
     # base, tuned, mask, out, elements, counts (two int64, added to): takes tuned elements where the
     # mask has ones -> how many those are, and how many of them differ from the base
     "blend": "void(int64, int64, int64, int64, int64, int64)",
+    # segments as for drive, their number (one or more), out (BOUNDS int64): the least and the most
+    # of rows and of slots, the least of positions and sizes, and the most that one ends at
+    "bounds": "void(int64, int64, int64)",
     # base, elements, masks (addresses), stores, cells ((stores + 1) x WAYS x bins), scratch
     # (CELLS_SCRATCH bytes)
     "cells": "void(int64, int64, int64, int64, int64, int64)",
@@ -142,6 +148,7 @@ BLOCK = 1 << 16  #: elements; blocks lie at multiples of it in the address space
 #: columns of a segment, int64: what the driver walks
 SEG_BASE, SEG_TUNED, SEG_ELEMENTS, SEG_POSITION, SEG_SLOT, SEG_UNIT, SEG_ROW = range(7)
 SEG_COLUMNS = 7
+BOUNDS = 6  #: numbers that say what segments reach from and to
 #: columns of what leads from one row to the next, int64: rows; bytes on either side, and elements
 STEP_ROWS, STEP_BASE, STEP_TUNED, STEP_POSITION = range(4)
 STEP_COLUMNS = 4

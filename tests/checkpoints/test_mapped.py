@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from support import write_safetensors
 
 from ckdiff.checkpoints.opening import open_local
 from ckdiff.checkpoints.places import mapped
+from ckdiff.kernels.advising import advise
 from ckdiff.kernels.memory import bytes_at
 
 STEP, STEPS = 1 << 21, 16
@@ -45,13 +45,12 @@ def resident(path: Path) -> int:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the kernel is advised from now on."""
     advice = list[int]()
-    madvise: Callable[[int, int, int], int] = mapped._libc.madvise
 
-    def noted(address: int, size: int, what: int) -> int:
+    def noted(ranges: npt.NDArray[np.int64], what: int) -> int:
         advice.append(what)
-        return madvise(address, size, what)
+        return advise(ranges, what)
 
-    monkeypatch.setattr(mapped._libc, "madvise", noted)
+    monkeypatch.setattr(mapped, "advise", noted)
     return advice
 
 

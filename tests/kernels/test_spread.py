@@ -1,4 +1,4 @@
-"""Segments of rows that are equally far apart, against the same in numpy."""
+"""Tables of segments: of rows that are equally far apart, and what they reach from and to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckdiff.kernels import abi
+from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.spread import spread
 
@@ -62,3 +63,17 @@ def test_what_is_no_table(rows: int, further: int, columns: int, said: str) -> N
     steps = np.array([[rows, 0, 0, further]], np.int64)[:, :columns].copy()
     with pytest.raises(ValueError, match=said):
         spread(np.zeros((1, abi.SEG_COLUMNS), np.int64), steps)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(-(1 << 60), 1 << 60), min_size=7, max_size=7), min_size=1))
+def test_bounds_are_the_least_and_the_most_of_columns(rows: list[list[int]]) -> None:
+    segments, found = np.array(rows, np.int64), np.empty(abi.BOUNDS, np.int64)
+    c_function("bounds").ctypes(segments.ctypes.data, len(rows), found.ctypes.data)
+    row, slot = segments[:, abi.SEG_ROW], segments[:, abi.SEG_SLOT]
+    begins, sizes = segments[:, abi.SEG_POSITION], segments[:, abi.SEG_ELEMENTS]
+    wanted = [
+        row.min(), row.max(), slot.min(), slot.max(), min(begins.min(), sizes.min()),
+        max(begins[0], (begins + sizes).max()),
+    ]  # fmt: skip
+    assert found.tolist() == wanted

@@ -15,7 +15,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ckdiff.checkpoints.places.openfile import OpenFile
 from ckdiff.checkpoints.protocol import IntArray
 from ckdiff.errors import CheckpointError, printable
 from ckdiff.kernels import guard
+from ckdiff.kernels.advising import advise
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
 _PAGE = mmap.PAGESIZE
@@ -125,10 +126,8 @@ class MappedReader:
         ranges, addresses = self._ranges(tensors, starts, nbytes)
         self._held = ranges
         began = time.perf_counter()
-        total = 0
-        for index, start, stop in ranges:
-            total += stop - start
-            self._populate(index, start, stop)
+        total = sum(stop - start for _, start, stop in ranges)
+        self._advise(ranges, _POPULATE_READ, self._populate)
         self._maps.cold = total < _WARM * (time.perf_counter() - began)
         return addresses
 
@@ -136,8 +135,7 @@ class MappedReader:
         """Ask the kernel to start reading; skipped while the page cache has everything."""
         if not self._maps.cold:
             return
-        for index, start, stop in self._ranges(tensors, starts, nbytes)[0]:
-            _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_WILLNEED)
+        self._advise(self._ranges(tensors, starts, nbytes)[0], mmap.MADV_WILLNEED)
 
     def release(self) -> None:
         """See SpanReader."""
@@ -164,12 +162,26 @@ class MappedReader:
         self._behind += held
         self._left -= sum(stop - start for _, start, stop in held)
         if self._left <= 0:
-            for index, start, stop in _merged(self._behind):
-                _libc.madvise(self._maps.address(index) + start, stop - start, mmap.MADV_DONTNEED)
+            self._advise(_merged(self._behind), mmap.MADV_DONTNEED)
             self._behind, self._left = [], _BEHIND
         return {index for index, _, _ in held}
 
+    def _advise(
+        self,
+        ranges: list[_Range],
+        advice: int,
+        refused: Callable[[int, int, int], None] = lambda *_: None,
+    ) -> None:
+        """Advise the system about ranges; each that it refuses is ``refused``."""
+        begins = [(self._maps.address(i) + start, stop - start) for i, start, stop in ranges]
+        table = np.array(begins, np.int64).reshape(-1, 2)
+        done = advise(table, advice)
+        while done < len(ranges):
+            refused(*ranges[done])
+            done += 1 + advise(table[done + 1 :], advice)
+
     def _populate(self, index: int, start: int, stop: int) -> None:
+        """The same once more for a range, until it is there or it is known why it is not."""
         address = self._maps.address(index) + start
         while _libc.madvise(address, stop - start, _POPULATE_READ) != 0:
             code = ctypes.get_errno()

@@ -14,8 +14,10 @@ with numba_alone():
     from numba.core.runtime import _nrt_python
     from numba.core.sigutils import normalize_signature
 
+    from ckdiff.kernels.codegen.advise import advise_kernel
     from ckdiff.kernels.codegen.agree import agree_kernel
     from ckdiff.kernels.codegen.blend import blend_kernel
+    from ckdiff.kernels.codegen.bounds import bounds_kernel
     from ckdiff.kernels.codegen.casting import narrow_kernel, widen_kernel
     from ckdiff.kernels.codegen.cells import cells_kernel
     from ckdiff.kernels.codegen.changes import changes_kernel, put_kernel
@@ -52,8 +54,10 @@ with numba_alone():
 __all__ = ["Compiled", "compile_kernel", "restore"]
 
 _KERNELS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "advise": advise_kernel,
     "agree": agree_kernel,
     "blend": blend_kernel,
+    "bounds": bounds_kernel,
     "cells": cells_kernel,
     "changes": changes_kernel,
     "combine": combine_kernel,
