@@ -24,6 +24,7 @@ from ckdiff.kernels import BLOCK, gpu
 from ckdiff.kernels.gpu import preparing
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
+from ckdiff.kernels.gpu.preparing import Slot
 from ckdiff.kernels.gpu.tables import Table
 from ckdiff.rules import Rule
 
@@ -97,16 +98,19 @@ def made_on(device: Device) -> DeviceKernels:
     )
 
 
-class Pretended(preparing.Plain):
+class Pretended:
     """As code of a GPU: a wrong bit or digest, or an error."""
 
     wrong = ""
     error: Exception | None = None
 
+    def __init__(self, plain: Slot) -> None:
+        self.plain, self.rules = plain.code[0], plain.code[0].rules
+
     def __call__(self, table: Table, masks: Any, counts: Any, sums: Any) -> None:
         if self.error is not None:
             raise self.error
-        super().__call__(table, masks, counts, sums)
+        self.plain(table, masks, counts, sums)
         if self.wrong == "bits":
             masks[-1, 1] ^= 1
         if self.wrong == "hashes":
@@ -115,8 +119,12 @@ class Pretended(preparing.Plain):
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr(preparing, "Plain", Pretended)
-    return gpu.open_device("torch-cpu")
+    monkeypatch.setattr(
+        preparing, "_fused", lambda plain, *_: Slot(plain.dtype, [Pretended(plain)])
+    )
+    device = gpu.open_device("torch-cpu")
+    device.fused = True
+    return device
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import torch
 
 from ckdiff.dtypes import DType
 from ckdiff.errors import CkdiffError
-from ckdiff.kernels import Kernels, Results, abi
+from ckdiff.kernels import Kernels, Results
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.gpu.device import HINT, Device, out_of_memory
 from ckdiff.kernels.gpu.digests import tails
@@ -30,6 +30,7 @@ Bytes = npt.NDArray[np.uint8]
 Tensor = torch.Tensor
 
 _PAIRS = 1 << 16  # of 8-bit elements; a pair's number is ``base * 256 + tuned``
+_HERE = torch.device("cpu")
 _TRIED = (1 << 14) + 100  # elements: several of a launch's programs, and a ragged end
 
 
@@ -68,8 +69,9 @@ def make_slots(
     for i, dtype in enumerate(dtypes):
         try:
             with device.lock, device.on(device.comparing):
-                slot = _slot(cpu, i, dtype, rules, device)
-                wrong = _wrong(cpu, i, slot, len(rules), device)
+                plain = Slot(dtype, [Plain(cpu, i, dtype, len(rules))])
+                slot = _fused(plain, rules, device) if device.fused else plain
+                wrong = _wrong(slot, plain, device)
         except Exception as error:
             if isinstance(error, RuntimeError) and out_of_memory(error):
                 raise
@@ -82,17 +84,14 @@ def make_slots(
     return slots
 
 
-def _slot(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device: Device) -> Slot:
-    if not device.fused:
-        return Slot(dtype, [Plain(cpu, index, dtype, len(rules))])
+def _fused(plain: Slot, rules: Sequence[Rule], device: Device) -> Slot:
     from ckdiff.kernels.gpu.fused import MOST_RULES, Fused, needs_table
 
+    dtype, pairs = plain.dtype, None
     bounds = [bind(rule, dtype) for rule in rules]
-    pairs: npt.NDArray[np.int64] | None = None
     if any(needs_table(bound, dtype) for bound in bounds):
         every = np.arange(_PAIRS, dtype=np.uint16)
-        base, tuned = (every >> 8).astype(np.uint8), every.astype(np.uint8)
-        lines = np.stack(_compared(cpu, index, dtype, (base, tuned), len(rules))[0])
+        lines = _found(plain, ((every >> 8).astype(np.uint8), every.astype(np.uint8)), _HERE)[0]
         pairs = np.unpackbits(lines, axis=-1, bitorder="little").astype(np.int64)
     code = []
     for first in range(0, len(bounds), MOST_RULES):
@@ -106,27 +105,25 @@ def _slot(cpu: Kernels, index: int, dtype: DType, rules: Sequence[Rule], device:
     return Slot(dtype, code)
 
 
-def _wrong(cpu: Kernels, index: int, slot: Slot, rules: int, device: Device) -> str:
+def _wrong(slot: Slot, plain: Slot, device: Device) -> str:
     """What of some elements is not as on the CPU."""
     sides = _tough(slot.dtype)
-    bits = slot.dtype.bits
-    both = [torch.from_numpy(side).to(device.device) for side in sides]
-    numbers = (*(side.data_ptr() for side in both), len(sides[0]) * 8 // bits, 0)
-    table = Table.of(*(np.array([number]) for number in numbers)).sent(device.device)
-    units = -(-_TRIED // UNIT)
-    masks = torch.zeros((rules, 64 * units), dtype=torch.uint8, device=device.device)
-    digests = torch.zeros((4, table.programs), dtype=torch.int64, device=device.device)
-    counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=device.device)
-    slot.compare(table, masks, counts, digests)
-    lines, expected = _compared(cpu, index, slot.dtype, sides, rules)
-    found, ones = masks.cpu().numpy(), table.sums(counts.cpu().numpy())
-    if (found[:, : len(lines[0])] != np.stack(lines)).any() or (ones != expected.changed).any():
-        return "bits"
-    segment = _segment(index, slot.dtype, sides)
-    into = Results(1, rules, with_statistics=False)
-    into.hashes += table.sums(digests.cpu().numpy()).view(np.uint64)
-    cpu.measure(tails(segment, np.array([bits])), lines[0], into)
-    return "" if (into.hashes == expected.hashes).all() else "hashes"
+    found, expected = _found(slot, sides, device.device), _found(plain, sides, _HERE)
+    differ = [bool((one != other).any()) for one, other in zip(found, expected, strict=True)]
+    return "bits" if differ[0] or differ[1] else "hashes" if differ[2] else ""
+
+
+def _found(slot: Slot, sides: tuple[Bytes, Bytes], where: torch.device) -> tuple[Any, ...]:
+    """Masks, counts, and sums of digests, of elements that are copied to a device."""
+    both = [torch.from_numpy(side).to(where) for side in sides]
+    elements, rules = len(sides[0]) * 8 // slot.dtype.bits, sum(code.rules for code in slot.code)
+    numbers = (*(side.data_ptr() for side in both), elements, 0)
+    table = Table.of(*(np.array([number]) for number in numbers)).sent(where)
+    masks = torch.zeros((rules, 64 * -(-elements // UNIT)), dtype=torch.uint8, device=where)
+    counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=where)
+    sums = torch.zeros((4, table.programs), dtype=torch.int64, device=where)
+    slot.compare(table, masks, counts, sums)
+    return masks.cpu().numpy(), *(table.sums(some.cpu().numpy()) for some in (counts, sums))
 
 
 class Plain:
@@ -167,26 +164,6 @@ class Plain:
         positions, values = (some.numpy() for some in out)
         positions[:] = np.flatnonzero(flags)
         values[:] = bytes_at(tuned, elements * self._bits // 8).view(values.dtype)[positions]
-
-
-def _segment(index: int, dtype: DType, sides: tuple[Bytes, Bytes]) -> npt.NDArray[np.int64]:
-    segment = np.zeros((1, abi.SEG_COLUMNS), np.int64)
-    segment[0, [abi.SEG_BASE, abi.SEG_TUNED]] = [side.ctypes.data for side in sides]
-    segment[0, abi.SEG_ELEMENTS] = len(sides[0]) * 8 // dtype.bits
-    segment[0, abi.SEG_SLOT] = index
-    return segment
-
-
-def _compared(
-    cpu: Kernels, index: int, dtype: DType, sides: tuple[Bytes, Bytes], rules: int
-) -> tuple[list[Bytes], Results]:
-    """One mask a rule, and all else, as the CPU's kernels say."""
-    segment = _segment(index, dtype, sides)
-    room = -(-int(segment[0, abi.SEG_ELEMENTS]) // UNIT) * UNIT // 8
-    masks = [np.zeros(room, np.uint8) for _ in range(rules)]
-    into = Results(1, rules, with_statistics=False)
-    cpu.run(segment, masks, into)
-    return masks, into
 
 
 def _tough(dtype: DType) -> tuple[Bytes, Bytes]:
