@@ -26,13 +26,22 @@ def command(
     """Print how much of each tensor, layer, module or dtype changed, according to STORE.
 
     --top without --sort keeps the rows with the highest density. On a terminal, a map of layers and
-    modules follows the table. Tensors that were not compared are listed at the end.
+    modules follows the table. Tensors that were not compared are listed at the end. STORE may also
+    be a timeline: then this prints what ckdiff timeline printed.
     """
+    if _is_timeline(store):
+        return _timeline(store, by, sort, top, as_json=as_json, as_csv=as_csv)
+    return _store(store, by, sort, top, as_json=as_json, as_csv=as_csv)
+
+
+def _store(
+    path: str, by: By, sort: str | None, top: int | None, *, as_json: bool, as_csv: bool
+) -> None:
     from ckdiff.cli import show_text
     from ckdiff.cli.output import write_json, write_lines, write_rows
     from ckdiff.stores.maskstore import open_store
 
-    opened = open_store(store)
+    opened = open_store(path)
     rows = opened.summary(by, sort=sort, top=top)
     if as_json:
         from ckdiff.reports.provenance import provenance
@@ -42,3 +51,21 @@ def command(
         write_rows(show_text.csv_lines(opened.table, by, rows))
     else:
         write_lines(show_text.lines(opened, by, rows))
+
+
+def _is_timeline(path: str) -> bool:
+    from ckdiff.runs.timelines.file import is_timeline
+
+    return is_timeline(path)
+
+
+def _timeline(
+    path: str, by: By, sort: str | None, top: int | None, *, as_json: bool, as_csv: bool
+) -> None:
+    from ckdiff.cli.timeline import print_timeline
+    from ckdiff.errors import UsageError
+    from ckdiff.runs.timelines.result import open_timeline
+
+    if sort is not None:
+        raise UsageError("a timeline is not sorted", hint="--csv has a column for each number")
+    print_timeline(open_timeline(path), by, top=top, as_json=as_json, as_csv=as_csv)

@@ -26,8 +26,11 @@ What each number means: docs/timeline.md."""
 @options.output("DIR", "Write the masks of all steps, and the first moves, to this directory.")
 @click.option(
     "--glob",
+    "globs",
     metavar="PATTERN",
-    help="Add the paths that match, in natural order, after those named on the command line.",
+    multiple=True,
+    help="Add the paths that match, in natural order, after those named on the command line. "
+    "Repeatable.",
 )
 @click.option(
     "--rule",
@@ -63,7 +66,7 @@ What each number means: docs/timeline.md."""
 def command(
     checkpoints: tuple[str, ...],
     out: str,
-    glob: str | None,
+    globs: tuple[str, ...],
     *,
     rule: str,
     first_moves: bool,
@@ -88,7 +91,7 @@ def command(
     from ckdiff.runs.timelines.result import Timeline
     from ckdiff.runs.timelines.run import run
 
-    wanted, given = Options(rules=[rule], dry_run=dry_run, **asked), in_order(checkpoints, glob)
+    wanted, given = Options(rules=[rule], dry_run=dry_run, **asked), in_order(checkpoints, globs)
     with (
         Reporter("compared") as reporter,
         compilation_noted(reporter),
@@ -101,7 +104,7 @@ def command(
             return _print_estimate(estimate, as_json=as_json)
         outcome = run(planned)
         result = Timeline(planned.out, asked=planned.asked, outcome=outcome)
-    return _print(result, by, as_json=as_json, as_csv=as_csv)
+    return print_timeline(result, by, as_json=as_json, as_csv=as_csv)
 
 
 def _print_estimate(estimate: dict[str, Any], *, as_json: bool) -> None:
@@ -114,10 +117,15 @@ def _print_estimate(estimate: dict[str, Any], *, as_json: bool) -> None:
     return write_lines(timeline_text.estimate_lines(estimate))
 
 
-def _print(result: Timeline, by: By, *, as_json: bool, as_csv: bool) -> None:
+def print_timeline(
+    result: Timeline, by: By, *, top: int | None = None, as_json: bool, as_csv: bool
+) -> None:
+    """Print it, with rows by ``by``: all, or the ``top`` ones of which most changed in the end."""
     from ckdiff.cli.output import write_json_rows, write_lines, write_rows
 
     rows = result.summary(by)
+    if top is not None:
+        rows = sorted(rows, key=lambda row: -row["final"] / max(row["elements"], 1))[:top]
     if as_json:
         return write_json_rows({**result.to_dict(), "by": by}, rows)
     from ckdiff.cli import timeline_text

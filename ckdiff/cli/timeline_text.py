@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 40  #: steps of a sparkline
 _TRACE = 100  #: times less than the highest is next to nothing
+_NAMED = 5  #: tensors that were left out
 _MOST_ROWS = 400  #: of the table of groups
 _STEP = ("changed_since_first", "changed_since_previous", "kept")
 _WAYS = (
@@ -49,13 +50,14 @@ def _steps(result: Timeline, terminal: Terminal) -> list[str]:
     if result.statistics:
         columns += [Column("onward", optional=True), Column("path of\ndistance", optional=True)]
     dash = terminal.glyphs.dash
-    cells = [["0", printable(result.checkpoints[0]), *[dash] * (len(columns) - 2)]]
+    called = _called(result)
+    cells = [["0", called[0], *[dash] * (len(columns) - 2)]]
     for number, step in enumerate(result.steps, 1):
         first, previous, kept = (step[key] for key in _STEP)
         cells.append(
             [
                 str(number),
-                printable(step["checkpoint"]),
+                called[number],
                 formats.percent(first, result.elements),
                 formats.percent(previous, result.elements),
                 formats.percent(kept, result.final) if result.final else dash,
@@ -64,6 +66,12 @@ def _steps(result: Timeline, terminal: Terminal) -> list[str]:
             ]
         )
     return table(columns, cells, terminal)
+
+
+def _called(result: Timeline) -> list[str]:
+    """The checkpoints as they were asked for; of the hub by the revision, not by its commit."""
+    known = zip(result.checkpoints, result.manifest["checkpoints"], strict=True)
+    return [printable(side["label"] if "commit" in side else asked) for asked, side in known]
 
 
 def _way(step: Mapping[str, Any], dash: str) -> tuple[str, str]:
@@ -130,6 +138,10 @@ def _ends(result: Timeline) -> list[str]:
             for key, what in parts]  # fmt: skip
     out = [f"in the end {', '.join(said)}"]
     found = result.to_dict()
+    if found["left_out"]:
+        named, more = found["left_out"][:_NAMED], len(found["left_out"]) - _NAMED
+        lacking = ", ".join(map(formats.name, named)) + (f" and {more:,} more" if more > 0 else "")
+        out.append(f"left out, as not all checkpoints have them with one shape: {lacking}")
     if result.statistics:
         out += _went(found)
     if "bytes_read" in found:
@@ -158,14 +170,15 @@ def _went(found: Mapping[str, Any]) -> list[str]:
 def csv_lines(result: Timeline, by: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A header, and a line for each group and step."""
     more = _WAYS if result.statistics else ()
-    yield csvs.line([by, "step", "checkpoint", "elements", *_STEP, "density", "coverage", *more])
+    shares = ("density", "density_since_previous", "coverage", "lasting")
+    yield csvs.line([by, "step", "checkpoint", "elements", *_STEP, *shares, *more])
     for row in rows:
         for number, step in enumerate(row["steps"], 1):
             checkpoint = result.checkpoints[number]
             counts = [step[key] for key in _STEP]
             yield csvs.line(
-                [row["group"], number, checkpoint, row["elements"], *counts, step["density"],
-                 step["coverage"], *(step[key] for key in more)]
+                [row["group"], number, checkpoint, row["elements"], *counts,
+                 *(step[key] for key in (*shares, *more))]
             )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 def percent(part: int, whole: int) -> str:
     """A share: ``36.04 %``. Only nothing is ``0 %``, and only as much is ``100 %``.
 
-    What is more, such as a delta that is larger than its model, is ``104.17 %``.
+    What is more, such as a delta that is larger than its model, is ``104.17 %``, or ``1,204 %``.
     """
     if part == 0 or whole == 0:
         return "0 %"
@@ -15,6 +15,8 @@ def percent(part: int, whole: int) -> str:
     value = 100 * part / whole
     if value < 0.01:
         return f"{value:.2g} %"
+    if value >= 1000:
+        return f"{value:,.0f} %"
     for digits in range(2, 13):  # as many as it takes to tell it from 100
         text = f"{value:.{digits}f}"
         if float(text) != 100:

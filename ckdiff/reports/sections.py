@@ -269,6 +269,11 @@ def _left_out(data: Data) -> Iterator[Section]:
             title = f"{run['label']}: {counted(found['tensors'], 'tensor')} not compared"
             heads = ("tensor", "why", "base", "tuned")
             tables.append(_table(f"unpaired-{len(tables) + 1}", title, heads, rows, more))
+    for i, found in enumerate(data["timelines"], 1):
+        if lacking := found["left_out"]:
+            many = counted(len(lacking), "tensor")
+            title = f"{found['label']}: {many} that not all checkpoints have with one shape"
+            tables.append(_table(f"left-out-{i}", title, ("tensor",), [[name] for name in lacking]))
     words = [] if tables else ["All tensors of both sides were compared."]
     if any("made_by" not in run for run in data["runs"]):
         yield Section("uncompared", "What was not compared", words, tables=tables)

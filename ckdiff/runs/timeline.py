@@ -18,7 +18,7 @@ def timeline(
     out: str | os.PathLike[str],
     *,
     rule: str | Rule = "exact",
-    glob: str | None = None,
+    glob: str | Sequence[str] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     key: str | None = None,
@@ -33,9 +33,9 @@ def timeline(
     it.
 
     ``checkpoints`` are two or more of anything that ``open_checkpoint`` takes, in the order of the
-    run. Paths that ``glob`` matches come after them, in natural order. A base and a stream of
-    weight versions stand for the base and each version. Tensors that all checkpoints have are
-    compared, and each checkpoint is read once.
+    run. Paths that ``glob`` matches (one pattern, or some) come after them, in natural order, but
+    for those that are there already. A base and a stream of weight versions stand for the base and
+    each version. Tensors that all checkpoints have are compared, and each checkpoint is read once.
 
     The directory ``out`` gets a mask store for each step and, unless ``first_moves`` is false, an
     array of when each element first moved; with ``stats`` also how far the elements moved, and
@@ -55,8 +55,8 @@ def timeline(
         overwrite=overwrite,
         stats=stats,
     )
-    pattern = None if glob is None else checked_text("glob", glob)
-    given = in_order(checkpoints, pattern)
+    patterns = [glob] if isinstance(glob, str) else glob or ()
+    given = in_order(checkpoints, [checked_text("glob", pattern) for pattern in patterns])
     observer = checked_observer(observer)
     with plan(given, out, options, observer, first_moves=first_moves) as planned:
         outcome = run(planned)

@@ -128,7 +128,7 @@ def own_files(root: Path) -> frozenset[str]:
 
 def _read(path: Path) -> bytes | None:
     """The bytes of a manifest; None for what is too large, or has a NUL: a hole in a file that is
-    only declared to be large, which is not read to its end.
+    only declared to be large, which ckdiff does not read to its end.
     """
     # O_NONBLOCK: something else of that name, such as a named pipe, must not make us wait
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:

@@ -101,6 +101,8 @@ def test_without_a_number_there_is_no_share(tmp_path: Path, value: float) -> Non
     ckdiff.diff(*sides, tmp_path / "s.zarr")
     row = ckdiff.structure(tmp_path / "s.zarr", base=sides[0], tuned=sides[1]).to_dict()["rows"][0]
     assert row["energy_top1"] is None
+    shares = [row[key] for key in row if key.startswith("above_rms")]
+    assert shares == [None if value else 0.0] * 3  # of nothing that moved nothing is above
 
 
 def test_other_checkpoints_are_refused(tmp_path: Path) -> None:

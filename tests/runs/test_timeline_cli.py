@@ -8,7 +8,10 @@ import json
 from pathlib import Path
 
 from cli_support import run
+from support import write_safetensors
 from timelines import some_run, told, total, write_run
+
+from ckdiff.runs.timelines.result import open_timeline
 
 
 def test_table_json_and_csv(tmp_path: Path) -> None:
@@ -63,11 +66,74 @@ def test_what_other_commands_say_of_it(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["ok"]
     assert "verified" in run("check", out).stdout
     done = run("check", out, "--base", paths[0])
-    assert (done.exit_code, "a timeline is checked without --base" in done.stderr) == (2, True)
-    done = run("show", out)
-    assert (done.exit_code, "is a timeline" in done.stderr) == (2, True)
+    assert (done.exit_code, "--base does not go with a timeline" in done.stderr) == (2, True)
     stores = [f"{out}/masks/step-0000{step}.zarr" for step in (1, 2)]
     assert run("overlap", *stores).exit_code == 0
+
+
+def test_it_is_shown_again(tmp_path: Path) -> None:
+    paths, out = list(map(str, write_run(tmp_path, some_run(4, 4)))), str(tmp_path / "out")
+    made = run("timeline", *paths, "-o", out, "--stats", "--by", "module")
+    shown = run("show", out, "--by", "module")
+    assert shown.exit_code == 0, shown.output
+    assert "density by step" in shown.stdout
+    for path in paths:  # a timeline calls its checkpoints by as much of their paths as it takes
+        made_as, shown_as = path, Path(path).name
+        assert made_as in made.stdout
+        assert shown_as in shown.stdout
+    rows = made.stdout.splitlines()
+    assert [line for line in rows if " %" in line and "/" not in line and "read" not in line] == [
+        line for line in shown.stdout.splitlines() if " %" in line and "checkpoint-" not in line
+    ]
+    again = run("timeline", *paths, "-o", out, "--stats")
+    assert (again.exit_code, "ckdiff show prints it" in again.stderr) == (2, True)
+    said = json.loads(run("show", out, "--by", "tensor", "--json").stdout)
+    whole = open_timeline(out)
+    assert said == json.loads(
+        json.dumps({**whole.to_dict(), "by": "tensor", "rows": whole.summary("tensor")})
+    )
+    rows = list(csv.DictReader(io.StringIO(run("show", out, "--top", "1", "--csv").stdout)))
+    most = max(whole.summary("layer"), key=lambda row: row["final"] / max(row["elements"], 1))
+    assert [row["layer"] for row in rows] == [most["group"]] * 3
+    for row, step in zip(rows, most["steps"], strict=True):
+        for key in ("lasting", "coverage", "density_since_previous"):
+            assert float(row[key]) == step[key]
+    done = run("show", out, "--sort", "density")
+    assert (done.exit_code, "not sorted" in done.stderr) == (2, True)
+
+
+def test_globs_add_what_is_not_there_yet(tmp_path: Path) -> None:
+    paths = write_run(tmp_path, some_run(6, 4))
+    every, late = str(tmp_path / "checkpoint-*"), str(tmp_path / "checkpoint-[23]00")
+    for given in (
+        [str(paths[0]), "--glob", every],  # the base is no step of itself
+        [f"{tmp_path}/./checkpoint-0/", str(paths[1]), "--glob", every],
+        [str(paths[0]), str(paths[1]), "--glob", late, "--glob", every],
+    ):
+        done = run("timeline", *given, "-o", str(tmp_path / "out"), "--dry-run", "--json")
+        found = [Path(path) for path in json.loads(done.stdout)["checkpoints"]]
+        assert found == paths, given
+    done = run("timeline", *map(str, [paths[0], paths[1], paths[1]]), "-o", str(tmp_path / "out"))
+    assert "0 %" in done.stdout.splitlines()[6]  # whoever names one twice gets it twice
+    done = run("timeline", "--glob", every, "--glob", "nothing-*", "-o", str(tmp_path / "o"))
+    assert (done.exit_code, "nothing matches the glob nothing-*" in done.stderr) == (2, True)
+
+
+def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
+    """Also what only a checkpoint in the middle lacks."""
+    made = some_run(7, 4)
+    paths, out = write_run(tmp_path, made), str(tmp_path / "out")
+    name = "model.layers.1.mlp.weight"
+    some = {n: (d, s, sides[1]) for n, (d, s, sides) in made.items() if n != name}
+    write_safetensors(paths[1] / "model.safetensors", some | {"new.10": ("U8", (1,), b"x")})
+    write_safetensors(paths[2] / "model.safetensors", {
+        **{n: (d, s, sides[2]) for n, (d, s, sides) in made.items()}, "new.9": ("U8", (1,), b"y"),
+    })  # fmt: skip
+    done = run("timeline", *map(str, paths), "-o", out)
+    lacking = [name, "new.9", "new.10"]
+    assert f"with one shape: {', '.join(lacking)}" in done.stdout
+    assert json.loads(run("show", out, "--json").stdout)["left_out"] == lacking
+    assert open_timeline(out).left_out == lacking
 
 
 def test_it_is_no_checkpoint_and_no_delta(tmp_path: Path) -> None:

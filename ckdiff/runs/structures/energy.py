@@ -212,7 +212,9 @@ class Energies:
             spread.survey(base, delta)
         self._verify(i, elements, sums)
         if not spread.settle():
-            return None
+            # of a matrix that did not move nothing is above a threshold; no energy has no share
+            still = spread.energy == 0 and np.isfinite(spread.base)
+            return [np.nan, *(0.0 for _ in THRESHOLDS)] if still else None
         for _, delta in windows([]):
             spread.weigh(delta)
         return spread.figures()

@@ -25,6 +25,7 @@ from ckdiff.runs.timelines.file import (
     table_key,
     tables,
 )
+from ckdiff.stores.manifest import read_manifest
 from ckdiff.stores.maskstore import MaskStore
 from ckdiff.stores.maskstream import MaskSource
 from ckdiff.stores.objects import file_digest, object_keys, objects_folder
@@ -65,7 +66,7 @@ def verify(root: Path, key: str, known: Sequence[Any]) -> None:
         raise StoreCorrupt(f"cannot read {printable(str(path))}: {error.strerror}") from error
     raise StoreCorrupt(
         f"{printable(str(path))} is damaged: its digest differs",
-        hint="--overwrite makes the timeline anew",
+        hint="--overwrite makes the timeline again",
     )
 
 
@@ -82,6 +83,17 @@ def open_step(root: Path, manifest: dict[str, Any], step: int) -> MaskStore:
             hint="make the timeline again",
         )
     return store
+
+
+def unpaired_at(root: Path, manifest: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """The tensors that the first checkpoint and that of a step do not share. Raises StoreCorrupt.
+
+    Reads the manifest of the step's store, and nothing else of it.
+    """
+    key = f"{step_folder(step)}/{MANIFEST}"
+    verify(root, key, manifest["objects"][key])
+    found: list[dict[str, Any]] = read_manifest(root / step_folder(step)).get("unpaired", [])
+    return found
 
 
 class Former:

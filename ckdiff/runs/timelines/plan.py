@@ -156,19 +156,22 @@ class TimelinePlan:
         }
 
 
-def in_order(checkpoints: Sequence[Given], pattern: str | None) -> list[Given]:
-    """The checkpoints that were given, and after them those that a glob names, in natural order.
+def in_order(checkpoints: Sequence[Given], patterns: Sequence[str] = ()) -> list[Given]:
+    """The checkpoints that were given, and after them those that globs name, each in natural order.
 
-    Raises UsageError where there are fewer than two, or the glob matches nothing.
+    What a glob matches that is there already is not added again. Raises UsageError where there are
+    fewer than two, or a glob matches nothing.
     """
     if isinstance(checkpoints, (str, os.PathLike)):
         checkpoints = [checkpoints]
     found: list[Given] = list(checkpoints)
-    if pattern is not None:
+    known = {os.path.abspath(given) for given in found if isinstance(given, (str, os.PathLike))}
+    for pattern in patterns:
         matches = natural_sorted(glob.glob(pattern))
         if not matches:
             raise UsageError(f"nothing matches the glob {printable(pattern)}")
-        found += matches
+        found += [path for path in matches if os.path.abspath(path) not in known]
+        known.update(map(os.path.abspath, matches))
     if len(found) < 2:
         raise UsageError(
             "a timeline takes two checkpoints or more",
@@ -279,11 +282,14 @@ def _known(
     else:
         problem = _unlike(former, pairs, described, rules, out)
     if problem is not None:
-        raise StoreExists(
-            f"{printable(str(out))} is a timeline {problem}",
-            hint="--overwrite makes it anew, and reads all checkpoints",
-        )
+        hint = "--overwrite makes it anew, and reads all checkpoints"
+        if problem == _THESE:
+            hint = f"ckdiff show prints it; {hint}"
+        raise StoreExists(f"{printable(str(out))} is a timeline {problem}", hint=hint)
     return len(former["steps"]) - 1, former
+
+
+_THESE = "of just these checkpoints"
 
 
 def _unlike(
@@ -302,7 +308,7 @@ def _unlike(
         if at >= len(described) or described[at] | {"label": checkpoint["label"]} != checkpoint:
             return f"of other checkpoints: {printable(checkpoint['label'])} is not what is given"
     if len(known) == len(described):
-        return "of just these checkpoints"
+        return _THESE
     if former["ckdiff_version"] != __version__:
         return f"by ckdiff {former['ckdiff_version']}"
     from ckdiff.runs.timelines.former import tensors_of

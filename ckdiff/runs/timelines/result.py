@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckdiff.errors import StoreCorrupt, UsageError, printable
+from ckdiff.naming import natural_sorted
 from ckdiff.options import checked_int, checked_path
 from ckdiff.runs.timelines.file import (
     LENGTHS,
@@ -20,7 +21,7 @@ from ckdiff.runs.timelines.file import (
     first_width,
     read_timeline,
 )
-from ckdiff.runs.timelines.former import open_step, read_counts, read_table
+from ckdiff.runs.timelines.former import open_step, read_counts, read_table, unpaired_at
 from ckdiff.runs.timelines.paths import in_all, said
 from ckdiff.runs.timelines.shown import TimelineShown
 from ckdiff.stores.maskstore import MaskStore
@@ -50,6 +51,7 @@ class Timeline(TimelineShown):
         self._counts: npt.NDArray[np.int64] | None = None
         self._paths: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]] | None = None
         self._stores: dict[int, MaskStore] = {}
+        self._left_out: list[str] | None = None
 
     def __repr__(self) -> str:
         return f"<Timeline {printable(str(self.path))}: {len(self)} steps, {self.rule}>"
@@ -105,6 +107,17 @@ class Timeline(TimelineShown):
         if step not in self._stores:
             self._stores[step] = open_step(self.path, self.manifest, step)
         return self._stores[step]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Tensors that are not compared, as not all checkpoints have them with one shape, in
+        natural order. Verified when first asked for.
+        """
+        if self._left_out is None:
+            every = range(1, len(self) + 1)
+            found = (t["name"] for k in every for t in unpaired_at(self.path, self.manifest, k))
+            self._left_out = natural_sorted(list(dict.fromkeys(found)))
+        return self._left_out
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -234,6 +247,7 @@ class Timeline(TimelineShown):
             "returned": self.returned,
             "final": self.final,
             "first_moves": self.manifest["first_moves"],
+            "left_out": self.left_out,
         }
         if self.statistics:
             found |= in_all(self._ways_of_all())
