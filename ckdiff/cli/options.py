@@ -23,7 +23,7 @@ class Choice(click.Choice[str]):
         except click.BadParameter as error:
             near = nearest(str(value), map(str, self.choices))
             meant = "" if near is None else f"; did you mean {near}?"
-            self.fail(f"{error.message}{meant}", param, ctx)
+            self.fail(f"{error.message.rstrip('.')}{meant}", param, ctx)
 
 
 def fraction(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:

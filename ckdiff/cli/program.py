@@ -71,7 +71,7 @@ class Program(click.Group):
 
             complete(command)
         if not any("--quiet" in parameter.opts for parameter in command.params):
-            command.params += voice.options()
+            command.params += [*voice.options(), _version(command)]
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -131,6 +131,26 @@ class Program(click.Group):
             voice.voice.end()
         starting.done(code)
         raise SystemExit(code)
+
+
+def _version(command: click.Command) -> click.Option:
+    """``-V`` after the name of a command; ``--version`` too, where it means nothing else there."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            click.echo(f"ckdiff {__version__}")
+            ctx.exit()
+
+    taken = any("--version" in parameter.opts for parameter in command.params)
+    names = ["-V"] if taken else ["-V", "--version"]
+    return click.Option(
+        [*names, "ckdiff_version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        hidden=True,
+        callback=show,
+    )
 
 
 #: what errors say of a path that is not there

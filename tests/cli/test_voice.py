@@ -119,6 +119,15 @@ def test_version() -> None:
     assert ok("-V").stdout == ok("--version").stdout == f"ckdiff {__version__}\n"
 
 
+@pytest.mark.parametrize("name", command_names())
+def test_version_after_a_command(name: str) -> None:
+    assert ok(name, "-V").stdout == f"ckdiff {__version__}\n"
+    (own,) = (o for o in commands()[name].params if "-V" in o.opts)
+    assert own.hidden, "the help of the program lists it"
+    if "--version" in own.opts:
+        assert ok(name, "--version").stdout == f"ckdiff {__version__}\n"
+
+
 def test_progress_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     voice.hush()
