@@ -25,14 +25,12 @@ import torch
 from checkpoint_pairs import files_of
 from device_changes import changes_agree
 from device_tensors import diffed, pretend, some_states
-from kernel_runs import kernels, run, some_elements, tough_pairs
+from kernel_runs import on_device, run, some_elements, tough_pairs
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import BLOCK
 from ckdiff.kernels.binding import bind
 from ckdiff.kernels.gpu import fused, open_device, preparing
 from ckdiff.kernels.gpu.fusedcode import MOST_RULES
-from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.tables import Table
 from ckdiff.rules import Rule
 
@@ -71,23 +69,16 @@ def sides_of(dtype: str) -> tuple[bytes, bytes]:
 
 
 def bits(dtype: str, rules: list[str], times: int = 1) -> list[str]:
-    """The rules that find something else than the CPU's kernels do, of two segments."""
+    """The rules (or hashes) that find something else than the CPU does, of two segments."""
     assert len(rules) <= MOST_RULES
-    of, device = [DTYPES[dtype]], open_device(DEVICE)
-    cpu, parsed = kernels((dtype,), tuple(rules)), [Rule.parse(rule) for rule in rules]
-    using = DeviceKernels(cpu, of, parsed, device, window=BLOCK, workers=1, memory=1 << 30)
+    using = on_device(open_device(DEVICE), [dtype], rules)
     assert using.device.fused
     base, tuned = (side * times for side in sides_of(dtype))
     found, expected = (
         run(dtype, rules, base, tuned, cuts=[512], offset=3, using=one) for one in (using, None)
     )
     assert list(using.messages) == []
-    assert found.hashes == expected.hashes
-    return [
-        f"{dtype} {rule}"
-        for rule, mask in expected.masks.items()
-        if (found.masks[rule] != mask).any() or found.changed[rule] != expected.changed[rule]
-    ]
+    return [f"{dtype} {wrong}" for wrong in found.unlike(expected)]
 
 
 def all_(folder: str) -> object:

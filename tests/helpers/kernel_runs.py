@@ -7,14 +7,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import naive
 import numpy as np
 import numpy.typing as npt
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import Comparing, Kernels, Results, abi, hashing
+from ckdiff.kernels import BLOCK, Comparing, Kernels, Results, abi, hashing
 from ckdiff.rules import Rule
+
+if TYPE_CHECKING:
+    from ckdiff.kernels.gpu.device import Device
+    from ckdiff.kernels.gpu.kernels import DeviceKernels
 
 
 @cache
@@ -22,6 +27,22 @@ def kernels(dtypes: tuple[str, ...], rules: tuple[str, ...], stats: bool = False
     return Kernels(
         [DTYPES[name] for name in dtypes], [Rule.parse(r) for r in rules], with_statistics=stats
     )
+
+
+def on_device(
+    device: Device,
+    dtypes: Sequence[str],
+    rules: Sequence[str],
+    *,
+    stats: bool = False,
+    memory: int = 1 << 30,
+) -> DeviceKernels:
+    """The same on a device, in windows as small as can be: there are several pieces."""
+    from ckdiff.kernels.gpu.kernels import DeviceKernels
+
+    cpu, of = kernels(tuple(dtypes), tuple(rules), stats), [DTYPES[name] for name in dtypes]
+    parsed = [Rule.parse(rule) for rule in rules]
+    return DeviceKernels(cpu, of, parsed, device, window=BLOCK, workers=1, memory=memory)
 
 
 @dataclass
@@ -33,6 +54,19 @@ class Outcome:
 
     def flags(self, rule: str, count: int) -> npt.NDArray[np.bool_]:
         return np.unpackbits(self.masks[rule], count=count, bitorder="little").view(bool)
+
+    def unlike(self, other: Outcome) -> list[str]:
+        """What is not the same: rules, and all else."""
+        wrong = [
+            rule
+            for rule, mask in other.masks.items()
+            if (self.masks[rule] != mask).any() or self.changed[rule] != other.changed[rule]
+        ]
+        rows = [
+            None if one.statistics is None else one.statistics.tobytes() for one in (self, other)
+        ]
+        same = {"hashes": self.hashes == other.hashes, "statistics": rows[0] == rows[1]}
+        return [*wrong, *(name for name, fine in same.items() if not fine)]
 
 
 def run(

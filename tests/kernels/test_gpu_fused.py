@@ -16,17 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_runs import kernels
+from kernel_runs import on_device
 
-from ckdiff.dtypes import DTYPES
 from ckdiff.errors import CkdiffError, UsageError
-from ckdiff.kernels import BLOCK, gpu
+from ckdiff.kernels import gpu
 from ckdiff.kernels.gpu import preparing
 from ckdiff.kernels.gpu.device import Device
-from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.preparing import Slot
 from ckdiff.kernels.gpu.tables import Table
-from ckdiff.rules import Rule
 
 WORKER = Path(__file__).parents[1] / "helpers" / "fused_worker.py"
 GPU = torch.cuda.is_available()
@@ -85,19 +82,6 @@ def test_a_gpu_would_round_as_the_cpu_does(tmp_path: Path) -> None:
 # -- code that cannot be trusted -------------------------------------------------------------------
 
 
-def made_on(device: Device) -> DeviceKernels:
-    rules = ("exact", "atol=1e-3")
-    return DeviceKernels(
-        kernels(("BF16", "U8"), rules),
-        [DTYPES["BF16"], DTYPES["U8"]],
-        [Rule.parse(rule) for rule in rules],
-        device,
-        window=BLOCK,
-        workers=1,
-        memory=1 << 30,
-    )
-
-
 class Pretended:
     """As code of a GPU: a wrong bit or digest, or an error."""
 
@@ -139,11 +123,11 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Device:
 def test_code_that_fails_or_is_wrong_is_not_used(
     wrong: str, error: Exception | None, why: str, pretended: Device, monkeypatch: Any
 ) -> None:
-    made_on(pretended)
+    on_device(pretended, ["BF16", "U8"], ["exact", "atol=1e-3"])
     monkeypatch.setattr(Pretended, "error", error)
     monkeypatch.setattr(Pretended, "wrong", wrong)
     with pytest.raises(CkdiffError) as caught:
-        made_on(pretended)
+        on_device(pretended, ["BF16", "U8"], ["exact", "atol=1e-3"])
     assert str(caught.value) == f"torch's CPU cannot be used: {why} (run with --device cpu)"
 
 
@@ -152,7 +136,7 @@ def test_memory_that_runs_out_there_is_no_reason_not_to_trust_it(
 ) -> None:
     monkeypatch.setattr(Pretended, "error", torch.cuda.OutOfMemoryError("no memory"))
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        made_on(pretended)
+        on_device(pretended, ["BF16", "U8"], ["exact", "atol=1e-3"])
 
 
 @pytest.mark.parametrize("failing", [False, True])

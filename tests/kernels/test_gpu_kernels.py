@@ -6,124 +6,55 @@ On a GPU where there is one, and else on torch's CPU device. Rules are in test_g
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock, call
 
 import naive
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_runs import kernels, run, some_elements
+from kernel_runs import kernels, on_device, run, some_elements
 
-from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError
 from ckdiff.kernels import BLOCK, Comparing, Results, abi
 from ckdiff.kernels.gpu import open_device, staging
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes
-from ckdiff.rules import Rule
 
-
-def device() -> Device:
-    return open_device("cuda" if torch.cuda.is_available() else "torch-cpu")
-
-
-NAME = device().name
-
-
-def on_device(
-    dtypes: Sequence[str],
-    rules: Sequence[str],
-    *,
-    stats: bool = False,
-    window: int = BLOCK,
-    memory: int = 1 << 30,
-) -> DeviceKernels:
-    """The kernels under test; windows as small as can be, so that there are several pieces."""
-    every = tuple(dict.fromkeys(["exact", *rules]))
-    return DeviceKernels(
-        kernels(tuple(dtypes), every, stats),
-        [DTYPES[name] for name in dtypes],
-        [Rule.parse(rule) for rule in every],
-        device(),
-        window=window,
-        workers=1,
-        memory=memory,
-    )
+DEVICE = open_device("cuda" if torch.cuda.is_available() else "torch-cpu")
+RULES = ["exact", "atol=1e-3"]
+LONG = some_elements("BF16", 3 * BLOCK, 1)  # three pieces
 
 
 def agree(
     dtype: str,
-    rules: Sequence[str],
-    base: bytes,
-    tuned: bytes,
+    sides: Sequence[bytes],
     *,
     using: DeviceKernels | None = None,
     stats: bool = False,
-    offset: int = 1,
     cuts: Sequence[int] = (),
 ) -> None:
     """Hold both against each other: masks, counts, hashes and statistics, to the bit."""
-    using = using or on_device([dtype], rules, stats=stats)
-    expected = run(dtype, rules, base, tuned, stats=stats, offset=offset, cuts=cuts)
-    found = run(dtype, rules, base, tuned, stats=stats, offset=offset, cuts=cuts, using=using)
-    wrong = [rule for rule, mask in expected.masks.items() if (found.masks[rule] != mask).any()]
-    assert wrong == []
-    assert found.changed == expected.changed
-    assert found.hashes == expected.hashes
-    if expected.statistics is not None:
-        assert found.statistics is not None
-        assert found.statistics.tobytes() == expected.statistics.tobytes()
-
-
-# -- one tensor ------------------------------------------------------------------------------------
-
-
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(st.data())
-def test_any_length_place_and_cut(data: st.DataObject) -> None:
-    dtype = data.draw(st.sampled_from(["BF16", "F32", "F64", "F8_E4M3", "F4", "F6_E2M3", "I64"]))
-    step = naive.per_byte(dtype)
-    count = data.draw(st.integers(1, 3000)) * step
-    cuts = sorted(data.draw(st.sets(st.integers(1, 8), max_size=3)))
-    base, tuned = some_elements(dtype, count, data.draw(st.integers(0, 9)))
-    agree(
-        dtype,
-        ["atol=1e-3", "ulp=1"],
-        base,
-        tuned,
-        offset=data.draw(st.integers(0, 9)),
-        cuts=[512 * cut for cut in cuts if 512 * cut < count],
-        stats=True,
+    using = using or on_device(DEVICE, [dtype], RULES, stats=stats)
+    found, expected = (
+        run(dtype, RULES, *sides, stats=stats, offset=1, cuts=cuts, using=one)
+        for one in (using, None)
     )
-
-
-@pytest.mark.parametrize("dtype", ["BF16", "F64", "F6_E3M2", "U8"])
-def test_several_pieces_and_statistics(dtype: str) -> None:
-    """More pieces than stages, a ragged end, and sums of floats in the order of blocks."""
-    count = 5 * BLOCK + 1000
-    data = np.random.default_rng(1).integers(0, 256, count * DTYPES[dtype].bits // 8, np.uint8)
-    tuned = data.copy()
-    tuned[::7] ^= 1
-    sides = data.tobytes(), tuned.tobytes()
-    agree(dtype, ["atol=1e-3"], *sides, stats=True, cuts=[BLOCK + 512])
+    assert found.unlike(expected) == []
 
 
 # -- windows ---------------------------------------------------------------------------------------
 
-MIXED = ("BF16", "F32", "F4", "F8_E4M3", "I64")
+MIXED = ("BF16", "F32", "F4", "F8_E4M3", "I64", "F64", "F6_E2M3")
+SEVERAL = ("exact", "atol=1e-3", "rtol=1e-3@bf16", "ulp=1")
 
 
 class Window:
@@ -136,160 +67,147 @@ class Window:
         position = 0
         for row in range(14):
             slot = noise.choice([0, 0, noise.randrange(len(MIXED))])
-            dtype = MIXED[slot]
+            dtype, of = MIXED[slot], naive.FORMATS[MIXED[slot]].bits
             count = noise.randrange(1, most) * naive.per_byte(dtype)
             addresses = []
             for side in some_elements(dtype, count, seed * 100 + row):
-                self.kept.append(np.frombuffer(b"x" + side, np.uint8))
-                addresses.append(self.kept[-1].ctypes.data + 1)
-            rows.append([*addresses, count, position, slot, noise.randrange(9), row])
+                offset = noise.randrange(10)
+                self.kept.append(np.frombuffer(b"x" * offset + side, np.uint8))
+                addresses.append(self.kept[-1].ctypes.data + offset)
+            unit = noise.randrange(9)
+            cuts = sorted(512 * noise.randrange(1, 9) for _ in range(noise.choice([0, 0, 3])))
+            edges = [0, *(cut for cut in cuts if cut < count), count]
+            for first, stop in itertools.pairwise(edges):
+                at = [address + first * of // 8 for address in addresses]
+                rows.append([*at, stop - first, position + first, slot, unit + first // 512, row])
             position += -(-count // 512) * 512 + noise.choice([0, 0, 512])
         self.segments = np.array(rows, np.int64)
         self.size = -(-position // 8)
 
-    def run(self, using: Comparing, rules: int) -> tuple[list[bytes], bytes, bytes, bytes]:
-        masks = [np.zeros(self.size, np.uint8) for _ in range(rules)]
-        into = Results(len(self.segments), rules, with_statistics=True)
+    def run(self, using: Comparing, *, stats: bool = True) -> list[bytes]:
+        masks = [np.zeros(self.size, np.uint8) for _ in SEVERAL]
+        into = Results(len(self.segments), len(SEVERAL), with_statistics=stats)
         using.run(self.segments, masks, into)
-        assert into.statistics is not None
-        found = into.changed.tobytes(), into.hashes.tobytes(), into.statistics.tobytes()
-        return [mask.tobytes() for mask in masks], *found
+        found = [*masks, into.changed, into.hashes, into.statistics]
+        return [array.tobytes() for array in found if array is not None]
 
 
-def window_rules(using: Comparing | None = None) -> tuple[DeviceKernels, Comparing, int]:
-    rules = ("exact", "atol=1e-3", "rtol=1e-3@bf16")
-    return on_device(MIXED, rules, stats=True), kernels(MIXED, rules, True), len(rules)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 999), st.sampled_from([90, 900, 3000]), st.booleans())
+def test_windows_of_many_tensors(seed: int, most: int, stats: bool) -> None:
+    """Several dtypes in one piece, gaps between tensors, and any length, place and cut; hashed on
+    the device, or where statistics are taken.
+    """
+    window, there = Window(seed, most), on_device(DEVICE, MIXED, SEVERAL, stats=stats)
+    here = kernels(MIXED, SEVERAL, stats)
+    assert window.run(there, stats=stats) == window.run(here, stats=stats)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_windows_of_many_tensors(seed: int) -> None:
-    """Several dtypes in one piece, and gaps between tensors."""
-    there, here, rules = window_rules()
-    window = Window(seed, 900)
-    assert window.run(there, rules) == window.run(here, rules)
+@pytest.mark.parametrize("dtype", ["BF16", "F64", "F6_E3M2", "U8"])
+def test_several_pieces_and_statistics(dtype: str) -> None:
+    """More pieces than stages, a ragged end, and sums of floats in the order of blocks."""
+    count = 5 * BLOCK + 1000
+    bits = naive.FORMATS[dtype].bits
+    data = np.random.default_rng(1).integers(0, 256, count * bits // 8, np.uint8)
+    tuned = data.copy()
+    tuned[::7] ^= 1
+    for stats in (True, False):
+        agree(dtype, (data.tobytes(), tuned.tobytes()), stats=stats, cuts=[BLOCK + 512])
 
 
 def test_nothing_to_compare() -> None:
-    there, _, rules = window_rules()
-    into = Results(0, rules, with_statistics=True)
-    there.run(np.empty((0, abi.SEG_COLUMNS), np.int64), [np.zeros(8, np.uint8)] * rules, into)
+    there, into = on_device(DEVICE, MIXED, SEVERAL), Results(0, 4, with_statistics=False)
+    there.run(np.empty((0, abi.SEG_COLUMNS), np.int64), [np.zeros(8, np.uint8)] * 4, into)
 
 
 def test_threads_share_a_device() -> None:
-    there, here, rules = window_rules()
+    there, here = on_device(DEVICE, MIXED, SEVERAL, stats=True), kernels(MIXED, SEVERAL, True)
     windows = [Window(seed, 3000) for seed in range(6)]
-    expected = [window.run(here, rules) for window in windows]
+    expected = [window.run(here) for window in windows]
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda window: window.run(there, rules), windows)) == expected
+        assert list(pool.map(lambda window: window.run(there), windows)) == expected
 
 
 # -- streams ---------------------------------------------------------------------------------------
 
 
-class Log(Device):
-    """Says of itself that it is a GPU, and writes down what is asked of streams and events."""
+class Paper(Device):
+    """Says of itself that it is a GPU; ``log`` has what is asked of its streams and events."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.names = (f"s{i}" for i in range(99))
+        self.log, self.names = Mock(), (f"s{i}" for i in range(99))
         super().__init__(torch.device("cpu"), "a GPU of paper")
         self.cuda = True
         self.comparing = self.new_stream()
 
     def new_stream(self, priority: int = 0) -> Any:
-        return Thing(self.lines, next(self.names))
+        return getattr(self.log, next(self.names))
 
     def new_event(self) -> Any:
-        return Thing(self.lines, next(self.names))
+        return self.new_stream()
 
-    @contextlib.contextmanager
-    def on(self, stream: Any) -> Iterator[None]:
-        self.lines.append(f"on {stream.name}")
-        yield
+    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        self.log.on(stream)
+        return contextlib.nullcontext()
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
     def drop_cache(self) -> None:
-        self.lines.append("drop")
+        self.log.drop()
 
 
-class Thing:
-    """A stream or an event."""
-
-    def __init__(self, lines: list[str], name: str) -> None:
-        self.lines, self.name = lines, name
-
-    def __getattr__(self, method: str) -> Any:
-        def call(*others: Thing) -> None:
-            self.lines.append(" ".join([self.name, method, *(other.name for other in others)]))
-
-        return call
-
-
-def paper_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[Log, DeviceKernels]:
-    log = Log()
-    monkeypatch.setattr(sys.modules[__name__], "device", lambda: log)
-    using = on_device(["BF16"], ["atol=1e-3"])
-    log.lines.clear()
-    return log, using
+@pytest.fixture
+def paper() -> tuple[Mock, DeviceKernels]:
+    device = Paper()
+    using = on_device(device, ["BF16"], RULES)
+    device.log.reset_mock()
+    return device.log, using
 
 
 def test_streams_wait_for_each_other_and_the_cpu_once_a_piece(
-    monkeypatch: pytest.MonkeyPatch,
+    paper: tuple[Mock, DeviceKernels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, using = paper_gpu(monkeypatch)
+    log, using = paper
     real = staging.Stage.finish
 
     def finish(self: Any, *arguments: Any) -> None:
-        log.lines.append("finish")
+        log.finish()
         real(self, *arguments)
 
     monkeypatch.setattr(staging.Stage, "finish", finish)
-    sides = some_elements("BF16", 3 * BLOCK, 1)
-    agree("BF16", ["atol=1e-3"], *sides, using=using)
-    compare = log.comparing.name
+    agree("BF16", LONG, using=using)
 
-    def sent(stream: str, copied: str, done: str) -> list[str]:
+    def sent(stream: str, copied: str, done: str) -> list[Any]:
+        asked, of = [getattr(call, name) for name in (copied, done)], [log.s1, getattr(log, stream)]
         return [
-            f"on {stream}", f"{copied} record {stream}", f"on {compare}",
-            f"{compare} wait_event {copied}", f"{done} record {compare}",
+            call.on(of[1]), asked[0].record(of[1]), call.on(of[0]),
+            call.s1.wait_event(getattr(log, copied)), asked[1].record(of[0]),
         ]  # fmt: skip
 
-    first, second = ("s2", "s3", "s4"), ("s5", "s6", "s7")
-    assert log.lines == [
-        *sent(*first), *sent(*second),
-        "finish", f"{first[2]} synchronize", *sent(*first),
-        "finish", f"{second[2]} synchronize", "finish", f"{first[2]} synchronize",
+    first, second, finish_ = ("s2", "s3", "s4"), ("s5", "s6", "s7"), call.finish()
+    assert log.mock_calls == [
+        *sent(*first), *sent(*second), finish_, call.s4.synchronize(), *sent(*first),
+        finish_, call.s7.synchronize(), finish_, call.s4.synchronize(),
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("before", "waited"), [(0, ["s2"]), (1, ["s5", "s2"])])
 def test_memory_is_not_given_back_before_the_device_is_done(
+    before: int,
+    waited: list[str],
+    paper: tuple[Mock, DeviceKernels],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log, using = paper_gpu(monkeypatch)
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("CUDA error: lost")
-
-    monkeypatch.setattr(staging, "_compare", fail)
+    """With a piece that fails, and with another one on its way."""
+    log, using = paper
+    monkeypatch.setattr(staging, "_compare", Scarce(before, RuntimeError("CUDA error: lost")))
     with pytest.raises(CkdiffError, match="a GPU of paper failed: CUDA error: lost"):
-        agree("BF16", ["atol=1e-3"], *some_elements("BF16", 3 * BLOCK, 1), using=using)
-    assert log.lines[-2:] == ["s2 synchronize", f"{log.comparing.name} synchronize"]
-    # and a piece on its way when another one fails
-    log.lines.clear()
-    calls: list[int] = []
-
-    def fail_later(*arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            fail()
-
-    monkeypatch.setattr(staging, "_compare", fail_later)
-    with pytest.raises(CkdiffError, match="lost"):
-        agree("BF16", ["atol=1e-3"], *some_elements("BF16", 3 * BLOCK, 1), using=using)
-    waited = [line for line in log.lines if line.endswith(" synchronize")]
-    assert [line.split()[0] for line in waited[0::2]] == ["s5", "s2"]
+        agree("BF16", LONG, using=using)
+    asked = [one for one in log.mock_calls if one[0].endswith(".synchronize")]
+    assert asked == [
+        c for name in waited for c in (getattr(call, name).synchronize(), call.s1.synchronize())
+    ]
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -319,37 +237,35 @@ def test_out_of_memory(after: int, error: RuntimeError, monkeypatch: pytest.Monk
     """What is on its way comes back, the CPU does the rest, and later all."""
     scarce = Scarce(after, error)
     monkeypatch.setattr(staging, "_compare", scarce)
-    using = on_device(["F64"], ["atol=1e-3"], stats=True, window=BLOCK)
+    using = on_device(DEVICE, ["F64"], RULES, stats=True)
     sides = some_elements("F64", 5 * BLOCK + 700, 1)
     for _ in range(2):
-        agree("F64", ["atol=1e-3"], *sides, using=using, stats=True)
+        agree("F64", sides, using=using, stats=True)
         assert scarce.calls == after + 1
     assert using.gave_up
-    said = f"warning: {NAME} is out of memory: comparing on the CPU from here on"
+    said = f"warning: {DEVICE.name} is out of memory: comparing on the CPU from here on"
     assert list(using.messages) == [said]
 
 
 def test_another_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "_compare", Scarce(0, RuntimeError("CUDA error: lost\nmore")))
-    with pytest.raises(
-        CkdiffError, match=f"^{re.escape(NAME)} failed: CUDA error: lost \\("
-    ) as caught:
-        agree("F32", [], *some_elements("F32", 5000, 1))
+    said = f"^{re.escape(DEVICE.name)} failed: CUDA error: lost \\("
+    with pytest.raises(CkdiffError, match=said) as caught:
+        agree("BF16", LONG)
     assert caught.value.hint == "run with --device cpu"
 
 
 def test_a_piece_that_does_not_come_back_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: object) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA error: out of memory")
-
+    lost = Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA error: out of memory"))
     monkeypatch.setattr(staging.Stage, "finish", lost)
-    with pytest.raises(CkdiffError, match=f"{re.escape(NAME)} failed: CUDA error: out of memory"):
-        agree("F32", [], *some_elements("F32", 9 * BLOCK, 1))
+    said = f"{re.escape(DEVICE.name)} failed: CUDA error: out of memory"
+    with pytest.raises(CkdiffError, match=said):
+        agree("BF16", LONG)
 
 
 def test_too_little_device_memory_is_said_before() -> None:
     with pytest.raises(BudgetError, match="of device memory is too little: with 1 worker this"):
-        on_device(["BF16"], ["exact"], memory=1 << 20)
+        on_device(DEVICE, ["BF16"], ["exact"], memory=1 << 20)
     sizes = Sizes(1 << 25, 2, 64)
     memories = (75, 120, 1024)
     found = [sizes.fitting(1, memory << 20) for memory in memories]
