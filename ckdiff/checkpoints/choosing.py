@@ -48,7 +48,8 @@ def _of_file(folder: Folder, parent: str, name: str) -> Choice:
         return _of_directory(folder, parent)
     if (rank := rank_of(name)) is not None and rank[1] > 1:
         raise CheckpointError(
-            f"{where(folder, path)}: holds the part that one of {rank[1]:,} ranks has of a model",
+            f"{where(folder, path)}: has only the part that one of {rank[1]:,} ranks has of a "
+            "model",
             hint="give the directory that has the files of all ranks",
         )
     refused = not_weights(folder, path)

@@ -76,7 +76,7 @@ def file_name_fault(name: str) -> str | None:
     if name.startswith("/"):
         return "is an absolute path"
     if any(part in ("", ".", "..") for part in name.split("/")):
-        return "leaves its directory or is empty in parts"
+        return "leaves its directory or has empty parts"
     return None
 
 
@@ -178,7 +178,7 @@ def joined_by_index(
         name, file = next(iter(left.items()))
         count = f"{len(left):,} tensor{'s' * (len(left) > 1)}"
         warnings.append(
-            f"{path}: left out {count} that the index does not name, "
+            f"{path}: left out {count} that the index does not list, "
             f"{_one(left)}{shown(name)} of {called(file)}"
         )
     if missing:
@@ -187,7 +187,7 @@ def joined_by_index(
         there = "" if elsewhere is None else f"; it is in {called(elsewhere)}"
         count = f"{len(missing):,} tensor{'s' * (len(missing) > 1)}"
         warnings.append(
-            f"{path}: names {count} that its files lack, "
+            f"{path}: lists {count} that its files lack, "
             f"{_one(missing)}{shown(name)} of {called(weight_map[name])}{there}"
         )
     return Listed(kept, missing, tuple(warnings))

@@ -56,6 +56,7 @@ def of_other_backend(folder: Folder, sub: str) -> CheckpointError | None:
             hint="give a checkpoint that was saved completely",
         )
     return CheckpointError(
-        f"{label}: is a Megatron checkpoint of the back end {called(backend)}, which is not read",
+        f"{label}: is a Megatron checkpoint of the back end {called(backend)}, which ckdiff does "
+        "not read",
         hint=SAVE,
     )

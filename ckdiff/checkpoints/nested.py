@@ -80,7 +80,7 @@ def pipeline_in(folder: Folder, sub: str, names: Sequence[str]) -> Choice | None
     if absent:
         notes.append(f"{label}: {PIPELINE} lists {some(absent, _LISTED)}, which is not there")
     if others or without:
-        notes.append(f"{label}: passed over {some(choices([*others, *without]), _LISTED)}")
+        notes.append(f"{label}: skipped {some(choices([*others, *without]), _LISTED)}")
     return Choice("safetensors", sub, (), parts=tuple(parts), notes=tuple(notes))
 
 

@@ -45,7 +45,7 @@ def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 WARNING = "warning: "  #: what a note begins with that is more than a note
 #: the hint where a key leads nowhere because there are none
-NO_KEY = "its tensors lie under no key: leave --key out"
+NO_KEY = "its tensors are under no key: leave out --key"
 UNUSED_KEY = f"{WARNING}--key "  #: what a note begins with of a key that there is no use for
 
 

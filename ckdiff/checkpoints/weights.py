@@ -125,7 +125,7 @@ def _lacking(files: Sequence[str], lacking: Sequence[str], others: Sequence[str]
     beside = f"there lie {some(others)}" if others else "there are no others"
     if len(files) == 1:
         return f"lists one file, which is not there: {some(lacking)}; {beside}"
-    return f"lists {len(files):,} files, and none of them is there: {some(lacking)}; {beside}"
+    return f"lists {len(files):,} files, and none of them exists: {some(lacking)}; {beside}"
 
 
 def _is_folder(folder: Folder, sub: str, inner: str) -> bool:

@@ -138,7 +138,7 @@ def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
     table = plan.checkpoint.table
     if table.absent:
         yield (
-            "warning: tensors that are in no file, or cannot be read, are not written: "
+            "warning: tensors that no file has, or that cannot be read, are not written: "
             f"{_several(table.absent)}"
         )
     shared = plan.shared

@@ -34,7 +34,8 @@ class Bases:
         many = self.whole > 1
         tensors = f"{self.whole:,} tensors are" if many else "1 tensor is"
         return told(
-            f"{tensors} stored whole, as the base has only {'their' if many else 'its'} parts, or "
+            f"{tensors} stored whole, because the base has only {'their' if many else 'its'} "
+            "parts, or"
             "has them inside others: save both sides alike for a small delta"
         )
 

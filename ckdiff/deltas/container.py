@@ -266,7 +266,7 @@ class Delta:
                 hint="use a newer ckdiff",
             )
         if metadata.keys() != _METADATA:
-            raise self.damaged("its header is not a delta's")
+            raise self.damaged("its header is not that of a delta")
         self._where = {name: i for i, name in enumerate(self._header.names)}
         if entries_digest(self._entries()) != metadata["entries"]:
             raise self.damaged("its header is not what was written")

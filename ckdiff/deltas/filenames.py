@@ -31,7 +31,7 @@ def index_name_fault(name: str) -> str | None:
     """Why a delta may not write an index of this name, or None."""
     fault = _path_fault(name)
     if fault is None and not _INDEX.fullmatch(name):
-        return "is not called like an index of safetensors files"
+        return "does not have the name of an index of safetensors files"
     return fault
 
 

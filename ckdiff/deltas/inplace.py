@@ -37,7 +37,7 @@ from ckdiff.errors import DeltaError, OutputError, UsageError, printable
 from ckdiff.options import Observer, Options, checked_observer, checked_path
 from ckdiff.running.runners import interruptible
 
-_ELSEWHERE = "apply to another place with -o"
+_ELSEWHERE = "write a new checkpoint with -o"
 
 
 def apply_deltas_in_place(

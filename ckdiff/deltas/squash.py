@@ -45,7 +45,7 @@ from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 from ckdiff.running.threads import ChunkTask, InOrder, PerThread, Stopped
 
-_WITH_BASE = "give what the first of them is made from as well: --base CHECKPOINT"
+_WITH_BASE = "give the checkpoint that the first of them is made from: --base CHECKPOINT"
 _AHEAD = 4  # tensors for each worker that may be done before the oldest is written
 
 
@@ -136,7 +136,7 @@ def _chain(stream: WeightStream, first: int, last: int) -> list[Version]:
         version = stream.version(number)
         if version.said is None:
             raise version.fault(
-                "is a full version, and has all that was before it",
+                "is a full version, and contains everything before it",
                 f"begin with {version_name(number + 1)}, or end before it",
             )
         found.insert(0, version)
@@ -197,8 +197,7 @@ def _said(chain: Sequence[Version], encoding: str | None) -> Said:
         assert said is not None
         if said.encoding == PACKED:
             raise version.fault(
-                "is packed, and what packed versions do together is not known without what they "
-                "are made from",
+                "is packed, and packed versions can only be joined together with the base",
                 _WITH_BASE,
             )
         for what, mine, others in (

@@ -84,7 +84,7 @@ class Devices:
                 )
             why = "a cluster's workers compare on their CPUs"
         elif asked == "auto" and options.stream:  # nor can windows be tried out of order
-            why = "what is streamed comes more slowly than the CPU compares"
+            why = "data arrives more slowly than the CPU compares it"
         elif asked == "auto" and bytes_to_read < WORTH_STARTING and not _on_gpu(sides):
             why = f"{budget.format_size(bytes_to_read)} is too little for starting a GPU to pay"
         return none._opened() if why is None else replace(none, taken=Taken("cpu", why))

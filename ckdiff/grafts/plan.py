@@ -131,7 +131,7 @@ class Plan:
         if retyped:
             yield (
                 f"{retyped:,} tensor{'s have' if retyped > 1 else ' has'} another dtype in tuned: "
-                "what is taken is written in the base's, rounded to the nearest where it must be"
+                "their values are converted to the base's, rounded to the nearest if necessary"
             )
         if self.left_out:
             yield (

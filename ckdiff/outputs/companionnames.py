@@ -38,7 +38,7 @@ LISTS = ("model_index.json", "modules.json")
 def is_companion(path: str) -> bool:
     """Whether a file of this path, relative to the weights, may be copied with them.
 
-    Modules of Python are where a config names some, which is not known here.
+    Modules of Python are where a config names some, which ckdiff does not know.
     """
     folder, slash, name = path.rpartition("/")
     if slash and not _FOLDER.fullmatch(folder):

@@ -219,7 +219,7 @@ def _open_folder(path: Path) -> int:
         if error.errno == errno.ENOTDIR:
             raise _not_ours(path, "it is not a directory") from None
         if error.errno == errno.EACCES:
-            raise _not_ours(path, "we may not look into it") from None
+            raise _not_ours(path, "it may not be looked into") from None
         raise
 
 
@@ -313,7 +313,7 @@ def _read_marker(path: Path, fd: int) -> dict[str, object] | None:
         status = os.fstat(marker)
         ours = status.st_uid == os.fstat(fd).st_uid and not status.st_mode & 0o022
         if not (stat.S_ISREG(status.st_mode) and ours):
-            raise _not_ours(path, f"{MARKER} in it is not a file of ours")
+            raise _not_ours(path, f"{MARKER} in it is not a file of ckdiff's")
         raw = file.read(_LARGEST)
     try:
         found = json.loads(raw)

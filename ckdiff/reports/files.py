@@ -96,6 +96,6 @@ def _policy(begins: bytes) -> Policy:
                 head = file.read(len(begins))
         except OSError as error:
             return f"cannot be read: {error.strerror}"
-        return None if head in (b"", begins) else "is no report of ckdiff"
+        return None if head in (b"", begins) else "is not a report of ckdiff"
 
     return in_the_way

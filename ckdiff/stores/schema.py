@@ -126,7 +126,7 @@ def object_names(masks: Sequence[str], chunks: int) -> set[str]:
 def _check_objects(objects: Any, masks: Sequence[str], chunks: int) -> None:
     """Just the files that the layout implies, with sizes that such files can have."""
     if type(objects) is not dict:
-        raise ValueError("objects is no object")
+        raise ValueError("objects is not an object")
     # counted first: what is only declared must not be made room for
     if len(objects) != 3 + len(masks) * (1 + chunks):
         raise ValueError(f"objects has {len(objects):,} files, which is not what the layout needs")
@@ -327,7 +327,7 @@ def object_of(
 ) -> dict[str, Any]:
     """An object with these keys and no others."""
     if type(value) is not dict:
-        raise ValueError(f"{what} is no object")
+        raise ValueError(f"{what} is not an object")
     if lacking := [key for key in keys if key not in value]:
         raise ValueError(f"{what} lacks {lacking[0]}")
     if strange := value.keys() - {*keys, *optional}:
@@ -340,7 +340,7 @@ def list_of(check: Check) -> Check:
 
     def checked(what: str, value: Any) -> None:
         if type(value) is not list:
-            raise ValueError(f"{what} is no list")
+            raise ValueError(f"{what} is not a list")
         for item in value:
             check(what, item)
 
@@ -350,7 +350,7 @@ def list_of(check: Check) -> Check:
 def text(what: str, value: Any) -> str:
     """Any text; that it can be written as UTF-8 is known where it comes from a file."""
     if type(value) is not str:
-        raise ValueError(f"{what} is no text")
+        raise ValueError(f"{what} is not text")
     return value
 
 

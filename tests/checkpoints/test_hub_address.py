@@ -70,7 +70,7 @@ def test_what_is_no_address(text: str) -> None:
     ],
 )
 def test_models_that_had_no_organisation(text: str, wanted: str) -> None:
-    with pytest.raises(CheckpointError, match="an organisation and a name are wanted") as caught:
+    with pytest.raises(CheckpointError, match="must be an organisation and a name") as caught:
         HubAddress.parse(text)
     assert f"under an organisation now, such as {wanted}" in caught.value.one_line()
 

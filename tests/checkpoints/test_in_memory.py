@@ -345,7 +345,7 @@ class Scattered:
         (lambda: torch.Tensor._make_subclass(Sharded, torch.ones(3)), "is a Sharded, which holds"),
         (lambda: torch.nn.UninitializedParameter(), "not initialised yet .*run the module once"),
         (lambda: torch.ones(3, dtype=torch.cfloat).conj(), "resolve_conj"),
-        (lambda: freed(), "no memory any more: .*full state dict"),
+        (lambda: freed(), "no memory now: .*full state dict"),
         (lambda: np.array(["a", None], object), "is an array of object, not of numbers"),
         (lambda: np.zeros(3, [("a", "f4")]), "'a', .*not of numbers"),
         (lambda: np.zeros(3, "M8[s]"), "not of numbers"),

@@ -350,8 +350,8 @@ def test_an_index_is_the_list(tmp_path: Path) -> None:
         assert [got.files[i].name for i in got.file_index] == [one, two, two]
         assert sorted(got.table.absent) == ["gone", "moved"]
         left, lacking = got.notes
-        assert "left out 1 tensor that the index does not name, 'extra' of" in left
-        assert "names 2 tensors that its files lack, such as 'moved'" in lacking
+        assert "left out 1 tensor that the index does not list, 'extra' of" in left
+        assert "lists 2 tensors that its files lack, such as 'moved'" in lacking
         assert "it is in model-2-of-2.safetensors" in lacking
         # what is in the files is all there for whoever makes them again
         assert got.as_stored().table.names == ["a", "twice", "extra", "b", "twice", "moved"]
@@ -382,7 +382,7 @@ def test_a_file_that_an_index_lists_and_that_is_not_there(tmp_path: Path) -> Non
     write_index(tmp_path, {"c": "model-3.safetensors"})
     refused(tmp_path, "lists one file, which is not there: model-3.safetensors; there lie ")
     write_index(tmp_path, {"c": "model-3.safetensors", "d": "model-4.safetensors"})
-    refused(tmp_path, "lists 2 files, and none of them is there: model-3.safetensors, model-4.")
+    refused(tmp_path, "lists 2 files, and none of them exists: model-3.safetensors, model-4.")
 
 
 def test_of_a_numbered_set_that_lacks_one_the_others_are_named_one_by_one(tmp_path: Path) -> None:

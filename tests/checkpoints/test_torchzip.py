@@ -272,8 +272,8 @@ def test_the_state_of_an_optimizer_is_not_suggested(content: Any) -> None:
 
 
 def test_a_wrong_key_where_there_are_no_others() -> None:
-    assert "lie under no key: leave --key out" in refused(saved(SD), "model")
-    assert "lie under no key: leave --key out" in refused(saved([W, W]), "model")
+    assert "are under no key: leave out --key" in refused(saved(SD), "model")
+    assert "are under no key: leave out --key" in refused(saved([W, W]), "model")
     assert "no tensors by name under any key" in refused(saved({"epoch": 1}), "model")
     assert "no tensors by name under any key" in refused(saved({"optimizer": OPTIMIZER}), "model")
 
@@ -373,10 +373,10 @@ def floats(*arguments: Any, **options: Any) -> bytes:
         (hand_made(floats("0", 6, [1 << 40, 1 << 40, 0], [0, 0, 0])), "impossible shape"),
         (hand_made(floats("0", 6, [1 << 40], [0])), "repeat"),
         (hand_made(floats("0", 6, [6]), order=b"big"), "big-endian"),
-        (hand_made(floats("0", 6, [6]), order=b"?"), "no order of bytes"),
+        (hand_made(floats("0", 6, [6]), order=b"?"), "not an order of bytes"),
         (hand_made(floats("0", 6, [6]), method=8), "compressed"),
         (zip_bytes([Entry(b"a/data.pkl", pickled(b"}"), 8)]), "compressed"),
-        (zip_bytes([Entry(b"a/x", b"")]), "none of torch"),
+        (zip_bytes([Entry(b"a/x", b"")]), "torch did not write it"),
         (zip_bytes([Entry(b"a/data.pkl", b"."), Entry(b"b/data.pkl", b".")]), "two pickles"),
         (zip_bytes([Entry(b"a/data.pkl", b".", flags=1)]), "is encrypted"),
         (zip_bytes([Entry(b"a/data.pkl", b"."), Entry(b"a/data.pkl", b".")]), "there twice"),

@@ -289,8 +289,8 @@ def test_names_that_are_taken() -> None:
         ("attention.c_attn.weight", (5, 6), "order of its rows"),
         ("attention.wqkv.weight", (6, 5), "order of its rows"),
         ("attention.in_proj.weight", (6, 5), "order of its rows"),
-        ("attention.qkv_proj.weight", (7, 5), "do not make it up"),
-        ("attention.qkv_proj.weight", (6, 4), "do not make it up"),
+        ("attention.qkv_proj.weight", (7, 5), "do not add up to it"),
+        ("attention.qkv_proj.weight", (6, 4), "do not add up to it"),
     ],
 )
 def test_what_cannot_be_told_apart_is_left_with_a_note(
@@ -429,6 +429,6 @@ def test_what_a_file_declares_takes_no_memory() -> None:
         parts[f"{E}{n}.down_proj.weight"] = (3, 2)
     result = unfuse(_shapes(fused), _shapes(parts))
     assert result.base is None
-    assert any("do not make it up" in note for note in result.notes)
+    assert any("do not add up to it" in note for note in result.notes)
     long = {"vision_tower" * 100_000 + ".attention.wq.weight": (2, 3)}
     assert unfuse(_shapes(long), _shapes(parts)).base is None

@@ -157,10 +157,10 @@ def test_where_reports_may_not_be(pair: Pair, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     write_safetensors(folder / "model.safetensors", model())
     wrong = {
-        "is no report of ckdiff": (*pair, "--markdown", str(notes)),
+        "is not a report of ckdiff": (*pair, "--markdown", str(notes)),
         "would replace": (*pair, "-o", out, "--junit", out),
         "lies inside the source": (str(folder), pair[1], "--markdown", str(folder / "r.md")),
-        "is no report": (*pair, "--junit", pair[1]),
+        "is not a report": (*pair, "--junit", pair[1]),
     }
     for says, asked in wrong.items():
         assert says in error("diff", *asked, "--overwrite")

@@ -326,7 +326,7 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
         "run/checkpoint-500/optimizer.pt": "holds training state",
         "zero": "ZeRO-3.*gather",
         "two.pt": r"--key 0\.model or --key 1\.model",
-        "old.pt": r"torch before 1\.6 \(save it anew",
+        "old.pt": r"torch before 1\.6 \(save it again",
         "p": r"--rename '\^model\\\.text\\\.=model\.' would pair 2 of 2",
         "nowhere": "does not exist",
     }

@@ -24,8 +24,10 @@ from support import write_safetensors
 
 import ckdiff
 from ckdiff.checkpoints.views.blockscalereader import ScaledReader
-from ckdiff.diffs.allotment import allot
-from ckdiff.diffs.task import SMALLEST_WINDOW
+from ckdiff.diffs import task
+from ckdiff.diffs.plan import plan
+from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
+from ckdiff.options import Options
 
 #: more than a window each, which ends anywhere in a row
 LARGE: dict[str, Callable[[Scheme], None]] = {
@@ -65,8 +67,7 @@ def said(a: Path, b: Path, out: Path, **more: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", [*LARGE, *SMALL])
 def test_what_comes_of_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults: Any = allot.__kwdefaults__
-    monkeypatch.setitem(defaults, "largest", SMALLEST_WINDOW)
+    monkeypatch.setattr(task, "largest_window", lambda sides: SMALLEST_WINDOW)
     late: list[ScaledReader] = []
     give = ScaledReader.give_recipes
 
@@ -99,3 +100,21 @@ def test_statistics_are_the_same(tmp_path: Path) -> None:
     for column in fields(wanted.statistics):
         mine, theirs = (getattr(side.statistics, column.name) for side in (found, wanted))
         assert [*map(str, mine)] == [*map(str, theirs)], column.name
+
+
+def test_windows_are_longer_where_values_come_from_few_bytes(tmp_path: Path) -> None:
+    """And no buffer for values is counted: windows of which one is made take the memory of it."""
+
+    def planned(base: Path, tuned: Path) -> tuple[int, int]:
+        options = Options(memory=8 << 30, workers=1, dequantize=True, device="cpu")
+        with plan(base, tuned, None, options) as found:
+            return found.allotment.window // LARGEST_WINDOW, found.allotment.needed
+
+    windows, needed = {}, {}
+    for name in ("FP4", "128 x 128", "turned"):
+        (a, values), (b, _) = (sides(LARGE[name], tmp_path, seed) for seed in (0, 1))
+        windows[name], needed[name] = planned(a, b)
+        windows["made"], needed["made"] = planned(a, values)
+        assert windows["made"] == 1
+    assert windows == {"FP4": 4, "128 x 128": 2, "turned": 4, "made": 1}
+    assert needed["FP4"] < needed["made"]

@@ -186,7 +186,9 @@ def test_an_output_is_replaced_only_when_asked(
     out = tmp_path / "out.safetensors"
     out.write_text("mine")
     for overwrite in ([], ["--overwrite"]):
-        assert "is no file of exported masks" in error("export", path, "-o", str(out), *overwrite)
+        assert "is not a file of exported masks" in error(
+            "export", path, "-o", str(out), *overwrite
+        )
         assert out.read_text() == "mine"
     out.unlink()
     ok("export", path, "-o", str(out), "--invert")

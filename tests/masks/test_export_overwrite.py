@@ -166,7 +166,7 @@ def test_nothing_else_is_replaced(
     before, there = out.read_bytes(), sorted(os.listdir(tmp_path))
     for form in FORMATS:
         for overwrite in (False, True):
-            with pytest.raises(ckdiff.OutputError, match="is no file of exported masks"):
+            with pytest.raises(ckdiff.OutputError, match="is not a file of exported masks"):
                 export(store, out, form, overwrite=overwrite)
     assert out.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == there

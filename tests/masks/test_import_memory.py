@@ -64,10 +64,10 @@ def _deflated_flags() -> bytes:
 def hostile(folder: Path) -> dict[str, str | int]:
     """Files, and what is to be said about them: a part of the error, or the number of ones."""
     archives: dict[str, tuple[bytes, str | int]] = {
-        "lists": (_pickle(b"(" + b"]" * _LONG), "more memory than its length explains"),
-        "dicts": (_pickle(b"(" + b"}" * _LONG), "more memory than its length explains"),
-        "marks": (_pickle(b"(" * _LONG), "more memory than its length explains"),
-        "tuples": (_pickle(b"N" + b"\x85" * _LONG), "more memory than its length explains"),
+        "lists": (_pickle(b"(" + b"]" * _LONG), "far more memory than its length"),
+        "dicts": (_pickle(b"(" + b"}" * _LONG), "far more memory than its length"),
+        "marks": (_pickle(b"(" * _LONG), "far more memory than its length"),
+        "tuples": (_pickle(b"N" + b"\x85" * _LONG), "far more memory than its length"),
         "words": (
             _pickle(b"(" + b"".join(b"ca\n%d\n" % i for i in range(2000))),
             "it is damaged",

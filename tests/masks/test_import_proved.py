@@ -384,7 +384,7 @@ def test_more_members_than_a_zip_counts(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "f", "w") as archive:
         for i in range(65_536):
             archive.writestr(f"{i}.npy", npy(np.ones((), bool)) if i < 2 else b"")
-    assert "2.npy is no array" in refused(tmp_path / "f", tmp_path / "out")
+    assert "2.npy is not an array" in refused(tmp_path / "f", tmp_path / "out")
 
 
 # -- torch -----------------------------------------------------------------------------------------

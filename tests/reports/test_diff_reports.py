@@ -193,13 +193,13 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     for content in (b"<?xml version='1.0'?><testsuites/>", b"# notes\n", b"<!-- ckdiff"):
         for name in ("r.xml", "r.md"):
             (tmp_path / name).write_bytes(content)
-            with pytest.raises(OutputError, match=r"is no report of ckdiff"):
+            with pytest.raises(OutputError, match=r"is not a report of ckdiff"):
                 write(tmp_path)
             assert (tmp_path / name).read_bytes() == content
             (tmp_path / name).unlink()
             assert list(tmp_path.iterdir()) == []
     xml, text = write(tmp_path)
-    with pytest.raises(OutputError, match="no report"):  # the one is not the other
+    with pytest.raises(OutputError, match="not a report"):  # the one is not the other
         Reports({"--junit": text})
     (tmp_path / "link.md").symlink_to(text)
     (tmp_path / "folder").mkdir()

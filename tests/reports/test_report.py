@@ -163,7 +163,7 @@ def test_figures_are_files(runs: Runs, tmp_path: Path) -> None:
 def test_only_a_report_is_replaced(runs: Runs, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     out.write_text("<!doctype html>\nmine")
-    with pytest.raises(OutputError, match="is no report"):
+    with pytest.raises(OutputError, match="is not a report"):
         report(runs.stores[:1], out)
     assert out.read_text() == "<!doctype html>\nmine"
     with pytest.raises(OutputError, match=r"lies inside|would replace"):

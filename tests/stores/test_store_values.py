@@ -100,7 +100,7 @@ def change_json(root: Path, key: str, change: Callable[[dict[str, Any]], object]
         ({"rules": []}, "not counted"),
         ({"masks": ["ulp=1"]}, "not counted"),
         ({"ckdiff_version": "1.0\x1b[31m"}, "ckdiff_version cannot be"),
-        ({"ckdiff_version": 1}, "ckdiff_version is no text"),
+        ({"ckdiff_version": 1}, "ckdiff_version is not text"),
         ({"layout": {"addresses": 2048, "alignment": 64, "chunk": CHUNK}}, "alignment is not 512"),
         ({"layout": {"addresses": 1 << 70, "alignment": 512, "chunk": CHUNK}}, "addresses"),
         ({"layout": {"addresses": 2048, "alignment": 512, "chunk": float(CHUNK)}}, "chunk is no"),
@@ -108,7 +108,7 @@ def change_json(root: Path, key: str, change: Callable[[dict[str, Any]], object]
         ({"unpaired": [{"name": "x", "reason": ["added"]}]}, "without a reason"),
         ({"base": {"label": "x"}}, "base lacks files"),
         ({"base": {"label": "x", "files": [{"name": "a", "size": -1}]}}, "size in files"),
-        ({"base": {"label": "x", "files": [{"name": 1, "size": 1}]}}, "is no text"),
+        ({"base": {"label": "x", "files": [{"name": 1, "size": 1}]}}, "is not text"),
         ({"base": {"label": "x", "files": [], "commit": "\x1b[2J"}}, "commit of base cannot be"),
         ({"selection": {"include": "all", "exclude": [], "rename": []}}, "include of selection"),
         ({"made_by": {"operation": "union"}}, "unknown key 'base'"),
@@ -398,7 +398,7 @@ def test_the_view_of_another_process_opens_the_store_itself(root: Path, made: Pa
     shutil.copytree(made / "two.zarr", root)
     script = "import pickle, sys; pickle.loads(sys.stdin.buffer.read()).compute()"
     done = subprocess.run([sys.executable, "-c", script], input=sent, capture_output=True)
-    assert b"is another store here" in done.stderr
+    assert b"is a different store here" in done.stderr
 
 
 def test_object_that_becomes_something_else_is_not_waited_for(

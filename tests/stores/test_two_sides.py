@@ -267,14 +267,14 @@ HALF = UNPAIRED[1]
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("tied", None, "tied is no list"),
-        ("tied", [1], "tied is no object"),
+        ("tied", None, "tied is not a list"),
+        ("tied", [1], "tied is not an object"),
         ("tied", [{"name": "head", "same_as": "alike"}], "tied lacks side"),
         ("tied", [{"name": "head", "same_as": "alike", "side": "base"}], "has not alone"),
         ("tied", [{"name": "alike", "same_as": "head", "side": "tuned"}], "has not alone"),
         ("tied", [{"name": "gone", "same_as": "head", "side": "tuned"}], "has not alone"),
         ("tied", [{"name": "head", "same_as": "head", "side": "tuned"}], "tied to itself"),
-        ("tied", [{"name": "head", "same_as": 1, "side": "tuned"}], "no text"),
+        ("tied", [{"name": "head", "same_as": 1, "side": "tuned"}], "not text"),
         ("tied", [{"name": "head", "same_as": "alike", "side": "both"}], "cannot be 'both'"),
         ("tied", [*TIED, *TIED], "one tensor twice"),
         ("unpaired", [GONE | {"side": "here"}, HEAD], "cannot be 'here'"),
@@ -285,7 +285,7 @@ HALF = UNPAIRED[1]
         ("unpaired", [HALF | {"base_dtype": "Q9"}, HEAD], "unknown dtype"),
         ("unpaired", [GONE | {"base_shape": [3]}, HEAD], "unknown key 'base_shape'"),
         ("unpaired", [GONE | {"base_dtype": "BF16"}, HEAD], "lacks base_shape"),
-        ("unpaired", [{"name": 1, "reason": "missing"}, HEAD], "no text"),
+        ("unpaired", [{"name": 1, "reason": "missing"}, HEAD], "not text"),
         ("unpaired", [{"reason": "missing"}, HEAD], "lacks name"),
         ("selection", GLOBS | {"common_rows": False}, "common_rows of selection is not true"),
         ("selection", GLOBS | {"common_rows": 1}, "common_rows of selection is not true"),
@@ -293,10 +293,10 @@ HALF = UNPAIRED[1]
         ("base", BASE | {"adapter": "x"}, "base lacks adapter_config"),
         ("base", BASE | {"adapter_config": HEX}, "base lacks adapter"),
         ("base", BASE | ADAPTER | {"adapter_config": "x"}, "adapter config of base cannot be"),
-        ("base", BASE | ADAPTER | {"adapter": 1}, "adapter of base is no text"),
+        ("base", BASE | ADAPTER | {"adapter": 1}, "adapter of base is not text"),
         ("base", BASE | ADAPTER | {"adapter_commit": "/"}, "adapter commit of base cannot be"),
         ("base", BASE | {"adapter_path": "x"}, "unknown key 'adapter_path'"),
-        ("base", [], "base is no object"),
+        ("base", [], "base is not an object"),
     ],
 )  # fmt: skip
 def test_manifest_value(root: Path, key: str, value: Any, words: str) -> None:
@@ -349,7 +349,7 @@ def test_versions_must_agree(root: Path) -> None:
     with pytest.raises(StoreCorrupt, match="not what ckdiff writes"):
         ckdiff.open_store(root)
     change(root, in_manifest=lambda manifest: manifest.update(format_version=3))
-    with pytest.raises(StoreCorrupt, match="format 3, this ckdiff reads up to 2"):
+    with pytest.raises(StoreCorrupt, match="format 3, but this ckdiff reads only up to 2"):
         ckdiff.open_store(root)
 
 

@@ -126,7 +126,7 @@ class _Reading:
                 continue  # bytes: what is no tensor is pickled
             dtype, shape = _dtype(entry), entry.field("size")
             if not is_shape(shape) or dtype is None:
-                raise self._wrong(f"lists {shown(key)} without a sensible shape and dtype")
+                raise self._wrong(f"lists {shown(key)} without a possible shape and dtype")
             storage = Storage(str(len(self._tensors)), None, 0)
             self._tensors.append((key, dtype, shape, entry))
             inner = content
@@ -163,7 +163,7 @@ class _Reading:
             if type(of) is dict and _RESHAPED in of:
                 raise CheckpointError(
                     f"{self.where}: Megatron gave {shown(key)} another shape to save it "
-                    f"({_RESHAPED}), which is not read",
+                    f"({_RESHAPED}), which ckdiff does not read",
                     hint="load it with Megatron and export the model, for example to Hugging Face",
                 )
 
@@ -221,7 +221,7 @@ class _Reading:
                     for name in ("offsets", "sizes")
                 )
                 if not is_shape(at) or not is_shape(extent):
-                    raise self._wrong(f"has a piece of {shown(key)} without a sensible place")
+                    raise self._wrong(f"has a piece of {shown(key)} without a possible place")
                 if 0 in extent:
                     continue
                 item = stored.get((key, at))
@@ -241,7 +241,7 @@ class _Reading:
             if type(key) is not str or key not in wanted:
                 continue
             if not is_shape(at) or (key, at) in found:
-                raise self._wrong(f"says twice, or not, where {shown(key)} is stored")
+                raise self._wrong(f"does not say once where {shown(key)} is stored")
             found[key, at] = info
         return found
 
@@ -251,7 +251,8 @@ class _Reading:
             raise self._wrong(f"does not say where {shown(key)} at {list(at)} is stored")
         if info.field("transform_descriptors"):
             raise self._wrong(
-                f"says that {shown(key)} is compressed or otherwise transformed, which is not read"
+                f"says that {shown(key)} is compressed or otherwise transformed, which ckdiff does "
+                "not read"
             )
         file = self._names.get(name)
         if file is None:

@@ -104,9 +104,9 @@ class PickleBytes:
         """Account for ``size`` bytes of values, or fewer than none; raises ValueError."""
         self._memory -= size
         if self._memory < 0:
-            refuse("it takes more memory than its length explains")
+            refuse("it needs far more memory than its length")
 
     def check(self, stacked: int) -> None:
         """Raise ValueError if ``stacked`` values, which are not charged for yet, are too many."""
         if stacked > _MOST_STACKED or 8 * stacked > self._memory:
-            refuse("it takes more memory than its length explains")
+            refuse("it needs far more memory than its length")

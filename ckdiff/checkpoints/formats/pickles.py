@@ -30,7 +30,7 @@ _LONG = Word("", "long text or data")
 _REFERENCE = Word("", "reference")
 _U1, _U2, _U4, _U8 = (struct.Struct(f"<{kind}") for kind in "BHLQ")
 _SIGNED, _FLOAT = struct.Struct("<l"), struct.Struct(">d")
-_HINT = "only what torch.save writes since torch 1.6 is read: load it with torch, save it again"
+_HINT = "ckdiff reads what torch.save writes since torch 1.6: load it with torch and save it again"
 
 
 def read_pickle(
@@ -320,7 +320,7 @@ class Machine:
             refuse("it sets what no object has")  # ours to look at
 
     def refused(self) -> None:
-        refuse("it refers to what is not in the file")
+        refuse("it refers to something that is not in the file")
 
 
 def _pushed(value: Any) -> Callable[[Machine], None]:

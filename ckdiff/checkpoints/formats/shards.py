@@ -55,7 +55,7 @@ def local_of(value: Any) -> Local | str:
         return _of_dtensor(value)
     if kind == "ShardedTensor":
         return _of_shards(value)
-    return unsupported(value) or "of a kind that is not read"
+    return unsupported(value) or "of a kind that ckdiff does not read"
 
 
 def _of_dtensor(value: Record) -> Local | str:

@@ -84,7 +84,11 @@ def open_torch_zip(read: Read, size: int, file: str) -> TorchFile:
     archive.unchecked = not any(member.checksum for member in archive.members.values())
     pickles = [name for name in archive.members if name.endswith(PICKLE) and name.count("/") == 1]
     if len(pickles) != 1:
-        what = "is a zip, but none of torch" if not pickles else "holds two pickles of torch"
+        what = (
+            "is a zip file, but torch did not write it"
+            if not pickles
+            else "holds two pickles of torch"
+        )
         raise CheckpointError(f"{where}: {what}", hint="give a file that torch.save wrote")
     prefix = pickles[0].removesuffix(PICKLE)
     _check_order(archive, prefix)
@@ -109,7 +113,7 @@ def _check_order(archive: Archive, prefix: str) -> None:
             hint="load it with torch on this machine, and torch.save it again",
         )
     if said != b"little":
-        raise archive.wrong(order, "is no order of bytes", _SAVE_AGAIN)
+        raise archive.wrong(order, "is not an order of bytes", _SAVE_AGAIN)
 
 
 def storage_member(opened: TorchFile, tensor: Tensor, where: str) -> Member:

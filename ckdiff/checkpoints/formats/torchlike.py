@@ -8,7 +8,7 @@ from ckdiff.errors import CheckpointError
 #: the number with which torch 1.5 and older begin: 0x1950a86a20f9469cfc6c, pickled by itself
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _PLAIN = "m = torch.load(FILE, weights_only=True); torch.save(m, FILE)"
-_OLD = f"save it anew, with torch: {_PLAIN}"
+_OLD = f"save it again with torch: {_PLAIN}"
 
 
 def refusal(head: bytes, where: str) -> CheckpointError:
@@ -31,7 +31,7 @@ def _what(head: bytes) -> tuple[str, str]:
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "it holds safetensors", "give it a name that ends in .safetensors"
     if head[:1] == b"\x80" or head[-1:] == b".":
-        return "it is a pickle by itself", f"only what torch.save writes is read: {_OLD}"
+        return "it is a pickle by itself", f"ckdiff reads only what torch.save writes: {_OLD}"
     if not head:
         return "it is empty", "fetch it again"
     found = guess(head)

@@ -250,7 +250,7 @@ class Archive:
         if flags & _ENCRYPTED:
             raise self.wrong(member, "is encrypted", _PACK_AGAIN)
         if flags & ~_HARMLESS or method not in (_STORED, _DEFLATED):
-            raise self.wrong(member, "is packed in a way that is not read", _PACK_AGAIN)
+            raise self.wrong(member, "is packed in a way that ckdiff does not read", _PACK_AGAIN)
         if member.stored and member.size != member.packed:
             raise self.wrong(member, "is not packed and has two sizes")
         return member, flags, label, after

@@ -172,7 +172,7 @@ def _refusal(tensor: Any, torch: Any) -> tuple[str, str] | None:
         > tensor.untyped_storage().nbytes()
     ):
         return (
-            "has no memory any more: what shards the model has freed it",
+            "has no memory now: whatever shards the model has freed it",
             "gather the weights first, with FSDP's summon_full_params or a full state dict",
         )
     return None

@@ -254,7 +254,8 @@ class _Planning:
             answers = told.get(module.rpartition(".")[2], everywhere)
             if len(answers) > 1:
                 raise self._bad(
-                    f"{shown(module)} is square, and nothing says whether its weight is transposed",
+                    f"{shown(module)} is square, so it is not clear whether its weight is "
+                    "transposed",
                     "merge it with PEFT, and compare what that saves",
                 )
             (found[module],) = answers

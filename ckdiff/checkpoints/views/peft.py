@@ -84,7 +84,9 @@ def read_config(raw: bytes, where: str = CONFIG_NAME) -> LoraConfig:
     if not isinstance(kind, str):
         raise _bad(where, "it has no peft_type", "give the directory that save_pretrained wrote")
     if kind != "LORA":
-        raise _bad(where, f"an adapter of type {shown(kind, 40)}, and only LORA is merged", _MERGE)
+        raise _bad(
+            where, f"an adapter of type {shown(kind, 40)}, but ckdiff merges only LORA", _MERGE
+        )
     _refuse_variants(given, where)
     fields = _Fields(given, where)
     return LoraConfig(
@@ -121,15 +123,15 @@ def _refuse_variants(given: Mapping[str, Any], where: str) -> None:
     if not (begun is None or isinstance(begun, bool) or begun in _BEGINNINGS):
         raise _bad(
             where,
-            f"init_lora_weights={shown(str(begun), 40)} trains from changed base weights, "
-            "which are not those of the base checkpoint",
+            f"init_lora_weights={shown(str(begun), 40)} changes the base weights before training, "
+            "so they are not those of the base checkpoint",
             "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion), "
             f"or {_MERGE}",
         )
     for key, value in given.items():
         # what a later PEFT brings may change what merging means
         if value and key.startswith("use_") and key != "use_rslora" and key not in _VARIANTS:
-            raise _bad(where, f"{shown(key, 40)} is set, which is not known here", _MERGE)
+            raise _bad(where, f"{shown(key, 40)} is set, which ckdiff does not know", _MERGE)
 
 
 class _Fields:

@@ -146,7 +146,7 @@ class Splitter:
             interleaved=reading.leaf in INTERLEAVED,
         )
         if boxes is None:
-            self._claims.leave(side, position, "the shapes of its parts do not make it up")
+            self._claims.leave(side, position, "the shapes of its parts do not add up to it")
             return
         split = Split(side, position, [], [])
         for role, (partner, box) in enumerate(zip(alone, boxes, strict=True)):
@@ -161,7 +161,7 @@ class Splitter:
             fused = self._claims.tables[side].shapes[position]
             boxes = along_rows(fused, [table.shapes[row[n]] for n in numbers])
         if boxes is None:
-            self._claims.leave(side, position, "the shapes of its parts do not make it up")
+            self._claims.leave(side, position, "the shapes of its parts do not add up to it")
             return
         split = Split(side, position, [], [])
         for n, box in zip(numbers, boxes, strict=True):
@@ -224,7 +224,7 @@ class Splitter:
             if len(fits) > 1 and len(self._shape(side, stack)) > 2:
                 fits = fits & common
             if not stack.styles:
-                reason = "the numbers or shapes of its parts do not make it up"
+                reason = "the numbers or shapes of its parts do not add up to it"
                 self._claims.leave(side, stack.position, reason)
             elif len(fits) != 1 and len(self._shape(side, stack)) > 2:
                 reason = "its shape does not say whether it is transposed"

@@ -126,4 +126,4 @@ def _no_manifest(path: Path) -> str | None:
             begin = file.read(len(FIRST))
     except OSError:
         begin = b""
-    return None if begin == FIRST.encode() else "is no manifest"
+    return None if begin == FIRST.encode() else "is not a manifest"

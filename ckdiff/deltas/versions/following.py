@@ -144,7 +144,7 @@ def check_whole(table: TensorTable, label: str) -> None:
     if table.absent:
         raise CheckpointError(
             f"{printable(label)}: not all of its tensors can be read: "
-            f"{_several(table.absent)} missing, or of a kind that is not read",
+            f"{_several(table.absent)} missing, or of a kind that ckdiff does not read",
             hint="fetch or save the checkpoint again",
         )
 

@@ -36,7 +36,7 @@ from ckdiff.options import Observer, Options, checked_observer, checked_path
 from ckdiff.running.memory import Need, fit_workers
 from ckdiff.running.runners import Meter, interruptible, run_chunks
 
-_OTHER_BASE = "the checkpoint is not at the version that it should be at; fetch a full version"
+_OTHER_BASE = "the checkpoint is not at the expected version; fetch a full version"
 
 
 @dataclass(slots=True)

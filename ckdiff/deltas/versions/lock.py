@@ -105,7 +105,7 @@ def _open_folder(local: Path) -> tuple[int, bool]:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
-            raise _strange(path, "it is a link, or no directory") from None
+            raise _strange(path, "it is a link, or not a directory") from None
         raise
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:

@@ -65,7 +65,7 @@ def open_writable(stack: ExitStack, local: Path, names: Sequence[str]) -> list[i
         stack.callback(os.close, fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise _shared(shown, "is no regular file")
+            raise _shared(shown, "is not a regular file")
         if status.st_nlink != 1:
             raise _shared(shown, f"has {status.st_nlink} names")
         found.append(fd)

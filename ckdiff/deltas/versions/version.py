@@ -137,7 +137,7 @@ class Version:
         """
         if self.packed is not None:
             raise self.fault(
-                "is packed, and says what changed only together with what it is made from",
+                "is packed, and tells what changed only together with its base",
                 f"make {' or '.join(ENCODINGS)} of it first with ckdiff convert-delta",
             )
         return partial(_part, self.shards[frame.shard].fd, frame)

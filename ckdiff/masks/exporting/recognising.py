@@ -24,7 +24,7 @@ def foreign(out: Path) -> str | None:
     OSError passes through.
     """
     if not out.is_dir():
-        return "is no file of exported masks" if exported(out) is None else None
+        return "is not a file of exported masks" if exported(out) is None else None
     weight_map, folders = dict[str, str](), set[str]()
     for name in _files(out):
         names = None if name == INDEX_NAME else exported(out / name)

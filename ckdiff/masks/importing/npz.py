@@ -80,7 +80,7 @@ def _header(archive: Archive, member: Member) -> tuple[np.dtype[Any], Shape, int
     begin = archive.head(member, 12)
     wide = begin[6:7] in (b"\2", b"\3")  # their headers may be longer; nothing else differs
     if begin[:6] != _MAGIC or begin[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or len(begin) < 12:
-        raise archive.wrong(member, "is no array that numpy wrote")
+        raise archive.wrong(member, "is not an array that numpy wrote")
     before = 12 if wide else 10
     length = int.from_bytes(begin[8:before], "little")
     if length > min(_HEADER_LIMIT, member.size):

@@ -78,7 +78,7 @@ def read_torch(archive: Archive, file: OpenFile) -> MaskFile:
 
 
 def _label(name: object) -> str:
-    return shown(name) if isinstance(name, str) else "what has another name than a text"
+    return shown(name) if isinstance(name, str) else "something whose name is not text"
 
 
 def _content(archive: Archive) -> tuple[str, Any]:

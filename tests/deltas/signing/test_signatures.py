@@ -85,7 +85,7 @@ def test_manifests_are_not_written_over_other_files(made: Path, tmp_path: Path) 
     out.write_text("mine")
     done = run("check", str(made / "m1.delta"), "--manifest", str(out))
     assert done.exit_code == 2
-    assert "is no manifest" in done.stderr
+    assert "is not a manifest" in done.stderr
     assert out.read_text() == "mine"
     out.write_text("# ckdiff manifest 1: of something else\n")
     assert run("check", str(made / "m1.delta"), "--manifest", str(out)).exit_code == 0

@@ -55,7 +55,7 @@ class HubAddress:
         match = _ADDRESS.fullmatch(text)
         if match is None:
             if alone := _ALONE.fullmatch(text):
-                what = "is one name, where an organisation and a name are wanted"
+                what = "is one name, but must be an organisation and a name"
                 raise _wrong(text, what, _owned(*alone.groups()))
             raise _wrong(text, f"is not {FORM}")
         owner, name, revision, path = match.groups()
@@ -66,7 +66,7 @@ class HubAddress:
         if revision is not None:
             revision = unquote(revision)
             if not revision.isprintable() or file_name_fault(revision) is not None:
-                raise _wrong(text, "has a revision that can be none")
+                raise _wrong(text, "has an impossible revision")
         path = (path or "").rstrip("/")
         fault = file_name_fault(path) if path else None
         if fault is not None:

@@ -193,7 +193,7 @@ class HubRepository:
         url = route or self.url(file.name)
         with asking(url, headers, self._patience(), self._where(file.name)) as answer:
             if not self._is_version(file, answer, direct=route is not None):
-                return _Unfit("its storage has something else now", stale=True)
+                return _Unfit("its storage has other content now", stale=True)
             response = answer.response
             unfit = self._misfit(file, first, stop, response)
             if unfit is not None:
@@ -202,7 +202,7 @@ class HubRepository:
                 check()
                 if not filling.add(piece):
                     filling.have = first - start  # nothing of such an answer can be trusted
-                    return _Unfit("more bytes arrived than were asked for")
+                    return _Unfit("more bytes arrived than requested")
             last = str(response.url)
         if filling.have < len(filling.view):
             return _Unfit("only a part of a range of bytes arrived")
@@ -231,14 +231,14 @@ class HubRepository:
         span = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         found = tuple(map(int, span.groups())) if span else None
         if found is None or found[:2] != (first, stop - 1):
-            return "the server sends another range of bytes than was asked for"
+            return "the server sends other bytes than those requested"
         if found[2] != file.size:
             raise SourceChanged(
                 f"{self._where(file.name)}: has {found[2]:,} bytes now, and had {file.size:,}",
                 hint="run it again",
             )
         if response.headers.get("Content-Length", str(stop - first)) != str(stop - first):
-            return "the server announces another length than was asked for"
+            return "the server announces another length than requested"
         return None
 
     def _is_version(self, file: HubFile, answer: Answer, *, direct: bool) -> bool:
