@@ -52,11 +52,22 @@ def pretend(patch: Any) -> list[int]:
     return copied
 
 
-def diffed(base: Any, tuned: Any, out: Any, **options: Any) -> ckdiff.DiffResult:
-    """On torch's CPU device, in windows of the smallest size."""
+def diffed(
+    base: Any,
+    tuned: Any,
+    out: Any = None,
+    *,
+    notes: list[str] | None = None,
+    window: int | None = task.SMALLEST_WINDOW,
+    **options: Any,
+) -> ckdiff.DiffResult:
+    """On torch's CPU device, in windows of the smallest size, or without ``window`` of the usual
+    one; the test process has plenty of memory in use already.
+    """
     asked = Options(
         **{"rules": RULES, "workers": 2, "memory": "8GiB", "device": "torch-cpu"} | options
     )
-    with plan(base, tuned, out, asked, Observer()) as planned:
-        allotment = replace(planned.allotment, window=task.SMALLEST_WINDOW)
+    observer = Observer(note=(notes if notes is not None else []).append)
+    with plan(base, tuned, out, asked, observer) as planned:
+        allotment = replace(planned.allotment, window=window or planned.allotment.window)
         return run(replace(planned, allotment=allotment))

@@ -10,27 +10,26 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from checkpoint_pairs import RULES, Pair, files_of, some_model, some_pair, write_side
 from cli_support import error, ok
+from device_tensors import diffed
 
 import ckdiff
 from ckdiff.diffs import devices, trial
 from ckdiff.diffs.plan import plan
-from ckdiff.diffs.run import run
 from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW, DiffTask
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.kernels import gpu
 from ckdiff.kernels.gpu import device, sizes, staging
 from ckdiff.kernels.gpu import kernels as device_kernels
-from ckdiff.options import DEVICES, Observer, Options
+from ckdiff.options import DEVICES, Options
 
 BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
 MEMORY = "8GiB"  # the test process has plenty of memory in use already
@@ -52,19 +51,8 @@ def long_pair() -> Pair:
     return Pair("BF16", (1001, 700), pair.base * 700, pair.tuned * 700)
 
 
-def diff(
-    sides: tuple[Path, Path],
-    out: Path | None = None,
-    *,
-    notes: list[str] | None = None,
-    window: int | None = None,
-    **options: Any,
-) -> ckdiff.DiffResult:
-    asked = Options(memory=MEMORY, **{"workers": 2, "device": "torch-cpu", **options})
-    observer = Observer(note=(notes if notes is not None else []).append)
-    with plan(*sides, out, asked, observer) as planned:
-        allotment = replace(planned.allotment, window=window or planned.allotment.window)
-        return run(replace(planned, allotment=allotment))
+def diff(sides: tuple[Path, Path], out: Path | None = None, **options: Any) -> ckdiff.DiffResult:
+    return diffed(*sides, out, **{"rules": ("exact",), "window": None} | options)
 
 
 # -- the same store --------------------------------------------------------------------------------
@@ -96,10 +84,8 @@ def test_memory_that_runs_out_is_told_and_the_store_is_the_same(
 ) -> None:
     diff(sides, tmp_path / "here", rules=RULES, device="cpu")
 
-    def fail(*_: object) -> None:
-        raise torch.cuda.OutOfMemoryError("no memory")
-
-    monkeypatch.setattr(staging, "_compare", fail)
+    lost = Mock(side_effect=torch.cuda.OutOfMemoryError("no memory"))
+    monkeypatch.setattr(staging, "_compare", lost)
     notes: list[str] = []
     there = diff(sides, tmp_path / "there", rules=RULES, notes=notes)
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
@@ -152,11 +138,8 @@ class Broken(importlib.abc.MetaPathFinder):
             raise OSError("libcudart.so.13: cannot open shared object file\nmore")
 
 
-def fails(why: str) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError(f"CUDA error: {why}\nmore")
-
-    return fail
+def fails(why: str) -> Mock:
+    return Mock(side_effect=RuntimeError(f"CUDA error: {why}\nmore"))
 
 
 def test_a_torch_or_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +171,7 @@ def test_a_torch_or_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_device_that_fails_before_the_first_window(
     error: RuntimeError, why: str, sides: tuple[Path, Path], auto: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    auto.setattr(device_kernels, "make_slots", fail)
+    auto.setattr(device_kernels, "make_slots", Mock(side_effect=error))
     notes: list[str] = []
     assert diff(sides, device="auto", notes=notes).device_why == why
     assert notes == []
@@ -243,11 +223,23 @@ def test_where_the_cpu_compares_windows_are_those_of_the_cpu(
     assert windows == [LARGEST_WINDOW, devices.LARGEST_THERE]
 
 
-def test_a_cluster_compares_on_cpus() -> None:
+@pytest.mark.parametrize(
+    ("stream", "on_cluster", "why"),
+    [
+        (False, True, "a cluster's workers compare on their CPUs"),
+        (True, False, "data arrives more slowly than the CPU compares it"),
+    ],
+)
+def test_auto_leaves_clusters_and_streams_to_cpus(
+    stream: bool, on_cluster: bool, why: str, auto: pytest.MonkeyPatch
+) -> None:
+    asked = Options(device="auto", stream=stream)
+    assert devices.Devices.of(asked, 1 << 40, on_cluster=on_cluster).taken.why == why
+
+
+def test_a_cluster_has_no_gpus() -> None:
     with pytest.raises(UsageError, match="a cluster's workers compare on their CPUs, not on cuda"):
         devices.Devices.of(Options(device="cuda"), 1 << 40, on_cluster=True)
-    there = devices.Devices.of(Options(device="auto"), 1 << 40, on_cluster=True)
-    assert there.taken.why == "a cluster's workers compare on their CPUs"
 
 
 def told(code: str, sides: tuple[Path, Path]) -> list[str]:
@@ -333,11 +325,6 @@ def test_auto_takes_what_is_faster(
     assert left == ([] if faster else [True])  # memory is for those who use the device
     diff(sides, tmp_path / "here", device="cpu")
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
-
-
-def test_auto_leaves_streams_to_the_cpu(auto: pytest.MonkeyPatch) -> None:
-    there = devices.Devices.of(Options(device="auto", stream=True), 1 << 40, on_cluster=False)
-    assert there.taken.why == "what is streamed comes more slowly than the CPU compares"
 
 
 def test_auto_goes_on_without_a_device_that_fails(
