@@ -171,6 +171,13 @@ class Checkpoint(ABC):
         return ()
 
     @property
+    def longer(self) -> int:
+        """How often a window of it may be doubled until it has as many bytes as one of 16-bit
+        elements, where its readers can say how values are made; 0 where they cannot.
+        """
+        return 0
+
+    @property
     def scattered(self) -> bool:
         """Whether some of its tensors lie between each other, so that windows that have them whole
         read them once.

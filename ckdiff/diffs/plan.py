@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ckdiff.diffs.allotment import Allotment
+    from ckdiff.diffs.casting import Casting
     from ckdiff.diffs.devices import Devices
     from ckdiff.diffs.disksharing import Streaming
 
@@ -241,6 +242,20 @@ def _read_ahead(comparison: Comparison, workers: int, stack: ExitStack) -> None:
     stack.callback(thread.join)  # before the files are closed
 
 
+def _reading(comparison: Comparison, casting: Casting, here: bool, window: int) -> int:
+    """Bytes that a worker takes to read windows of so many elements, which are compared ``here``
+    or on a device.
+    """
+    from ckdiff.kernels.hashing import xxh3_128_address
+
+    sides = comparison.base, comparison.tuned
+    size = window * int(comparison.bits.max(initial=8)) // 8
+    taken = casting.memory(window) + sum(side.reader_memory(size) for side in sides)
+    if here and all(s.longer for s in sides) and not any(casting.narrow) and xxh3_128_address():
+        taken -= size * len(sides)  # both say how values are made: they are in no buffer
+    return taken
+
+
 def _means(
     comparison: Comparison,
     rules: RuleSet,
@@ -259,10 +274,8 @@ def _means(
     from ckdiff.diffs.devices import Devices
     from ckdiff.diffs.task import largest_window
 
-    widest = int(comparison.bits.max(initial=8))
-    sides, casting = (comparison.base, comparison.tuned), comparison.casting()
+    sides = comparison.base, comparison.tuned
     devices = Devices.of(options, comparison.bytes_to_read, on_cluster=on_cluster, sides=sides)
-    held = [side.reader_memory for side in sides]
     planned = partial(
         allot,
         comparison.layout,
@@ -271,7 +284,7 @@ def _means(
         with_statistics=options.stats,
         asked=options.memory,
         held=max(0, budget.resident_anonymous() - resident - devices.resident),
-        readers=lambda window: casting.memory(window) + sum(f(window * widest // 8) for f in held),
+        readers=partial(_reading, comparison, comparison.casting(), devices.device is None),
         largest=largest_window(sides),
     )
     devices, found = devices.allot(planned, len(rules), comparison.bits)

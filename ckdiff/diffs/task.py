@@ -42,9 +42,13 @@ assert SMALLEST_WINDOW % BLOCK == 0
 
 def largest_window(checkpoints: Iterable[Checkpoint]) -> int:
     """Elements of a window, where memory is plenty, that is compared on the CPU: parts that lie
-    between each other are copied together where it has both.
+    between each other are copied together where it has both, and values that are made while they
+    are compared come from few bytes.
     """
-    return LARGEST_WINDOW << any(checkpoint.scattered for checkpoint in checkpoints)
+    sides = list(checkpoints)
+    return LARGEST_WINDOW << max(
+        any(side.scattered for side in sides), min((side.longer for side in sides), default=0)
+    )
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from math import log2
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from ckdiff.checkpoints.views.quantisedgrid import Declared
 from ckdiff.checkpoints.views.wrapping import View
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import printable
+from ckdiff.layout import bits_of
 
 _CONFIG = "config.json"
+_DOUBLED = 2  # times, at most
 _CONFIG_LIMIT = (1 << 20) - 1  # bytes of a configuration that are looked at
 
 
@@ -66,6 +69,13 @@ class ScaledView(View):
         inner = self.inner.borders
         places = {at: inner.get(source) for at, source in enumerate(self.within.tolist())}
         return {at: b for at, b in places.items() if b is not None and at not in self.scaled}
+
+    @property
+    def longer(self) -> int:
+        """See Checkpoint."""
+        elements = int((self.table.nbytes * 8 // bits_of(self.table.dtypes)).sum())
+        times = 2 * elements / max(1, int(self.inner.table.nbytes.sum()))
+        return min(max(0, round(log2(max(times, 1)))), _DOUBLED)
 
     def reader(self) -> ScaledReader:
         """See Checkpoint."""
