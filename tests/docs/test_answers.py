@@ -32,6 +32,17 @@ ASKED = {
     "train only mask": "weights of a mask",
     "vocabularies different sizes": "vocabularies",
     "GPU": "GPU",
+    "compare two steps FSDP run": "FSDP",
+    "weight version": "step 7",
+    "read mask numpy": "numpy",
+    "send colleague": "colleague",
+    "how big store": "disk a store takes",
+    "stop resume": "killed",
+    "why unchanged 0 tensors identical": "identical",
+    "exit codes": "exit codes",
+    "Slurm cluster": "Slurm",
+    "turn off colors progress": "Turn off",
+    "model uploaded telemetry": "uploaded",
 }
 
 
