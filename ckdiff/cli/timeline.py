@@ -26,7 +26,6 @@ What each number means: docs/timeline.md."""
 @options.output("DIR", "Write the masks of all steps, and the first moves, to this directory.")
 @click.option(
     "--glob",
-    "globs",
     metavar="PATTERN",
     multiple=True,
     help="Add the paths that match, in natural order, after those named on the command line. "
@@ -66,7 +65,7 @@ What each number means: docs/timeline.md."""
 def command(
     checkpoints: tuple[str, ...],
     out: str,
-    globs: tuple[str, ...],
+    glob: tuple[str, ...],
     *,
     rule: str,
     first_moves: bool,
@@ -91,7 +90,7 @@ def command(
     from ckdiff.runs.timelines.result import Timeline
     from ckdiff.runs.timelines.run import run
 
-    wanted, given = Options(rules=[rule], dry_run=dry_run, **asked), in_order(checkpoints, globs)
+    wanted, given = Options(rules=[rule], dry_run=dry_run, **asked), in_order(checkpoints, glob)
     with (
         Reporter("compared") as reporter,
         compilation_noted(reporter),
