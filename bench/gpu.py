@@ -85,8 +85,7 @@ def inside(device: Device, elements: int, memory: float, rounds: int) -> None:
     work: dict[str, Callable[[], object]] = {}
     for some in (rules[:1], rules):
         slot, said = slot_for("BF16", some, where), ", ".join(map(str, some))
-        at = (torch.tensor([n]).numpy() for n in (base.data_ptr(), tuned.data_ptr(), elements, 0))
-        numbers = Table.of(*at).sent(where)
+        numbers = Table.one(base.data_ptr(), tuned.data_ptr(), elements, where)
         masks = torch.zeros((len(some), elements // 8), dtype=torch.uint8, device=where)
         counts = torch.zeros((len(some), numbers.programs), dtype=torch.int32, device=where)
         sums = torch.zeros((4, numbers.programs), dtype=torch.int64, device=where)

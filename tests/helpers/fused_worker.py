@@ -151,8 +151,7 @@ def ptx(*dtypes: str) -> object:
         rules += [f"rtol=1e-3@{t}" for t, sources in naive.ROUNDED.items() if dtype in sources]
         bounds = [bind(Rule.parse(rule), of) for rule in rules]
         code = fused.Fused(of, bounds, cpu, torch.zeros(65536, dtype=torch.int32))
-        at = np.array([4096])
-        there = Table.of(at, at, at, at * 0).sent(cpu)
+        there = Table.one(4096, 4096, 4096, cpu)
         masks = torch.zeros(len(rules), 512, dtype=torch.uint8)
         sums = torch.zeros(4, 1, dtype=torch.int64)
         code(there, masks, torch.zeros(len(rules), 1, dtype=torch.int32), sums)

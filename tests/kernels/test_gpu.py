@@ -5,7 +5,6 @@ There is no GPU here; ``torch-cpu`` goes the way of a GPU on torch's CPU device.
 
 from __future__ import annotations
 
-import importlib.abc
 import json
 import re
 import subprocess
@@ -130,25 +129,29 @@ def test_without_torch(sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     assert found.device_why == "a GPU is used through torch, which is not installed"
 
 
-class Broken(importlib.abc.MetaPathFinder):
-    """torch is there, but a library that it needs is not."""
-
-    def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name == "torch":
-            raise OSError("libcudart.so.13: cannot open shared object file\nmore")
+@pytest.mark.parametrize("name", ["torch", "Triton"])
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        (None, "is not installed"),
+        (OSError("libcuda.so.1: cannot open\nmore"), r"cannot be imported: libcuda\.so\.1: cannot"),
+    ],
+)
+def test_what_a_gpu_is_used_through_cannot_be_imported(
+    why: OSError | None, said: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ModuleNotFoundError(name=f"{name.lower()}.language")
+    monkeypatch.setattr(gpu.importlib, "import_module", Mock(side_effect=why or missing))
+    with pytest.raises(UsageError, match=f"^a GPU is used through {name}, which {said}"):
+        gpu._need(name, "whatever")
 
 
 def fails(why: str) -> Mock:
     return Mock(side_effect=RuntimeError(f"CUDA error: {why}\nmore"))
 
 
-def test_a_torch_or_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found before there is anything to clean up."""
-    with monkeypatch.context() as patch:
-        patch.delitem(sys.modules, "torch")
-        patch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-        with pytest.raises(UsageError, match=r"cannot be imported: libcudart\.so\.13: cannot open"):
-            gpu.open_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", fails("all devices are busy"))
     with pytest.raises(UsageError, match=r"^the GPU cannot be used: CUDA error: all devices are"):

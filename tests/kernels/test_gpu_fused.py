@@ -18,7 +18,7 @@ import pytest
 import torch
 from kernel_runs import on_device
 
-from ckdiff.errors import CkdiffError, UsageError
+from ckdiff.errors import CkdiffError
 from ckdiff.kernels import gpu
 from ckdiff.kernels.gpu import preparing
 from ckdiff.kernels.gpu.device import Device
@@ -137,19 +137,3 @@ def test_memory_that_runs_out_there_is_no_reason_not_to_trust_it(
     monkeypatch.setattr(Pretended, "error", torch.cuda.OutOfMemoryError("no memory"))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         on_device(pretended, ["BF16", "U8"], ["exact", "atol=1e-3"])
-
-
-@pytest.mark.parametrize("failing", [False, True])
-def test_a_gpu_is_not_used_without_triton(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fused", raising=False)
-    monkeypatch.delitem(sys.modules, "ckdiff.kernels.gpu.fusedcode", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    if failing:
-
-        def broken(name: str) -> None:
-            raise OSError("libcuda.so.1: cannot open\nmore")
-
-        monkeypatch.setattr(gpu.importlib, "import_module", broken)
-    why = "fails: libcuda.so.1: cannot open" if failing else "is not installed"
-    with pytest.raises(UsageError, match=f"^a GPU is used through Triton, which {why}"):
-        gpu._need_triton()

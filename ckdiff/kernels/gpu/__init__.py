@@ -25,18 +25,9 @@ def open_device(name: str) -> Device:
 
     ``torch-cpu`` is for tests: everything as on a GPU, but on torch's CPU device.
     """
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        if _missing(error, "torch"):
-            raise UsageError(
-                "a GPU is used through torch, which is not installed",
-                hint=f"{install('gpu')}, or {_HINT}",
-            ) from None
-        raise UsageError(
-            f"a GPU is used through torch, which cannot be imported: {_first_line(error)}",
-            hint=_HINT,
-        ) from error
+    _need("torch", "torch")
+    import torch
+
     from ckdiff.kernels.gpu.device import Device
 
     if name == "torch-cpu":
@@ -57,22 +48,20 @@ def open_device(name: str) -> Device:
         (torch.zeros(512, dtype=torch.int16, device=device.device) != 0).sum().item()
     except RuntimeError as error:  # CUDA's own, such as that another process has it for itself
         raise UsageError(f"the GPU cannot be used: {_first_line(error)}", hint=_HINT) from error
-    _need_triton()
+    _need("Triton", "ckdiff.kernels.gpu.fused")  # a GPU's code is written in it
     return device
 
 
-def _need_triton() -> None:
-    """Raise UsageError without it: a GPU's code is written in it, and torch for CUDA brings it."""
+def _need(name: str, module: str) -> None:
+    """Import what a GPU is used through. Raises UsageError where it is missing or fails."""
     try:
-        importlib.import_module("ckdiff.kernels.gpu.fused")
+        importlib.import_module(module)
     except Exception as error:  # whatever it is
-        reason = "is not installed" if _missing(error, "triton") else f"fails: {_first_line(error)}"
-        raise UsageError(f"a GPU is used through Triton, which {reason}", hint=_HINT) from error
-
-
-def _missing(error: Exception, module: str) -> bool:
-    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-    return name.partition(".")[0] == module
+        reason, hint = f"cannot be imported: {_first_line(error)}", _HINT
+        missing = (isinstance(error, ModuleNotFoundError) and error.name) or ""
+        if missing.partition(".")[0] == name.lower():
+            reason, hint = "is not installed", f"{install('gpu')}, or {_HINT}"
+        raise UsageError(f"a GPU is used through {name}, which {reason}", hint=hint) from error
 
 
 def _first_line(error: object) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ckdiff.dtypes import DTYPES
@@ -69,8 +68,7 @@ def changed_positions(
 def _part(slot: Slot, base: Tensor, raw: Tensor, first: int, most: int) -> Changed | None:
     """The changes from an element on, MOST at a time; values as integers."""
     elements, at = min(MOST, raw.numel() - first), first * raw.element_size()
-    numbers = base.data_ptr() + at, raw.data_ptr() + at, elements, 0
-    table = Table.of(*(np.array([number]) for number in numbers)).sent(raw.device)
+    table = Table.one(base.data_ptr() + at, raw.data_ptr() + at, elements, raw.device)
     rules = sum(code.rules for code in slot.code)
     masks = torch.zeros((rules, -(-elements // UNIT) * 64), dtype=torch.uint8, device=raw.device)
     counts = torch.empty((rules, table.programs), dtype=torch.int32, device=raw.device)

@@ -115,10 +115,9 @@ def _wrong(slot: Slot, plain: Slot, device: Device) -> str:
 
 def _found(slot: Slot, sides: tuple[Bytes, Bytes], where: torch.device) -> tuple[Any, ...]:
     """Masks, counts, and sums of digests, of elements that are copied to a device."""
-    both = [torch.from_numpy(side).to(where) for side in sides]
+    base, tuned = (torch.from_numpy(side).to(where) for side in sides)
     elements, rules = len(sides[0]) * 8 // slot.dtype.bits, sum(code.rules for code in slot.code)
-    numbers = (*(side.data_ptr() for side in both), elements, 0)
-    table = Table.of(*(np.array([number]) for number in numbers)).sent(where)
+    table = Table.one(base.data_ptr(), tuned.data_ptr(), elements, where)
     masks = torch.zeros((rules, 64 * -(-elements // UNIT)), dtype=torch.uint8, device=where)
     counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=where)
     sums = torch.zeros((4, table.programs), dtype=torch.int64, device=where)
@@ -169,21 +168,19 @@ class Plain:
 def _tough(dtype: DType) -> tuple[Bytes, Bytes]:
     """Both sides of some elements: large, small and special ones, equal, near and far."""
     noise = np.random.default_rng(0)
-    if dtype.bits < 8:
-        base = noise.integers(0, 256, _TRIED * dtype.bits // 8, np.uint8)
-        return base, base ^ (base >> noise.integers(0, 9, len(base), np.uint8))
-    width = np.dtype(f"<u{dtype.bits // 8}")
+    size = max(dtype.bits, 8)  # of 4 and 6 bits there are some in a byte
+    width, count = np.dtype(f"<u{size // 8}"), _TRIED * min(dtype.bits, 8) // 8
 
     def bits() -> npt.NDArray[np.unsignedinteger]:
         # fewer significant bits in some: small numbers, zeros, and small distances
-        random = np.frombuffer(noise.bytes(_TRIED * width.itemsize), width)
-        return np.asarray(random >> noise.integers(0, dtype.bits, _TRIED).astype(width))
+        random = np.frombuffer(noise.bytes(count * width.itemsize), width)
+        return np.asarray(random >> noise.integers(0, size, count).astype(width))
 
     base = bits()
-    base[1::8] |= width.type((1 << dtype.bits - 2) - 1 << 1)  # NaNs, infinities among the others
-    base[2::8] |= width.type(1 << dtype.bits - 1)
+    base[1::8] |= width.type((1 << size - 2) - 1 << 1)  # NaNs, infinities among the others
+    base[2::8] |= width.type(1 << size - 1)
     tuned = base.copy()
     tuned[1::2] ^= bits()[1::2]
     tuned[4::8] = base[4::8] + width.type(1)
-    tuned[6::8] ^= width.type(1 << dtype.bits - 1)
+    tuned[6::8] ^= width.type(1 << size - 1)
     return base.view(np.uint8), tuned.view(np.uint8)

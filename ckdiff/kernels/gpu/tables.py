@@ -72,6 +72,11 @@ class Table:
         here = np.concatenate([rows.ravel(), owners])
         return cls(len(elements), len(owners), aligned, firsts, here)
 
+    @classmethod
+    def one(cls, base: int, tuned: int, elements: int, device: torch.device) -> Table:
+        """A single row, on a device."""
+        return cls.of(*np.array([[base], [tuned], [elements], [0]])).sent(device)
+
     def arguments(self) -> dict[str, Any]:
         """What every kernel takes of a table that is on the device."""
         assert self.numbers is not None
