@@ -4,9 +4,11 @@
 
 What stands between ``<!-- bench/PROGRAM.py OPTIONS -->`` and ``<!-- end -->`` is replaced by what
 that command prints, and between ``<!-- machine -->`` and the same by the machine's name. The page
-is printed, or with --write put into its place. A program that fails, or that has nothing to measure
-here (there is no GPU), leaves what stood there. All of it takes some twenty minutes; --quick is a
-smoke test.
+is printed, or with --write put into its place, after each program: what is measured stays when the
+rest is stopped. With --only each table gets the machine's name, as the rest of the page may be of
+another. A program that fails, or that has nothing to measure here (there is no GPU), leaves what
+stood there. What takes how long is said on stderr. It needs 50 GiB of disk, in TMPDIR; --quick is a
+smoke test of two minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def main() -> None:
             return part[0]
         began = time.perf_counter()
         command = [sys.executable, str(HERE.parent / program), *(["--quick"] * a.quick or options)]
-        environment = {**os.environ, "CKDIFF_BENCH_PAGE": "1"}
+        environment = os.environ if a.only else {**os.environ, "CKDIFF_BENCH_PAGE": "1"}
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
         if run.returncode:
             failed.append(program)
@@ -50,10 +52,15 @@ def main() -> None:
         there = not run.returncode and "|---|" in run.stdout
         return f"{mark}\n{run.stdout.strip()}\n\n" if there else part[0]
 
-    page = PART.sub(measured, a.page.read_text("utf-8"))
-    if a.write:
-        a.page.write_text(page, "utf-8")
-    else:
+    began = time.perf_counter()
+    page, at = a.page.read_text("utf-8"), 0
+    while part := PART.search(page, at):
+        new = measured(part)
+        page, at = page[: part.start()] + new + page[part.end() :], part.start() + len(new)
+        if a.write:
+            a.page.write_text(page, "utf-8")
+    print(f"all of it: {(time.perf_counter() - began) / 60:.0f} min", file=sys.stderr)
+    if not a.write:
         print(page)
     if failed:
         raise SystemExit(f"failed, and left as they were: {', '.join(failed)}")
