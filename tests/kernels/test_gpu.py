@@ -23,7 +23,7 @@ from device_tensors import diffed
 import ckdiff
 from ckdiff.diffs import devices, trial
 from ckdiff.diffs.plan import plan
-from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW, DiffTask
+from ckdiff.diffs.task import LARGEST_WINDOW, SMALLEST_WINDOW
 from ckdiff.errors import BudgetError, CkdiffError, UsageError
 from ckdiff.kernels import gpu
 from ckdiff.kernels.gpu import device, sizes, staging
@@ -215,15 +215,11 @@ def test_windows_shrink_until_copies_fit(tmp_path: Path) -> None:
 def test_where_the_cpu_compares_windows_are_those_of_the_cpu(
     sides: tuple[Path, Path], auto: pytest.MonkeyPatch
 ) -> None:
-    windows: list[int] = []
-
-    def try_both(here: DiffTask, there: DiffTask, *_: object) -> tuple[bool, str]:
-        windows.extend((here.window, there.window))
-        return False, "we say so"
-
-    auto.setattr(trial, "try_both", try_both)
+    tried = Mock(return_value=(False, "we say so"))
+    auto.setattr(trial, "try_both", tried)
     diff(sides, device="auto")
-    assert windows == [LARGEST_WINDOW, devices.LARGEST_THERE]
+    here, there, *_ = tried.call_args.args
+    assert [here.window, there.window] == [LARGEST_WINDOW, devices.LARGEST_THERE]
 
 
 @pytest.mark.parametrize(
@@ -303,29 +299,24 @@ def test_auto_leaves_small_checkpoints_to_the_cpu(sides: tuple[Path, Path]) -> N
 def test_auto_takes_what_is_faster(
     faster: bool, sides: tuple[Path, Path], tmp_path: Path, auto: pytest.MonkeyPatch
 ) -> None:
-    measured: list[tuple[float, ...]] = []
-
-    def decide(source: float, cpu: float, gpu: float, name: str) -> tuple[bool, str]:
-        measured.append((source, cpu, gpu))
-        return faster, "we say so"
-
+    decide, drop = Mock(return_value=(faster, "we say so")), Mock()
     auto.setattr(trial, "decide", decide)
+    auto.setattr(device.Device, "drop_cache", drop)
     runs: list[int] = []
     real = device_kernels.DeviceKernels.run
 
     def run(self: Any, *arguments: Any) -> None:
-        runs.append(len(measured))
+        runs.append(decide.call_count)
         real(self, *arguments)
 
     auto.setattr(device_kernels.DeviceKernels, "run", run)
-    left: list[bool] = []
-    auto.setattr(device.Device, "drop_cache", lambda self: left.append(True))
     found = diff(sides, tmp_path / "there", device="auto")
-    assert [min(rates) > 0 for rates in measured] == [True]
+    decide.assert_called_once()
+    assert min(decide.call_args.args[:3]) > 0
     assert found.device_why == ("torch's CPU: we say so" if faster else "we say so")
     assert (1 in runs) == faster  # used after the trial
     assert 0 in runs  # and in it
-    assert left == ([] if faster else [True])  # memory is for those who use the device
+    assert drop.called == (not faster)  # memory is for those who use the device
     diff(sides, tmp_path / "here", device="cpu")
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
 
@@ -340,25 +331,17 @@ def test_auto_goes_on_without_a_device_that_fails(
 
 
 @pytest.mark.parametrize(
-    ("rates", "use", "why"),
+    ("source", "rate", "used"),
     [
-        ((1, 20, 50), False, "which the CPU keeps up with (20.0 GB/s on the CPU, 50.0 GB/s on X)"),
-        ((60, 20, 21), False, "the GPU is no faster here (20.0 GB/s on the CPU, 21.0 GB/s on X)"),
-        ((60, 20, 50), True, "it is faster here (20.0 GB/s on the CPU, 50.0 GB/s on X)"),
+        (60, 50, "torch's CPU: it is faster here"),
+        (60, 21, "the GPU is no faster here"),
+        (1, 50, "the source delivers 1.0 GB/s, which the CPU keeps up with"),
     ],
 )
-def test_what_is_decided(rates: tuple[int, int, int], use: bool, why: str) -> None:
-    found = trial.decide(*(1e9 * rate for rate in rates), "X")
-    assert (found[0], found[1][-len(why) :]) == (use, why)
-
-
-@pytest.mark.parametrize(
-    ("rate", "used"), [(50, "torch's CPU: it is faster here"), (21, "the GPU is no faster here")]
-)
 def test_both_are_measured_and_both_figures_said(
-    rate: int, used: str, sides: tuple[Path, Path], auto: pytest.MonkeyPatch
+    source: int, rate: int, used: str, sides: tuple[Path, Path], auto: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that goes on only while windows are read, 60 GB/s, or compared."""
+    """By a clock that goes on only while windows are read, or compared, the CPU at 20 GB/s."""
     now = [0.0]
 
     def compare(window: Any) -> None:
@@ -366,7 +349,7 @@ def test_both_are_measured_and_both_figures_said(
         now[0] += window.nbytes / (rate if there else 20) / 1e9
 
     def read(window: Any) -> None:
-        now[0] += window.nbytes / 60e9
+        now[0] += window.nbytes / source / 1e9
 
     auto.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     auto.setattr(trial._Window, "compare", compare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -22,17 +23,22 @@ from ckdiff.kernels.gpu.sizes import Sizes
 COPIED = 4 * 2000 + 2 * 2 * 1999
 
 
+@pytest.mark.parametrize("stats", [False, True])
 def test_nothing_is_copied_and_the_store_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stats: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But for statistics, for which all is."""
     base, tuned = some_states()
-    diffed(base, tuned, tmp_path / "here", device="cpu")
+    diffed(base, tuned, tmp_path / "here", device="cpu", stats=stats)
     copied = pretend(monkeypatch)
-    found = diffed(base, tuned, tmp_path / "there")
+    found = diffed(base, tuned, tmp_path / "there", stats=stats)
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
     assert found.rules["exact"]["changed"] > 1000
-    assert sum(copied) == COPIED
-    assert found.device_why == "torch's CPU: tensors are on it"
+    if stats:
+        assert sum(copied) > 10 * COPIED
+    else:
+        assert sum(copied) == COPIED
+        assert found.device_why == "torch's CPU: tensors are on it"
 
 
 @pytest.mark.parametrize("strided", [False, True])
@@ -42,16 +48,10 @@ def test_there_is_no_room_for_copies_where_there_are_none(
     states = [{"t": tensor} for tensor in (torch.zeros(999, 3), torch.ones(999, 3))]
     if strided:
         states[1]["t"] = torch.ones(3, 999).t()
-    asked: list[bool] = []
-
-    def sizes(*arguments: Any, copied: bool) -> Sizes:
-        asked.append(copied)
-        return Sizes(*arguments, copied=copied)
-
     pretend(monkeypatch)
-    monkeypatch.setattr(kernels, "Sizes", sizes)
-    assert diffed(*states, None).rules["exact"]["changed"] == 2997
-    assert asked == [strided]
+    monkeypatch.setattr(kernels, "Sizes", asked := Mock(wraps=Sizes))
+    assert diffed(*states).rules["exact"]["changed"] == 2997
+    assert asked.call_args.kwargs == {"copied": strided}
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -82,23 +82,12 @@ def test_auto_takes_the_device_that_tensors_are_on(monkeypatch: pytest.MonkeyPat
     assert sum(copied) == COPIED
 
 
-def test_statistics_take_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, tuned = some_states()
-    diffed(base, tuned, tmp_path / "here", device="cpu", stats=True)
-    copied = pretend(monkeypatch)
-    diffed(base, tuned, tmp_path / "there", stats=True)
-    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
-    assert sum(copied) > 10 * COPIED
-
-
 def test_the_cpu_never_touches_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory there runs out, that is an error."""
 
-    def fail(*_: object) -> None:
-        raise torch.cuda.OutOfMemoryError("no memory")
-
     pretend(monkeypatch)
-    monkeypatch.setattr(staging, "_compare", fail)
+    lost = Mock(side_effect=torch.cuda.OutOfMemoryError("no memory"))
+    monkeypatch.setattr(staging, "_compare", lost)
     with pytest.raises(CkdiffError) as caught:
         diffed(*some_states(), None)
     assert str(caught.value) == "torch's CPU is out of memory (run with --device cpu)"
