@@ -112,6 +112,15 @@ def test_hints_do_not_mix_the_two_packages(monkeypatch: pytest.MonkeyPatch) -> N
     assert errors.whole() == "pip install 'ckdiff-core[full]'"
 
 
+def test_the_address_of_the_repository_is_in_one_place() -> None:
+    source = PROJECT["urls"]["Source"]
+    assert all(url.startswith(source) for url in PROJECT["urls"].values())
+    folders = (ROOT / "ckdiff").rglob("*.py"), (ROOT / "docs").rglob("*.md"), ROOT.glob("[!.]*.*")
+    address = source.partition("://")[2].encode()
+    named = [path.name for found in folders for path in found if address in path.read_bytes()]
+    assert named == ["pyproject.toml"]
+
+
 def metadata_hook() -> Any:
     spec = importlib.util.spec_from_file_location("hook", ROOT / "package/metadata.py")
     assert spec is not None
@@ -161,5 +170,6 @@ def test_the_container_has_what_it_needs(tmp_path: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", readme)
     assert targets
     assert [target for target in targets if not target.startswith("https://")] == []
-    place = f"/v{ckdiff.__version__}/docs/images/report.png"
-    assert any(target.endswith(place) for target in targets), "a picture at this version"
+    for picture in ("report.png", "terminal.svg"):
+        place = f"/v{ckdiff.__version__}/docs/images/{picture}"
+        assert any(target.endswith(place) for target in targets), "a picture at this version"
