@@ -62,15 +62,17 @@ from ckdiff.cli import options
 )
 @options.memory
 @click.option("--dry-run", is_flag=True, help="Print what a run would look at and need, and stop.")
-@options.as_json
-def command(base: str, tuned: str, dry_run: bool, as_json: bool, **asked: Any) -> None:
+@options.as_json_or_csv
+def command(
+    base: str, tuned: str, *, dry_run: bool, as_json: bool, as_csv: bool, **asked: Any
+) -> None:
     """Print what an update looks like as a matrix: its rank, its norm, how its energy is spread.
 
     Computes the singular values of TUNED - BASE in float32, with one matrix in memory at a time.
     docs/structure.md explains each number.
     """
     from ckdiff.cli import spectrum_text
-    from ckdiff.cli.output import write_json, write_json_rows, write_lines
+    from ckdiff.cli.output import write_json, write_json_rows, write_lines, write_rows
     from ckdiff.cli.progress import Reporter, compilation_noted
     from ckdiff.runs.spectra.plan import Options, plan
     from ckdiff.runs.spectrum import run
@@ -88,5 +90,7 @@ def command(base: str, tuned: str, dry_run: bool, as_json: bool, **asked: Any) -
     if as_json:
         found = result.to_dict()
         write_json_rows(found, found.pop("rows"))
+    elif as_csv:
+        write_rows(spectrum_text.csv_lines(result))
     else:
         write_lines(spectrum_text.lines(result))

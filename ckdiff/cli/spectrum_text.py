@@ -1,11 +1,12 @@
-"""What ``spectrum`` prints for people."""
+"""What ``spectrum`` prints for people, and as CSV."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ckdiff.budget import format_size
-from ckdiff.cli import formats
+from ckdiff.cli import csvs, formats
 from ckdiff.cli.tables import Column, table
 from ckdiff.cli.terminal import Terminal
 from ckdiff.errors import printable
@@ -46,6 +47,14 @@ def _groups(groups: list[dict[str, Any]]) -> list[str]:
         for group in groups
     ]
     return table(heads, rows, Terminal())
+
+
+def csv_lines(result: Spectrum) -> Iterator[str]:
+    """A header and a line for each matrix, without what is a list: cosines and angles."""
+    names = [key for key in result.rows[0] if key not in ("cosines", "angles")]
+    yield csvs.line(names)
+    for row in result.rows:
+        yield csvs.line([row[name] for name in names])
 
 
 def lines(result: Spectrum) -> list[str]:

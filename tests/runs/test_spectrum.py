@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -147,7 +149,7 @@ def test_the_plan_says_what_it_takes_and_refuses(tmp_path: Path) -> None:
     said = error("spectrum", str(base), str(tuned), "--memory", "50MiB")
     assert "too little" in said
     assert "--exclude" in said
-    with pytest.raises(ckdiff.UsageError, match="no tensor"):
+    with pytest.raises(ckdiff.UsageError, match="is a matrix of numbers"):
         ckdiff.spectrum(base, tuned, tensors="nothing")
     with pytest.raises(ckdiff.UsageError, match="no option"):
         ckdiff.spectrum(base, tuned, ranks=3)
@@ -173,6 +175,13 @@ def test_common_rows_and_other_dtypes(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     base, tuned, _ = pair(tmp_path)
+    every = ok("spectrum", str(base), str(tuned), "--angles", "2", "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(every)))
+    said = json.loads(ok("spectrum", str(base), str(tuned), "--angles", "2", "--json").stdout)
+    assert [row["name"] for row in rows] == [row["name"] for row in said["rows"]]
+    for row, found in zip(rows, said["rows"], strict=True):
+        assert set(found) - set(row) == {"cosines", "angles"}
+        assert row["rank"] == ("" if found["rank"] is None else str(found["rank"]))
     text = ok("spectrum", str(base), str(tuned), "--angles", "2").stdout
     assert "8 of 8 matrices" in text
     assert "largest" in text
