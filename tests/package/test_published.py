@@ -22,7 +22,7 @@ SDIST = f"ckdiff-{VERSION}.tar.gz"
 MODELS = ROOT / "examples/tiny_rl/checkpoints"
 BASE, TUNED = MODELS / "base", MODELS / "rl_seed1"
 #: kernels that `apply`, `check`, `info` and in-place sync take for BF16
-KERNELS = "changes", "guard", "hash", "merge 16f", "put", "survey", "ungaps", "unpair"
+KERNELS = "advise", "changes", "guard", "hash", "merge 16f", "put", "survey", "ungaps", "unpair"
 LEVEL = next(
     (level for level in shipped.LEVELS if shipped.processor() >= level.features.keys()), None
 )
