@@ -14,8 +14,7 @@ _MEMMOVE = ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
 def copy_runs(runs: Int64) -> None:
     """Copy each row (where to, where from, bytes), in order; the addresses must be good.
 
-    Those that go on where the one before ends, on both sides, are one with it, as neighbours in a
-    file are. Releases the GIL. Raises TypeError and ValueError for something else than runs.
+    Releases the GIL. Raises TypeError and ValueError for something else than runs.
     """
     if runs.ndim != 2 or runs.shape[1] != COPY_COLUMNS:
         raise ValueError(f"runs have {COPY_COLUMNS} columns")

@@ -12,7 +12,7 @@ from ckdiff.kernels.copying import copy_runs
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 40)), max_size=12))
 def test_what_is_copied_and_what_is_left_alone(moves: list[tuple[bool, bool, int]]) -> None:
-    """Neighbours are copied together; a gap may be on either side, or on both."""
+    """A gap may be on either side, or on both."""
     source = np.random.default_rng(len(moves)).integers(1, 256, 1000, np.uint8)
     out, expected = np.zeros((2, 1000), np.uint8)
     to = of = 0

@@ -40,6 +40,8 @@ def test_long_tensors_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (values == tuned.view(-1)[positions]).all()
     several = [(base, tuned), (base, base), (tuned, base)]
     changed = len(positions)
+    assert changed_positions(base, tuned, "I32", most=changed) is not None
+    assert changed_positions(base, tuned, "I32", most=changed - 1) is None
     assert count_changed(several, ["I32"] * 3).tolist() == [[changed], [0], [changed]]
 
 

@@ -25,19 +25,9 @@ def copy_kernel() -> Callable[[int, int, int], None]:
     """See the ABI."""
 
     def copy(runs: int, count: int, memmove: int) -> None:
-        i = 0
-        while i < count:
+        for i in range(count):
             at = runs + i * (8 * COPY_COLUMNS)
             to, source = load_word(at + 8 * COPY_TO), load_word(at + 8 * COPY_FROM)
-            size = 0
-            while (
-                i < count
-                and load_word(at + 8 * COPY_TO) == to + size
-                and load_word(at + 8 * COPY_FROM) == source + size
-            ):
-                size += load_word(at + 8 * COPY_BYTES)
-                at += 8 * COPY_COLUMNS
-                i += 1
-            _call_memmove(memmove, to, source, size)
+            _call_memmove(memmove, to, source, load_word(at + 8 * COPY_BYTES))
 
     return copy

@@ -70,7 +70,7 @@ def _part(slot: Slot, base: Tensor, raw: Tensor, first: int, most: int) -> Chang
     elements, at = min(MOST, raw.numel() - first), first * raw.element_size()
     table = Table.one(base.data_ptr() + at, raw.data_ptr() + at, elements, raw.device)
     rules = sum(code.rules for code in slot.code)
-    masks = torch.zeros((rules, -(-elements // UNIT) * 64), dtype=torch.uint8, device=raw.device)
+    masks = torch.empty((rules, -(-elements // UNIT) * 64), dtype=torch.uint8, device=raw.device)
     counts = torch.empty((rules, table.programs), dtype=torch.int32, device=raw.device)
     slot.compare(table, masks, counts)
     ends = counts[-1].cumsum(0, dtype=torch.int64)

@@ -61,10 +61,9 @@ def count_changed(
                 slot.compare(table.sent(where), None, counts)
                 # sums of rows are differences of running sums: to add at one place is slow there
                 whose, last = sent(owners, where), sent(table.lasts, where)
-                for column, rule in enumerate(columns):
-                    until = counts[rule].cumsum(0, dtype=torch.int64)[last]
-                    rows = until.diff(prepend=until.new_zeros(1))
-                    out[:, column].index_add_(0, whose, rows)
+                until = counts.cumsum(1, dtype=torch.int64)[:, last]
+                rows = until.diff(prepend=until.new_zeros(len(every), 1))
+                out.index_add_(0, whose, rows[columns].T)
     return out
 
 
@@ -85,6 +84,7 @@ def check(base: Tensor, tuned: Tensor, dtype: DType) -> None:
                      hint="give contiguous tensors of one dtype and device")  # fmt: skip
 
 
+@lru_cache(64)
 def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot:
     """What compares elements of a dtype on a device, whose code is made and tried once.
 
@@ -94,13 +94,8 @@ def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot:
     if where.type not in ("cuda", "cpu") or (where.type == "cuda" and not has_triton):
         raise UsageError(f"tensors on {where.type} are compared there by Triton, which is missing",
                          hint="compare copies on the CPU")  # fmt: skip
-    return _slot(dtype, rules, str(where))
-
-
-@lru_cache(64)
-def _slot(dtype: str, rules: tuple[Rule, ...], where: str) -> Slot:
-    of, device = [DTYPES[dtype]], Device(torch.device(where), where)
-    return make_slots(Kernels(of, rules), of, rules, device)[0]
+    of = [DTYPES[dtype]]
+    return make_slots(Kernels(of, rules), of, rules, Device(where, str(where)))[0]
 
 
 def current(where: torch.device) -> contextlib.AbstractContextManager[Any]:

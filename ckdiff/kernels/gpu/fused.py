@@ -19,7 +19,7 @@ from ckdiff.kernels.binding import Bound, parse_kind
 from ckdiff.kernels.gpu.compactcode import compact
 from ckdiff.kernels.gpu.fusedcode import MOST_RULES, RULE_COLUMNS, compare
 from ckdiff.kernels.gpu.hashcode import words_of
-from ckdiff.kernels.gpu.tables import COLUMNS, PROGRAM, Table
+from ckdiff.kernels.gpu.tables import Table
 
 __all__ = ["ELEMENTS", "MOST_RULES", "OPTIONS", "Fused", "describe", "needs_table"]
 
@@ -30,6 +30,7 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 ELEMENTS = {8: tl.uint8, 16: tl.int16, 32: tl.int32, 64: tl.int64}
 _UNSIGNED = {8: tl.uint8, 16: tl.uint16, 32: tl.uint32, 64: tl.uint64}
 
+Tensor = torch.Tensor
 Described = tuple[tuple[str | int, ...], int, int]
 
 
@@ -41,11 +42,7 @@ class Fused:
     """
 
     def __init__(
-        self,
-        dtype: DType,
-        bounds: Sequence[Bound],
-        device: torch.device,
-        table: torch.Tensor | None,
+        self, dtype: DType, bounds: Sequence[Bound], device: torch.device, table: Tensor | None
     ) -> None:
         described = [describe(bound, dtype) for bound in bounds]
         self.rules = len(bounds)
@@ -61,16 +58,10 @@ class Fused:
             "BITS": dtype.bits,
             "RULES": columns,
             "LOOKUP": "table" in columns,
-            "N": PROGRAM,
-            "COLUMNS": COLUMNS,
         }
 
     def __call__(
-        self,
-        table: Table,
-        masks: torch.Tensor | None,
-        counts: torch.Tensor,
-        sums: torch.Tensor | None,
+        self, table: Table, masks: Tensor | None, counts: Tensor, sums: Tensor | None
     ) -> None:
         """Compare what ``table``, on the device, says.
 
@@ -96,13 +87,7 @@ class Fused:
             **OPTIONS,
         )
 
-    def move(
-        self,
-        table: Table,
-        mask: torch.Tensor,
-        ends: torch.Tensor,
-        out: tuple[torch.Tensor, torch.Tensor],
-    ) -> None:
+    def move(self, table: Table, mask: Tensor, ends: Tensor, out: tuple[Tensor, Tensor]) -> None:
         """Write where a mask of the table's only row has ones, and what elements are there.
 
         ``ends`` is int64 (programs,), the ones of each program and of all before it; ``out`` int64
@@ -110,8 +95,7 @@ class Fused:
         """
         compact[(table.programs,)](
             **table.arguments(), masks=mask.view(torch.int32), ends=ends, positions=out[0],
-            values=out[1], ELEMENT=self._constants["ELEMENT"], N=PROGRAM, COLUMNS=COLUMNS,
-            num_warps=1,
+            values=out[1], ELEMENT=self._constants["ELEMENT"], num_warps=1,
         )  # fmt: skip
 
 

@@ -154,7 +154,9 @@ def _changed(
         elif NAME == "rtol" and KIND != "float":
             differ &= _integer_rtol(p, q, parameter, KIND, BITS)
         elif NAME != "exact":
-            limit = _number(tl.load(parameter), BITS)
+            WIDE: tl.constexpr = max(BITS, 32)  # of the compute type, which T and R have
+            kind: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
+            limit = _value(tl.load(parameter).to(kind), WIDE, EXPONENT)
             v, w = _value(p, BITS, EXPONENT), _value(q, BITS, EXPONENT)
             delta = tl.abs(v - w)
             if NAME == "atol":
@@ -250,16 +252,6 @@ def _integer_rtol(
     below = (low >> near) | (high << (64 - near))
     limit = tl.where(s < 64, below, high >> (tl.where(s < 64, 64, s) - 64))
     return _distance(x, y, BITS).to(tl.uint64) > limit
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _number(bits: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
-    """T or R in the compute type."""
-    if BITS == 64:
-        value = bits.to(tl.float64, bitcast=True)
-    else:
-        value = bits.to(tl.int32).to(tl.float32, bitcast=True)
-    return value
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -42,11 +42,7 @@ class Slot:
     code: Sequence[Fused | Plain]  #: all rules, one after the other; the first is exact
 
     def compare(
-        self,
-        table: Table,
-        masks: Tensor | None,
-        counts: Tensor,
-        sums: Tensor | None = None,
+        self, table: Table, masks: Tensor | None, counts: Tensor, sums: Tensor | None = None
     ) -> None:
         """All rules, and digests: one launch, or more where there are very many rules."""
         first = 0
@@ -132,11 +128,7 @@ class Plain:
         self._cpu, self._index, self._bits, self.rules = cpu, index, dtype.bits, rules
 
     def __call__(
-        self,
-        table: Table,
-        masks: Tensor | None,
-        counts: Tensor,
-        sums: Tensor | None,
+        self, table: Table, masks: Tensor | None, counts: Tensor, sums: Tensor | None
     ) -> None:
         """See fused.Fused."""
         rows = table.here[: COLUMNS * table.rows].reshape(-1, COLUMNS)

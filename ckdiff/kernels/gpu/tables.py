@@ -81,7 +81,8 @@ class Table:
         """What every kernel takes of a table that is on the device."""
         assert self.numbers is not None
         cut = COLUMNS * self.rows
-        return {"rows": self.numbers[:cut], "owners": self.numbers[cut:]}
+        both = {"rows": self.numbers[:cut], "owners": self.numbers[cut:]}
+        return {**both, "N": PROGRAM, "COLUMNS": COLUMNS}
 
     def sent(self, device: torch.device) -> Table:
         """The table, copied to a device."""
