@@ -14,12 +14,17 @@ _WORD = re.compile(r"[\w'’/.,%+×·−-]*\w[\w'’/.,%+×·−-]*")
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Running text: items of lists are paragraphs of their own, headings and tables are not."""
+    """Running text: items of lists are paragraphs of their own; headings, tables and formulas are
+    not.
+    """
     text = _FENCE.sub("\n\n", text)
     text = _ITEM.sub("\n\n", text)
     for block in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in block.splitlines()]
-        lines = [line for line in lines if not line.startswith(("|", "#", ">", "<", "    "))]
+        written = block.strip("\n").splitlines()
+        if all(line.startswith("    ") for line in written):  # code, or a formula
+            continue
+        lines = [line.strip() for line in written]
+        lines = [line for line in lines if not line.startswith(("|", "#", ">", "<"))]
         if lines:
             yield " ".join(lines)
 
