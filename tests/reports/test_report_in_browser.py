@@ -180,3 +180,21 @@ def test_it_prints(page: Any, tmp_path: Path) -> None:
     assert page.is_visible("table.paper")
     assert not page.is_visible("#every-tensor")
     assert page.pdf()[:4] == b"%PDF"
+
+
+def test_paper_is_light_and_nothing_is_cut_off(page: Any) -> None:
+    page.click("#theme")
+    count = "document.querySelectorAll('.plot svg, .plot canvas').length"
+    page.evaluate(f"addEventListener('afterprint', () => {{ window.printed = {count}; }})")
+    page.pdf()
+    figures = page.locator("figure[data-figure]").count()
+    assert page.evaluate("window.printed") == figures, "also those that nobody scrolled to"
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert ink == "rgb(31, 35, 40)"
+    fills = "texts => texts.map(text => getComputedStyle(text).fill)"
+    words = '[class*="role-axis"] text, [class*="role-legend"] text'
+    assert set(page.eval_on_selector_all(words, fills)) == {ink}
+    wide = "plots => plots.filter(plot => plot.getBoundingClientRect().right > innerWidth).length"
+    assert page.eval_on_selector_all(".plot svg, .plot canvas, table", wide) == 0

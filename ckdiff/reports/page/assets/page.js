@@ -29,6 +29,7 @@ const csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\n") + "\
 
 const root = document.documentElement;
 let dark = matchMedia("(prefers-color-scheme: dark)").matches;
+let printing = false; // on paper everything is light
 const toggle = document.getElementById("theme");
 function paint() {
   root.dataset.theme = dark ? "dark" : "light";
@@ -50,7 +51,7 @@ const MANY = 3000; // marks above which a canvas is faster than SVG
 
 async function draw(figure) {
   const { spec, rows } = page.figures[figure.dataset.figure];
-  const config = dark ? page.dark : page.light;
+  const config = dark && !printing ? page.dark : page.light;
   const before = drawn.get(figure);
   drawn.set(figure, null);
   const { view } = await vegaEmbed(
@@ -79,7 +80,12 @@ for (const figure of all("figure[data-figure]")) {
   });
 }
 addEventListener("beforeprint", () => {
-  for (const figure of all("figure[data-figure]")) if (!drawn.has(figure)) draw(figure);
+  printing = true;
+  for (const figure of all("figure[data-figure]")) if (dark || !drawn.has(figure)) draw(figure);
+});
+addEventListener("afterprint", () => {
+  printing = false;
+  if (dark) drawn.forEach((_, figure) => draw(figure));
 });
 
 // tabs: one run's maps at a time
