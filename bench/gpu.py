@@ -65,14 +65,14 @@ def seconds(device: Device, work: Callable[[], object], rounds: int) -> float:
 def bus(device: Device, size: int, rounds: int) -> tuple[float, float]:
     """(host to device, device memory) in bytes a second; memory counts reading and writing."""
     here, there, other = device.pinned(size), device.memory(size), device.memory(size)
-    rates = []
-    for to, of, times in ((there, here, 1), (here, there, 1), (other, there, 2)):
+    ways = {"host to device, pinned": (there, here, 1), "device to host, pinned": (here, there, 1),
+            "in the device, read and written": (other, there, 2)}  # fmt: skip
+    rows = []
+    for name, (to, of, times) in ways.items():
         copy = partial(to.copy_, of, non_blocking=True)
-        rates.append(times * size / seconds(device, copy, rounds))
-    names = ("host to device, pinned", "device to host, pinned", "in the device, read and written")
-    rows: list[list[object]] = [[name, rate / 1e9] for name, rate in zip(names, rates, strict=True)]
+        rows.append((name, times * size / seconds(device, copy, rounds) / 1e9))
     table(f"The bus and the card: {device.name}", ["what", "GB/s"], rows)
-    return rates[0], rates[2]
+    return rows[0][1] * 1e9, rows[2][1] * 1e9
 
 
 def inside(device: Device, elements: int, memory: float, rounds: int) -> None:

@@ -21,14 +21,10 @@ from ckdiff.kernels.gpu.fusedcode import MOST_RULES, RULE_COLUMNS, compare
 from ckdiff.kernels.gpu.hashcode import words_of
 from ckdiff.kernels.gpu.tables import Table
 
-__all__ = ["ELEMENTS", "MOST_RULES", "OPTIONS", "Fused", "describe", "needs_table"]
+__all__ = ["MOST_RULES", "Fused", "describe", "needs_table"]
 
 #: how the code is compiled: a product that is contracted with a sum is rounded once, not twice
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-
-#: the integer that an element is read as, by bits; there are those without sign as well
-ELEMENTS = {8: tl.uint8, 16: tl.int16, 32: tl.int32, 64: tl.int64}
-_UNSIGNED = {8: tl.uint8, 16: tl.uint16, 32: tl.uint32, 64: tl.uint64}
+_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
 Tensor = torch.Tensor
 Described = tuple[tuple[str | int, ...], int, int]
@@ -52,9 +48,9 @@ class Fused:
         words = np.array(words_of(dtype.bits), np.uint64).view(np.int64)
         self._words = torch.from_numpy(words).to(device)
         self._table = torch.zeros(1, dtype=torch.int32, device=device) if table is None else table
-        kinds = _UNSIGNED if dtype.kind == "uint" else ELEMENTS
+        sign = "u" if dtype.kind == "uint" or dtype.bits <= 8 else ""
         self._constants: dict[str, Any] = {
-            "ELEMENT": kinds[max(dtype.bits, 8)],
+            "ELEMENT": getattr(tl, f"{sign}int{max(dtype.bits, 8)}"),  # what it is read as
             "BITS": dtype.bits,
             "RULES": columns,
             "LOOKUP": "table" in columns,
@@ -84,7 +80,7 @@ class Fused:
             HASHES=sums is not None,
             ALIGNED=table.aligned,
             **self._constants,
-            **OPTIONS,
+            **_OPTIONS,
         )
 
     def move(self, table: Table, mask: Tensor, ends: Tensor, out: tuple[Tensor, Tensor]) -> None:
