@@ -47,8 +47,8 @@ _COMPARED = 100  #: characters: comparing takes the square of them
 class CkdiffError(Exception):
     """Base of every error ckdiff raises.
 
-    ``str(error)`` is one line: ``message``, what is wrong and where, and in brackets ``hint``, what
-    to do about it, if there is one. ``exit_code`` is what the ``ckdiff`` command exits with.
+    ``str(error)`` is one line: ``message`` says what is wrong and where; ``hint``, in brackets,
+    says what to do, if there is one. ``exit_code`` is the exit code of the ``ckdiff`` command.
     """
 
     exit_code: int = 2
@@ -59,7 +59,7 @@ class CkdiffError(Exception):
 
     @property
     def message(self) -> str:
-        """What is wrong, without the hint: for another error that has a hint of its own."""
+        """What is wrong, without the hint, to be quoted in another error that has its own hint."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class CkdiffError(Exception):
 
 
 class UsageError(CkdiffError):
-    """An argument that makes no sense."""
+    """A wrong argument, or arguments that contradict each other."""
 
 
 class RuleError(UsageError):
@@ -79,7 +79,7 @@ class RuleError(UsageError):
 
 
 class CheckpointError(CkdiffError):
-    """A checkpoint that cannot be opened, or that contradicts itself."""
+    """A checkpoint that cannot be opened, or whose parts contradict each other."""
 
 
 class HeaderError(CheckpointError):
@@ -99,7 +99,7 @@ class BudgetError(CkdiffError):
 
 
 class OutputError(CkdiffError):
-    """An output, other than a mask store, that is in the way or cannot be written."""
+    """An output (other than a mask store) that already exists or cannot be written."""
 
 
 class StoreError(CkdiffError):
@@ -107,7 +107,7 @@ class StoreError(CkdiffError):
 
 
 class StoreIncomplete(StoreError):
-    """A directory that has no manifest: not a store, or the rest of a stopped run."""
+    """A directory without a manifest: not a store, or left over from a stopped run."""
 
 
 class StoreCorrupt(StoreError):
@@ -119,7 +119,7 @@ class StoreLocked(StoreError):
 
 
 class StoreExists(StoreError):
-    """The output is already there and ``overwrite`` was not asked for."""
+    """The output already exists, and ``overwrite`` was not given."""
 
 
 class DeltaError(CkdiffError):
@@ -131,7 +131,7 @@ class ClusterError(CkdiffError):
 
 
 class Interrupted(CkdiffError):
-    """The run was stopped by a signal; what is done is kept and the same command resumes it."""
+    """The run was stopped by a signal. Finished work is kept, and the same command resumes it."""
 
     def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 130) -> None:
         super().__init__(message, hint=hint)

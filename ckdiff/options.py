@@ -93,7 +93,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Observer:
-    """What a caller wants to hear about while a diff runs."""
+    """Callbacks that a caller gets while a diff runs."""
 
     progress: Callable[[Progress], None] = field(default=lambda progress: None)
     note: Callable[[str], None] = field(default=lambda message: None)  #: warnings and hints

@@ -94,7 +94,9 @@ class Rule:
         return DTYPES[self.target.upper()]
 
     def falls_back(self, dtype: DType) -> bool:
-        """Whether this rule means ``exact`` on ``dtype`` because it has no numeric meaning."""
+        """Whether this rule means ``exact`` for ``dtype``, because the dtype has no numeric
+        meaning.
+        """
         return self.kind != "exact" and not dtype.numeric
 
 

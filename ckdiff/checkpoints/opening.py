@@ -36,14 +36,14 @@ Given = str | os.PathLike[str] | Checkpoint | Mapping[str, Any] | HasState
 
 
 def open_checkpoint(path: Given, *, key: str | None = None) -> Checkpoint:
-    """Open a checkpoint; an object that is one already is passed through.
+    """Open a checkpoint. An open checkpoint is returned as it is.
 
     A path is a safetensors or torch file, a directory of them, or the index of one; or one of these
-    on the hub, ``hf://org/name[@revision][/path]``, which is downloaded into the hub's cache unless
-    it is there. A module, a state dict, or a mapping of names to tensors or arrays is read where it
-    is in memory, and must not be written to meanwhile. ``key`` is the path of the state dict in
-    what holds more, such as ``trainer.model``. Raises CheckpointError, and BudgetError for a
-    download that does not fit; the caller closes what it opened.
+    on the hub, ``hf://org/name[@revision][/path]``, which is downloaded into the hub's cache if it
+    is not there yet. A module, a state dict, or a mapping of names to tensors or arrays is read
+    directly in memory, and must not be changed meanwhile. ``key`` is the path of the state dict in
+    something that holds more, such as ``trainer.model``. Raises CheckpointError, and BudgetError
+    for a download that does not fit. The caller closes what it opened.
     """
     if isinstance(path, (str, os.PathLike)):
         text = os.fspath(path)

@@ -47,11 +47,11 @@ def delta_from_patches(
     A patch is a WeightPatch, a ``CheckpointWeightPatch`` of vLLM, or anything else with their
     fields, in numpy or torch: names, shapes and dtypes are those of the base, the values are of
     that dtype or its bits (nothing is converted), indices are unique in a patch and in any order.
-    Tensors may come in any order; of several patches to one tensor the later win. In memory is one
-    patch at a time; they are kept on the output's disk until the delta is written.
+    Tensors may come in any order. If a tensor has several patches, later ones win. One patch is in
+    memory at a time; the others are on the output's disk until the delta is written.
 
-    Raises UsageError for what is no patch, PairingError for one that does not fit the base, and
-    what ``delta`` raises.
+    Raises UsageError for something that is not a patch, PairingError for a patch that does not fit
+    the base, and the errors of ``delta``.
     """
     ENCODINGS.check(checked_text("encoding", encoding))
     options = Options(overwrite=overwrite, workers=workers, memory=memory)

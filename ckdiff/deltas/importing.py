@@ -59,9 +59,9 @@ def import_masks(
     stored under ``rule``: by default what the file says, else ``exact``. ``key`` is the path of
     the state dict in a base that holds more.
 
-    Of a version the store has all tensors of the model; dtypes and shapes come from ``base``, any
-    checkpoint of the model, or from the full version that it goes back to. Its rule is ``exact``,
-    and hashes are unknown. Raises a CkdiffError.
+    For a version, the store has all tensors of the model. Their dtypes and shapes come from
+    ``base`` (any checkpoint of the model), or from the full version before it. The rule is
+    ``exact``, and hashes are unknown. Raises a CkdiffError.
     """
     source = checked_path("the mask file", path)
     if key is not None:

@@ -35,10 +35,10 @@ _HINT = "give the checkpoint that the delta was made from"
 
 
 class Delta:
-    """A delta, a file or one of a stream of weight versions, of which single tensors are wanted.
+    """A delta from which you want single tensors: a file, or one version of a stream.
 
-    A context manager that closes the file. ``memory`` bounds what its tables may take. Raises
-    DeltaError, UsageError and BudgetError.
+    Use it as a context manager, which closes the file. ``memory`` limits the memory of its tables.
+    Raises DeltaError, UsageError and BudgetError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, memory: str | int | None = None) -> None:
@@ -68,19 +68,19 @@ class Delta:
 
     @property
     def names(self) -> Sequence[str]:
-        """The tensors that it rebuilds; of a version those that it changes."""
+        """The tensors that it rebuilds; for a version, the tensors that it changes."""
         if self._file is not None:
             return list(self._file.blueprint.names)
         assert self._version is not None
         return list(self._version.frames)
 
     def tensor(self, name: str, base: Given, *, as_torch: bool = False) -> Any:
-        """One tensor as it is after the delta, which was made from ``base``: in memory, verified.
+        """One tensor after the delta, made from ``base`` in memory and verified.
 
-        A numpy array of the tensor's shape; of a dtype that numpy does not know unsigned numbers
-        with its bits (uint16 for BF16), of elements of less than a byte the bytes, in one
-        dimension. With ``as_torch`` a torch tensor. Raises DeltaError for damage and another base,
-        UsageError for a tensor that is not there, CheckpointError and SourceChanged.
+        A numpy array with the tensor's shape. If numpy lacks the dtype, it has unsigned numbers
+        with the same bits (uint16 for BF16). If an element has less than a byte, it has the bytes,
+        in one dimension. With ``as_torch`` it is a torch tensor. Raises DeltaError for damage and a
+        wrong base, UsageError for an unknown tensor, CheckpointError and SourceChanged.
         """
         checked_text("name", name)
         with ExitStack() as stack:

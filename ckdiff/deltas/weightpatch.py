@@ -32,9 +32,9 @@ _NUMPY = {
 
 
 class WeightPatch(NamedTuple):
-    """An update of one tensor, its fields those of vLLM's ``CheckpointWeightPatch`` in order.
+    """An update of one tensor, with the fields of vLLM's ``CheckpointWeightPatch``, in order.
 
-    ``CheckpointWeightPatch(*patch)`` makes one of a record with torch's tensors.
+    ``CheckpointWeightPatch(*patch)`` converts a record that has torch tensors.
     """
 
     name: str

@@ -77,7 +77,7 @@ class DiffResult(TableShown):
 
     @property
     def store(self) -> MaskStore | None:
-        """The MaskStore that was written, opened when first asked for; None without an output."""
+        """The MaskStore that was written, opened when first used; None without an output."""
         if self._store is None and self.store_path is not None:
             from ckdiff.stores.maskstore import open_store
 
@@ -115,7 +115,7 @@ class DiffResult(TableShown):
 
     @property
     def tensors_identical(self) -> int:
-        """How many of the compared tensors have no element that differs, and as many rows."""
+        """How many of the compared tensors are bit-identical, with the same number of rows."""
         same = self.table.changed["exact"] == 0
         if self.resized:
             grown = {item["name"] for item in self.resized}
@@ -124,7 +124,9 @@ class DiffResult(TableShown):
 
     @property
     def uncompared(self) -> dict[str, int]:
-        """``tensors`` that were not compared, and their ``elements``, of the larger side each."""
+        """How many ``tensors`` were not compared, and how many ``elements`` they have on the larger
+        side.
+        """
         elements = sum(map(_elements, self.unpaired_details))
         return {"tensors": len(self.unpaired_details), "elements": elements}
 

@@ -19,7 +19,7 @@ DATA = "rows"  #: what descriptions call their data
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Figure:
-    """A picture; shown by notebooks as it is. ``svg`` and ``pdf`` need ``ckdiff[report]``."""
+    """A picture. Notebooks show it. ``svg`` and ``pdf`` need ``ckdiff[report]``."""
 
     name: str  #: of files and anchors: ``heatmap``
     title: str  #: a phrase
@@ -31,7 +31,7 @@ class Figure:
         return f"<Figure {printable(self.name)}: {printable(self.title)}>"
 
     def vega_lite(self, *, dark: bool = False) -> Spec:
-        """The whole description, with data: what any tool that knows Vega-Lite draws."""
+        """The whole description with its data, for any tool that draws Vega-Lite."""
         return {
             "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
             "description": printable(self.title),
@@ -41,7 +41,7 @@ class Figure:
         }
 
     def svg(self, *, dark: bool = False) -> str:
-        """The picture as SVG text. Raises UsageError where what draws is not installed."""
+        """The picture as SVG text. Raises UsageError if the drawing package is not installed."""
         from ckdiff.figures.drawing import svg
 
         return svg(self.vega_lite(dark=dark))
@@ -53,7 +53,7 @@ class Figure:
         return pdf(self.vega_lite())
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the picture to a file, whole or not at all, and give its path.
+        """Write the picture to a file, complete or not at all, and return its path.
 
         The name ends with ``.svg``, ``.pdf``, or ``.json`` for the Vega-Lite description with its
         numbers. With ``overwrite`` a picture that was written before is replaced. Raises UsageError

@@ -81,7 +81,7 @@ def overlap(
     memory: str | int | None = None,
     observer: Observer | None = None,
 ) -> Overlap:
-    """Compare the masks of 2 to 64 stores in one pass.
+    """Measure how much 2 to 64 masks agree, and how much of that is chance, in one pass.
 
     ``nulls`` say what chance means (docs/overlap.md explains each). Some of them read ``base``,
     whose state dict ``key`` names in a torch file that holds more. With ``tuned``, the tuned

@@ -117,8 +117,8 @@ class Overlap(Framed):
 
     def records(self) -> list[Record]:
         """A dict for each row and each pair of runs: ``group``, ``a`` and ``b`` (positions),
-        ``run_a`` and ``run_b`` (stores), ``elements``, ``size_a``, ``size_b``, then what a pair of
-        the JSON contract has; what each null says is in keys like ``lift:tensor``.
+        ``run_a`` and ``run_b`` (stores), ``elements``, ``size_a``, ``size_b``, then the keys of a
+        pair in the JSON contract. Each null has its own keys, such as ``lift:tensor``.
         """
         return list(pair_records(self.each_row(), self.stores))
 

@@ -36,11 +36,10 @@ def info(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, A
 
     ``key`` is the path of the state dict in torch files that hold more.
 
-    Gives what ``ckdiff info --json`` prints. Reads headers and tables only, and of weight versions
-    what tells how many bytes they change; ``ckdiff check`` and
-    ``ckdiff apply`` verify the data. Raises DeltaError, StoreError and CheckpointError for what is
-    damaged or none of these, and BudgetError for a delta whose tables are larger than the memory
-    that is allowed by default.
+    Returns what ``ckdiff info --json`` prints. It reads only headers and tables, and enough of
+    weight versions to tell how many bytes they change. ``ckdiff check`` and ``ckdiff apply`` verify
+    the data. Raises DeltaError, StoreError and CheckpointError if the path is damaged or something
+    else, and BudgetError for a delta whose tables are larger than the default memory.
     """
     text = checked_path("the path", path)
     if Path(text).is_dir() and is_store(Path(text)):

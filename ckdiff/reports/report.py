@@ -63,10 +63,10 @@ def report(
 ) -> Report:
     """Write a report of ``sources`` (mask stores, timelines) to ``out``, an HTML file.
 
-    ``base`` is the checkpoint that the runs started from: with it the page has density by size of
-    the weight, and chance knows magnitudes. ``spectrum`` is what ``ckdiff spectrum --json``
-    printed. ``figures`` is a directory for the same pictures as SVG and PDF. A report that stands
-    there is replaced. Raises a CkdiffError: UsageError, StoreError, OutputError, BudgetError.
+    ``base`` is the checkpoint that the runs started from. With it the page has the density by size
+    of the weight, and chance takes magnitudes into account. ``spectrum`` is what ``ckdiff spectrum
+    --json`` printed. ``figures`` is a directory for the same pictures as SVG and PDF. An existing
+    report is replaced. Raises a CkdiffError: UsageError, StoreError, OutputError, BudgetError.
     """
     observer = checked_observer(observer)
     given = _Given.of(sources)

@@ -38,7 +38,7 @@ Values = Callable[[Floats], FloatArray]
 
 @dataclass(slots=True, eq=False)
 class Spectrum(Framed):
-    """The spectra of an update's matrices, and where they are from."""
+    """The spectra of an update's matrices, and which checkpoints they come from."""
 
     base: str
     tuned: str

@@ -33,9 +33,10 @@ def timeline(
     it.
 
     ``checkpoints`` are two or more of anything that ``open_checkpoint`` takes, in the order of the
-    run. Paths that ``glob`` matches (one pattern, or some) come after them, in natural order, but
-    for those that are there already. A base and a stream of weight versions stand for the base and
-    each version. Tensors that all checkpoints have are compared, and each checkpoint is read once.
+    run. Paths that ``glob`` matches (one pattern or several) come after them, in natural order; a
+    path that is already there is not added twice. A base and a stream of weight versions stand for
+    the base and each version. Tensors that all checkpoints have are compared, and each checkpoint
+    is read once.
 
     The directory ``out`` gets a mask store for each step and, unless ``first_moves`` is false, an
     array of when each element first moved; with ``stats`` also how far the elements moved, and

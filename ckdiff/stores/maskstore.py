@@ -42,8 +42,8 @@ _log = logging.getLogger(__name__)
 
 
 def open_store(path: str | os.PathLike[str] | MaskStore) -> MaskStore:
-    """Open a mask store: verifies the manifest, the tensor table, the Zarr metadata, every value in
-    them, and that every object is there with its size. Raises StoreIncomplete or StoreCorrupt.
+    """Open a mask store. This verifies every value of the manifest, the tensor table and the Zarr
+    metadata, and that every object exists with its size. Raises StoreIncomplete or StoreCorrupt.
     """
     if isinstance(path, MaskStore):
         return path
@@ -91,12 +91,13 @@ class MaskStore(TableShown):
         start: int | None = None,
         stop: int | None = None,
     ) -> npt.NDArray[np.bool_]:
-        """The mask of a tensor: bool, with its shape in the table: that of what was compared.
+        """The mask of a tensor: a bool array with the tensor's shape in the table, true where it
+        changed.
 
-        With ``start`` or ``stop`` only that range of its flattened elements, one-dimensional.
-        ``rule`` may be left out where the store has ``exact`` or a single mask. A whole mask is
-        held against its count. Raises CkdiffError for an unknown name or rule, StoreCorrupt for
-        damaged bytes.
+        With ``start`` or ``stop``, only that range of the flattened elements, in one dimension. You
+        may leave out ``rule`` if the store has ``exact`` or only one mask. A whole mask is compared
+        with its count. Raises CkdiffError for an unknown name or rule, StoreCorrupt for damaged
+        bytes.
         """
         position, record = self._record(name)
         first, last = self._range(record, start, stop)
@@ -115,9 +116,9 @@ class MaskStore(TableShown):
     ) -> npt.NDArray[np.uint8]:
         """The mask of a tensor as ceil(elements / 8) bytes, little-endian bit order, padding 0.
 
-        With ``start``, a multiple of 8, or ``stop`` only that range of its flattened elements; bits
-        past the range are 0. A whole mask is held against its count. Raises CkdiffError for an
-        unknown name or rule and for a start inside a byte, StoreCorrupt for damaged bytes.
+        With ``start`` (a multiple of 8) or ``stop``, only that range of the flattened elements;
+        bits past the range are 0. A whole mask is compared with its count. Raises CkdiffError for
+        an unknown name or rule and for a start inside a byte, StoreCorrupt for damaged bytes.
         """
         position, record = self._record(name)
         first, last = self._range(record, start, stop)
@@ -163,11 +164,11 @@ class MaskStore(TableShown):
     ) -> list[dict[str, Any]]:
         """Rows of counts by ``tensor``, ``layer``, ``module``, ``dtype`` or ``model``.
 
-        Rows hold ``group`` (for tensors ``name``, ``dtype``, ``shape``, and where sides differ
-        ``tuned_dtype`` and ``rows`` of both), ``elements`` and ``rules``: for each counted rule
-        ``changed`` and ``density``; with statistics also ``statistics``. ``sort`` names a column,
-        largest first; ``top`` keeps that many rows, of the highest density where nothing else is
-        asked for.
+        A row has ``group``, ``elements``, ``rules`` (for each counted rule ``changed`` and
+        ``density``), and with statistics also ``statistics``. The row of a tensor has ``name``,
+        ``dtype`` and ``shape`` instead of ``group``, and if the sides differ ``tuned_dtype`` and
+        ``rows`` of both. ``sort`` names a column, largest first. ``top`` keeps that many rows, by
+        default those with the highest density.
         """
         from ckdiff.stores.summaries import summarise
 
@@ -184,8 +185,8 @@ class MaskStore(TableShown):
     def check(self, progress: Progress | None = None) -> int:
         """Verify every byte: each file against its digest, each count against its mask.
 
-        Gives the store's size in bytes. ``progress`` is called with (bytes done, bytes in all).
-        Raises StoreCorrupt naming the first file that is wrong.
+        Returns the store's size in bytes. ``progress`` is called with (bytes done, bytes in all).
+        Raises StoreCorrupt, which names the first wrong file.
         """
         if progress is not None:
             checked_function("progress", progress)

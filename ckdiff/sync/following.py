@@ -14,9 +14,9 @@ def follow(
 ) -> int:
     """Bring the checkpoint ``local`` to the version ``target`` of ``stream``, or to the newest.
 
-    Gives the version that it is at then. Nothing is done where it is there already. With
-    ``verify_signature``, a file of public keys, one of them has to have signed each version that is
-    used. Raises what applying in place raises.
+    Returns the version that it is at afterwards. If it is there already, nothing is done.
+    ``verify_signature`` is a file of public keys: one of them must have signed each version that is
+    used. Raises the errors of ``apply_in_place``.
     """
     from ckdiff.deltas.versions.inplace import apply_in_place
 

@@ -36,21 +36,21 @@ class Publisher:
     ``base`` is the checkpoint that the stream begins with (version 0, which engines have), or what
     its newest version leads to: a path, a module or a state dict. Without one, the first version of
     an empty stream is a full one; a stream that has a full version goes on from that. ``encoding``
-    is ``xor``, ``overwrite``, or ``packed`` for readers that are ours. Every ``anchor_every``
+    is ``xor``, ``overwrite``, or ``packed`` for readers that use ckdiff. Every ``anchor_every``
     versions there is a full one. Floats are rounded to the dtypes that the base has; ``dtype``
     (``bf16``, ``f16``, ``f32``) is the one of versions without a base in files.
 
-    It keeps one copy of the model's bytes as published: in ``snapshot="memory"``, in a file without
-    a name beside the versions (``"disk"``), or where there is room (``"auto"``); with ``"device"``
-    there are copies beside weights on a GPU too, so that only what changed comes from there.
-    ``memory`` bounds what is used besides. With ``background`` a call returns when everything was
-    compared, and the version is brought to the disk by a thread; what goes wrong there is raised by
-    the next call. Config and tokenizer files of full versions come from ``config_from``, or from
-    the base.
+    It keeps one copy of the model's bytes as published. ``snapshot="memory"`` keeps it in memory,
+    ``"disk"`` in an unnamed file beside the versions, and ``"auto"`` wherever there is room. With
+    ``"device"`` there are also copies beside the weights on a GPU, so that only changes come from
+    there. ``memory`` limits all other memory. With ``background``, a call returns when everything
+    is compared, and a thread writes the version to the disk; the next call raises its errors.
+    Config and tokenizer files of full versions come from ``config_from``, or from the base.
 
-    A version is there whole or not at all. After an error the next one is made from the newest that
-    is complete. For one thread; a context manager. Raises UsageError, what opening raises,
-    DeltaError for a stream that is damaged or has come to something else, and BudgetError.
+    A version appears only when it is complete. After an error, the next one is made from the newest
+    complete version. Use it from one thread, as a context manager. Raises UsageError, the errors of
+    opening the base, DeltaError for a stream that is damaged or that somebody else wrote to, and
+    BudgetError.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Publisher:
 
     @property
     def version(self) -> int:
-        """The newest version that is known to be complete; 0 where there is none."""
+        """The newest version that is known to be complete; 0 if there is none."""
         if self._spread is not None:
             return self._spread.version
         return self._there.version
@@ -101,9 +101,9 @@ class Publisher:
         """Publish a module or a state dict as the next version, as it is at the time of the call.
 
         Only what changed is written, unless ``full`` or an anchor is due. Nothing may write to the
-        tensors until it returns. Raises DeltaError for what a delta cannot say (tensors that were
-        added, removed, reshaped or retyped), SourceChanged, BudgetError, OutputError, Interrupted,
-        and what went wrong in the background since the last call.
+        tensors until it returns. Raises DeltaError for a change that a delta cannot express
+        (tensors that were added, removed, reshaped or retyped), SourceChanged, BudgetError,
+        OutputError, Interrupted, and errors in the background since the last call.
         """
         began = time.perf_counter()
         self.wait()
@@ -127,7 +127,7 @@ class Publisher:
         return found
 
     def wait(self) -> None:
-        """Wait until what was published is on the disk; raises what went wrong on the way."""
+        """Wait until everything published is on the disk; raises the errors of writing it."""
         thread = self._thread
         if thread is not None:
             thread.join()
@@ -137,9 +137,9 @@ class Publisher:
             raise error
 
     def close(self) -> None:
-        """Wait for the last version, and give the snapshot back; may be called more than once.
+        """Wait for the last version, and free the snapshot; may be called more than once.
 
-        Raises what went wrong in the background since the last call.
+        Raises the errors in the background since the last call.
         """
         try:
             self.wait()

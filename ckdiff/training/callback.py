@@ -15,14 +15,14 @@ from ckdiff.training.source import Masks
 
 
 class SubnetworkCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-    """Holds the unmasked weights still while a Trainer trains.
+    """Keeps the unmasked weights frozen while a Trainer trains.
 
-    ``Trainer(..., callbacks=[SubnetworkCallback("run1.zarr")])`` is all there is to do. When
-    training begins ``freeze_unmasked`` is called on the Trainer's model and optimizer, so that
-    the optimizer's own step hooks do the work, and unmasked gradients are set to zero as soon as
-    they are there, so that clipping and the logged norm are the subnetwork's. When training ends
-    both stop. ``store``, ``rule`` and ``missing`` are those of ``freeze_unmasked``, and so are
-    the errors, which ``train()`` raises.
+    ``Trainer(..., callbacks=[SubnetworkCallback("run1.zarr")])`` is all you need. When training
+    begins, it calls ``freeze_unmasked`` on the Trainer's model and optimizer, so the optimizer's
+    own step hooks do the work. Unmasked gradients are set to zero as soon as they exist, so
+    clipping and the logged norm are those of the subnetwork. When training ends, both stop.
+    ``store``, ``rule`` and ``missing`` are those of ``freeze_unmasked``. So are the errors, which
+    ``train()`` raises.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class SubnetworkCallback(TrainerCallback):  # type: ignore[misc]  # transformers
 
     @property
     def freeze(self) -> Freeze | None:
-        """What holds the weights still, while training goes on."""
+        """The freeze, while training goes on."""
         return self._freeze
 
     def on_train_begin(

@@ -92,12 +92,12 @@ class SubnetworkOptimizer(Optimizer):
 
     @property
     def selection_bytes(self) -> int:
-        """Memory that knowing which elements are trained takes, besides ``state``."""
+        """Bytes of memory for the positions of the trained elements, besides ``state``."""
         return sum(part.selection.nbytes for part in self._parts)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the inner optimizer; ``closure`` computes the gradients anew, and the loss.
+        """One step of the inner optimizer; ``closure`` computes the gradients and the loss again.
 
         A parameter without a gradient is left out, as in torch.
         """
@@ -117,19 +117,19 @@ class SubnetworkOptimizer(Optimizer):
     def mask_gradients(self) -> None:
         """Set the unmasked gradients to zero now.
 
-        A step does not look at them; call this before what does, such as ``clip_grad_norm_``.
+        A step does not use them. Call this before code that does, such as ``clip_grad_norm_``.
         """
         for part in self._parts:
             part.mask_gradient()
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state dict, and under ``masks`` which masks it is for."""
+        """The inner optimizer's state dict; ``masks`` in it says which masks it is for."""
         masks = [part.identity for part in self._parts]
         return {**self._configured().state_dict(), "masks": masks}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` gave; raises UsageError where it is for other masks."""
+        """Load what ``state_dict`` returned; raises UsageError if it is for other masks."""
         if "masks" not in state_dict:
             raise UsageError(
                 "this is not the state of a SubnetworkOptimizer",
@@ -152,7 +152,7 @@ class SubnetworkOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more of the model's parameters; raises UsageError, PairingError, StoreError.
 
-        A copy of an optimizer knows no masks any more and refuses.
+        A copy of an optimizer does not know the masks, and refuses.
         """
         if self._inner is None:  # while it is made
             super().add_param_group(param_group)

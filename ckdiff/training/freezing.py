@@ -28,14 +28,14 @@ def freeze_unmasked(
 ) -> Freeze:
     """From now on each step of ``optimizer`` leaves every unmasked element bit-identical.
 
-    Before a step the unmasked gradients are set to zero and the unmasked weights kept; after it
-    the weights are put back, whatever the optimizer did to them. ``store`` is a MaskStore, a path,
-    or a dict of parameter name -> bool tensor, True where the element is trained. ``missing`` says
-    what becomes of a parameter that has no mask: ``"error"``, ``"train"`` or ``"freeze"``.
+    Before a step, unmasked gradients are set to zero, and unmasked weights are copied. After the
+    step they are put back, whatever the optimizer did to them. ``store`` is a MaskStore, a path, or
+    a dict of parameter name -> bool tensor, True where the element is trained. ``missing`` says
+    what to do with a parameter without a mask: ``"error"``, ``"train"`` or ``"freeze"``.
     ``.remove()`` on the result ends it. Raises UsageError, PairingError, StoreError.
 
-    With FSDP2 call it in each process, after ``fully_shard`` and on the optimizer that was made
-    after it: each process holds still what it has.
+    With FSDP2, call it in each process, after ``fully_shard``, with the optimizer that was made
+    after that. Each process freezes its own part.
     """
     optimizer = innermost(optimizer)
     stepped = _stepped(optimizer)
@@ -111,9 +111,9 @@ class Held:
 
 
 class Freeze:
-    """What holds the unmasked elements of a model still; made by ``freeze_unmasked``.
+    """Keeps the unmasked elements of a model frozen; made by ``freeze_unmasked``.
 
-    Keeps a bool for each element, and during a step a copy of the frozen weights.
+    It needs one bool for each element, and during a step a copy of the frozen weights.
     """
 
     def __init__(self, optimizer: Optimizer, held: list[Held]) -> None:
@@ -132,7 +132,7 @@ class Freeze:
         ]
 
     def remove(self) -> None:
-        """Let go: later steps change every element again."""
+        """Stop freezing: later steps change every element again."""
         for hook in self._hooks:
             hook.remove()
         self._kept = {}
@@ -141,17 +141,17 @@ class Freeze:
     def mask_gradients(self) -> None:
         """Set the unmasked gradients to zero now.
 
-        Each step does that by itself; call this before what looks at gradients earlier, such as
+        Each step does that anyway. Call this before code that uses gradients earlier, such as
         ``clip_grad_norm_``.
         """
         for item in self._held:
             item.mask_gradient()
 
     def mask_gradients_early(self) -> None:
-        """From now on set unmasked gradients to zero as soon as each backward pass gave them.
+        """From now on set unmasked gradients to zero as soon as each backward pass has made them.
 
-        For loops that look at gradients where ``mask_gradients`` cannot be called, as trainers do
-        that clip. Ends with ``remove``.
+        For loops that use gradients where you cannot call ``mask_gradients``, such as trainers that
+        clip. Ends with ``remove``.
         """
 
         def hook(item: Held) -> Callable[[torch.Tensor], None]:

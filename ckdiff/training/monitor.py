@@ -64,8 +64,8 @@ class Counted:
 class Look(Mapping[str, float]):
     """What a look found: a mapping of module to density against the start.
 
-    ``look["self_attn.q_proj"]`` is the share, from 0 to 1, of the elements of all modules of that
-    name that differ from the start. ``model`` has the counts of everything that is watched.
+    ``look["self_attn.q_proj"]`` is the share of elements that differ from the start, from 0 to 1,
+    in all modules of that name. ``model`` has the counts of everything that is watched.
     """
 
     step: int  #: as the caller counts them
@@ -117,8 +117,8 @@ class Look(Mapping[str, float]):
         return None if self.density_since_last is None else whole
 
     def metrics(self, prefix: str = "update") -> dict[str, float]:
-        """Numbers by name, for a logger: ``update/density``, ``update/density/MODULE`` and, where
-        that is watched, ``update/density_since_last`` likewise.
+        """Numbers by name, for a logger: ``update/density``, ``update/density/MODULE`` and, with
+        ``since_last``, ``update/density_since_last`` likewise.
         """
         found = {f"{prefix}/density": self.density}
         found |= {f"{prefix}/density/{name}": value for name, value in self.items()}
@@ -131,7 +131,7 @@ class Look(Mapping[str, float]):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as a line of the log has it."""
+        """Everything, as in a line of the log."""
         return {
             "step": self.step,
             "rule": self.rule,
@@ -143,7 +143,7 @@ class Look(Mapping[str, float]):
 
 
 class UpdateMonitor:
-    """Which share of a model's weights differs from the start, and from the last look.
+    """Measures which share of a model's weights differs from the start, and from the last look.
 
     ::
 
@@ -153,26 +153,26 @@ class UpdateMonitor:
             optimizer.step()
             monitor.step()           # a Look at every hundredth call, else None
 
-    The start are the weights when the monitor is made, or ``base``: a checkpoint (a path,
+    The start is the weights when the monitor is made, or ``base``: a checkpoint (a path,
     ``hf://...``, a state dict, a module) with the model's names and shapes. ``rule`` says when an
-    element has changed, as everywhere: ``exact`` compares the bits as they are stored,
-    ``exact@bf16`` what float32 weights are once they are rounded to bfloat16.
+    element counts as changed. ``exact`` compares the bits as stored; ``exact@bf16`` compares
+    float32 weights after rounding them to bfloat16.
 
-    ``watch``: ``trainable`` parameters (those with ``requires_grad``; of a PEFT model the adapter),
-    all ``parameters``, or ``all``: buffers too that are saved. Tied weights count once.
+    ``watch``: ``trainable`` parameters (those with ``requires_grad``; in a PEFT model, the
+    adapter), all ``parameters``, or ``all`` (also saved buffers). Tied weights count once.
 
-    Memory: a copy of what is watched for the start, and with ``since_last`` another for the last
-    look. ``keep="device"`` has them beside the weights, ``keep="cpu"`` in the memory of the
-    processor (pinned, where there is CUDA), from where a look brings them over in slices.
-    ``nbytes`` says how much it is in this process.
+    Memory: one copy of the watched weights for the start, and with ``since_last`` another for the
+    last look. ``keep="device"`` keeps them beside the weights, ``keep="cpu"`` in the processor's
+    memory (pinned, if there is CUDA); then a look copies them over in slices. ``nbytes`` is their
+    size in this process.
 
-    Sharded models (FSDP2, tensor parallelism): every process makes a monitor, once the model is
-    sharded, and calls ``look`` at the same steps; each counts its part, and only counts are
-    communicated. Under DDP nothing is communicated: one process is enough.
+    Sharded models (FSDP2, tensor parallelism): every process makes a monitor once the model is
+    sharded, and calls ``look`` at the same steps. Each counts its part, and only counts are
+    communicated. Under DDP nothing is communicated, so one process is enough.
 
-    Raises UsageError and RuleError for arguments that make no sense, PairingError for a base that
-    does not fit, CheckpointError for one that cannot be opened and for weights that cannot be read,
-    OutputError for a log that is something else.
+    Raises UsageError and RuleError for wrong arguments, PairingError for a base that does not fit,
+    CheckpointError for a base that cannot be opened or weights that cannot be read, OutputError if
+    the log is another kind of file.
     """
 
     def __init__(
@@ -207,9 +207,9 @@ class UpdateMonitor:
         return self._start.nbytes + (0 if self._last is None else self._last.nbytes)
 
     def step(self) -> Look | None:
-        """To be called after each step of an optimizer: looks at every ``every``-th call.
+        """Call it after each step of the optimizer; every ``every``-th call is a look.
 
-        Raises what ``look`` raises.
+        Raises the errors of ``look``.
         """
         self._steps += 1
         return self.look() if self._steps % self._every == 0 else None
@@ -217,10 +217,10 @@ class UpdateMonitor:
     def look(self, step: int | None = None) -> Look:
         """Count now what differs from the start and from the last look, by module.
 
-        ``step`` is what the log says; by default how often ``step()`` was called. Not while
-        something trains. Raises SourceChanged where it is done all the same, UsageError where the
-        model is sharded in another way than it was, PairingError where nothing of what was watched
-        is left, and OutputError where the log cannot be written.
+        ``step`` is the number in the log, by default how often ``step()`` was called. Do not call
+        it while something trains: that raises SourceChanged. Raises UsageError if the model is now
+        sharded in another way, PairingError if none of the watched weights is left, and OutputError
+        if the log cannot be written.
         """
         began = time.perf_counter()
         sight = self._sight()

@@ -18,14 +18,14 @@ from ckdiff.training.watchingcopies import Keep, checked_keep
 class UpdateCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
     """Logs the density of the update while a Trainer trains.
 
-    ``trainer.add_callback(UpdateCallback(trainer))`` is all there is to do. What it finds goes
-    through the Trainer's own ``log``, and so to W&B, TensorBoard and ``state.log_history``, as
+    ``trainer.add_callback(UpdateCallback(trainer))`` is all you need. The numbers go through the
+    Trainer's own ``log``, and so to W&B, TensorBoard and ``state.log_history``, as
     ``update/density``, ``update/density_since_last`` and ``update/density/MODULE``.
 
-    It looks after the steps at which the Trainer logs, or after each ``every``-th, and after the
-    last. The start are the weights when training begins, or ``base``; a run that is resumed begins
-    with what it resumes, so give it ``base``. The other arguments are those of ``UpdateMonitor``,
-    and so are the errors; those of the model, the base and the log ``train()`` raises.
+    It looks whenever the Trainer logs, or after every ``every`` steps, and after the last step. The
+    start is the weights when training begins, or ``base``. A resumed run begins with the weights
+    that it resumes from, so give it ``base``. The other arguments and the errors are those of
+    ``UpdateMonitor``; ``train()`` raises those about the model, the base and the log.
     """
 
     def __init__(
@@ -88,5 +88,5 @@ class UpdateCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         Trainer.log(self._trainer, self._look.metrics())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the Trainer: gives the copies back."""
+        """Called by the Trainer: frees the copies."""
         self._monitor = None

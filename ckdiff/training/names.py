@@ -54,10 +54,10 @@ def parameter_masks(
 ) -> dict[str, torch.Tensor]:
     """The mask of each trained parameter of ``model``: parameter name -> bool, True = train.
 
-    Trained are parameters with ``requires_grad``. Tied weights count once, under their first
-    name. Names match exactly, or but for wrappers such as ``module.`` and
-    ``_orig_mod.``. ``missing`` says what becomes of a parameter that has no mask. Raises
-    PairingError that says which parameters do not fit, and why.
+    Parameters with ``requires_grad`` are trained. Tied weights count once, under their first name.
+    Names match exactly, or apart from wrappers such as ``module.`` and ``_orig_mod.``. ``missing``
+    says what to do with a parameter without a mask. Raises PairingError, which says which
+    parameters do not fit, and why.
     """
     return {weight.name: mask for weight, mask in fit(model, store, rule, missing)}
 

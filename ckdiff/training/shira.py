@@ -55,8 +55,8 @@ def to_shira(
 
     The adapter has one float32 value for each masked element, zero at first, and the base weights
     do not change before it is merged. As ``get_peft_model`` does, this changes ``model`` itself.
-    SHiRA is for the weights of ``nn.Linear``: where a mask marks others (embeddings, norms,
-    biases) it is an error, or with ``elsewhere="skip"`` they stay as they are. ``store``, ``rule``
+    SHiRA is for the weights of ``nn.Linear``. If a mask marks other weights (embeddings, norms,
+    biases), that is an error; with ``elsewhere="skip"`` they stay as they are. ``store``, ``rule``
     and ``missing`` are those of ``freeze_unmasked``; ``task_type`` is PEFT's.
 
     Save it with ``save_pretrained``, and load that with ``load_shira``. Raises UsageError,
@@ -99,8 +99,8 @@ def load_shira(
     """The ``peft.PeftModel`` that ``save_pretrained`` wrote to ``folder``, on the base ``model``.
 
     PEFT's ``PeftModel.from_pretrained`` makes layers of another size and refuses these. As there,
-    the adapter is trained further only if ``is_trainable``. Raises CheckpointError where the
-    files cannot be read or contradict themselves, PairingError where they are for another model.
+    the adapter is trained further only if ``is_trainable``. Raises CheckpointError if the files
+    cannot be read or contradict each other, PairingError if they are for another model.
     """
     config = _config(Path(folder))
     config.inference_mode = not is_trainable

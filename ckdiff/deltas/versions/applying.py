@@ -50,7 +50,7 @@ _OTHER_BASE = "give the checkpoint that the stream begins with, or fetch the ver
 class AppliedVersions(ApplyResult):
     """What was rebuilt from weight versions. ``to_dict()`` is what ``ckdiff apply --json`` prints.
 
-    As of other deltas, and which versions they were. It is never lossy.
+    The same as for other deltas, and which versions were applied. It is never lossy.
     """
 
     version: int  #: the one that the output is

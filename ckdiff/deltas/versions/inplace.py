@@ -41,7 +41,7 @@ _OTHER_BASE = "the checkpoint is not at the expected version; fetch a full versi
 
 @dataclass(slots=True)
 class AppliedInPlace:
-    """What became of a local checkpoint. ``to_dict()`` is JSON-able."""
+    """What happened to a local checkpoint. ``to_dict()`` is JSON-able."""
 
     local: Path
     version: int | None  #: that it is at; None after deltas in files, which lead to none

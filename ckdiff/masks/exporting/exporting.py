@@ -54,9 +54,9 @@ def export_masks(
 
     Without ``to`` the name of ``out`` says the format: ``.npz``, or ``.pt`` and the like for torch;
     all other names are safetensors. With ``like``, a checkpoint, ``out`` has its tensors and its
-    shards. ``invert`` writes ones for elements that did not change. The output is there whole or
-    not at all, and ``overwrite`` replaces only masks that were exported. Gives what ``ckdiff
-    export --json`` prints. Raises a CkdiffError.
+    shards. ``invert`` writes ones for elements that did not change. The output appears only when it
+    is complete, and ``overwrite`` replaces only exported masks. Returns what ``ckdiff export
+    --json`` prints. Raises a CkdiffError.
     """
     path = checked_output(out)
     to = _checked_format(to, path.name, packed=packed, like=like)

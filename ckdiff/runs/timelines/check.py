@@ -27,7 +27,7 @@ def check_timeline(
     """Verify every byte of a timeline: each file against its digest, the stores of all steps, and
     the counts and first moves against the masks.
 
-    Gives ``timeline``, ``objects`` (files), ``bytes`` and ``ok``; ``progress`` is called with
+    Returns ``timeline``, ``objects`` (files), ``bytes`` and ``ok``. ``progress`` is called with
     (bytes done, bytes in all). Raises StoreCorrupt and StoreIncomplete.
     """
     timeline = path if isinstance(path, Timeline) else open_timeline(path)

@@ -110,8 +110,8 @@ class Timeline(TimelineShown):
 
     @property
     def left_out(self) -> list[str]:
-        """Tensors that are not compared, as not all checkpoints have them with one shape, in
-        natural order. Verified when first asked for.
+        """Tensors that are not compared, because some checkpoint lacks them or has another shape,
+        in natural order. Verified when first used.
         """
         if self._left_out is None:
             every = range(1, len(self) + 1)
@@ -121,9 +121,10 @@ class Timeline(TimelineShown):
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Of each tensor, (3 * steps + 1, tensors): changed since the first checkpoint at each
-        step, since the one before, and what of the former differs at the last step as well; then
-        what differed at any step. Verified when first asked for.
+        """Counts for each tensor, (3 * steps + 1, tensors). For each step: changed since the first
+        checkpoint; then for each step: changed since the step before; then for each step: changed
+        at this step and at the last one too. The last line counts what differed at any step.
+        Verified when first used.
         """
         if self._counts is None:
             self._counts = read_counts(self.path, self.manifest)
@@ -131,9 +132,10 @@ class Timeline(TimelineShown):
 
     @property
     def paths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Of each tensor (2 * steps, tensors) lengths: of each step how far its elements went, then
-        how far they are from the first; and (3 * steps, tensors) counts: onward, then back, then
-        left out. Verified when first asked for. Raises UsageError where there are no statistics.
+        """Two arrays for each tensor. Lengths (2 * steps, tensors): how far the elements moved at
+        each step, then how far they are from the first checkpoint. Counts (3 * steps, tensors):
+        onward, then back, then left out. Verified when first used. Raises UsageError if there are
+        no statistics.
         """
         if not self.statistics:
             raise UsageError(
@@ -146,7 +148,7 @@ class Timeline(TimelineShown):
 
     def first_moves(self, name: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         """For each element of a tensor the first step at which it differed, or 0, in the tensor's
-        shape, as uint8 or uint16. Raises UsageError where none are kept, and StoreCorrupt.
+        shape, as uint8 or uint16. Raises UsageError if the timeline has none, and StoreCorrupt.
         """
         if not self.manifest["first_moves"]:
             raise UsageError(f"{printable(str(self.path))} keeps no first moves")
@@ -275,5 +277,5 @@ def _shares(step: dict[str, int], final: int, elements: int) -> dict[str, Any]:
 
 
 def open_timeline(path: str | os.PathLike[str]) -> Timeline:
-    """Open a timeline: verifies its manifest. Raises StoreIncomplete and StoreCorrupt."""
+    """Open a timeline, and verify its manifest. Raises StoreIncomplete and StoreCorrupt."""
     return Timeline(Path(checked_path("the timeline", path)))
