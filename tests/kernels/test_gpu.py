@@ -19,6 +19,7 @@ import torch
 from checkpoint_pairs import RULES, Pair, files_of, some_model, some_pair, write_side
 from cli_support import error, ok
 from device_tensors import diffed
+from source import ROOT
 
 import ckdiff
 from ckdiff.diffs import devices, trial
@@ -127,6 +128,25 @@ def test_without_torch(sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     found = diff(sides, device="auto")
     assert found.device == "cpu"
     assert found.device_why == "a GPU is used through torch, which is not installed"
+
+
+@pytest.mark.parametrize(("version", "old"), [("3.5.1", True), ("3.6.0", False), ("4.0", False)])
+def test_a_triton_that_cannot_compile_this(
+    monkeypatch: pytest.MonkeyPatch, version: str, old: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    tried = Mock()
+    monkeypatch.setattr(gpu, "_need", tried)
+    if old:
+        with pytest.raises(
+            UsageError, match=r"Triton 3.6 or newer, and this is 3.5.1 .*ckdiff\[gpu"
+        ):
+            gpu._need_triton()
+    else:
+        gpu._need_triton()
+    assert tried.call_count == 2 - old
+    extra = f'"triton>={gpu._OLDEST[0]}.{gpu._OLDEST[1]};'
+    assert extra in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["torch", "Triton"])

@@ -7,6 +7,7 @@ The interface is that of :class:`ckdiff.kernels.Kernels`, and so are the bits: s
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["open_device"]
 
 _HINT = "leave out --device, or use --device auto"
+_OLDEST = 3, 6  # of Triton, which compiles this code: 3.5 does not. As in pyproject.toml
 
 
 def open_device(name: str) -> Device:
@@ -48,8 +50,22 @@ def open_device(name: str) -> Device:
         (torch.zeros(512, dtype=torch.int16, device=device.device) != 0).sum().item()
     except RuntimeError as error:  # CUDA's own, such as that another process has it for itself
         raise UsageError(f"the GPU cannot be used: {_first_line(error)}", hint=_HINT) from error
-    _need("Triton", "ckdiff.kernels.gpu.fused")  # a GPU's code is written in it
+    _need_triton()
     return device
+
+
+def _need_triton() -> None:
+    """A GPU's code is written in it. Raises UsageError where it is missing, fails or is too old."""
+    _need("Triton", "triton")
+    import triton
+
+    found = triton.__version__
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < _OLDEST:
+        raise UsageError(
+            f"a GPU is used through Triton {_OLDEST[0]}.{_OLDEST[1]} or newer, and this is {found}",
+            hint=f"{install('gpu')}, or {_HINT}",
+        )
+    _need("Triton", "ckdiff.kernels.gpu.fused")
 
 
 def _need(name: str, module: str) -> None:
