@@ -80,12 +80,12 @@ def report(
     text = common_rule(stores, rule)
     alike = contents.side_by_side(stores, text)
     data = contents.head(title or _title(given)) | {
+        "spectrum": None if spectrum is None else _spectrum(spectrum),  # before masks are read
         "rule": text,
         "runs": contents.runs(stores, labels, text),
         "timelines": given.said(),
         "structure": contents.shapes(alike, memory=memory, observer=observer),
         **contents.agreement(alike, base=base, key=key, memory=memory, observer=observer),
-        "spectrum": None if spectrum is None else _spectrum(spectrum),
         "tensors": contents.tensors(stores, text),
     }
     parts = sections(data)
