@@ -13,6 +13,8 @@ import pytest
 from cli_support import error, ok
 from mask_stores import make_store, random_base
 from report_data import HOSTILE, Runs, make_runs, page_json, page_table
+from support import write_safetensors
+from timelines import some_run, write_run
 
 import ckdiff
 from ckdiff.errors import CkdiffError, OutputError, UsageError, printable
@@ -242,6 +244,19 @@ def test_a_timeline_is_shown_with_its_last_step(runs: Runs, tmp_path: Path) -> N
     assert [[row[2], row[4]] for row in rows[1:]] == since
     again = report([made], tmp_path / "again.html").to_dict()
     assert again["timelines"][0]["layers"] == shown["layers"]
+
+
+def test_what_a_step_lacks_was_not_compared(tmp_path: Path) -> None:
+    """Also where the last checkpoint has it again."""
+    made = some_run(3, 4)
+    paths, name = write_run(tmp_path, made), "model.layers.0.mlp.weight"
+    some = {n: (d, s, sides[1]) for n, (d, s, sides) in made.items() if n != name}
+    write_safetensors(paths[1] / "model.safetensors", some)
+    ckdiff.timeline(paths, tmp_path / "run")
+    data = report([tmp_path / "run"], tmp_path / "r.html").to_dict()
+    assert data["timelines"][0]["left_out"] == [name]
+    page = (tmp_path / "r.html").read_text("utf-8").split('id="left-out-1"')[1]
+    assert f"<td>{name}</td>" in page.split("</table>")[0]
 
 
 def test_the_shape_is_that_of_structure(made: tuple[str, dict[str, Any]], runs: Runs) -> None:
