@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -34,14 +35,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of programs, such as diff")
     parser.add_argument("--quick", action="store_true", help="small and once: figures mean nothing")
     a = parser.parse_args()
-    failed = list[str]()
+    failed, tried = list[str](), set[str]()
 
     def measured(part: re.Match[str]) -> str:
-        mark, program, options = part[1], part[2], part[3].split()
+        mark, program, options = part[1], part[2], shlex.split(part[3])
         if program == "machine":
             return part[0] if a.only else f"{mark}{machine()}\n"
-        if a.only and Path(program).stem not in a.only:
+        if (a.only and Path(program).stem not in a.only) or (a.quick and program in tried):
             return part[0]
+        tried.add(program)
         began = time.perf_counter()
         command = [sys.executable, str(HERE.parent / program), *(["--quick"] * a.quick or options)]
         environment = os.environ if a.only else {**os.environ, "CKDIFF_BENCH_PAGE": "1"}
