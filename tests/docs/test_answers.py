@@ -65,7 +65,14 @@ def test_there_are_enough() -> None:
     assert len({title for title, _ in ANSWERS}) == len(ANSWERS)
 
 
-@pytest.mark.parametrize("word", ["density", "mask", "null", "lift", "binade", "layout", "chunk"])
+WORDS = [
+    "density", "mask", "null", "lift", "binade", "layout", "chunk", "window", "shard", "digest",
+    "manifest", "stream", "marker", "graft", "gate", "z", "ULP", "rule", "store", "delta",
+    "coverage", "quantised",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_words_are_explained(word: str) -> None:
     glossary = (DOCS / "glossary.md").read_text("utf-8")
     assert re.search(rf"^(?:\w+, )?{word}\b.*\n  [A-Z]", glossary, re.M | re.I)
