@@ -26,6 +26,7 @@ _LENGTHS = {
 }
 _LINE = {"type": "line", "point": True}
 _MOST_LAYERS = 160
+_MOST_STEPS = 240  #: columns of the map of layers
 _CHECKPOINT = ("checkpoint", "checkpoint", "")
 
 
@@ -113,11 +114,14 @@ def layers(rows: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> Figure
     ``checkpoints`` are those of the steps.
     """
     largest = sorted(range(len(rows)), key=lambda i: -rows[i]["elements"])[:_MOST_LAYERS]
+    count = len(checkpoints)
+    each = -(-count // _MOST_STEPS)
+    chosen = sorted({min(k, count) for k in range(each, count + each, each)})
     drawn = [
         {"layer": rows[i]["group"], "step": k, "checkpoint": checkpoints[k - 1]}
         | {"density": step["density"], "changed": step["changed_since_first"]}
         for i in sorted(largest)
-        for k, step in enumerate(rows[i]["steps"], 1)
+        for k, step in ((k, rows[i]["steps"][k - 1]) for k in chosen)
     ]
     said = ("density", "density", SHARE), ("changed", "elements", ",")
     encoding = {
@@ -126,9 +130,11 @@ def layers(rows: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> Figure
         "color": by_density([row["density"] for row in drawn], "datum.changed === 0"),
         "tooltip": tooltip(("layer", "layer", ""), _CHECKPOINT, *said),
     }
-    shape = {"width": {"step": step_width(len(checkpoints), 760, 6, 40)}, "height": {"step": 14}}
+    shape = {"width": {"step": step_width(len(chosen), 760, 3, 40)}, "height": {"step": 14}}
     spec = of_rows({**shape, "mark": {"type": "rect", "stroke": None}, "encoding": encoding})
     says = "How much of each layer differs from the first checkpoint; grey has not changed."
+    if each > 1:
+        says += f" Of {each} neighbouring checkpoints the last is drawn."
     return Figure("layers-over-time", "Density by layer over the run", says, drawn, spec)
 
 

@@ -11,7 +11,7 @@ from ckdiff.figures.figure import Figure
 from ckdiff.reports.numbers import counted, percent, share
 
 Data = dict[str, Any]
-_LISTED = 200  #: rows of a table of words; what is longer says how much is left out
+_LISTED = 1000  #: rows of a table of words; what is longer says how much is left out
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,16 @@ def test_no_step_is_halved(count: int) -> None:
     assert set(numbers) <= set(range(1, count + 1))
 
 
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (240, 240), (241, 121), (1000, 200)])
+def test_a_long_run_keeps_its_last_checkpoint(count: int, columns: int) -> None:
+    steps = [{"density": 0.5, "changed_since_first": k} for k in range(1, count + 1)]
+    figure = course.layers([{"group": "a", "elements": 9, "steps": steps}], ["c"] * count)
+    drawn = [row["step"] for row in figure.rows]
+    assert (len(drawn), drawn[-1]) == (columns, count)
+    assert [row["changed"] for row in figure.rows] == drawn == sorted(set(drawn))
+    assert ("is drawn" in figure.says) == (columns < count)
+
+
 def test_layers_stand_in_the_order_of_the_model() -> None:
     """Also where the first module is in a later layer only."""
     figure = density.heat_map(stack([[0, 4, 0], [4, 4, 4]], [[0, 1, 0], [1, 2, 3]]), run="r",
