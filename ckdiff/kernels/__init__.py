@@ -44,6 +44,8 @@ from ckdiff.rules import Rule
 __all__ = ["BLOCK", "HASH_COLUMNS", "Comparing", "Kernels", "Results"]
 
 BLOCK = abi.BLOCK
+#: what compares and hashes whole units, by what would compare them by the first rule
+_UNITS = {"W8:exact": "1", "W16:exact": "2", "W32:exact": ""}
 HASH_COLUMNS = 4  #: base low, base high, tuned low, tuned high
 
 
@@ -87,12 +89,12 @@ class Kernels:
                 at = abi.SLOT_RULES + 2 * r
                 slots[i, at] = c_function("compare", kind).address
                 slots[i, at + 1] = np.uint64(parameter).view(np.int64)
+                if r == 0 and kind in _UNITS:
+                    slots[i, abi.SLOT_UNITS] = c_function("units", _UNITS[kind]).address
         self._slots = slots
         self._driver = c_function("drive")
         self._drive = self._driver.ctypes
         self._xxh3 = hashing.xxh3_128_address()
-        if "F32" in self.slot_of:
-            slots[self.slot_of["F32"], abi.SLOT_UNITS] = c_function("units").address
 
     @property
     def makes(self) -> bool:

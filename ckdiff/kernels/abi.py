@@ -129,9 +129,9 @@ SIGNATURES = {
     # pairs, number of symbols, rest, its size, out -> how much of the rest was used, or -1 where
     # there is too little
     "unpair": "int64(int64, int64, int64, int64, int64)",
-    # base, tuned (addresses of 32-bit elements or, of a kind, of recipes, moved on but for what is
-    # left), units, the first one, mask, sums (low and high of the base, then of the tuned side) to
-    # add to: compares by bits and hashes -> how many are changed
+    # base, tuned (addresses of elements of 32 bits or, of a kind, of fewer, or of recipes, moved on
+    # but for what is left), units, the first one, mask, sums (low and high of the base, then of the
+    # tuned side) to add to: compares by bits and hashes -> how many are changed
     "units": "int64(int64, int64, int64, int64, int64, int64)",
     # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
     # out -> number of gaps, or -1 where they are not what "gaps" writes

@@ -54,7 +54,7 @@ def _kinds() -> dict[str, Iterable[str]]:
         "strided": _strided(),
         "sweep": [f"W{width}:exact" for width in bits],
         "tally": lanes,
-        "units": ("", "groups", "halves"),
+        "units": ("", "1", "2", "groups", "halves"),
         "widen": _widened(),
     }
 

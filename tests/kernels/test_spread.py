@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_runs import kernels
 
-from ckdiff.kernels import abi
+from ckdiff.kernels import Results, abi
 from ckdiff.kernels.compiled import c_function
 from ckdiff.kernels.hashing import UNIT
 from ckdiff.kernels.spread import spread
@@ -77,3 +78,38 @@ def test_bounds_are_the_least_and_the_most_of_columns(rows: list[list[int]]) -> 
         max(begins[0], (begins + sizes).max()),
     ]  # fmt: skip
     assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", ["U8", "BF16", "F32", "F64"])
+@pytest.mark.parametrize("gap", [0, 64, 4096])
+@pytest.mark.parametrize("rules", [("exact",), ("exact", "atol=1")])
+def test_short_rows_are_compared_as_one(dtype: str, gap: int, rules: tuple[str, ...]) -> None:
+    """Rows of some units, so far apart in memory; the last of them is a ragged one."""
+    width = {"U8": 1, "BF16": 2, "F32": 4, "F64": 8}[dtype]
+    rng = np.random.default_rng(gap + width)
+    wide, rows, rest = 2 * UNIT, 9, 77
+    base = rng.integers(0, 200, rows * wide + rest, np.dtype(f"u{width}"))
+    tuned = np.where(rng.random(len(base)) < 0.01, base ^ 1, base).astype(base.dtype)
+    tuned[:wide] = base[:wide]
+    compared, size = kernels((dtype,), rules), -(-len(base) // abi.LANES) * 8
+    segments = np.zeros((rows + 1, abi.SEG_COLUMNS), np.int64)
+    apart = []
+    for side, column in ((base, abi.SEG_BASE), (tuned, abi.SEG_TUNED)):
+        bytes_ = np.zeros((rows + 1, wide * width + gap), np.uint8)
+        whole = side[: rows * wide].view(np.uint8).reshape(rows, -1)
+        bytes_[:rows, : wide * width] = whole
+        bytes_[rows, : rest * width] = side[rows * wide :].view(np.uint8)
+        segments[:, column] = bytes_.ctypes.data + np.arange(rows + 1) * bytes_.shape[1]
+        apart.append(bytes_)
+    segments[:, abi.SEG_ELEMENTS] = [wide] * rows + [rest]
+    segments[:, abi.SEG_POSITION] = np.arange(rows + 1) * wide
+    segments[:, abi.SEG_UNIT] = 5 + np.arange(rows + 1) * 2
+    one = np.array([[base.ctypes.data, tuned.ctypes.data, len(base), 0, 0, 5, 0]], np.int64)
+    outcomes = []
+    for table_ in (segments, one):
+        into = Results(1, len(rules), with_statistics=False)
+        masks = [np.zeros(size, np.uint8) for _ in rules]
+        compared.run(table_, masks, into)
+        outcomes.append((into.changed.tolist(), into.hashes.tolist(), [m.tobytes() for m in masks]))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0][0][0] == (base != tuned).sum()

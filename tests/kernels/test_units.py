@@ -27,23 +27,24 @@ WAYS = {"groups": "F4", "halves": "turned"}
 @given(data=st.data())
 def test_units_against_the_library(data: st.DataObject) -> None:
     count, first = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 1 << 40))
+    width = data.draw(st.sampled_from([1, 2, 4]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    base = np.frombuffer(rng.bytes(4 * UNIT * count + 3), np.uint8)[3:]  # anywhere
+    base = np.frombuffer(rng.bytes(width * UNIT * count + 3), np.uint8)[3:]  # anywhere
     tuned = base.copy()
     for at in data.draw(st.lists(st.integers(0, len(base) - 1), max_size=9)) if count else []:
         tuned[at] ^= data.draw(st.integers(0, 255))
     mask = np.full(count * UNIT // 8 + 1, 0x5A, np.uint8)
     sums = rng.integers(0, 1 << 63, 4).astype(np.uint64)
     before = [int(each) for each in sums]
-    changed = c_function("units").ctypes(
+    changed = c_function("units", {1: "1", 2: "2", 4: ""}[width]).ctypes(
         place(base, U8), place(tuned, U8), count, first, room(mask, U8), room(sums, U64)
     )
-    differ = base.view("<u4") != tuned.view("<u4")
+    differ = base.view(f"<u{width}") != tuned.view(f"<u{width}")
     assert changed == differ.sum()
     assert mask[:-1].tobytes() == np.packbits(differ, bitorder="little").tobytes()
     assert mask[-1] == 0x5A
     added = [
-        sum_ for side in (base, tuned) for sum_ in hashing.add_units(side.data, first, 4 * UNIT)
+        sum_ for side in (base, tuned) for sum_ in hashing.add_units(side.data, first, width * UNIT)
     ]
     assert sums.tolist() == [
         (old + new) % (1 << 64) for old, new in zip(before, added, strict=True)

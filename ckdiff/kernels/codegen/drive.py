@@ -3,7 +3,8 @@
 A block is small enough to stay in the core's cache, so that hashing, several rules and the
 statistics each read it from there and the memory is read once. Values that are made are more than
 what they are made of: of these a block is small enough for the first-level cache, and whole units
-are compared and hashed in one pass (:mod:`ckdiff.kernels.codegen.units`).
+are compared and hashed in one pass (:mod:`ckdiff.kernels.codegen.units`); so are short rows
+that follow each other in memory.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ def compared(recipe: int, elements: int) -> int:
 #: segments of a few elements are over before memory has delivered the next: it is asked for what
 #: so many further on need
 _FEW, _AHEAD = 1 << 13, 8
+_GAP = 1 << 8  # bytes between rows that memory delivers in one go
 
 
 def drive_kernel() -> Callable[..., None]:
@@ -155,6 +157,13 @@ def drive_kernel() -> Callable[..., None]:
             add_statistics = load_word(slot + 8 * SLOT_STATISTICS)
             step = BLOCK
             units = types.int64(0)
+            if left <= _FEW and left % UNIT == 0 and hashes != 0 and rules > 0 and at < last:
+                size, after = left * bits // 8, at + 8 * SEG_COLUMNS
+                base_gap = load_word(after + 8 * SEG_BASE) - base_at - size
+                tuned_gap = load_word(after + 8 * SEG_TUNED) - tuned_at - size
+                # what goes on right behind it comes by itself
+                if base_gap >= 0 and base_gap <= _GAP and tuned_gap >= 0 and tuned_gap <= _GAP:
+                    units = load_word(slot + 8 * SLOT_UNITS)
             if base_at < 0 or tuned_at < 0:
                 if statistics == 0 or add_statistics == 0:  # sums of blocks are rounded
                     step = MADE

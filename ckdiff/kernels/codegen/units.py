@@ -1,4 +1,5 @@
-"""Whole units of both sides, compared and hashed in one pass: of values that were made just now.
+"""Whole units of both sides, compared and hashed in one pass: values that were made just now, and
+short rows.
 
 XXH3 of a unit takes 64 bytes at a time, a *stripe*, into eight sums. The library's is called for
 what memory delivers (:mod:`ckdiff.kernels.codegen.hashing`); for what is in the first-level cache
@@ -27,7 +28,7 @@ from ckdiff.kernels.abi import (
 )
 from ckdiff.kernels.codegen.drive import call_maker
 from ckdiff.kernels.codegen.hashing import weight
-from ckdiff.kernels.codegen.lanes import F32, I8, I16, I32, I64, Value, spread
+from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, int_type, spread
 from ckdiff.kernels.codegen.scaling import (
     NUMBERS,
     WORD,
@@ -61,8 +62,8 @@ class _Side:
     pairs only at the end.
     """
 
-    def __init__(self, b: Any, stripe: Stripe) -> None:
-        self._b, self._stripe = b, stripe
+    def __init__(self, b: Any, stripe: Stripe, size: int) -> None:
+        self._b, self._stripe, self._size = b, stripe, size
         self._products = ir.Constant(VECTOR, list(START))
         self._plain: Value = constant(0)
 
@@ -96,7 +97,7 @@ class _Side:
         """(low, high)."""
         sums = self.fold()
         places = 11, len(SECRET) - _STRIPE - 11
-        return [self._half(sums, *half) for half in zip(places, starts(_BYTES), strict=True)]
+        return [self._half(sums, *half) for half in zip(places, starts(self._size), strict=True)]
 
     def _half(self, sums: Value, first: int, start: int) -> Value:
         b = self._b
@@ -146,7 +147,8 @@ def _halves(b: Any, place: list[Value]) -> Stripe:
     return stripe
 
 
-_STRIPES = {"": _plain, "groups": _groups, "halves": _halves}
+_STRIPES = {"groups": _groups, "halves": _halves}  # of others they are there
+_WIDTHS = {"1": 1, "2": 2}  # bytes of an element, by the kind, where they are not four
 _Place = tuple[int, int, int]  # addresses of elements and of scales, and what else there is
 
 
@@ -156,15 +158,18 @@ def _unit(typing: Any, kind: Any, base: Any, tuned: Any, mask: Any) -> Any:
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         places = [[b.extract_value(place, i) for i in range(3)] for place in args[1:3]]
-        sides = [_Side(b, _STRIPES[kind.literal_value](b, place)) for place in places]
-        count = _BYTES // _STRIPE
+        width = _WIDTHS.get(kind.literal_value, 4)
+        stripe, size = _STRIPES.get(kind.literal_value, _plain), UNIT * width
+        sides = [_Side(b, stripe(b, place), size) for place in places]
+        count, word = size // _STRIPE, int_type(_STRIPE // width)
+        elements = ir.VectorType(int_type(8 * width), _STRIPE // width)
         for i in range(count):
             # the last stripe of all has a place in the secret of its own
             first = 8 * (i % _BLOCK) if i < count - 1 else len(SECRET) - _STRIPE - 7
-            secret, single = _secret(first), ir.VectorType(I32, _SOME)
-            x, y = (b.bitcast(side.take(i, secret), single) for side in sides)
-            bits = b.bitcast(b.icmp_unsigned("!=", x, y), I16)
-            b.store(bits, b.inttoptr(b.add(args[3], I64(2 * i)), I16.as_pointer()), align=1)
+            secret, to = _secret(first), b.add(args[3], I64(i * 8 // width))
+            x, y = (b.bitcast(side.take(i, secret), elements) for side in sides)
+            bits = b.bitcast(b.icmp_unsigned("!=", x, y), word)
+            b.store(bits, b.inttoptr(to, word.as_pointer()), align=1)
             if i % _BLOCK == _BLOCK - 1 and i < count - 1:
                 for side in sides:
                     side.scramble()
@@ -207,11 +212,16 @@ def _ones_in(mask: int, units: int) -> int:
     return found
 
 
-def _of_values(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
-    for i in range(count):
-        x, y = (base + i * _BYTES, 0, 0), (tuned + i * _BYTES, 0, 0)
-        _add(sums, _unit("", x, y, mask + i * (UNIT // 8)), first + i)
-    return _ones_in(mask, count)  # type: ignore[no-any-return]
+def _of_elements(kind: str) -> Callable[..., int]:
+    size = UNIT * _WIDTHS.get(kind, 4)
+
+    def of_elements(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
+        for i in range(count):
+            x, y = (base + i * size, 0, 0), (tuned + i * size, 0, 0)
+            _add(sums, _unit(kind, x, y, mask + i * (UNIT // 8)), first + i)
+        return _ones_in(mask, count)  # type: ignore[no-any-return]
+
+    return of_elements
 
 
 def _of_groups(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
@@ -271,5 +281,8 @@ def _of_halves(base: int, tuned: int, count: int, first: int, mask: int, sums: i
 
 
 def units_kernel(kind: str = "") -> Callable[..., int]:
-    """Compares and hashes whole units of float32; see the ABI."""
-    return {"": _of_values, "groups": _of_groups, "halves": _of_halves}[kind]
+    """Compares and hashes whole units: of float32 or, of a kind, of what is narrower or made; see
+    the ABI.
+    """
+    made = {"groups": _of_groups, "halves": _of_halves}
+    return made[kind] if kind in made else _of_elements(kind)
