@@ -14,7 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from common import ckdiff, make_pair, median, table, watch, watched_diff
+from common import QUICK, ckdiff, make_pair, median, table, watch, watched_diff
 
 MODELS = {"8B": 8.03e9, "70B": 70.6e9, "405B": 405.9e9, "671B": 671.0e9}  # elements
 DISKS = (0.5, 3.0, 7.0)  # GB/s: a SATA disk or a network's, an NVMe disk, a fast one
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--dir", help="where the pairs go (default: a temporary directory)")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
-    gib, rounds = (0.125, 1) if a.quick else (a.gib, a.rounds)
+    gib, rounds = (QUICK, 1) if a.quick else (a.gib, a.rounds)
     side, workers = gib * 2**30, len(os.sched_getaffinity(0))
     rates, peaks = list[float](), list[int]()
     shares: dict[str, float] = {}  # of a side

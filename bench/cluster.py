@@ -51,13 +51,14 @@ def main() -> None:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    tensors = 2 if asked.quick else max(1, round(asked.elements / PER))
+    per = 1 << 20 if asked.quick else PER
+    tensors = 2 if asked.quick else max(1, round(asked.elements / per))
     rounds = 1 if asked.quick else asked.rounds
     stores_wanted = 2 if asked.quick else asked.stores
-    elements = tensors * PER
+    elements = tensors * per
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=asked.dir)))
-        stores = make_stores(root / "stores", stores_wanted, tensors, PER, 0.1)
+        stores = make_stores(root / "stores", stores_wanted, tensors, per, 0.1)
         make_pair(root / "pair", elements / 2**29, 0.1)
         clients = {}
         for workers in WORKERS:

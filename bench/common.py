@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+QUICK = 1 / 64  # GiB of a side in smoke runs
 WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
 Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 COLUMNS = 4096
@@ -121,9 +122,10 @@ def make_pair(
 ) -> int:
     """A bf16 pair of ``gib`` GiB a side under root/base and root/tuned; gives changed elements.
 
-    Tensors hold the same ``per`` random elements over and over: random enough for any compressor
-    that looks back less than 8 MiB of mask, and quick to make.
+    Tensors hold the same ``per`` random elements over and over, or there is a smaller one: random
+    enough for any compressor that looks back less than 8 MiB of mask, and quick to make.
     """
+    per = min(per, max(1, round(gib * 2**29) // COLUMNS) * COLUMNS)
     tensors = max(1, round(gib * 2**29 / per))
     rng = np.random.default_rng(1)
     base = bf16_noise(per)
@@ -137,7 +139,9 @@ def make_pair(
         files: dict[str, Sequence[Tensor]] = {}
         for s in range(0, tensors, each):
             file = f"model-{s // each + 1:05d}.safetensors"
-            files[file] = [(name, "BF16", (per // 4096, 4096)) for name in names[s : s + each]]
+            files[file] = [
+                (name, "BF16", (per // COLUMNS, COLUMNS)) for name in names[s : s + each]
+            ]
             head, _, _ = header(files[file])
             with open(folder / file, "wb") as f:
                 f.write(head)

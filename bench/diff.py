@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import ckdiff, make_pair, median, shell, table, take_turns, timed
+from common import QUICK, ckdiff, make_pair, median, shell, table, take_turns, timed
 
 HERE = Path(__file__).parent
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--dir", help="where the pair goes (default: a temporary directory)")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
-    gib, rounds = (0.125, 1) if a.quick else (a.gib, a.rounds)
+    gib, rounds = (QUICK, 1) if a.quick else (a.gib, a.rounds)
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         root = Path(folder)
         changed = make_pair(root, gib, a.density)

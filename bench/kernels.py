@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import header, make_pair, median, table
+from common import QUICK, header, make_pair, median, table
 from numba import cfunc, types
 
 from ckdiff.kernels.binding import parse_kind
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     a = parser.parse_args()
-    gib, rounds = (0.125, 1) if a.quick else (a.gib, a.rounds)
+    gib, rounds = (QUICK, 1) if a.quick else (a.gib, a.rounds)
     total = cfunc(types.int64(types.int64, types.int64))(sum_kernel()).ctypes
     kinds = ["W16:exact", "BF16:atol", "BF16:rtol", "BF16:ulp", "F16:atol", "W32:exact",
              "F32:atol", "F32>BF16:exact"]  # fmt: skip

@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="only JSON: seconds, bytes of state")
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
+    densities = "0.1" if a.quick else a.density
     count, rounds = (2, 1) if a.quick else (max(1, round(a.elements / SIDE**2)), a.rounds)
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
@@ -159,7 +160,7 @@ def main() -> None:
     gradients = [some[i % GRADIENTS].clone() for i in range(count)]
     found = {
         density: compare(count, density, rounds, start, gradients)
-        for density in map(float, a.density.split(","))
+        for density in map(float, densities.split(","))
     }
     if a.json:
         print(json.dumps({"elements": count * SIDE**2, "threads": a.threads, "densities": found}))

@@ -13,6 +13,7 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 PAGE = BENCH.parent / "docs/performance.md"
+SECONDS = 900  # kernels are compiled in them where nobody has yet, and others run beside
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ PAGE = BENCH.parent / "docs/performance.md"
 )
 def test_benchmark_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH / f"{name}.py"), "--quick"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "|---|" in run.stdout
 
@@ -65,7 +66,7 @@ def test_the_page_is_measured_again(tmp_path: Path) -> None:
     left = "<!-- bench/gpu.py -->\nof a card\n<!-- end -->\n"
     page.write_text(parts + left, "utf-8")
     command = [sys.executable, str(BENCH / "all.py"), "--quick", "--write", "--page", str(page)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert run.returncode == 0, run.stderr
     text = page.read_text("utf-8")
     assert text.startswith("<!-- bench/codecs.py -->\n\n**Random masks**\n\n| density |")
@@ -76,7 +77,7 @@ def test_the_page_is_measured_again(tmp_path: Path) -> None:
 
 def test_diff_benchmark_counts_like_its_rivals(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH / "diff.py"), "--quick", "--dir", str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert run.returncode == 0, run.stderr  # it compares every count with the rivals'
     assert "torch exact" in run.stdout
 
@@ -85,7 +86,7 @@ def test_delta_benchmark_rebuilds_and_stays_above_the_floor(tmp_path: Path) -> N
     tools = ["packed", "xor1"]
     options = ["--quick", "--json", "--only", *tools, "--dir", str(tmp_path)]
     command = [sys.executable, str(BENCH / "delta.py"), *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert run.returncode == 0, run.stderr
     pairs = json.loads(run.stdout)["pairs"]
     assert [pair["kind"] for pair in pairs] == ["steps", "rl"]
