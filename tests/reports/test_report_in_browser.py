@@ -125,6 +125,9 @@ def test_a_narrow_page_does_not_scroll_sideways(page: Any) -> None:
 
 def test_heads_are_seen_whole(page: Any) -> None:
     cut = "heads => heads.filter(head => head.scrollWidth > head.clientWidth).length"
+    page.eval_on_selector_all(
+        ".heads button", "heads => { heads[5].textContent += ' long-' + 'x'.repeat(60); }"
+    )
     assert page.eval_on_selector_all("#every-tensor .heads > *", cut) == 0
 
 

@@ -158,8 +158,7 @@ async function tensors() {
   ];
   page.runs.forEach((run, r) => {
     const many = page.runs.length > 1;
-    // a head is seen whole, but for one that is very long
-    const sized = { least: 24 + 9 * (many ? Math.min(run.length, 30) + 9 : 10), share: "1fr" };
+    const sized = { least: 130, share: "1fr" };
     columns.push({ head: many ? `${run}: changed` : "changed", ...sized, value: (i) => data.changed[r][i], shown: plain });
     columns.push({
       head: many ? `${run}: density` : "density",
