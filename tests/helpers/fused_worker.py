@@ -83,7 +83,7 @@ def bits(dtype: str, rules: list[str], times: int = 1) -> list[str]:
 
 def all_(folder: str) -> object:
     np.seterr(all="ignore")  # numpy computes what a GPU would
-    with patch.object(preparing, "_wrong", lambda *_: ""):  # what is tried first; here all is
+    with patch.object(preparing, "_wrong", lambda *_, **__: ""):  # what is tried first; here all is
         wrong = [one for dtype in DTYPES for one in bits(dtype, rules_of(dtype))]
         wrong += bits("BF16", ["exact"], times=24)  # several pieces
         # one dtype of each width, as the code knows no other difference

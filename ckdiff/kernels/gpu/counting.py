@@ -95,7 +95,7 @@ def slot_for(dtype: str, rules: tuple[Rule, ...], where: torch.device) -> Slot:
         raise UsageError(f"tensors on {where.type} are compared there by Triton, which is missing",
                          hint="compare copies on the CPU")  # fmt: skip
     of = [DTYPES[dtype]]
-    return make_slots(Kernels(of, rules), of, rules, Device(where, str(where)))[0]
+    return make_slots(Kernels(of, rules), of, rules, Device(where, str(where)), hashing=False)[0]
 
 
 def current(where: torch.device) -> contextlib.AbstractContextManager[Any]:

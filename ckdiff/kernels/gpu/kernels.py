@@ -59,7 +59,7 @@ class DeviceKernels:
         self._cpu = cpu
         ranges = np.array(sorted(resident), np.int64).reshape(-1, 2)
         self._begins, self._ends = ranges[:, 0], np.maximum.accumulate(ranges[:, 1])
-        self._slots = make_slots(cpu, dtypes, rules, device)
+        self._slots = make_slots(cpu, dtypes, rules, device, hashing=True)
         self._bits = np.array([dtype.bits for dtype in dtypes], np.int64)
         self.gave_up = False  #: whether windows are compared on the CPU from now on
         sizes = Sizes(window, len(rules), int(self._bits.max(initial=8)), copied=copied)

@@ -53,10 +53,10 @@ class Slot:
 
 
 def make_slots(
-    cpu: Kernels, dtypes: Sequence[DType], rules: Sequence[Rule], device: Device
+    cpu: Kernels, dtypes: Sequence[DType], rules: Sequence[Rule], device: Device, *, hashing: bool
 ) -> list[Slot]:
-    """One a dtype. Raises CkdiffError where the device's code fails or is wrong, and what torch
-    raises where memory runs out.
+    """One a dtype; tried with digests where it is for ``hashing``. Raises CkdiffError where the
+    device's code fails or is wrong, and what torch raises where memory runs out.
 
     Compiling needs a compiler, a folder to write to, and a device that Triton knows. Nor is code
     trusted that nobody has seen run on this device: it is held against the CPU's on some elements.
@@ -67,7 +67,7 @@ def make_slots(
             with device.lock, device.on(device.comparing):
                 plain = Slot(dtype, [Plain(cpu, i, dtype, len(rules))])
                 slot = _fused(plain, rules, device) if device.fused else plain
-                wrong = _wrong(slot, plain, device)
+                wrong = _wrong(slot, plain, device, hashing=hashing)
         except Exception as error:
             if isinstance(error, RuntimeError) and out_of_memory(error):
                 raise
@@ -87,7 +87,8 @@ def _fused(plain: Slot, rules: Sequence[Rule], device: Device) -> Slot:
     bounds = [bind(rule, dtype) for rule in rules]
     if any(needs_table(bound, dtype) for bound in bounds):
         every = np.arange(_PAIRS, dtype=np.uint16)
-        lines = _found(plain, ((every >> 8).astype(np.uint8), every.astype(np.uint8)), _HERE)[0]
+        sides = (every >> 8).astype(np.uint8), every.astype(np.uint8)
+        lines = _found(plain, sides, _HERE, hashing=False)[0]
         pairs = np.unpackbits(lines, axis=-1, bitorder="little").astype(np.int64)
     code = []
     for first in range(0, len(bounds), MOST_RULES):
@@ -101,23 +102,26 @@ def _fused(plain: Slot, rules: Sequence[Rule], device: Device) -> Slot:
     return Slot(dtype, code)
 
 
-def _wrong(slot: Slot, plain: Slot, device: Device) -> str:
+def _wrong(slot: Slot, plain: Slot, device: Device, *, hashing: bool) -> str:
     """What of some elements is not as on the CPU."""
     sides = _tough(slot.dtype)
-    found, expected = _found(slot, sides, device.device), _found(plain, sides, _HERE)
+    found = _found(slot, sides, device.device, hashing=hashing)
+    expected = _found(plain, sides, _HERE, hashing=hashing)
     differ = [bool((one != other).any()) for one, other in zip(found, expected, strict=True)]
     return "bits" if differ[0] or differ[1] else "hashes" if differ[2] else ""
 
 
-def _found(slot: Slot, sides: tuple[Bytes, Bytes], where: torch.device) -> tuple[Any, ...]:
-    """Masks, counts, and sums of digests, of elements that are copied to a device."""
+def _found(
+    slot: Slot, sides: tuple[Bytes, Bytes], where: torch.device, *, hashing: bool
+) -> tuple[Any, ...]:
+    """Masks, counts, and sums of digests or zeros, of elements that are copied to a device."""
     base, tuned = (torch.from_numpy(side).to(where) for side in sides)
     elements, rules = len(sides[0]) * 8 // slot.dtype.bits, sum(code.rules for code in slot.code)
     table = Table.one(base.data_ptr(), tuned.data_ptr(), elements, where)
     masks = torch.zeros((rules, 64 * -(-elements // UNIT)), dtype=torch.uint8, device=where)
     counts = torch.zeros((rules, table.programs), dtype=torch.int32, device=where)
     sums = torch.zeros((4, table.programs), dtype=torch.int64, device=where)
-    slot.compare(table, masks, counts, sums)
+    slot.compare(table, masks, counts, sums if hashing else None)
     return masks.cpu().numpy(), *(table.sums(some.cpu().numpy()) for some in (counts, sums))
 
 

@@ -94,7 +94,7 @@ class _Flight:
     elements: int  #: multiple of UNIT
     size: int  #: bytes of one side
     parts: list[tuple[Slot, Table, npt.NDArray[np.bool_]]]  #: whose segments are in each table
-    hashing: bool  #: on the device
+    hashing: bool  #: with the device's digests; else the CPU's
     ends: Ends | None = None  #: of what is on the device already
 
     def found(
@@ -237,6 +237,6 @@ def _compare(flight: _Flight, there: torch.Tensor, here: torch.Tensor) -> None:
     masks, digests, counts = flight.found(there, rules)
     masks.zero_()  # padding between tensors
     for (slot, table, _), sums, ones in zip(flight.parts, digests, counts, strict=True):
-        slot.compare(table, masks, ones, sums if flight.hashing else None)
+        slot.compare(table, masks, ones, sums)
     used = sum(part.nbytes for part in (masks, *digests, *counts))
     here[:used].copy_(there[:used], non_blocking=True)
