@@ -141,7 +141,7 @@ def _ends(result: Timeline) -> list[str]:
     if found["left_out"]:
         named, more = found["left_out"][:_NAMED], len(found["left_out"]) - _NAMED
         lacking = ", ".join(map(formats.name, named)) + (f" and {more:,} more" if more > 0 else "")
-        out.append(f"left out, as not all checkpoints have them with one shape: {lacking}")
+        out.append(f"left out, because some checkpoint lacks them or has another shape: {lacking}")
     if result.statistics:
         out += _went(found)
     if "bytes_read" in found:

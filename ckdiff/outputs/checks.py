@@ -115,7 +115,7 @@ def check_disk(out: Path, most: int, note: Callable[[str], None]) -> None:
     where = printable(str(out.parent))
     if free < least:
         raise BudgetError(
-            f"{format_size(free)} free at {where}, and the store needs at least "
+            f"{format_size(free)} free at {where}, but the store needs at least "
             f"{format_size(least)}",
             hint="free some space or " + ELSEWHERE,
         )

@@ -135,7 +135,7 @@ class Place:
         if free < size:
             where = printable(str(self.out.parent))
             raise BudgetError(
-                f"{format_size(free)} free at {where}, and {format_size(size)} are needed",
+                f"{format_size(free)} free at {where}, but {format_size(size)} are needed",
                 hint="free some space or " + ELSEWHERE,
             )
 

@@ -61,7 +61,7 @@ def directions(
     """
     if len(tuned) != len(matched.stores):
         raise UsageError(
-            f"{len(matched.stores)} stores need {len(matched.stores)} tuned checkpoints, and "
+            f"{len(matched.stores)} stores need {len(matched.stores)} tuned checkpoints, but "
             f"{len(tuned)} were given",
             hint="give --tuned once for each store, in their order",
         )

@@ -102,9 +102,9 @@ def _cells(
 def _words(head: Row) -> list[str]:
     words = ["Lift: shared elements / those that chance gives; 1 is chance."]
     problems = (
-        ("left_out", "left out: not in all runs with one shape"),
-        ("other_base", "of which the runs did not start from the same bits"),
-        ("unknown_base", "of which it is not known whether the runs started from the same bits"),
+        ("left_out", "left out: some runs lack them, or have another shape"),
+        ("other_base", "began with different weights in the runs"),
+        ("unknown_base", "may have begun with different weights in the runs: that is not known"),
     )
     for key, problem in problems:
         if head[key]:

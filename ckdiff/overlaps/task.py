@@ -84,7 +84,7 @@ def check_one_base(matched: Matched, base: Checkpoint, null: str) -> None:
             continue
         if len(set(filter(is_content_hash, contents))) > 1:
             raise PairingError(
-                f"the null {null} needs stores with one base, and these differ in "
+                f"the null {null} needs stores with one base, but these differ in "
                 f"{printable(name)}",
                 hint="leave out the stores that started from another checkpoint",
             )

@@ -60,7 +60,7 @@ class Shadow:
                 self.why = str(error).partition("\n")[0]
         if self.why is not None and not self._said:
             self.copies, self._said = {}, True
-            note(f"warning: weights come from their device whole from here on: {self.why}")
+            note(f"warning: from here on all weights are copied from their device: {self.why}")
         return view
 
 

@@ -111,7 +111,7 @@ def _anonymous(size: int) -> mmap.mmap:
     free = available_memory()
     if free < size:
         raise BudgetError(
-            f"{format_size(free)} of memory are free, and a snapshot takes {format_size(size)}",
+            f"{format_size(free)} of memory are free, but a snapshot needs {format_size(size)}",
             hint='keep it on the disk: snapshot="disk"',
         )
     # private: what is shared counts elsewhere, and comes in small pages
@@ -128,7 +128,7 @@ def _of_file(size: int, folder: Path) -> mmap.mmap:
         if free < size:
             where = printable(str(folder))
             raise BudgetError(
-                f"{format_size(free)} free at {where}, and a snapshot takes {format_size(size)}",
+                f"{format_size(free)} free at {where}, but a snapshot needs {format_size(size)}",
                 hint="free some space",
             )
         fd = nameless(folder)

@@ -471,7 +471,7 @@ def test_a_disk_without_room(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path
         free = 1000
 
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    with pytest.raises(BudgetError, match=r"have to be downloaded, and .* free"):
+    with pytest.raises(BudgetError, match=r"have to be downloaded, but .* free"):
         ckdiff.open_checkpoint("hf://org/base")
     assert hub.fetched() == []
 

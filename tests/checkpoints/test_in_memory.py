@@ -342,7 +342,7 @@ class Scattered:
     [
         (lambda: torch.ones(3, device="meta"), r"meta device .*load the weights first"),
         (lambda: torch.eye(3).to_sparse(), r"sparse_coo .*to_dense\(\)"),
-        (lambda: torch.Tensor._make_subclass(Sharded, torch.ones(3)), "is a Sharded, which holds"),
+        (lambda: torch.Tensor._make_subclass(Sharded, torch.ones(3)), "is a Sharded, which keeps"),
         (lambda: torch.nn.UninitializedParameter(), "not initialised yet .*run the module once"),
         (lambda: torch.ones(3, dtype=torch.cfloat).conj(), "resolve_conj"),
         (lambda: freed(), "no memory now: .*full state dict"),

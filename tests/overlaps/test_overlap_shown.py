@@ -47,8 +47,8 @@ def test_the_table_of_a_notebook(found: ckdiff.Overlap) -> None:
         found, left_out=[{"name": "<b>"}], other_base=["x", "y"], unknown_base=["z"], rule="<i>"
     )._repr_html_()
     assert "1 tensor left out" in listed
-    assert "2 tensors of which the runs did not start" in listed
-    assert "1 tensor of which it is not known" in listed
+    assert "2 tensors began with different weights" in listed
+    assert "1 tensor may have begun with different weights" in listed
     assert "<i>" not in listed
 
 

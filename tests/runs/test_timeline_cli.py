@@ -131,7 +131,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     })  # fmt: skip
     done = run("timeline", *map(str, paths), "-o", out)
     lacking = [name, "new.9", "new.10"]
-    assert f"with one shape: {', '.join(lacking)}" in done.stdout
+    assert f"or has another shape: {', '.join(lacking)}" in done.stdout
     assert json.loads(run("show", out, "--json").stdout)["left_out"] == lacking
     assert open_timeline(out).left_out == lacking
 

@@ -114,7 +114,7 @@ def test_where_the_device_cannot_all_is_copied_and_said_once(
             state["w"][i] = 1
             assert publisher.publish(state).density == 1 / 5000
     assert notes == [
-        "warning: weights come from their device whole from here on: CUDA out of memory. Tried"
+        "warning: from here on all weights are copied from their device: CUDA out of memory. Tried"
     ]
 
 

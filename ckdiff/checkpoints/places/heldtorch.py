@@ -166,7 +166,7 @@ def _refusal(tensor: Any, torch: Any) -> tuple[str, str] | None:
     if tensor.is_quantized:
         return "is quantized", "give tensor.int_repr() or tensor.dequantize()"
     if tensor.is_conj() or tensor.is_neg():
-        return "is a view that is yet to be computed", "give tensor.resolve_conj().resolve_neg()"
+        return "is a view that is not computed yet", "give tensor.resolve_conj().resolve_neg()"
     if (
         tensor.storage_offset() * tensor.element_size() + _reach(tensor)
         > tensor.untyped_storage().nbytes()
@@ -189,7 +189,7 @@ def _class_refusal(cls: type, torch: Any) -> tuple[str, str] | None:
     if plain and not hasattr(cls, "__tensor_flatten__"):
         return None
     return (
-        f"is a {kind}, which holds its elements in other tensors",
+        f"is a {kind}, which keeps its elements in other tensors",
         "give plain tensors, such as what its dequantize() gives",
     )
 

@@ -145,7 +145,7 @@ class MappedReader:
             file.check()
             if guard.faults(self._maps.address(index)):  # zeros were read, whatever the reason
                 raise CheckpointError(
-                    f"cannot read {printable(file.path)}: some of its pages could not be loaded",
+                    f"cannot read {printable(file.path)}: some of its pages could not be read",
                     hint="the disk or network file system failed; check its logs",
                 )
 

@@ -57,7 +57,7 @@ class Signers:
             raise DeltaError(f"{shown}: {error.message}", hint=error.hint) from None
         if found is None:
             raise DeltaError(
-                f"{shown} is not what was signed: {printable(at)} is a signature of other bytes",
+                f"{shown} is not what was signed: {printable(at)} is the signature of other bytes",
                 hint="fetch it and its signature again",
             )
         return printable(str(found)), where

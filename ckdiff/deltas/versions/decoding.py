@@ -158,7 +158,7 @@ class _Overwrite:
         self._last = -1
         for decoder in (self._positions, self._values):
             if self._left != int(decoder.numbers(1)[0]):
-                raise Damaged("holds another number of values than it says")
+                raise Damaged("does not hold as many values as it says")
         self._skip(4 * self._left)
         if self._left <= _SORTED_HERE:
             self._sort()
@@ -179,7 +179,7 @@ class _Overwrite:
     def finish(self) -> None:
         """See Patch."""
         if len(self._next) or self._left:
-            raise Damaged(f"changes bytes behind the {self._nbytes:,} of the tensor")
+            raise Damaged(f"changes bytes beyond the {self._nbytes:,} of the tensor")
         self._values.finish()  # the other one has the values still before it
 
     def close(self) -> None:

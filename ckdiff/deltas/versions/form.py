@@ -209,6 +209,6 @@ def read_marker(directory: str) -> int | None:
             raise ValueError("says no version")
     except (ValueError, OSError, CheckpointError) as error:
         what = error.message if isinstance(error, CheckpointError) else f"{path}: {error}"
-        hint = "remove it: the checkpoint is then taken for the base"
+        hint = "remove it: then the checkpoint counts as the base"
         raise DeltaError(printable(what), hint=hint) from None
     return int(text)

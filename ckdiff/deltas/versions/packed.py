@@ -158,9 +158,9 @@ class PackedStep:
         if (self._sums[0] != tensors.base_hashes[at]).any():
             raise Damaged("is not what the version was made from")
         if (self._sums[1] != tensors.tuned_hashes[at]).any():
-            raise Damaged("has another digest after it than it says")
+            raise Damaged("has another digest afterwards than it says")
         if self._changed != int(tensors.changed[at]):
-            raise Damaged("changed in another number of elements than it says")
+            raise Damaged("has another number of changed elements than it says")
 
 
 class PackedPatch:

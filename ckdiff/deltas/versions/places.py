@@ -134,7 +134,7 @@ def _listed(nbytes: int | None) -> Callable[[Decoder, int], Iterator[Places]]:
     def read(decoder: Decoder, content: int) -> Iterator[Places]:
         count, last = (content - 4) // 5, -1
         if int(decoder.numbers(1)[0]) != count:
-            raise Damaged("holds another number of values than it says")
+            raise Damaged("does not hold as many values as it says")
         size = count if count <= _SORTED_HERE else _PART
         for start in range(0, count, max(size, 1)):
             found = decoder.numbers(min(size, count - start))
@@ -144,7 +144,7 @@ def _listed(nbytes: int | None) -> Callable[[Decoder, int], Iterator[Places]]:
                 raise Damaged("has positions that are not in order, or are there twice")
             last = int(found[-1])
             if nbytes is not None and last >= nbytes:
-                raise Damaged(f"changes bytes behind the {nbytes:,} of the tensor")
+                raise Damaged(f"changes bytes beyond the {nbytes:,} of the tensor")
             yield found
         values = np.empty(min(count, _WINDOW), np.uint8)
         for start in range(0, count, _WINDOW):

@@ -91,7 +91,7 @@ def _content(archive: Archive) -> tuple[str, Any]:
     order = archive.members.get(f"{prefix}/byteorder")
     if order is not None and (order.size > 16 or archive.whole(order) != b"little"):
         raise archive.wrong(
-            order, "does not say little, the order of bytes that is read", _NO_MASKS
+            order, "is not little-endian, the only order that ckdiff reads", _NO_MASKS
         )
     if not member.stored or member.size > METADATA_LIMIT:
         raise archive.wrong(member, "is compressed, or too long")

@@ -66,7 +66,7 @@ def verify(root: Path, key: str, known: Sequence[Any]) -> None:
         raise StoreCorrupt(f"cannot read {printable(str(path))}: {error.strerror}") from error
     raise StoreCorrupt(
         f"{printable(str(path))} is damaged: its digest differs",
-        hint="--overwrite makes the timeline again",
+        hint="--overwrite makes a new timeline",
     )
 
 

@@ -195,7 +195,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a frame of another tensor": (only(compressed(bytes(5000))), "another digest"),
     "positions past the end": (
-        only(compressed(overwriting([5000], b"x")), encoding="overwrite"), "behind"
+        only(compressed(overwriting([5000], b"x")), encoding="overwrite"), "beyond"
     ),
     "positions twice": (
         only(compressed(overwriting([7, 7], b"xx")), encoding="overwrite"), "twice"
@@ -207,11 +207,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         only(compressed(overwriting([*ALL, 5000], NEW + b"x")), encoding="overwrite"), "5,001"
     ),
     "a count that is too small": (
-        only(compressed(overwriting([1, 2], b"xx", 1)), encoding="overwrite"), "another number"
+        only(compressed(overwriting([1, 2], b"xx", 1)), encoding="overwrite"), "not hold as many"
     ),
     "a count that is too large": (
         only(compressed(overwriting([1, 2], b"xx", 1 << 31)), encoding="overwrite"),
-        "another number",
+        "not hold as many",
     ),
     "half a value": (
         only(compressed(overwriting([1, 2], b"x")), encoding="overwrite"), "positions and values"

@@ -150,7 +150,7 @@ def check_room(cache: str, needed: int, what: str) -> None:
         return  # the download will say what is wrong there
     if needed > free:
         raise BudgetError(
-            f"{what}: {format_size(needed)} have to be downloaded, and {printable(str(place))} "
+            f"{what}: {format_size(needed)} have to be downloaded, but {printable(str(place))} "
             f"has {format_size(free)} free",
             hint="free some space, or set HF_HOME to a place with more; diff can --stream",
         )
