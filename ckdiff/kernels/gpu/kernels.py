@@ -57,7 +57,7 @@ class DeviceKernels:
         self.slot_of = cpu.slot_of
         self.device = device
         self._cpu = cpu
-        ranges = np.array(sorted(resident), np.int64).reshape(-1, 2)
+        ranges = np.array([(0, 0), *sorted(resident)], np.int64)  # the first one holds nothing
         self._begins, self._ends = ranges[:, 0], np.maximum.accumulate(ranges[:, 1])
         self._slots = make_slots(cpu, dtypes, rules, device, hashing=True)
         self._bits = np.array([dtype.bits for dtype in dtypes], np.int64)
@@ -117,15 +117,13 @@ class DeviceKernels:
     @property
     def has_tensors(self) -> bool:
         """Whether some tensors are in the device's memory, and read there."""
-        return bool(len(self._begins))
+        return len(self._begins) > 1
 
     def _resident(self, segments: Int64) -> npt.NDArray[np.bool_]:
         """(segments, 2): whose addresses are in the device's memory, which no other memory has."""
         addresses = segments[:, SIDES]
-        if not self.has_tensors:
-            return np.zeros(addresses.shape, np.bool_)
         at = np.searchsorted(self._begins, addresses, side="right") - 1
-        return np.asarray((at >= 0) & (addresses < self._ends[at]))
+        return np.asarray(addresses < self._ends[at])
 
 
 def _cut(todo: Int64, elements: int, bits: Int64) -> tuple[Int64, Int64]:
