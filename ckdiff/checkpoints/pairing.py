@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ckdiff.checkpoints.prefixes import as_option, best_renaming, in_words
+from ckdiff.checkpoints.prefixes import Shapes, as_option, best_renaming
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
 from ckdiff.dtypes import DTYPES, common
 from ckdiff.errors import PairingError, UsageError
@@ -117,7 +117,8 @@ def pair(
         found.unpaired.append(Unpaired(name, reason, detail))
 
     if found.unpaired or excluded:  # else all names of both sides pair
-        found.hint = _hint(found.unpaired, in_base, in_tuned, options)
+        shapes = _shapes(base, in_base), _shapes(tuned, in_tuned)
+        found.hint = _hint(found.unpaired, *shapes, options)
     if not indexes:
         raise _nothing(base, tuned, found, options)
     found.base_index, found.tuned_index = np.array(indexes, np.int64).T.copy()
@@ -303,7 +304,7 @@ def _remedy(base: TensorTable, tuned: TensorTable, found: Pairing, options: bool
 
 
 def _hint(
-    unpaired: Sequence[Unpaired], in_base: dict[str, int], in_tuned: dict[str, int], options: bool
+    unpaired: Sequence[Unpaired], in_base: Shapes, in_tuned: Shapes, options: bool
 ) -> str | None:
     """What would pair more: a renaming, or the rows that both have."""
     adapters = [is_adapter(names) for names in (in_base, in_tuned)]
@@ -322,8 +323,8 @@ def _hint(
         smaller = min(len(in_base), len(in_tuned))
         if not options:
             return (
-                f"{in_words(renaming)}: saved under the same names, {pairs:,} of {smaller:,} would "
-                "pair"
+                f"{renaming.in_words()}: saved under the same names, {pairs:,} of {smaller:,} "
+                "would pair"
             )
         return f"{as_option(renaming)} would pair {pairs:,} of {smaller:,} names"
     rows = [u for u in unpaired if u.reason == "reshaped" and _rows_differ(u.detail)]
@@ -337,9 +338,13 @@ def _hint(
     )
 
 
+def _shapes(side: TensorTable, indexes: dict[str, int]) -> Shapes:
+    return {name: tuple(side.shapes[i]) for name, i in indexes.items()}
+
+
 def names_hint(base: Collection[str], tuned: Collection[str]) -> str | None:
     """What would pair more by name, for whoever has none of a diff's options."""
-    return _hint((), dict.fromkeys(base, 0), dict.fromkeys(tuned, 0), False)
+    return _hint((), dict.fromkeys(base), dict.fromkeys(tuned), False)
 
 
 def is_adapter(names: Collection[str]) -> bool:

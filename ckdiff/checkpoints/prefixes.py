@@ -1,10 +1,15 @@
-"""The renaming of one leading part that pairs the most names of two checkpoints."""
+"""The renaming that pairs the most names of two checkpoints.
+
+It gives the tuned names another leading part, or takes parts out of them that the base's names
+never have, as wrappers of a module put them in anywhere.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 #: of a name, with what ends it: components of a pipeline end with a slash
 _PART = re.compile(r"[^./]*[./]|[^./]+")
@@ -18,26 +23,81 @@ _WORTH = 0.3
 #: where this share is paired already, nobody needs one
 _NEARLY_ALL = 0.9
 
-#: what the tuned names begin with, and what they would begin with
-Renaming = tuple[str, str]
+#: shapes of tensors by their names, where they are known
+Shapes = Mapping[str, tuple[int, ...] | None]
 
 
-def best_renaming(base: Collection[str], tuned: Collection[str]) -> tuple[Renaming, int] | None:
-    """The renaming of a leading part of the tuned names that pairs the most, and how many.
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """The tuned names begin with ``new`` instead of ``old``."""
 
-    None where nearly all are paired already, or none pairs more than are.
+    old: str
+    new: str
+
+    def __call__(self, name: str) -> str:
+        return self.new + name[len(self.old) :] if name.startswith(self.old) else name
+
+    def expression(self) -> str:
+        """What ``--rename`` takes."""
+        return f"^{re.escape(self.old)}={self.new}"
+
+    def in_words(self) -> str:
+        """The renaming, where no option does it."""
+        old, new = self.old, self.new
+        if old and new:
+            return f"the tuned names begin with {old!r} where the base's begin with {new!r}"
+        if old:
+            return f"the tuned names begin with {old!r}, and the base's do not"
+        return f"the base's names begin with {new!r}, and the tuned ones do not"
+
+    def length(self) -> int:
+        return len(self.old) + len(self.new)
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """The tuned names lose ``parts``, which end with a dot or a slash, wherever these stand."""
+
+    parts: tuple[str, ...]
+
+    def __call__(self, name: str) -> str:
+        return re.sub(self._pattern(), "", name)
+
+    def expression(self) -> str:
+        """What ``--rename`` takes."""
+        return f"{self._pattern()}="
+
+    def in_words(self) -> str:
+        """The renaming, where no option does it."""
+        return f"the tuned names have {' and '.join(map(repr, self.parts))} in them"
+
+    def length(self) -> int:
+        return sum(map(len, self.parts))
+
+    def _pattern(self) -> str:
+        parts = "|".join(map(re.escape, self.parts))
+        return parts if len(self.parts) == 1 else f"({parts})"
+
+
+Renaming = Leading | Inner
+
+
+def best_renaming(base: Shapes, tuned: Shapes) -> tuple[Renaming, int] | None:
+    """The renaming of the tuned names that pairs the most tensors, and how many.
+
+    Tensors pair by their names, and only where their shapes are the same, not known, or empty. None
+    where nearly all are paired already, or no renaming pairs more than are.
     """
-    in_base = base if isinstance(base, (set, dict)) else set(base)
     smaller = min(len(base), len(tuned))
-    already = sum(name in in_base for name in tuned)
+    already = sum(name in base for name in tuned)
     if already >= _NEARLY_ALL * smaller:
         return None
     best: tuple[int, int, Renaming] | None = None
-    for renaming in _likely(in_base, tuned):
-        pairs = _pairs(renaming, in_base, tuned)
+    for renaming in _likely(base, tuned):
+        pairs = _pairs(renaming, base, tuned)
         if pairs is None or pairs <= already or pairs < _WORTH * smaller:
             continue
-        candidate = pairs, -sum(map(len, renaming)), renaming
+        candidate = pairs, -renaming.length(), renaming
         if best is None or candidate[:2] > best[:2]:
             best = candidate
     return None if best is None else (best[2], best[0])
@@ -47,20 +107,9 @@ def as_option(renaming: Renaming) -> str:
     """``--rename`` with the renaming, for a shell."""
     import shlex
 
-    old, new = renaming
-    expression = f"^{re.escape(old)}={new}".replace("\n", "\\n")
+    expression = renaming.expression().replace("\n", "\\n")
     quoted = f"'{expression}'" if "'" not in expression else shlex.quote(expression)
     return f"--rename {quoted}"
-
-
-def in_words(renaming: Renaming) -> str:
-    """The renaming, where no option does it."""
-    old, new = renaming
-    if old and new:
-        return f"the tuned names begin with {old!r} where the base's begin with {new!r}"
-    if old:
-        return f"the tuned names begin with {old!r}, and the base's do not"
-    return f"the base's names begin with {new!r}, and the tuned ones do not"
 
 
 def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
@@ -73,13 +122,26 @@ def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
             found = partners.get(tail)
             if found is not None and len(found) < _PARTNERS:
                 found.append(name)
-    votes: Counter[Renaming] = Counter()
+    votes: Counter[Leading] = Counter()
     for name in sample:
         others = next((partners[tail] for tail in _tails(name) if partners[tail]), [])
         # several partners may ask for the same: each name has one vote for it
         votes.update({renaming for other in others for renaming in _heads(name, other)})
-    order = sorted(votes.items(), key=lambda item: (-item[1], sum(map(len, item[0])), item[0]))
-    return [renaming for renaming, count in order[:_TRIED] if count >= order[0][1] * _WORTH]
+    order = sorted(votes.items(), key=lambda item: (-item[1], item[0].length(), item[0].old))
+    leading = [renaming for renaming, count in order[:_TRIED] if count >= order[0][1] * _WORTH]
+    return [*leading, *_inner(base, sample)]
+
+
+def _inner(base: Collection[str], sample: Collection[str]) -> list[Inner]:
+    """The renaming that takes out of names what no name of the base has, if that pairs some."""
+    known = {part for name in base for part in _PART.findall(name)}
+    foreign: dict[str, None] = {}
+    for name in sample:
+        parts = _PART.findall(name)
+        kept = "".join(part for part in parts if part in known)
+        if kept != name and kept in base:
+            foreign.update(dict.fromkeys(part for part in parts if part not in known))
+    return [Inner(tuple(foreign))] if 0 < len(foreign) <= _TRIED else []
 
 
 def _tails(name: str) -> list[str]:
@@ -88,7 +150,7 @@ def _tails(name: str) -> list[str]:
     return ["".join(parts[-count:]) for count in range(min(_TAIL, len(parts)), 0, -1)]
 
 
-def _heads(name: str, other: str) -> Iterator[Renaming]:
+def _heads(name: str, other: str) -> Iterator[Leading]:
     """What both names begin with before the longest end that they share, in whole parts."""
     mine, theirs = _PART.findall(name), _PART.findall(other)
     same = 0
@@ -96,11 +158,16 @@ def _heads(name: str, other: str) -> Iterator[Renaming]:
         same += 1
     old, new = mine[: len(mine) - same], theirs[: len(theirs) - same]
     if same and old != new and not any(c in part for part in new for c in "=\\"):
-        yield "".join(old), "".join(new)
+        yield Leading("".join(old), "".join(new))
 
 
-def _pairs(renaming: Renaming, base: Collection[str], tuned: Collection[str]) -> int | None:
-    """How many names it pairs; None where two would get one name."""
-    old, new = renaming
-    found = {new + name[len(old) :] if name.startswith(old) else name for name in tuned}
-    return None if len(found) != len(tuned) else sum(name in base for name in found)
+def _pairs(renaming: Renaming, base: Shapes, tuned: Shapes) -> int | None:
+    """How many tensors it pairs; None where two would get one name."""
+    found = {renaming(name): shape for name, shape in tuned.items()}
+    if len(found) != len(tuned):
+        return None
+    return sum(name in base and _fit(base[name], shape) for name, shape in found.items())
+
+
+def _fit(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
+    return one is None or other is None or one == other or 0 in one or 0 in other

@@ -221,6 +221,33 @@ def test_the_exact_text_of_a_hint() -> None:
         assert (caught.value.hint or "").startswith(option)
 
 
+def test_wrappers_inside_names_are_taken_out_by_one_option() -> None:
+    wrapped = [
+        name.replace("model.", "_fsdp_wrapped_module.model.").replace(
+            ".w", "._fsdp_wrapped_module._checkpoint_wrapped_module.w"
+        )
+        for name in MODEL
+    ]
+    with pytest.raises(PairingError) as caught:
+        pair(table(*MODEL), table(*wrapped))
+    option = re.search(r"--rename '([^']*)' would pair 42 of 42", caught.value.hint or "")
+    assert option is not None
+    got = pair(table(*MODEL), table(*wrapped), rename=[option[1]])
+    assert got.names == sorted(MODEL, key=natural_key)
+
+
+def test_only_some_layers_are_wrapped() -> None:
+    wrapped = [re.sub(r"layers\.(\d*[05])\.", r"layers.\1._wrapped.", name) for name in MODEL]
+    hint = pair(table(*MODEL), table(*wrapped)).hint
+    assert hint == r"--rename '_wrapped\.=' would pair 42 of 42 names"
+
+
+def test_names_whose_shapes_differ_are_not_what_a_renaming_pairs() -> None:
+    base = table(**{f"h.{part}.w": ("F32", (8, 8)) for part in "qkv"}, n=("F32", (2,)))
+    fused = table(**{"h.qkv.w": ("F32", (24, 8))}, n=("F32", (2,)))
+    assert pair(base, fused).hint is None
+
+
 def test_a_hint_when_little_is_paired_and_one_head_is_left_over() -> None:
     inner = [name.removeprefix("model.") for name in MODEL]
     for base, tuned, option in (
