@@ -67,12 +67,13 @@ def _recipes(
     if way == "turned":
         columns = int(rng.choice([96, 512, 1024, 1440]))
         some = [
-            rng.integers(0, 256, count // size + 2 * columns + 400, np.uint8) for size in (2, 32)
+            rng.integers(0, 256, count // size + 4 * columns + 400, np.uint8) for size in (2, 32)
         ]
         powers = np.empty(len(some[1]), np.float32)
         powers_of_two(some[1], powers)
         kept.append((some, powers))
-        return [turned(some[0], powers, (0, 0), columns, count)]
+        begin = int(rng.integers(0, 4)), int(rng.choice([0, 0, 32]))
+        return [turned(some[0], powers, begin, columns, count)]
     columns = 32 * -(-count // 64)
     how = Scaling(way, "F8_E8M0" if way == "F4" else "F32", 2, columns, (1, 32))
     elements = rng.integers(0, 256, 2 * columns, np.uint8)

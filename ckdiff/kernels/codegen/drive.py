@@ -105,18 +105,21 @@ def make(recipe: int, out: int, elements: int) -> int:
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def compares(base: int, tuned: int, elements: int) -> int:
-    """What compares the next values of two recipes without making them; 0 where nothing does."""
+def comparable(base: int, tuned: int, elements: int) -> int:
+    """How many of the next elements, whole units, something compares without making them."""
     found = load_word(base + 8 * RECIPE_UNITS)
     if (
-        load_word(tuned + 8 * RECIPE_UNITS) != found
-        or load_word(base + 8 * RECIPE_LEFT) < elements
-        or load_word(tuned + 8 * RECIPE_LEFT) < elements
+        found == 0
+        or load_word(tuned + 8 * RECIPE_UNITS) != found
         or load_word(base + 8 * WALK_IN_COLUMN) != 0
         or load_word(tuned + 8 * WALK_IN_COLUMN) != 0
     ):
-        found = 0
-    return found  # type: ignore[no-any-return]
+        elements = 0
+    for recipe in (base, tuned):
+        left = load_word(recipe + 8 * RECIPE_LEFT)
+        if left < elements:
+            elements = left
+    return elements // UNIT * UNIT
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
@@ -176,10 +179,15 @@ def drive_kernel() -> Callable[..., None]:
                     elements > left
                 ):  # not min(): numba implements it with an iterator that can raise
                     elements = left
-                block_bytes = elements * bits // 8
                 both = types.int64(0)
-                if alone and base_at < 0 and tuned_at < 0 and elements % UNIT == 0:
-                    both = compares(-base_at, -tuned_at, elements)
+                if alone and base_at < 0 and tuned_at < 0:
+                    some = BLOCK - (position & (BLOCK - 1))  # nothing has to stay in a cache
+                    if some > left:
+                        some = left
+                    some = comparable(-base_at, -tuned_at, some)
+                    if some > 0:
+                        both, elements = load_word(-base_at + 8 * RECIPE_UNITS), some
+                block_bytes = elements * bits // 8
                 base, tuned = base_at, tuned_at
                 for side in range(2):
                     recipe = -(tuned_at if side else base_at)
@@ -213,11 +221,11 @@ def drive_kernel() -> Callable[..., None]:
                 together = units != 0 and elements % UNIT == 0
                 if together:
                     mask = load_word(masks) + position // 8
-                    some = elements // UNIT, unit
+                    units_here = elements // UNIT, unit
                     kernel, sides = units, (base, tuned)
                     if both != 0:
                         kernel, sides = both, (-base, -tuned)
-                    changed = call_units(kernel, sides, some, mask, hashes + row * 32)
+                    changed = call_units(kernel, sides, units_here, mask, hashes + row * 32)
                     total = counts + row * rules * 8
                     store_word(total, load_word(total) + changed)
                 for r in range(1 if together else 0, rules):
