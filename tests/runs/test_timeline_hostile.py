@@ -113,6 +113,16 @@ def test_stores_that_changed_places(tmp_path: Path) -> None:
         timeline(paths, out)
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_as_much_memory_as_the_hint_says_is_enough(count: int, tmp_path: Path) -> None:
+    paths = write_run(tmp_path, some_run(4, count))
+    with pytest.raises(ckdiff.BudgetError) as raised:
+        timeline(paths, tmp_path / "out", memory="1MiB")
+    assert raised.value.hint is not None
+    assert ("append" in raised.value.hint) == (count > 3)
+    timeline(paths, tmp_path / "out", memory=raised.value.hint.split()[1])
+
+
 def test_many_checkpoints_take_smaller_windows(tmp_path: Path) -> None:
     run = some_run(4, 2)
     first, second = write_run(tmp_path, run)

@@ -19,6 +19,7 @@ from ckdiff.runs.timelines.pairs import MarchingPairs, Pairs
 from ckdiff.runs.timelines.task import working_memory
 from ckdiff.runs.timelines.versions import decoders_memory
 
+_LEAST = 3  #: checkpoints that are read where one is appended
 _log = logging.getLogger(__name__)
 
 
@@ -66,10 +67,13 @@ def allot(
 
 def _too_little(sides: int, workers: int, allowed: int, needed: int) -> BudgetError:
     many = "s" if workers > 1 else ""
+    hint = f"--memory {-(-needed >> 20)}MiB is enough"
+    if sides > _LEAST:
+        hint += "; or begin with fewer, and append the others one by one"
     return BudgetError(
         f"{format_size(allowed)} of memory is too little: {sides} checkpoints side by side need "
         f"{format_size(needed)} with {workers} worker{many} and the smallest window",
-        hint="raise --memory, or begin with fewer and append the others one by one",
+        hint=hint,
     )
 
 
