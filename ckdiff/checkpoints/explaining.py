@@ -180,6 +180,18 @@ def _of_suffix(name: str) -> tuple[str, str] | None:
     return next((said for suffix, said in _OTHERS.items() if lower.endswith(suffix)), None)
 
 
+#: what browsers, wget, aria2 and the hub's own client call a file until they have all of it
+_PARTIAL = (
+    ".incomplete",
+    ".part",
+    ".partial",
+    ".crdownload",
+    ".download",
+    ".aria2",
+    ".aria2__temp",
+)
+
+
 def made_here(names: Iterable[str]) -> tuple[str, str] | None:
     """What a directory with these names is, and what to do, where it is a store or a timeline.
 
@@ -219,5 +231,11 @@ def nothing_here(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointEr
         return CheckpointError(
             f"{label}: holds training state but no model: {some(state)}",
             hint="give the directory that the model was saved in",
+        )
+    if partial := [name for name in names if name.endswith(_PARTIAL)]:
+        return CheckpointError(
+            f"{label}: holds no weights, but what a download left that was not finished, "
+            f"{some(partial)}",
+            hint="download it again: most tools go on where they stopped",
         )
     return CheckpointError(f"{label}: holds no weights, only {some(names, 5)}", hint=_GIVE)

@@ -395,6 +395,7 @@ def test_safetensors_win_over_torch_files(tmp_path: Path, place: Place, torch: s
         (["tf_model.h5", "flax_model.msgpack", "config.json"], ["1 HDF5", "1 Flax"]),
         (["model.onnx"], ["ONNX"]),
         (["config.json"], ["no weights", "config.json"]),
+        (["config.json", "model.safetensors.incomplete"], ["not finished", "download it again"]),
         (["zarr.json", "manifest.json", "masks/zarr.json"], ["mask store"]),
         ([".hidden.safetensors"], ["no weights"]),
     ],
