@@ -122,7 +122,7 @@ def _overlap(lows: IntArray, highs: IntArray) -> tuple[int, int] | None:
     """
     if lows.shape[1] == 0:
         return 0, 1  # two boxes of a single element
-    cuts = [len(np.unique(column)) for column in lows.T]
+    cuts = [len(set(column.tolist())) for column in lows.T]  # numpy imports much for unique()
     axis = int(np.argmax(cuts))
     order = np.argsort(lows[:, axis], kind="stable")
     lows, highs = lows[order], highs[order]
