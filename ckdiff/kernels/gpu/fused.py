@@ -1,8 +1,8 @@
 """Comparing and hashing the rows of a table under all rules in one launch, with Triton.
 
-Both sides are read once to be compared, and to be hashed at once again, from the caches. Nothing but
-masks, counts and digests is written: no intermediate result goes through device memory. Importing
-this imports Triton.
+Both sides are read once to be compared, and right after it, from the caches, to be hashed. Nothing
+but masks, counts and digests is written: no intermediate result goes through device memory.
+Importing this imports Triton.
 """
 
 from __future__ import annotations
