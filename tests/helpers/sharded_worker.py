@@ -94,7 +94,11 @@ def old_shards(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    from importlib import import_module
+
     import torch.multiprocessing as mp
 
+    for name in ("_dynamo", "distributed.checkpoint", "distributed.fsdp"):
+        import_module(f"torch.{name}")  # it takes seconds, and not twice
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    mp.spawn(work, (Path(sys.argv[1]),), nprocs=2)
+    mp.start_processes(work, (Path(sys.argv[1]),), nprocs=2, start_method="fork")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 import trainers
 from datasets import Dataset
+from training_processes import run_together
 from training_support import Masks, all_bits, one_thread
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -247,66 +245,6 @@ def test_the_compact_optimizer_resumes(tmp_path: Path) -> None:
     assert all(torch.equal(bits, resumed[name]) for name, bits in whole.items())
 
 
-PROCESS = """if 1:
-    import sys, torch, torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from ckdiff.training import SubnetworkCallback
-    from tests.helpers.leaving import leave
-
-    rank, meeting = int(sys.argv[1]), sys.argv[2]
-    whole = lambda tensor: getattr(tensor, "full_tensor", lambda: tensor)()
-
-    def train(kind):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(8, 7), torch.nn.GELU(), torch.nn.Linear(7, 5))
-        masks = {name: torch.rand(p.shape) < 0.4 for name, p in model.named_parameters()}
-        if kind == "fsdp":
-            fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-        else:
-            model = torch.nn.parallel.DistributedDataParallel(model)
-        named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
-        before = {name: whole(p).detach().clone() for name, p in named.items()}
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        callback = SubnetworkCallback(masks)
-        callback.on_train_begin(None, None, None, model=model, optimizer=optimizer)
-        torch.manual_seed(rank)
-        for _ in range(50):
-            optimizer.zero_grad()
-            for _ in range(2):
-                model(torch.randn(4, 8)).square().sum().backward()
-            for name, parameter in named.items():
-                gradient = whole(parameter.grad)
-                assert not gradient[~masks[name]].any() and gradient.any(), "before clipping"
-            optimizer.step()
-        for name, parameter in named.items():
-            assert torch.equal(whole(parameter) != before[name], masks[name]), name
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    train("ddp")
-    train("fsdp")
-    print("done")
-    leave()
-"""
-
-
 def test_two_processes(tmp_path: Path) -> None:
     """DDP and FSDP2: unmasked gradients are zero on each rank when clipping would look at them."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), f"file://{tmp_path / 'meeting'}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            out, error = process.communicate(timeout=120)
-            assert out == "done\n", error
-    finally:
-        for process in processes:
-            process.kill()
+    run_together("callback_worker.py", "ddp+fsdp", 2, tmp_path)  # the worker checks it
