@@ -67,6 +67,17 @@ def runs(labels: Sequence[str]) -> Channel:
     return kinds("run", order=known) | scale | ({"legend": None} if len(known) < 2 else {})
 
 
+def dashes(labels: Sequence[str]) -> dict[str, Channel]:
+    """What tells the lines of runs apart where there are more than colours; else nothing."""
+    known = list(dict.fromkeys(labels))
+    if len(known) <= len(CATEGORIES):
+        return {}
+    # the same domain and title as the colours have, so that one legend says both
+    legend = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2}
+    more = {"scale": {"domain": known}, "legend": legend}
+    return {"strokeDash": kinds("run", order=known) | more}
+
+
 def densities(values: list[float], nothing: str) -> Channel:
     """Colour by density; grey where ``nothing``, an expression, holds."""
     low, high, kind = span(values)

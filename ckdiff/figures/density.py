@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckdiff.figures.channels import COUNTS, SHARE, across, amount, counted, densities, kinds, listed
+from ckdiff.figures.channels import (
+    COUNTS,
+    SHARE,
+    across,
+    amount,
+    counted,
+    dashes,
+    densities,
+    kinds,
+    listed,
+)
 from ckdiff.figures.channels import runs as by_run
 from ckdiff.figures.figure import Figure, Row, of_rows, tooltip
 from ckdiff.figures.style import span, step
@@ -79,6 +89,7 @@ def by_depth(runs: Sequence[tuple[str, list[dict[str, Any]]]], *, rule: str) -> 
         "y": amount("density", form=SHARE, zero=True),
         "color": by_run([label for label, _ in runs]),
         "tooltip": tooltip(*said, _DENSITY, *COUNTS),
+        **dashes([label for label, _ in runs]),
     }
     if len({row["stack"] for row in rows}) > 1:
         encoding |= {"strokeDash": kinds("stack", "layers"), "detail": {"field": "stack"}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckdiff.figures.channels import COUNTS, SHARE, across, amount, kinds, whole
+from ckdiff.figures.channels import COUNTS, SHARE, across, amount, dashes, kinds, whole
 from ckdiff.figures.channels import runs as by_run
 from ckdiff.figures.figure import Figure, of_rows, tooltip
 
@@ -65,6 +65,7 @@ def magnitudes(rows: list[dict[str, Any]]) -> Figure:
             "x": _power(None, exponents),
             "y": amount("density", form=SHARE),
             "color": by_run([row["run"] for row in rows]),
+            **dashes([row["run"] for row in rows]),
             "tooltip": tips,
         },
     }

@@ -183,6 +183,16 @@ def test_a_long_run_keeps_its_last_checkpoint(count: int, columns: int) -> None:
     assert ("is drawn" in figure.says) == (columns < count)
 
 
+def test_more_runs_than_colours_have_other_dashes() -> None:
+    figure = density.by_depth([(f"run{i}", groups(3)) for i in range(20)], rule="exact")
+    looks = {
+        (line.get("stroke"), line.get("stroke-dasharray"))
+        for line in drawn(figure)
+        if line.get("stroke") and line.get("stroke-width") == "2"
+    }
+    assert len(looks) == 20
+
+
 def test_layers_stand_in_the_order_of_the_model() -> None:
     """Also where the first module is in a later layer only."""
     figure = density.heat_map(stack([[0, 4, 0], [4, 4, 4]], [[0, 1, 0], [1, 2, 3]]), run="r",
