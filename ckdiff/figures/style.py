@@ -73,7 +73,8 @@ def span(values: list[float]) -> tuple[float, float, str]:
     low, high = min(some), max(some)
     if high > _WIDE * low:
         return low, high, "log"
-    return min(low, 0.9 * high), high, "linear"
+    below = 0.9 * high
+    return (min(low, below) if below < high else 0.0), high, "linear"  # the least float has none
 
 
 _WIDE = 12.0

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckdiff.figures import agreement, course, density, histograms, shape, spectra
@@ -141,6 +141,7 @@ def test_a_map_adds_counts(modules: int, layers: int, data: st.DataObject) -> No
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
+@example([5e-324])
 def test_scales_hold_their_values(values: list[float]) -> None:
     low, high, kind = span(values)
     assert low < high
