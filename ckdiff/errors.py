@@ -52,10 +52,11 @@ class CkdiffError(Exception):
     """
 
     exit_code: int = 2
+    _remedy: str | None = None  # the hint of an error that has none of its own
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint = self._remedy if hint is None else hint
 
     @property
     def message(self) -> str:
@@ -85,9 +86,13 @@ class CheckpointError(CkdiffError):
 class HeaderError(CheckpointError):
     """A safetensors file whose header breaks the format."""
 
+    _remedy = "fetch the file again, or save it again"
+
 
 class SourceChanged(CheckpointError):
     """A source file was truncated, rewritten or replaced while it was being read."""
+
+    _remedy = "let whatever writes it finish, then run again"
 
 
 class PairingError(CkdiffError):
@@ -112,6 +117,8 @@ class StoreIncomplete(StoreError):
 
 class StoreCorrupt(StoreError):
     """A store whose bytes are not the bytes that were written."""
+
+    _remedy = "restore it from a copy, or make it again"
 
 
 class StoreLocked(StoreError):

@@ -202,7 +202,7 @@ def test_a_key_that_is_mistyped(tmp_path: Path) -> None:
     torch.save({"student": state(ONE), "teacher": state(OTHER)}, path)
     assert "did you mean --key teacher?" in error("info", str(path), "--key", "techer")
     torch.save({"epoch": 3, **state(ONE)}, path)
-    assert "leave --key out" in error("info", str(path), "--key", "epoc")
+    assert "leave out --key" in error("info", str(path), "--key", "epoc")
 
 
 def test_a_percentage_where_a_fraction_is_wanted(tmp_path: Path) -> None:

@@ -11,15 +11,29 @@ from support import write_safetensors
 
 import ckdiff
 from ckdiff import errors
-from ckdiff.errors import CkdiffError, Interrupted, OutputError, StoreCorrupt
+from ckdiff.errors import (
+    CkdiffError,
+    HeaderError,
+    Interrupted,
+    OutputError,
+    SourceChanged,
+    StoreCorrupt,
+)
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+
+
+def test_what_is_damaged_always_has_a_hint() -> None:
+    assert "fetch the file again" in str(HeaderError("it is wrong"))
+    assert "run again" in str(SourceChanged("it is wrong"))
+    assert str(StoreCorrupt("wrong")) == "wrong (restore it from a copy, or make it again)"
+    assert str(StoreCorrupt("wrong", hint="upgrade")) == "wrong (upgrade)"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_hint_is_part_of_the_text(kind: type[CkdiffError]) -> None:
     bare, hinted = kind("it is wrong"), kind("it is wrong", hint="mend it")
-    assert (str(bare), bare.hint) == ("it is wrong", None)
+    assert str(bare) == (f"it is wrong ({bare.hint})" if bare.hint else "it is wrong")
     assert str(hinted) == hinted.one_line() == "it is wrong (mend it)"
     assert (hinted.message, hinted.hint) == ("it is wrong", "mend it")
     for same in (copy.copy(hinted), pickle.loads(pickle.dumps(hinted))):  # a cluster sends them

@@ -229,7 +229,7 @@ def nothing_named(where: str, path: str, left: list[tuple[str, str]]) -> Checkpo
     """The error where no tensor is left to compare; ``left`` were left out, with the reason."""
     if not left:
         if path:
-            under, hint = f" under --key {shown(path)}", "leave --key out to see what is in it"
+            under, hint = f" under --key {shown(path)}", "leave out --key to see what is in it"
         else:
             under, hint = " that are weights", "give the file that has the model's weights"
         return CheckpointError(f"{where}: has no tensors{under}", hint=hint)
