@@ -149,6 +149,7 @@ def _version(command: click.Command) -> click.Option:
         is_eager=True,
         expose_value=False,
         hidden=True,
+        help="print the version",
         callback=show,
     )
 
