@@ -7,11 +7,13 @@ Prints, as JSON, what is wrong with which command; its argument is a prepared fo
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2] / "package"))  # last: it has a build.py
@@ -25,20 +27,30 @@ from ckdiff.kernels import compiled, kinds
 #: what may be imported, by the names of modules
 NEEDED = {"ckdiff", "click", "google_crc32c", "numpy", "rich", "xxhash", "zstandard"}
 COMPILER = "ckdiff.kernels.codegen", "ckdiff.kernels.numbaview"
-FOUND, IMPORT, LISTED = compiled._find, builtins.__import__, frozenset(kinds.every())
+FOUND, LISTED = compiled._find, frozenset(kinds.every())
+IMPORT, BY_NAME = builtins.__import__, importlib.import_module
+
+
+def hide(name: str, importer: str) -> None:
+    """Raise what Python does for a module that is not there, where ckdiff imports another."""
+    ours = importer.startswith("ckdiff.") and not importer.startswith(COMPILER)
+    if ours and name.partition(".")[0] not in NEEDED | sys.stdlib_module_names:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def imported(
     name: str, of: Mapping[str, object] | None = None, /, *more: Any, **named: Any
 ) -> object:
-    """What an import statement calls: those of ckdiff find nothing else."""
-    importer = str((of or {}).get("__name__"))
-    level = named.get("level", more[2] if len(more) > 2 else 0)
-    top = name.partition(".")[0]
-    ours = importer.startswith("ckdiff.") and not importer.startswith(COMPILER)
-    if ours and level == 0 and top not in NEEDED | sys.stdlib_module_names:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    """What an import statement calls."""
+    if named.get("level", more[2] if len(more) > 2 else 0) == 0:
+        hide(name, str((of or {}).get("__name__")))
     return IMPORT(name, of, *more, **named)
+
+
+def import_module(name: str, package: str | None = None) -> ModuleType:
+    """What asks for a module by its name."""
+    hide(name, str(sys._getframe(1).f_globals.get("__name__")))
+    return BY_NAME(name, package)
 
 
 def found(name: str, kind: str) -> compiled.Function:
@@ -56,6 +68,7 @@ def said(words: list[str]) -> trial.Said:
 if __name__ == "__main__":
     os.chdir(sys.argv[1])
     builtins.__import__ = imported  # type: ignore[assignment]
+    importlib.import_module = import_module
     compiled._find = found
     errors._is_core = lambda: True
     print(json.dumps(trial.tried(said)))
