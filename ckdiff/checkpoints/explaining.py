@@ -188,7 +188,6 @@ _PARTIAL = (
     ".crdownload",
     ".download",
     ".aria2",
-    ".aria2__temp",
 )
 
 

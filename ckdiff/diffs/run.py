@@ -15,7 +15,7 @@ from ckdiff.diffs.merging import as_json
 from ckdiff.diffs.plan import DiffPlan
 from ckdiff.diffs.refusals import starting_anew
 from ckdiff.diffs.result import DiffResult, by_reason, commits, details, resized, retyped
-from ckdiff.diffs.tables import quantised_hint, rounding_hint, table_of
+from ckdiff.diffs.tables import quantised_notes, rounding_hint, table_of
 from ckdiff.diffs.ties import tie_notes, tied_extras, tied_pairs
 from ckdiff.dtypes import DTYPES
 from ckdiff.errors import ClusterError, SourceChanged
@@ -98,8 +98,8 @@ class _Run:
         plan, comparison = self._plan, self._comparison
         table = table_of(self._collected, comparison, self._rules)
         self._tied = tied_extras(plan.sides, comparison.pairing, comparison.tuned_names)
-        if not plan.options.dequantize and (said := quantised_hint(comparison, table)):
-            plan.observer.note(f"hint: {said}")
+        for note in () if plan.options.dequantize else quantised_notes(comparison, table):
+            plan.observer.note(note)
         if (said := rounding_hint(comparison, table, self._rules)) is not None:
             plan.observer.note(f"hint: {said}")
         pairs = tied_pairs(table, plan.sides[0], comparison.pairing)

@@ -14,7 +14,8 @@ from ckdiff.stores.collecting import Collected
 from ckdiff.stores.table import MaskTable, hash_of_rows
 
 #: dtypes of what may be quantised
-_NARROW = {name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name != "BOOL"}
+#: dtypes that quantised weights are stored in: small ones, or words that several are packed into
+_PACKING = {name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name != "BOOL"} | {"I32"}
 
 
 def table_of(collected: Collected, comparison: Comparison, rules: RuleSet) -> MaskTable:
@@ -59,11 +60,11 @@ def rounding_hint(comparison: Comparison, table: MaskTable, rules: RuleSet) -> s
     return f"--rule {rule} counts what differs once both sides are rounded to it"
 
 
-def quantised_hint(comparison: Comparison, table: MaskTable) -> str | None:
+def quantised_notes(comparison: Comparison, table: MaskTable) -> list[str]:
     """What to say where values of quantised tensors would say something else than their bits."""
-    if not any(map(_NARROW.__contains__, {*comparison.dtypes, *comparison.sides[1].dtypes})):
-        return None
-    from ckdiff.checkpoints.views.quantisedhint import hint
+    if not any(map(_PACKING.__contains__, {*comparison.dtypes, *comparison.sides[1].dtypes})):
+        return []
+    from ckdiff.checkpoints.views.quantisedhint import notes
 
     tuned = replace(comparison.tuned.table, names=comparison.tuned_names)
-    return hint(comparison.pairing, comparison.base.table, tuned, table.changed["exact"].tolist())
+    return notes(comparison.pairing, comparison.base.table, tuned, table.changed["exact"].tolist())

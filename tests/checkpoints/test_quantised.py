@@ -15,7 +15,7 @@ from ckdiff.checkpoints.pairing import Matching, pair
 from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.checkpoints.views.quantised import quantised
 from ckdiff.checkpoints.views.quantisedgrid import Declared, Kind, grid_of, mx_grid
-from ckdiff.checkpoints.views.quantisedhint import hint
+from ckdiff.checkpoints.views.quantisedhint import notes
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels.scaling import Scaling
 
@@ -282,7 +282,9 @@ def test_whatever_a_file_says_has_all_its_scales(
 def said(base: Kinds, tuned: Kinds, changed: Mapping[str, int]) -> str | None:
     sides = table(base), table(tuned)
     pairing = pair(*sides, matching=Matching(by_value=True))
-    return hint(pairing, *sides, [changed.get(name, 0) for name in pairing.names])
+    found = notes(pairing, *sides, [changed.get(name, 0) for name in pairing.names])
+    assert len(found) < 2
+    return found[0].removeprefix("hint: ") if found else None
 
 
 SCALED: Kinds = WEIGHT | {"x.weight_scale_inv": ("F32", (2, 3)), "bias": ("BF16", (4,))}
@@ -295,6 +297,19 @@ def test_a_hint_where_only_scales_changed() -> None:
     assert said(SCALED, SCALED, {"x.weight_scale_inv": 1, "x.weight": 2}) is None
     assert said(SCALED, SCALED, {"x.weight": 2, "bias": 1}) is None
     assert said(SCALED, SCALED, {}) is None
+
+
+def test_packed_words_are_not_called_weights() -> None:
+    """An int32 of GPTQ has eight weights: the density is not one of weights."""
+    packed: Kinds = {
+        "x.qweight": ("I32", (4, 8)),
+        "x.qzeros": ("I32", (1, 1)),
+        "x.scales": ("F16", (1, 8)),
+    }
+    note = said(packed, packed, {"x.qweight": 3})
+    assert note is not None
+    assert note.startswith("note: compared as bits, as they are stored: GPTQ or AWQ ('x.qweight')")
+    assert note.endswith("may hold several weights")
 
 
 def test_a_hint_where_one_side_is_quantised() -> None:

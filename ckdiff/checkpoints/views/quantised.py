@@ -76,6 +76,7 @@ class Quantised:
     table: TensorTable
     within: IntArray  #: for each tensor its position in the table as stored
     scaled: Mapping[int, Scaled]  #: by position in ``table``
+    packed: str | None  #: the schemes whose values ckdiff does not know, and a tensor of each
     notes: list[str]  #: what is left as it is stored, one line each
 
 
@@ -210,11 +211,13 @@ def _by_value(found: _Found) -> Quantised:
         dtypes.append(dtype)
         shapes.append(shape)
     found.lacking = [i for i in found.lacking if i not in gone]
+    packed = _packed(found)
     return Quantised(
         TensorTable(names, dtypes, shapes, nbytes, table.absent),
         np.array(within, np.int64),
         scaled,
-        _notes(found),
+        packed,
+        _notes(found, packed),
     )
 
 
@@ -230,14 +233,18 @@ def _settle(found: _Found) -> None:
         found.odd.append((position, found.scaled.pop(position)[2].scales))
 
 
-def _notes(found: _Found) -> list[str]:
-    table, notes = found.table, []
+def _packed(found: _Found) -> str | None:
     schemes: dict[str, list[int]] = {}
     for position, scheme in sorted(found.foreign.items()):
         schemes.setdefault(scheme, []).append(position)
-    if schemes:
-        parts = (f"{scheme} ({_some(table, which)})" for scheme, which in sorted(schemes.items()))
-        notes.append(f"compared as bits, as they are stored: {', '.join(parts)}")
+    parts = [f"{scheme} ({_some(found.table, which)})" for scheme, which in sorted(schemes.items())]
+    return ", ".join(parts) or None
+
+
+def _notes(found: _Found, packed: str | None) -> list[str]:
+    table, notes = found.table, []
+    if packed is not None:
+        notes.append(f"compared as bits, as they are stored: {packed}")
     if found.odd:
         position, scales = min(found.odd)
         kinds = [f"{table.dtypes[i]} {list(table.shapes[i])}" for i in (position, scales)]

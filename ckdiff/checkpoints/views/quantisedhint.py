@@ -10,19 +10,35 @@ from ckdiff.checkpoints.protocol import TensorTable
 from ckdiff.checkpoints.views.quantised import Quantised, quantised
 
 
-def hint(
+def notes(
     pairing: Pairing, base: TensorTable, tuned: TensorTable, changed: Sequence[int]
-) -> str | None:
-    """What to say after both were compared as they are stored, if values would say something else.
+) -> list[str]:
+    """What to say after both were compared as they are stored, one line each.
 
     Names of ``tuned`` are those after every renaming, and ``changed`` counts the elements of each
-    pair whose bits differ. One line, or None.
+    pair whose bits differ.
     """
     sides = quantised(base), quantised(tuned)
+    found = [
+        f"note: compared as bits, as they are stored: {packed}; one stored element may hold several "
+        "weights"
+        for packed in dict.fromkeys(side.packed for side in sides if side.packed is not None)
+    ]
+    said = _hint(pairing, sides, (base, tuned), changed)
+    return found if said is None else [*found, f"hint: {said}"]
+
+
+def _hint(
+    pairing: Pairing,
+    sides: tuple[Quantised, Quantised],
+    stored: tuple[TensorTable, TensorTable],
+    changed: Sequence[int],
+) -> str | None:
+    """What a comparison of values would say otherwise."""
     if not any(side.scaled for side in sides):
         return None
     scales = _only_scales(pairing, sides[0], changed)
-    apart = _apart(sides, (base, tuned))
+    apart = _apart(sides, stored)
     said = []
     if scales:
         said.append(f"only the scales of {_some(scales)} changed")
