@@ -20,8 +20,8 @@ def notes(
     """
     sides = quantised(base), quantised(tuned)
     found = [
-        f"note: compared as bits, as they are stored: {packed}; one stored element may hold several "
-        "weights"
+        f"note: compared as bits, as they are stored: {packed}; one stored element may hold "
+        "several weights"
         for packed in dict.fromkeys(side.packed for side in sides if side.packed is not None)
     ]
     said = _hint(pairing, sides, (base, tuned), changed)
