@@ -164,6 +164,8 @@ def _unpaired(result: DiffResult, loose: Sequence[dict[str, Any]]) -> Verdict:
     count, total = len(loose), len(loose) + len(result.table)
     if not loose:
         part = f", {len(result.resized):,} of them in part" if result.resized else ""
+        if tied := len(result.unpaired_details):
+            part += f"; {tied:,} more on one side only, tied to others of it"
         return Verdict("unpaired", 0, 0, True, f"all {total:,} tensors were compared{part}")
     reason = f"{count:,} of {total:,} tensors {_were(count)} not compared, {_such_as(loose)}"
     return Verdict("unpaired", 0, count, False, f"{reason}; --allow-unpaired lets that pass")

@@ -76,6 +76,8 @@ def test_tied_tensors_fail_no_gate() -> None:
     found = result({"a": 0}, unpaired=[lacking("head")], tied=[TIED])
     asked = Gates(fail_above=0, exit_code=True, expect_unchanged=["*"])
     assert all(verdict.ok for verdict in judge(found, asked))
+    (said,) = [verdict.reason for verdict in judge(found, asked) if verdict.gate == "unpaired"]
+    assert said == "all 1 tensors were compared; 1 more on one side only, tied to others of it"
     for only in (Gates(expect_changed=["head"]), Gates(expect_unchanged=["head"])):
         (verdict,) = judge(found, only)
         assert verdict.ok
