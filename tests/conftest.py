@@ -119,7 +119,6 @@ SLOW: dict[str, str] = {
     """,
     "test_gpu_tensors": """
         test_nothing_is_copied_and_the_store_is_the_same
-        test_statistics_take_copies
     """,
     "test_graft": """
         test_every_bit

@@ -161,7 +161,7 @@ def test_an_export_format_is_a_line(
         found = ckdiff.export_masks(store, tmp_path / name, to=to)
         assert json.loads((tmp_path / name).read_text()) == wanted
         assert (found["to"], found["ones"]) == ("toy", sum(wanted.values()))
-    with pytest.raises(UsageError, match="named like toy, and npz was asked for"):
+    with pytest.raises(UsageError, match="has the ending of toy, but the format is to be npz"):
         ckdiff.export_masks(store, tmp_path / "other.toy", to="npz")
     with pytest.raises(UsageError, match="packed masks go to safetensors, not to toy"):
         ckdiff.export_masks(store, tmp_path / "other.toy", packed=True)
