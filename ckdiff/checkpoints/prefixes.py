@@ -37,9 +37,9 @@ class Leading:
     def __call__(self, name: str) -> str:
         return self.new + name[len(self.old) :] if name.startswith(self.old) else name
 
-    def expression(self) -> str:
-        """What ``--rename`` takes."""
-        return f"^{re.escape(self.old)}={self.new}"
+    def expressions(self) -> list[str]:
+        """What ``--rename`` takes, in order."""
+        return [f"^{re.escape(self.old)}={self.new}"]
 
     def in_words(self) -> str:
         """The renaming, where no option does it."""
@@ -63,9 +63,9 @@ class Inner:
     def __call__(self, name: str) -> str:
         return re.sub(self._pattern(), "", name)
 
-    def expression(self) -> str:
-        """What ``--rename`` takes."""
-        return f"{self._pattern()}="
+    def expressions(self) -> list[str]:
+        """What ``--rename`` takes, in order."""
+        return [f"{self._pattern()}="]
 
     def in_words(self) -> str:
         """The renaming, where no option does it."""
@@ -79,7 +79,29 @@ class Inner:
         return parts if len(self.parts) == 1 else f"({parts})"
 
 
-Renaming = Leading | Inner
+@dataclass(frozen=True, slots=True)
+class Both:
+    """The one, and then the other, as names of a whole model need that an adapter wraps."""
+
+    leading: Leading
+    inner: Inner
+
+    def __call__(self, name: str) -> str:
+        return self.inner(self.leading(name))
+
+    def expressions(self) -> list[str]:
+        """What ``--rename`` takes, in order."""
+        return [*self.leading.expressions(), *self.inner.expressions()]
+
+    def in_words(self) -> str:
+        """The renaming, where no option does it."""
+        return f"{self.leading.in_words()}, and {self.inner.in_words()}"
+
+    def length(self) -> int:
+        return self.leading.length() + self.inner.length()
+
+
+Renaming = Leading | Inner | Both
 
 
 def best_renaming(base: Shapes, tuned: Shapes) -> tuple[Renaming, int] | None:
@@ -107,9 +129,12 @@ def as_option(renaming: Renaming) -> str:
     """``--rename`` with the renaming, for a shell."""
     import shlex
 
-    expression = renaming.expression().replace("\n", "\\n")
-    quoted = f"'{expression}'" if "'" not in expression else shlex.quote(expression)
-    return f"--rename {quoted}"
+    options = []
+    for expression in renaming.expressions():
+        line = expression.replace("\n", "\\n")
+        quoted = f"'{line}'" if "'" not in line else shlex.quote(line)
+        options.append(f"--rename {quoted}")
+    return " ".join(options)
 
 
 def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
@@ -129,7 +154,10 @@ def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
         votes.update({renaming for other in others for renaming in _heads(name, other)})
     order = sorted(votes.items(), key=lambda item: (-item[1], item[0].length(), item[0].old))
     leading = [renaming for renaming, count in order[:_TRIED] if count >= order[0][1] * _WORTH]
-    return [*leading, *_inner(base, sample)]
+    both = [
+        Both(head, inner) for head in leading for inner in _inner(base, list(map(head, sample)))
+    ]
+    return [*leading, *_inner(base, sample), *both]
 
 
 def _inner(base: Collection[str], sample: Collection[str]) -> list[Inner]:

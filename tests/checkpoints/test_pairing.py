@@ -236,6 +236,20 @@ def test_wrappers_inside_names_are_taken_out_by_one_option() -> None:
     assert got.names == sorted(MODEL, key=natural_key)
 
 
+def test_a_model_that_an_adapter_wraps_needs_two_options() -> None:
+    wrapped = ["base_model.model." + name.replace(".w", ".base_layer.w") for name in MODEL[:-1]]
+    adapter = [f"base_model.model.model.layers.{i}.lora_A.default.weight" for i in range(40)]
+    with pytest.raises(PairingError) as caught:
+        pair(table(*MODEL), table("base_model.model.lm_head.weight", *wrapped))
+    options = re.findall(r"--rename '([^']*)'", caught.value.hint or "")
+    assert options == [r"^base_model\.model\.=", r"base_layer\.="]
+    got = pair(table(*MODEL), table("base_model.model.lm_head.weight", *wrapped), rename=options)
+    assert got.names == sorted(MODEL, key=natural_key)
+    with pytest.raises(PairingError) as caught:  # with the adapter's own tensors it is the same
+        pair(table(*MODEL), table("base_model.model.lm_head.weight", *wrapped, *adapter))
+    assert re.findall(r"--rename '([^']*)'", caught.value.hint or "") == options
+
+
 def test_only_some_layers_are_wrapped() -> None:
     wrapped = [re.sub(r"layers\.(\d*[05])\.", r"layers.\1._wrapped.", name) for name in MODEL]
     hint = pair(table(*MODEL), table(*wrapped)).hint
