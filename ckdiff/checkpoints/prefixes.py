@@ -114,15 +114,15 @@ def best_renaming(base: Shapes, tuned: Shapes) -> tuple[Renaming, int] | None:
     already = sum(name in base for name in tuned)
     if already >= _NEARLY_ALL * smaller:
         return None
-    best: tuple[int, int, Renaming] | None = None
+    best: tuple[int, bool, int, Renaming] | None = None
     for renaming in _likely(base, tuned):
         pairs = _pairs(renaming, base, tuned)
         if pairs is None or pairs <= already or pairs < _WORTH * smaller:
             continue
-        candidate = pairs, -renaming.length(), renaming
-        if best is None or candidate[:2] > best[:2]:
+        candidate = pairs, isinstance(renaming, Leading), -renaming.length(), renaming
+        if best is None or candidate[:3] > best[:3]:
             best = candidate
-    return None if best is None else (best[2], best[0])
+    return None if best is None else (best[3], best[0])
 
 
 def as_option(renaming: Renaming) -> str:

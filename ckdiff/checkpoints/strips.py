@@ -22,7 +22,7 @@ from ckdiff.checkpoints.scattered import Rows
 from ckdiff.kernels.hashing import UNIT
 
 _Index = tuple[int, ...]
-_MOST = 1024  # strips of a tensor: of more no tables are made for each window
+_MOST = 256  # strips of a tensor: each of one side is held against each of the other
 
 #: columns of a grid, int64: which of a window's spans it is of; the tensor's element with which its
 #: first row begins, and elements from there to the next row's; rows, and elements of each; the

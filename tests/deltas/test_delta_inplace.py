@@ -61,7 +61,7 @@ class Scene:
         """What is called whole is whole."""
         if is_half_way(self.local):
             assert marker_of(self.local) is None
-            with pytest.raises(CheckpointError, match="half-way"):
+            with pytest.raises(CheckpointError, match="halfway"):
                 refuse_half_way(self.local)
         else:
             assert self.is_at(0 if marker_of(self.local) == 7 else len(self.deltas))

@@ -69,7 +69,7 @@ class Scene:
         version = marker_of(local)
         if version is None:
             assert is_half_way(local)
-            with pytest.raises(CheckpointError, match="half-way"):
+            with pytest.raises(CheckpointError, match="halfway"):
                 refuse_half_way(local)
             return
         assert is_half_way(local) is None
