@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ckdiff.checkpoints.prefixes import Shapes, as_option, best_renaming
+from ckdiff.checkpoints.prefixes import Fit, as_option, best_renaming
 from ckdiff.checkpoints.protocol import IntArray, TensorTable
 from ckdiff.dtypes import DTYPES, common
 from ckdiff.errors import PairingError, UsageError
@@ -117,8 +117,11 @@ def pair(
         found.unpaired.append(Unpaired(name, reason, detail))
 
     if found.unpaired or excluded:  # else all names of both sides pair
-        shapes = _shapes(base, in_base), _shapes(tuned, in_tuned)
-        found.hint = _hint(found.unpaired, *shapes, options)
+
+        def fit(one: str, other: str) -> bool:
+            return _alike(base.shapes[in_base[one]], tuned.shapes[in_tuned[other]])
+
+        found.hint = _hint(found.unpaired, in_base, in_tuned, fit, options)
     if not indexes:
         raise _nothing(base, tuned, found, options)
     found.base_index, found.tuned_index = np.array(indexes, np.int64).T.copy()
@@ -304,7 +307,11 @@ def _remedy(base: TensorTable, tuned: TensorTable, found: Pairing, options: bool
 
 
 def _hint(
-    unpaired: Sequence[Unpaired], in_base: Shapes, in_tuned: Shapes, options: bool
+    unpaired: Sequence[Unpaired],
+    in_base: Collection[str],
+    in_tuned: Collection[str],
+    fit: Fit,
+    options: bool,
 ) -> str | None:
     """What would pair more: a renaming, or the rows that both have."""
     adapters = [is_adapter(names) for names in (in_base, in_tuned)]
@@ -317,7 +324,7 @@ def _hint(
                 f"{said}give the model that it was trained on there, and the adapter with "
                 f"--{side}-adapter"
             )
-    best = best_renaming(in_base, in_tuned)
+    best = best_renaming(in_base, in_tuned, fit)
     if best is not None:
         renaming, pairs = best
         smaller = min(len(in_base), len(in_tuned))
@@ -338,13 +345,14 @@ def _hint(
     )
 
 
-def _shapes(side: TensorTable, indexes: dict[str, int]) -> Shapes:
-    return {name: tuple(side.shapes[i]) for name, i in indexes.items()}
+def _alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are the same, or one is that of a placeholder."""
+    return tuple(one) == tuple(other) or 0 in one or 0 in other
 
 
 def names_hint(base: Collection[str], tuned: Collection[str]) -> str | None:
     """What would pair more by name, for whoever has none of a diff's options."""
-    return _hint((), dict.fromkeys(base), dict.fromkeys(tuned), False)
+    return _hint((), dict.fromkeys(base), tuned, lambda *_: True, False)
 
 
 def is_adapter(names: Collection[str]) -> bool:

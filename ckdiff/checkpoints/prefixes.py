@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 #: of a name, with what ends it: components of a pipeline end with a slash
@@ -23,8 +23,8 @@ _WORTH = 0.3
 #: where this share is paired already, nobody needs one
 _NEARLY_ALL = 0.9
 
-#: shapes of tensors by their names, where they are known
-Shapes = Mapping[str, tuple[int, ...] | None]
+#: whether a tensor of the base and one of the tuned side, of these names, could be the same
+Fit = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +104,21 @@ class Both:
 Renaming = Leading | Inner | Both
 
 
-def best_renaming(base: Shapes, tuned: Shapes) -> tuple[Renaming, int] | None:
-    """The renaming of the tuned names that pairs the most tensors, and how many.
+def best_renaming(
+    base: Collection[str], tuned: Collection[str], fit: Fit
+) -> tuple[Renaming, int] | None:
+    """The renaming of the tuned names that pairs the most tensors which fit, and how many.
 
-    Tensors pair by their names, and only where their shapes are the same, not known, or empty. None
-    where nearly all are paired already, or no renaming pairs more than are.
+    None where nearly all names are paired already, or no renaming pairs more than are.
     """
+    in_base = base if isinstance(base, (set, dict)) else set(base)
     smaller = min(len(base), len(tuned))
-    already = sum(name in base for name in tuned)
+    already = sum(name in in_base for name in tuned)
     if already >= _NEARLY_ALL * smaller:
         return None
     best: tuple[int, bool, int, Renaming] | None = None
-    for renaming in _likely(base, tuned):
-        pairs = _pairs(renaming, base, tuned)
+    for renaming in _likely(in_base, tuned):
+        pairs = _pairs(renaming, in_base, tuned, fit)
         if pairs is None or pairs <= already or pairs < _WORTH * smaller:
             continue
         candidate = pairs, isinstance(renaming, Leading), -renaming.length(), renaming
@@ -154,15 +156,17 @@ def _likely(base: Collection[str], tuned: Collection[str]) -> list[Renaming]:
         votes.update({renaming for other in others for renaming in _heads(name, other)})
     order = sorted(votes.items(), key=lambda item: (-item[1], item[0].length(), item[0].old))
     leading = [renaming for renaming, count in order[:_TRIED] if count >= order[0][1] * _WORTH]
-    both = [
-        Both(head, inner) for head in leading for inner in _inner(base, list(map(head, sample)))
-    ]
-    return [*leading, *_inner(base, sample), *both]
-
-
-def _inner(base: Collection[str], sample: Collection[str]) -> list[Inner]:
-    """The renaming that takes out of names what no name of the base has, if that pairs some."""
     known = {part for name in base for part in _PART.findall(name)}
+    inner = _inner(base, known, sample)
+    both = [Both(head, more) for head in leading
+            for more in _inner(base, known, list(map(head, sample)))]  # fmt: skip
+    return [*leading, *inner, *both]
+
+
+def _inner(base: Collection[str], known: set[str], sample: Collection[str]) -> list[Inner]:
+    """The renaming that takes out of names all but the ``known`` parts, which are those of the
+    base's names, if that pairs some.
+    """
     foreign: dict[str, None] = {}
     for name in sample:
         parts = _PART.findall(name)
@@ -189,13 +193,11 @@ def _heads(name: str, other: str) -> Iterator[Leading]:
         yield Leading("".join(old), "".join(new))
 
 
-def _pairs(renaming: Renaming, base: Shapes, tuned: Shapes) -> int | None:
+def _pairs(
+    renaming: Renaming, base: Collection[str], tuned: Collection[str], fit: Fit
+) -> int | None:
     """How many tensors it pairs; None where two would get one name."""
-    found = {renaming(name): shape for name, shape in tuned.items()}
+    found = {renaming(name): name for name in tuned}
     if len(found) != len(tuned):
         return None
-    return sum(name in base and _fit(base[name], shape) for name, shape in found.items())
-
-
-def _fit(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
-    return one is None or other is None or one == other or 0 in one or 0 in other
+    return sum(name in base and fit(name, before) for name, before in found.items())

@@ -13,7 +13,6 @@ from ckdiff.rules import RuleSet
 from ckdiff.stores.collecting import Collected
 from ckdiff.stores.table import MaskTable, hash_of_rows
 
-#: dtypes of what may be quantised
 #: dtypes that quantised weights are stored in: small ones, or words that several are packed into
 _PACKING = {name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name != "BOOL"} | {"I32"}
 

@@ -31,9 +31,8 @@ class _Rule:
         self._text, _, self._to = text.removeprefix("!").rpartition(">")
         self._found = needed(self._text)
         self._pattern: re.Pattern[str] | None = None
-        self.proof = not text.startswith(
-            "!"
-        )  #: whether it proves something where it changes a name
+        #: whether it proves something where it changes a name
+        self.proof = not text.startswith("!")
 
     def apply(self, name: str) -> str:
         """The name after this rule."""
