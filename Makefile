@@ -3,7 +3,8 @@ PYTHON ?= python3
 RECENT := 'import sys; sys.exit(sys.version_info < (3, 11))'
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# what is imported is compiled then: of all that comes along most never is
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Tests start hundreds of processes, as on any machine: with the package compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 
