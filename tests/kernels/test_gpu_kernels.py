@@ -22,12 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_runs import kernels, on_device, run, some_elements
 
+from ckdiff.dtypes import DTYPES
 from ckdiff.errors import BudgetError, CkdiffError
 from ckdiff.kernels import BLOCK, Comparing, Results, abi
 from ckdiff.kernels.gpu import open_device, staging
 from ckdiff.kernels.gpu.device import Device
 from ckdiff.kernels.gpu.kernels import DeviceKernels
 from ckdiff.kernels.gpu.sizes import SMALLEST, Sizes
+from ckdiff.rules import Rule
 
 DEVICE = open_device("cuda" if torch.cuda.is_available() else "torch-cpu")
 RULES = ["exact", "atol=1e-3"]
@@ -118,6 +120,30 @@ def test_several_pieces_and_statistics(dtype: str) -> None:
 def test_nothing_to_compare() -> None:
     there, into = on_device(DEVICE, MIXED, SEVERAL), Results(0, 4, with_statistics=False)
     there.run(np.empty((0, abi.SEG_COLUMNS), np.int64), [np.zeros(8, np.uint8)] * 4, into)
+
+
+def test_a_tensor_right_behind_those_of_the_device_is_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ranges that the device has may lie in each other; what begins where one ends is not in it."""
+    memory = np.arange(4096, dtype=np.uint8)
+    at, cpu = memory.ctypes.data, kernels(("U8",), ("exact",), False)
+    device = open_device("torch-cpu")
+    there = DeviceKernels(
+        cpu, [DTYPES["U8"]], [Rule.parse("exact")], device, window=BLOCK, workers=1,
+        memory=1 << 30, resident=[(at + 1024, at + 2048), (at + 1200, at + 1536)],
+    )  # fmt: skip
+    seen, start = list[list[list[bool]]](), staging.Stage.start
+    monkeypatch.setattr(
+        staging.Stage, "start",
+        lambda *args, **more: (seen.append(more["resident"].tolist()), start(*args, **more))[1],
+    )  # fmt: skip
+    begins = [(1023, 1024), (1535, 1536), (2047, 2048)]
+    rows = [[at + x, at + y, 1, 512 * i, 0, i, i] for i, (x, y) in enumerate(begins)]
+    there.run(
+        np.array(rows, np.int64), [np.zeros(192, np.uint8)], Results(3, 1, with_statistics=False)
+    )
+    assert seen == [[[False, True], [True, True], [True, False]]]
 
 
 def test_threads_share_a_device() -> None:
