@@ -174,6 +174,7 @@ class ForkServer:
 
 
 def _serve() -> None:
+    os.fsync = _asked
     _warm_up()
     pipes: dict[int, int] = {}
     while line := sys.stdin.readline():
@@ -197,6 +198,13 @@ def _serve() -> None:
             pipes[pid] = read
             reply = {"pid": pid}
         print(json.dumps(reply), flush=True)
+
+
+def _asked(file: int) -> None:
+    """What a killed process has written is there without waiting for the disk, too; that it is
+    asked, and what happens where that fails, is a matter of the shim.
+    """
+    os.fstat(file)  # it must be open
 
 
 def _warm_up() -> None:
