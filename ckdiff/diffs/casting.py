@@ -1,13 +1,16 @@
-"""Pairs of two float dtypes: their windows are widened before they are compared.
+"""Pairs of two float dtypes: they are widened before they are compared, or while they are.
 
-Content hashes are of each side's own bits, so those of what was widened are added up here, and put
-in place of what the kernels made of the wider copies.
+The driver makes the wider floats of a few thousand elements at a time, from recipes, and hashes
+what is stored. Where something else compares, or bytes are hashed where they lie, a window is
+widened before: content hashes are of each side's own bits, so those of what was widened are added
+up here then, and put in place of what was made of the wider copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +18,10 @@ import numpy.typing as npt
 from ckdiff.diffs.sides import Side, Window
 from ckdiff.dtypes import DTYPES
 from ckdiff.kernels import Results, abi
-from ckdiff.kernels.casting import widen
+from ckdiff.kernels.casting import Rooms, head, room_bytes, widen
 from ckdiff.kernels.contents import ContentHasher
-from ckdiff.kernels.memory import U8, bytes_at, place
+from ckdiff.kernels.hashing import UNIT
+from ckdiff.kernels.memory import I64, U8, bytes_at, place
 from ckdiff.layout import IntArray
 
 _COLUMNS = (abi.SEG_BASE, abi.SEG_TUNED)
@@ -29,6 +33,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._memory = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self.rooms = Rooms()
 
     def of(self, side: int, size: int) -> npt.NDArray[np.uint8]:
         """At least ``size`` bytes for a side."""
@@ -37,7 +42,7 @@ class Buffers:
         return self._memory[side]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Casting:
     """Which tensors of which side are widened; shared by the threads of a process."""
 
@@ -54,16 +59,43 @@ class Casting:
         )
         return cls(kinds, (base, tuned))
 
-    def begin(self, buffers: Buffers | None = None) -> Cast:
-        """For a chunk; ``buffers`` are those of an earlier one on this thread."""
-        return Cast(self, buffers or Buffers())
+    def begin(self, buffers: Buffers | None = None, *, late: bool = False) -> Cast:
+        """For a chunk; ``buffers`` are those of an earlier one on this thread. ``late`` is whether
+        a driver compares that takes recipes, each window once.
+        """
+        return Cast(self, buffers or Buffers(), late)
 
-    def memory(self, window: int) -> int:
-        """Bytes that a worker takes for windows of so many elements."""
-        widest = max(
-            (DTYPES[self.kinds[i]].bits for i in {**self.narrow[0], **self.narrow[1]}), default=0
-        )
-        return sum(bool(side) for side in self.narrow) * window * widest // 8
+    def memory(self, window: int, *, late: bool) -> int:
+        """Bytes that a worker takes for windows of so many elements; ``late`` as above."""
+        if not late:
+            return self._sides * window * self.widest // 8
+        # no tensor of a window is smaller than its recipes but for a few elements
+        spans = min(len(self._pairs), window // UNIT)
+        return self._sides * room_bytes(self.widest) + spans * 2 * 8 * abi.RECIPE_FIELDS
+
+    @property
+    def _sides(self) -> int:
+        return sum(map(bool, self.narrow))
+
+    @cached_property
+    def _pairs(self) -> list[int]:
+        return sorted({*self.narrow[0], *self.narrow[1]})
+
+    @cached_property
+    def widest(self) -> int:
+        """Bits of the widest value."""
+        return max((DTYPES[self.kinds[i]].bits for i in self._pairs), default=0)
+
+    @cached_property
+    def heads(self) -> tuple[IntArray, IntArray]:
+        """For each tensor a row, or -1; in each row what the recipes of both sides begin with."""
+        known: dict[tuple[str, str, str], int] = {}
+        rows: IntArray = np.full(len(self.kinds), -1, np.int64)
+        for i in self._pairs:
+            base, tuned = (narrow.get(i, self.kinds[i]) for narrow in self.narrow)
+            rows[i] = known.setdefault((base, tuned, self.kinds[i]), len(known))
+        found = [head((base, tuned), values) for base, tuned, values in known]
+        return rows, np.array(found, np.int64).reshape(-1, 2, 3)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,11 +104,16 @@ class Cast:
 
     casting: Casting
     buffers: Buffers
+    late: bool
+    _recipes: list[IntArray] = field(default_factory=list)  # of a window
     _sums: dict[tuple[int, int], npt.NDArray[np.uint64]] = field(default_factory=dict)
     _hasher: ContentHasher | None = None
 
     def widen(self, segments: IntArray, window: Window) -> None:
-        """Widen what has to be of a window: its segments lead to the copies then."""
+        """Widen what has to be of a window: its segments lead to the copies then, or to recipes."""
+        if self.late:
+            self._say_how(segments, window)
+            return
         tensors = window.spans.tensors.tolist()
         for side, narrow in enumerate(self.casting.narrow):
             if not narrow:
@@ -84,6 +121,23 @@ class Cast:
             places = [(at, tensor) for at, tensor in enumerate(tensors) if tensor in narrow]
             if places:
                 self._widen(side, places, segments, window)
+
+    def _say_how(self, segments: IntArray, window: Window) -> None:
+        """Of both sides of such a pair: what is wide is hashed as it is stored, too."""
+        if not any(self.casting.narrow):
+            return
+        rows, heads = self.casting.heads
+        row = rows[window.spans.tensors]
+        self._recipes = []
+        for side, column in enumerate(_COLUMNS):
+            # what has recipes of its own is wide
+            at = np.flatnonzero((row >= 0) & (segments[:, column] >= 0))
+            found = self.buffers.rooms.recipes(
+                side, heads[row[at], side], segments[at, abi.SEG_ELEMENTS], segments[at, column],
+                self.casting.widest,
+            )  # fmt: skip
+            self._recipes.append(found)
+            segments[at, column] = -(place(found, I64) + found.strides[0] * np.arange(len(at)))
 
     def _widen(
         self, side: int, places: list[tuple[int, int]], segments: IntArray, window: Window

@@ -250,8 +250,10 @@ def _reading(comparison: Comparison, casting: Casting, here: bool, window: int) 
 
     sides = comparison.base, comparison.tuned
     size = window * int(comparison.bits.max(initial=8)) // 8
-    taken = casting.memory(window) + sum(side.reader_memory(size) for side in sides)
-    if here and all(s.longer for s in sides) and not any(casting.narrow) and xxh3_128_address():
+    makes = here and xxh3_128_address() != 0
+    taken = casting.memory(window, late=makes)
+    taken += sum(side.reader_memory(size) for side in sides)
+    if makes and all(s.longer for s in sides) and not any(casting.narrow):
         taken -= size * len(sides)  # both say how values are made: they are in no buffer
     return taken
 

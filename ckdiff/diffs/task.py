@@ -80,7 +80,7 @@ class DiffTask:
         spans = self.layout.spans(first, end)
         results = Results(len(spans), self.rules, with_statistics=self.with_statistics)
         survived = None if self.merging is None else merging.columns()
-        cast = self.casting.begin(self._cast_buffers())
+        cast = self.casting.begin(self._cast_buffers(), late=self._makes)
         with ExitStack() as stack:
             writers = {} if self.sink is None else self.sink.begin(chunk, list(self.masks), stack)
             readers = [stack.enter_context(closing(s.checkpoint.reader())) for s in self.sides]
@@ -173,6 +173,11 @@ class DiffTask:
                 places = spans.addresses - window.first
                 return in_panels(segments, reader.late, places, side.bits[spans.tensors])
         return None
+
+    @property
+    def _makes(self) -> bool:
+        """Whether values are made while they are compared, if readers say how."""
+        return isinstance(self.comparing, Kernels) and self.comparing.makes
 
     def _prefer_rows(self, readers: Sequence[SpanReader]) -> None:
         """Let readers not gather what can be compared row by row, nor make values before they are

@@ -130,14 +130,16 @@ SIGNATURES = {
     # there is too little
     "unpair": "int64(int64, int64, int64, int64, int64)",
     # base, tuned (addresses of elements of 32 bits or, of a kind, of fewer, or of recipes, moved on
-    # but for what is left), units, the first one, mask, sums (low and high of the base, then of the
-    # tuned side) to add to: compares by bits and hashes -> how many are changed
+    # but for what is left; of a kind with two dtypes either side may be the narrower one), units,
+    # the first one, mask, sums (low and high of the base, then of the tuned side) to add to:
+    # compares by bits and hashes -> how many are changed
     "units": "int64(int64, int64, int64, int64, int64, int64)",
     # gap bytes, their number, low bits, how many there are, low bits of a gap, flip, bits to make,
     # out -> number of gaps, or -1 where they are not what "gaps" writes
     "ungaps": "int64(int64, int64, int64, int64, int64, uint64, int64, int64)",
-    # source, out, elements, scratch (CAST_SCRATCH): makes floats of a dtype that holds them
-    "widen": "void(int64, int64, int64, int64)",
+    # as for halves, out of any dtype: makes floats of one that holds those there are; where scales
+    # would be is scratch (CAST_SCRATCH)
+    "widen": "void(int64, int64, int64)",
 }
 
 # the driver
@@ -276,20 +278,22 @@ CAST_SCRATCH = 2 * LANES * 8
 SCALE_DTYPES = (
     "F32", "F8_E8M0", "BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
 )  # fmt: skip
-#: a recipe for values, int64: who makes them (the address of a kernel), who compares whole units
-#: with those of a recipe that has the same (the address of a kernel, or 0), how many are still to
-#: be made, where the driver has a block of them written, where elements and scales are, the dtype
-#: of these, and bytes of one; columns of a matrix and its rows, rows and columns of a block, scales
-#: in a row of blocks; then where the walk is: column, row, row in the block, column in the block,
-#: and the positions of the row's first scale and of the block's. Recipes that lie one behind the
-#: other make the values of one span.
+#: a recipe for values, int64: who makes them (the address of a kernel, or 0 where elements are what
+#: is compared), who compares whole units with those of a recipe that has the same (the address of a
+#: kernel, or 0), how many are still to be made, where the driver has a block of them written, bits
+#: of an element where those are hashed and not the values (or 0), where elements and scales are,
+#: the dtype of these, and bytes of one; columns of a matrix and its rows, rows and columns of a
+#: block, scales in a row of blocks; then where the walk is: column, row, row in the block, column
+#: in the block, and the positions of the row's first scale and of the block's. Recipes that lie one
+#: behind the other make the values, of 32 bits, of one span; where elements are hashed, or their
+#: values have other bits, one makes all of them.
 (
-    RECIPE_MAKER, RECIPE_UNITS, RECIPE_LEFT, RECIPE_ROOM,
+    RECIPE_MAKER, RECIPE_UNITS, RECIPE_LEFT, RECIPE_ROOM, RECIPE_STORED,
     RECIPE_SOURCE, RECIPE_SCALES, RECIPE_DTYPE, RECIPE_BYTES,
     WALK_WIDTH, WALK_ROWS, WALK_BLOCK_ROWS, WALK_BLOCK_COLUMNS, WALK_ACROSS,
     WALK_COLUMN, WALK_ROW, WALK_IN_ROW, WALK_IN_COLUMN, WALK_FIRST, WALK_SCALE,
-) = range(19)  # fmt: skip
-RECIPE_FIELDS = 19
+) = range(20)  # fmt: skip
+RECIPE_FIELDS = 20
 
 # moving chosen elements
 

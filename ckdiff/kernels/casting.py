@@ -17,9 +17,14 @@ from __future__ import annotations
 import numpy as np
 
 from ckdiff.dtypes import DTYPES
+from ckdiff.kernels import abi
 from ckdiff.kernels.abi import CAST_SCRATCH
 from ckdiff.kernels.compiled import c_function
-from ckdiff.kernels.memory import U8, Bytes, place, room
+from ckdiff.kernels.memory import I64, U8, Bytes, Int64, enough, place, room
+
+#: pairs of which whole units are compared and hashed while the first is widened to the second
+FUSED = ("BF16>F32", "F16>F32")
+_HEAD = abi.RECIPE_MAKER, abi.RECIPE_UNITS, abi.RECIPE_STORED
 
 
 def widen(source: Bytes, dtype_from: str, dtype_to: str, out: Bytes) -> None:
@@ -37,7 +42,58 @@ def widen(source: Bytes, dtype_from: str, dtype_to: str, out: Bytes) -> None:
         return
     if not DTYPES[dtype_to].holds(DTYPES[dtype_from]):
         raise ValueError(f"{dtype_to} does not hold all of {dtype_from}")
-    _run("widen", (dtype_from, dtype_to), source, out)
+    elements, scratch = _whole(source, dtype_from), np.empty(CAST_SCRATCH, np.uint8)
+    written = room(out, U8, elements * DTYPES[dtype_to].bits // 8)
+    recipe = np.zeros(abi.RECIPE_FIELDS, np.int64)
+    recipe[abi.RECIPE_SOURCE], recipe[abi.RECIPE_SCALES] = place(source, U8), room(scratch, U8)
+    kernel = c_function("widen", f"{dtype_from}>{dtype_to}")
+    kernel.ctypes(room(recipe, I64), written, elements)
+
+
+def head(dtypes: tuple[str, str], values: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """What the recipes of both sides of a pair begin with, which is compared as floats of a dtype
+    that holds both. Raises ValueError where it does not.
+    """
+    for dtype in dtypes:
+        if dtype != values and not DTYPES[values].holds(DTYPES[dtype]):
+            raise ValueError(f"{values} does not hold all of {dtype}")
+    fused = next((f"{dtype}>{values}" for dtype in dtypes if dtype != values), "")
+    units = c_function("units", fused).address if values in dtypes and fused in FUSED else 0
+    base, tuned = (
+        (
+            0 if dtype == values else c_function("widen", f"{dtype}>{values}").address,
+            units,
+            DTYPES[dtype].bits,
+        )
+        for dtype in dtypes
+    )
+    return base, tuned
+
+
+class Rooms:
+    """What a driver has values of both sides widened into, a block at a time; of one thread."""
+
+    def __init__(self) -> None:
+        self._scratch = np.empty(CAST_SCRATCH, np.uint8)
+        self._rooms = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+
+    def recipes(self, side: int, heads: Int64, elements: Int64, sources: Int64, bits: int) -> Int64:
+        """Recipes for spans of a side (0 or 1), one each: what they begin with, as ``head`` gives
+        it, how many elements they have and where a reader has put them. ``bits`` are those of the
+        widest value. Good for one walk, while this is there.
+        """
+        self._rooms[side] = enough(self._rooms[side], room_bytes(bits))
+        table: Int64 = np.zeros((len(heads), abi.RECIPE_FIELDS), np.int64)
+        table[:, _HEAD] = heads
+        table[:, abi.RECIPE_LEFT], table[:, abi.RECIPE_SOURCE] = elements, sources
+        table[:, abi.RECIPE_ROOM] = room(self._rooms[side], U8)
+        table[:, abi.RECIPE_SCALES] = room(self._scratch, U8)
+        return table
+
+
+def room_bytes(bits: int) -> int:
+    """Bytes that a driver has widened values of so many bits written to."""
+    return abi.BLOCK * bits // 8
 
 
 def narrow(source: Bytes, dtype_from: str, dtype_to: str, out: Bytes) -> int:
@@ -54,17 +110,18 @@ def narrow(source: Bytes, dtype_from: str, dtype_to: str, out: Bytes) -> int:
         return 0
     if pair[0].kind != "float" or pair[1].kind != "float" or pair[0].bits < 16:
         raise ValueError(f"{dtype_from} is not rounded to {dtype_to}")
-    return _run("narrow", (dtype_from, dtype_to), source, out)
-
-
-def _run(name: str, pair: tuple[str, str], source: Bytes, out: Bytes) -> int:
-    elements, rest = divmod(len(source), DTYPES[pair[0]].bits // 8)
-    if rest:
-        raise ValueError(f"{len(source)} bytes are no whole elements of {pair[0]}")
-    scratch = np.zeros(CAST_SCRATCH, np.uint8)
+    elements, scratch = _whole(source, dtype_from), np.zeros(CAST_SCRATCH, np.uint8)
     return int(
-        c_function(name, ">".join(pair)).ctypes(
-            place(source, U8), room(out, U8, elements * DTYPES[pair[1]].bits // 8), elements,
+        c_function("narrow", f"{dtype_from}>{dtype_to}").ctypes(
+            place(source, U8), room(out, U8, elements * pair[1].bits // 8), elements,
             room(scratch, U8),
-        ) or 0
+        )
     )  # fmt: skip
+
+
+def _whole(source: Bytes, dtype: str) -> int:
+    """How many elements there are."""
+    elements, rest = divmod(len(source), DTYPES[dtype].bits // 8)
+    if rest:
+        raise ValueError(f"{len(source)} bytes are no whole elements of {dtype}")
+    return elements

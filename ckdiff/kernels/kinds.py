@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ckdiff.dtypes import DTYPES
-from ckdiff.kernels import moving, runs, scaling
+from ckdiff.kernels import casting, moving, runs, scaling
 from ckdiff.kernels.abi import SIGNATURES
 from ckdiff.kernels.binding import bind
 from ckdiff.rules import ROUNDED, Rule
@@ -54,7 +54,7 @@ def _kinds() -> dict[str, Iterable[str]]:
         "strided": _strided(),
         "sweep": [f"W{width}:exact" for width in bits],
         "tally": lanes,
-        "units": ("", "1", "2", "groups", "halves"),
+        "units": ("", "1", "2", "groups", "halves", *casting.FUSED),
         "widen": _widened(),
     }
 

@@ -128,7 +128,7 @@ def table(recipes: Sequence[Recipe], into: Bytes) -> Int64:
     """
     to = room(into, U8)
     rows = [
-        (kernel.address, 0 if units is None else units.address, values, to, *row)
+        (kernel.address, 0 if units is None else units.address, values, to, 0, *row)
         for kernel, units, values, row in recipes
     ]
     return np.array(rows, np.int64).reshape(-1, abi.RECIPE_FIELDS)

@@ -15,10 +15,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ckdiff.dtypes import DTYPES, DType
-from ckdiff.kernels.abi import CAST_SCRATCH, LANES
+from ckdiff.kernels.abi import CAST_SCRATCH, LANES, RECIPE_SCALES, RECIPE_SOURCE
 from ckdiff.kernels.codegen import lanes
 from ckdiff.kernels.codegen.lanes import F32, F64, I32, I64, Value, int_type, splat, vector
-from ckdiff.kernels.codegen.words import copy_byte, ones
+from ckdiff.kernels.codegen.words import copy_byte, load_word, ones, store_word
 
 
 def _pair(kind: str) -> tuple[DType, DType]:
@@ -149,10 +149,13 @@ def _narrow_word(typing: Any, kind: Any, source: Any, out: Any) -> Any:
 
 
 def widen_kernel(kind: str) -> Callable[..., None]:
-    """Widens elements; see the ABI."""
+    """Widens the elements that a recipe leads to; see the ABI."""
     source_bytes, target_bytes = (dtype.bits // 8 for dtype in _pair(kind))
 
-    def widen(source: int, out: int, elements: int, scratch: int) -> None:
+    def widen(recipe: int, out: int, elements: int) -> None:
+        source = load_word(recipe + 8 * RECIPE_SOURCE)
+        scratch = load_word(recipe + 8 * RECIPE_SCALES)
+        store_word(recipe + 8 * RECIPE_SOURCE, source + elements * source_bytes)
         words = elements // LANES
         for i in range(words):
             _widen_word(kind, source + i * LANES * source_bytes, out + i * LANES * target_bytes)

@@ -4,7 +4,8 @@ A block is small enough to stay in the core's cache, so that hashing, several ru
 statistics each read it from there and the memory is read once. Values that are made are more than
 what they are made of: of these a block is small enough for the first-level cache, and whole units
 are compared and hashed in one pass (:mod:`ckdiff.kernels.codegen.units`); so are short rows
-that follow each other in memory.
+that follow each other in memory. Floats that are widened are made values too, but what is hashed of
+such a pair is what is stored, of both sides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ckdiff.kernels.abi import (
     RECIPE_LEFT,
     RECIPE_MAKER,
     RECIPE_ROOM,
+    RECIPE_SOURCE,
+    RECIPE_STORED,
     RECIPE_UNITS,
     SCRATCH_BYTES,
     SEG_BASE,
@@ -40,7 +43,7 @@ from ckdiff.kernels.abi import (
     WALK_IN_COLUMN,
 )  # fmt: skip
 from ckdiff.kernels.codegen.floatmode import enter_default_mode, leave_default_mode
-from ckdiff.kernels.codegen.hashing import call_xxh3, weight
+from ckdiff.kernels.codegen.hashing import add_units, call_xxh3, weight
 from ckdiff.kernels.codegen.lanes import I64, VOID, Value, call_at
 from ckdiff.kernels.codegen.words import copy_byte, fetch_lines, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
@@ -89,13 +92,17 @@ def call_units(typing: Any, function: Any, sides: Any, units: Any, mask: Any, su
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
 def make(recipe: int, out: int, elements: int) -> int:
-    """Have the next values of a span written; gives the recipe of those that follow."""
+    """Have the next values of a span written, unless they are there; gives the recipe of those that
+    follow.
+    """
     while elements > 0:
         left = load_word(recipe + 8 * RECIPE_LEFT)
         some = left
         if some > elements:
             some = elements
-        call_maker(load_word(recipe + 8 * RECIPE_MAKER), recipe, out, some)
+        maker = load_word(recipe + 8 * RECIPE_MAKER)
+        if maker != 0:
+            call_maker(maker, recipe, out, some)
         store_word(recipe + 8 * RECIPE_LEFT, left - some)
         out += 4 * some
         elements -= some
@@ -159,7 +166,7 @@ def drive_kernel() -> Callable[..., None]:
             bits = load_word(slot + 8 * SLOT_BITS)
             add_statistics = load_word(slot + 8 * SLOT_STATISTICS)
             step = BLOCK
-            units = types.int64(0)
+            units, stored = types.int64(0), types.int64(0)
             if left <= _FEW and left % UNIT == 0 and hashes != 0 and rules > 0 and at < last:
                 size, after = left * bits // 8, at + 8 * SEG_COLUMNS
                 base_gap = load_word(after + 8 * SEG_BASE) - base_at - size
@@ -172,6 +179,10 @@ def drive_kernel() -> Callable[..., None]:
                     step = MADE
                 if hashes != 0 and rules > 0:
                     units = load_word(slot + 8 * SLOT_UNITS)
+                if base_at < 0:
+                    stored |= load_word(-base_at + 8 * RECIPE_STORED)
+                if tuned_at < 0:
+                    stored |= load_word(-tuned_at + 8 * RECIPE_STORED)
             alone = units != 0 and rules == 1 and step == MADE  # nobody else looks at the values
             while left > 0:
                 elements = step - (position & (step - 1))
@@ -189,6 +200,7 @@ def drive_kernel() -> Callable[..., None]:
                         both, elements = load_word(-base_at + 8 * RECIPE_UNITS), some
                 block_bytes = elements * bits // 8
                 base, tuned = base_at, tuned_at
+                base_stored, tuned_stored, base_bits, tuned_bits = base, tuned, bits, bits
                 for side in range(2):
                     recipe = -(tuned_at if side else base_at)
                     if both != 0:
@@ -199,11 +211,21 @@ def drive_kernel() -> Callable[..., None]:
                             base_at = -recipe
                     elif recipe > 0:
                         values = load_word(recipe + 8 * RECIPE_ROOM)
+                        hashed, hashed_bits = values, load_word(recipe + 8 * RECIPE_STORED)
+                        if hashed_bits != 0:
+                            hashed = load_word(recipe + 8 * RECIPE_SOURCE)
+                        else:
+                            hashed_bits = bits
+                        if load_word(recipe + 8 * RECIPE_MAKER) == 0:
+                            values = hashed
+                            store_word(recipe + 8 * RECIPE_SOURCE, hashed + block_bytes)
                         recipe = make(recipe, values, elements)
                         if side:
                             tuned, tuned_at = values, -recipe
+                            tuned_stored, tuned_bits = hashed, hashed_bits
                         else:
                             base, base_at = values, -recipe
+                            base_stored, base_bits = hashed, hashed_bits
                     elif side:
                         tuned_at += block_bytes
                     else:
@@ -218,7 +240,7 @@ def drive_kernel() -> Callable[..., None]:
                         for i in range(block_bytes - whole):
                             copy_byte(target + i, source + i)
                 other = scratch + SCRATCH_BYTES // 2
-                together = units != 0 and elements % UNIT == 0
+                together = both != 0 or (units != 0 and stored == 0 and elements % UNIT == 0)
                 if together:
                     mask = load_word(masks) + position // 8
                     units_here = elements // UNIT, unit
@@ -239,7 +261,13 @@ def drive_kernel() -> Callable[..., None]:
                         )
                     total = counts + (row * rules + r) * 8
                     store_word(total, load_word(total) + changed)
-                if hashes != 0 and not together:
+                if hashes != 0 and stored != 0 and not together:
+                    for side in range(2):
+                        data = tuned_stored if side else base_stored
+                        own = tuned_bits if side else base_bits
+                        size, sums = elements * own // 8, hashes + row * 32 + side * 16
+                        add_units(data, size, unit, UNIT * own // 8, sums, xxh3)
+                elif hashes != 0 and not together:
                     unit_bytes = UNIT * bits // 8
                     sums = hashes + row * 32
                     base_low, base_high = load_word(sums), load_word(sums + 8)

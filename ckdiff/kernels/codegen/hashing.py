@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from ckdiff.kernels.codegen.lanes import I64, Value
 from ckdiff.kernels.codegen.words import load_word, store_word
@@ -43,24 +43,30 @@ def weight(typing: Any, unit: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+def add_units(data: int, size: int, first: int, unit_bytes: int, sums: int, xxh3: int) -> None:
+    """Add the units of some bytes to a content hash."""
+    low, high = load_word(sums), load_word(sums + 8)
+    done = 0
+    unit = first
+    while done < size:
+        step = size - done
+        if step > unit_bytes:
+            step = unit_bytes
+        factor = weight(types.uint64(unit))
+        digest = call_xxh3(xxh3, data + done, step)
+        low += types.int64(digest[0] * factor)
+        high += types.int64(digest[1] * factor)
+        done += step
+        unit += 1
+    store_word(sums, low)
+    store_word(sums + 8, high)
+
+
 def hash_kernel() -> Callable[..., None]:
     """Adds the units of some bytes to a content hash; see the ABI."""
 
     def add(data: int, size: int, first: int, unit_bytes: int, sums: int, xxh3: int) -> None:
-        low, high = load_word(sums), load_word(sums + 8)
-        done = 0
-        unit = first
-        while done < size:
-            step = size - done
-            if step > unit_bytes:
-                step = unit_bytes
-            factor = weight(types.uint64(unit))
-            digest = call_xxh3(xxh3, data + done, step)
-            low += types.int64(digest[0] * factor)
-            high += types.int64(digest[1] * factor)
-            done += step
-            unit += 1
-        store_word(sums, low)
-        store_word(sums + 8, high)
+        add_units(data, size, first, unit_bytes, sums, xxh3)
 
     return add

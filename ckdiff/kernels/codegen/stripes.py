@@ -4,6 +4,9 @@ XXH3 takes 64 bytes at a time, a *stripe*, into eight sums. The library's is cal
 delivers (:mod:`ckdiff.kernels.codegen.hashing`); for what is in the first-level cache two sides
 that take turns, and no calls, are nearly twice as fast. What comes of a unit is left in memory:
 to make digests of it takes long for one, and they can be made of some units at once.
+
+Of a kind such as ``BF16>F32`` one side has the narrower floats: their stripes are taken as they are
+stored, and what is compared with the other side is what they are widened to.
 """
 
 from __future__ import annotations
@@ -16,8 +19,20 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from ckdiff.dtypes import DTYPES, DType
 from ckdiff.kernels.abi import LANES
-from ckdiff.kernels.codegen.lanes import F32, I8, I32, I64, Value, in_each, int_type, spread
+from ckdiff.kernels.codegen.casting import widened
+from ckdiff.kernels.codegen.lanes import (
+    F32,
+    I8,
+    I32,
+    I64,
+    Value,
+    in_each,
+    int_type,
+    load_bits,
+    spread,
+)
 from ckdiff.kernels.codegen.scaling import NUMBERS, WORD, four_bits, look_up, pairs_of, vector_at
 from ckdiff.kernels.codegen.vectors import VECTOR, constant
 from ckdiff.kernels.hashing import SECRET, START, UNIT, secret_words, starts
@@ -31,7 +46,22 @@ _LAST = 11, len(SECRET) - STRIPE - 11  # words of the secret for the halves of t
 _I128 = ir.IntType(128)
 #: addresses of elements and of scales, and what else there is
 Place = tuple[int, int, int]
+Pair = tuple[DType, DType]
 Stripe = Callable[[int], list[Value]]  # of a side's units that are taken together
+
+
+def pair_of(kind: str) -> Pair | None:
+    """``BF16>F32`` -> (BF16, F32); None of a kind with elements of one width."""
+    narrow, found, wide = kind.partition(">")
+    return (DTYPES[narrow], DTYPES[wide]) if found else None
+
+
+def widths_of(kind: str) -> tuple[int, int]:
+    """Bytes of an element of both sides."""
+    pair = pair_of(kind)
+    if pair is None:
+        return WIDTHS.get(kind, 4), WIDTHS.get(kind, 4)
+    return pair[0].bits // 8, pair[1].bits // 8
 
 
 def _secret(first: int) -> Value:
@@ -168,13 +198,35 @@ def _mixed(width: int) -> list[int]:
     return [word for first in firsts for word in secret_words(first, 8)]
 
 
+def _mixed_at(b: Any, word: Value, width: int) -> Value:
+    """Where that is for a word of elements of so many bytes."""
+    table = b.ptrtoint(_listed(b, f"mixed{width}", I64, _mixed(width)), I64)
+    return b.add(table, b.mul(word, I64(STRIPE * width)))
+
+
+def _cast_word(
+    b: Any, sides: list[_Side], places: list[list[Value]], word: Value, pair: Pair
+) -> Value:
+    """Take LANES elements of both sides, the first one narrower; gives a bit for each that differs
+    once it is widened.
+    """
+    bits = []
+    for side, place, dtype in zip(sides, places, pair, strict=True):
+        width = dtype.bits // 8
+        mixed, stripe = _mixed_at(b, word, width), _plain(b, place, word, width)
+        for i in range(width):
+            secret = b.load(vector_at(b, b.add(mixed, I64(STRIPE * i)), I64, 8), align=STRIPE)
+            side.take(stripe(i)[0], secret)
+        bits.append(load_bits(b, dtype, b.add(place[0], b.mul(word, I64(width * LANES)))))
+    return b.bitcast(b.icmp_unsigned("!=", widened(b, *pair, bits[0]), bits[1]), I64)
+
+
 def _word(
     b: Any, units: list[list[_Side]], stripes: list[Stripe], word: Value, width: int
 ) -> list[Value]:
     """Take LANES elements of both sides of units; gives a bit of each for each that differs."""
     bits: list[list[Value]] = [[] for _ in units]
-    table = b.ptrtoint(_listed(b, f"mixed{width}", I64, _mixed(width)), I64)
-    mixed, some_of = b.add(table, b.mul(word, I64(STRIPE * width))), STRIPE // width
+    mixed, some_of = _mixed_at(b, word, width), STRIPE // width
     elements = ir.VectorType(int_type(8 * width), some_of)
     for i in range(width):
         secret = b.load(vector_at(b, b.add(mixed, I64(STRIPE * i)), I64, 8), align=STRIPE)
@@ -201,17 +253,24 @@ def compare_units(typing: Any, kind: Any, base: Any, tuned: Any, masks: Any, lef
         places = [[b.extract_value(place, i) for i in range(3)] for place in args[1:3]]
         masks, left = ([b.extract_value(pair, i) for i in range(2)] for pair in args[3:5])
         name = kind.literal_value
-        width = WIDTHS.get(name, 4)
+        pair, widths = pair_of(name), widths_of(name)
+        width = max(widths)
         units = [[_Side(b) for _ in places] for _ in range(2 if name == "rows" else 1)]
         changed = cgutils.alloca_once_value(b, I64(0))
         words = min(UNIT // LANES, _BLOCK // width)
         for block in range(UNIT // LANES // words):
-            for side in [side for sides in units for side in sides] if block else []:
-                side.scramble()
+            for sides in units if block else []:
+                for side, own in zip(sides, widths, strict=True):
+                    if block * words * own % _BLOCK == 0:
+                        side.scramble()
             with cgutils.for_range(b, I64(words)) as loop:
                 word = b.add(loop.index, I64(block * words))
-                stripes = [_STRIPES[name](b, place, word) for place in places]
-                for mask, bits in zip(masks, _word(b, units, stripes, word, width), strict=False):
+                if pair is None:
+                    stripes = [_STRIPES[name](b, place, word) for place in places]
+                    found = _word(b, units, stripes, word, width)
+                else:
+                    found = [_cast_word(b, units[0], places, word, pair)]
+                for mask, bits in zip(masks, found, strict=False):
                     at = b.inttoptr(b.add(mask, b.shl(word, I64(3))), I64.as_pointer())
                     b.store(bits, at, align=1)
                     count = cgutils.get_or_insert_function(
@@ -235,7 +294,8 @@ def digests_of(typing: Any, kind: Any, left: Any) -> Any:
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Value:
         halves = []
         for i in range(4):
-            total: Value = I64(starts(UNIT * WIDTHS.get(kind.literal_value, 4))[i % 2])
+            width = widths_of(kind.literal_value)[i // 2]
+            total: Value = I64(starts(UNIT * width)[i % 2])
             for k in range(0, 8, 2):
                 pair = []
                 for n in range(2):

@@ -1,8 +1,8 @@
 """Whole units of both sides, compared and hashed in one pass: values that were made just now, and
 short rows.
 
-F4 of both sides are made in registers, stripe by stripe, and are never written anywhere
-(:mod:`ckdiff.kernels.codegen.stripes`).
+F4 of both sides are made in registers, stripe by stripe, and are never written anywhere; nor are
+floats that are widened to those of the other side (:mod:`ckdiff.kernels.codegen.stripes`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ckdiff.kernels.abi import (
     RECIPE_MAKER,
     RECIPE_SCALES,
     RECIPE_SOURCE,
+    RECIPE_STORED,
     WALK_COLUMN,
     WALK_ROW,
     WALK_SCALE,
@@ -27,7 +28,15 @@ from ckdiff.kernels.codegen.drive import call_maker
 from ckdiff.kernels.codegen.hashing import weight
 from ckdiff.kernels.codegen.lanes import I8, I64, Value
 from ckdiff.kernels.codegen.scaling import WORD
-from ckdiff.kernels.codegen.stripes import LEFT, STRIPE, WIDTHS, Place, compare_units, digests_of
+from ckdiff.kernels.codegen.stripes import (
+    LEFT,
+    STRIPE,
+    WIDTHS,
+    Place,
+    compare_units,
+    digests_of,
+    pair_of,
+)
 from ckdiff.kernels.codegen.words import fetch_lines, load_word, store_word
 from ckdiff.kernels.hashing import UNIT
 
@@ -35,6 +44,7 @@ _BYTES = 4 * UNIT
 _BATCH = 8  # units
 _ROOM = LEFT + STRIPE  # bytes: what is left of a unit, and its number
 _AHEAD = 1 << 10  # bytes that are asked of memory before their turn
+_FURTHER = 2  # units of floats that are
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -54,11 +64,12 @@ def _rooms(typing: Any) -> Any:
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
-def _add_digest(sums: int, digests: tuple[int, int, int, int], unit: int) -> None:
+def _add_digest(sums: int, digests: tuple[int, int, int, int], unit: int, turned: int = 0) -> None:
+    """``turned`` is 2 where the first side is the tuned one, or 0."""
     factor = weight(types.uint64(unit))
     for i in range(4):
-        total = load_word(sums + 8 * i) + types.int64(digests[i] * factor)
-        store_word(sums + 8 * i, total)
+        at = sums + 8 * (i ^ turned)
+        store_word(at, load_word(at) + types.int64(digests[i] * factor))
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator]
@@ -91,6 +102,35 @@ def _of_elements(kind: str) -> Callable[..., int]:
         return changed
 
     return of_elements
+
+
+def _of_pair(kind: str) -> Callable[..., int]:
+    pair = pair_of(kind)
+    assert pair is not None
+    narrow_bits = pair[0].bits
+    narrow, wide = (UNIT * dtype.bits // 8 for dtype in pair)
+
+    def of_pair(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
+        left, changed, turned = _rooms()[2], 0, 0
+        if load_word(base + 8 * RECIPE_STORED) != narrow_bits:
+            base, tuned, turned = tuned, base, 2
+        x, y = load_word(base + 8 * RECIPE_SOURCE), load_word(tuned + 8 * RECIPE_SOURCE)
+        store_word(base + 8 * RECIPE_SOURCE, x + count * narrow)
+        store_word(tuned + 8 * RECIPE_SOURCE, y + count * wide)
+        for begin in range(0, count, _BATCH):
+            some = _least(count - begin, _BATCH)
+            for u in range(some):
+                fetch_lines(x + _FURTHER * narrow, narrow)
+                fetch_lines(y + _FURTHER * wide, wide)
+                to, last = mask + (begin + u) * (UNIT // 8), left + u * _ROOM
+                changed += compare_units(kind, (x, 0, 0), (y, 0, 0), (to, to), (last, last))
+                x += narrow
+                y += wide
+            for u in range(some):
+                _add_digest(sums, digests_of(kind, left + u * _ROOM), first + begin + u, turned)
+        return changed
+
+    return of_pair
 
 
 def _of_groups(base: int, tuned: int, count: int, first: int, mask: int, sums: int) -> int:
@@ -209,8 +249,10 @@ def _of_halves(base: int, tuned: int, count: int, first: int, mask: int, sums: i
 
 
 def units_kernel(kind: str = "") -> Callable[..., int]:
-    """Compares and hashes whole units: of float32 or, of a kind, of what is narrower or made; see
-    the ABI.
+    """Compares and hashes whole units: of float32 or, of a kind, of what is narrower, made, or
+    widened; see the ABI.
     """
+    if pair_of(kind) is not None:
+        return _of_pair(kind)
     made = {"groups": _of_groups, "halves": _of_halves}
     return made[kind] if kind in made else _of_elements(kind)
