@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-QUICK = 1 / 64  # GiB of a side in smoke runs
+QUICK = 1 / 256  # GiB of a side in smoke runs
 WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
 Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 COLUMNS = 4096

@@ -56,6 +56,7 @@ def torch_isclose(base: str, tuned: str) -> int:
     return changed
 
 
+RIVALS = {"numpy": numpy_chunked, "torch": torch_exact, "isclose": torch_isclose}
+
 if __name__ == "__main__":
-    run = {"numpy": numpy_chunked, "torch": torch_exact, "isclose": torch_isclose}[sys.argv[1]]
-    print(run(sys.argv[2], sys.argv[3]))
+    print(RIVALS[sys.argv[1]](sys.argv[2], sys.argv[3]))

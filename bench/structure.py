@@ -37,13 +37,15 @@ SHAPES = {
 
 
 class Noise(Maker):
-    """Random bits of one density, repeated: what they are does not matter, only how dense."""
+    """Random bits of one density, for tensors of so many elements, repeated: what they are does not
+    matter, only how dense.
+    """
 
     total = 1
 
-    def __init__(self, density: float) -> None:
+    def __init__(self, density: float, elements: int) -> None:
         rng = np.random.default_rng(0)
-        flags = rng.random(1 << 26, dtype=np.float32) < density
+        flags = rng.random(elements, dtype=np.float32) < density
         self._bits = np.packbits(flags, bitorder="little")
 
     def make(
@@ -69,7 +71,9 @@ def make_store(out: Path, shape: tuple[int, int], elements: int, density: float)
         [f"layers.{i}.weight" for i in range(count)], ["BF16"] * count, [shape] * count,
         Layout(sizes), [""] * count, "exact", {"operation": "benchmark"},
     )  # fmt: skip
-    Target(out, overwrite=False, workers=None, observer=None).write(derived, Noise(density))
+    Target(out, overwrite=False, workers=None, observer=None).write(
+        derived, Noise(density, shape[0] * shape[1])
+    )
     return out
 
 

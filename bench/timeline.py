@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small and once: a smoke test")
     a = parser.parse_args()
     if a.quick:
-        a.gib, a.checkpoints, a.rounds = 0.002, 4, 1
+        a.gib, a.checkpoints, a.rounds = 0.002, 3, 1
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         root = Path(folder)
         paths = make_run(root, a.gib, a.checkpoints, a.density)

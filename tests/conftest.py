@@ -64,8 +64,7 @@ SLOW: dict[str, str] = {
     """,
     "test_bench": """
         test_delta_benchmark_rebuilds_and_stays_above_the_floor
-        test_benchmark_runs
-        test_diff_benchmark_counts_like_its_rivals
+        test_benchmarks_run
     """,
     "test_cli_overlap": """
         test_a_scheduler_that_does_not_answer
