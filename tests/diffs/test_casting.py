@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
+from quantised_schemes import SCHEMES, as_bytes, blocks, made, packed
 from support import write_safetensors
 
 import ckdiff
@@ -188,3 +189,37 @@ def test_windows_are_widened_before_where_nobody_makes_values(
 
     monkeypatch.setattr(Kernels, "__init__", without)
     assert found(pair, tmp_path / "before") == wanted
+
+
+@pytest.mark.parametrize("rules", [RULES[:1], RULES], ids=len)
+@pytest.mark.parametrize("name", ["128 x 128", "FP4", "MX of 8 bits"])
+def test_quantised_values_against_narrow_floats(
+    name: str, rules: tuple[str, ...], tmp_path: Path
+) -> None:
+    """One side is multiplied while it is compared, and the other one widened: either way round."""
+    large = {
+        "128 x 128": blocks((1100, 700), (128, 128)),
+        "FP4": packed((900, 1056), "U8", "U8", ("x.weight", "x.weight_scale", "x.weight")),
+    }
+    scheme = made(large.get(name) or SCHEMES[name], 3)
+    rng = np.random.default_rng(4)
+    values: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    narrow: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    with np.errstate(all="ignore"):
+        for tensor, x in scheme.values.items():
+            values[tensor] = ("F32", x.shape, as_bytes(x))
+            moved = np.where(rng.random(x.shape) < 0.1, x * 2, x).astype(LIBRARY["BF16"])
+            narrow[tensor] = ("BF16", x.shape, moved.tobytes())
+    sides = {"stored": scheme.tensors, "values": values, "narrow": narrow}
+    stored, beside, other = (
+        write_safetensors(tmp_path / f"{key}.safetensors", tensors)
+        for key, tensors in sides.items()
+    )
+    chosen: dict[str, Any] = {"rules": rules, "include": [*values]}
+    wanted = found((beside, other), tmp_path / "wanted", **chosen)
+    assert wanted["changed"]["exact"][0] > 100
+    chosen["dequantize"] = True
+    assert found((stored, other), tmp_path / "base", **chosen) == wanted
+    turned = found((other, stored), tmp_path / "tuned", **chosen)
+    assert turned["changed"]["exact"] == wanted["changed"]["exact"]
+    assert turned["hashes"] == wanted["hashes"][::-1]
