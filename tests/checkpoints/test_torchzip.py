@@ -295,7 +295,7 @@ def test_keys_with_dots() -> None:
         ({"epoch": 1}, "holds no tensors by name"),
         ({}, "holds no tensors by name"),
         (7, "holds no tensors by name"),
-        ({0: W}, "holds no tensors by name"),
+        ({(0, 1): W}, "holds no tensors by name"),
         ({"w": torch.ones(2, dtype=torch.complex128)}, "of dtype complex128"),
         ({"a": {"b": W}, "a.b": W}, "two tensors have the name"),
     ],

@@ -87,7 +87,7 @@ class _Reading:
         text = key_text(path, files.key)
         rows: list[tuple[str, int]] = []
         left: list[tuple[str, str]] = []
-        for name, tensor in named_weights(chosen, path, files.described, text):
+        for name, tensor in named_weights(chosen, path, files.described, text, notes):
             reason = unsupported(tensor)
             if reason is None:
                 rows.append((name, int(tensor.storage.key)))

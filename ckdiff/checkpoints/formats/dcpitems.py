@@ -92,7 +92,7 @@ class ItemReader:
             raise CheckpointError(f"{where}: is no tensor", hint="save the checkpoint again")
         reason = unsupported(tensor)
         if reason is not None:
-            raise CheckpointError(f"{where}: is a tensor {reason}", hint="save it as a plain one")
+            raise CheckpointError(f"{where}: is {reason}", hint="save it as a plain tensor")
         return place(opened, tensor, "its tensor")
 
 

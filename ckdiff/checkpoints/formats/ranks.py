@@ -91,11 +91,11 @@ class _Reading:
                 f"under {shown(one or '.')}",
                 hint="choose with --key",
             )
+        all_placed: list[Placed] = []
+        for name, value in named_weights(chosen, path, where, text, notes):
+            all_placed += self._add_tensor(file, opened, name, value)
         if not file:
             self._notes += notes
-        all_placed: list[Placed] = []
-        for name, value in named_weights(chosen, path, where, text):
-            all_placed += self._add_tensor(file, opened, name, value)
         check_repeated([one for one in all_placed if one.strides is not None], where)
 
     def _add_tensor(self, file: int, opened: TorchFile, name: str, value: Any) -> list[Placed]:

@@ -30,6 +30,8 @@ TORCH_DTYPES = {
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
 _OTHER_BYTES = {"complex128": 16, "complex32": 4, "qint32": 4, "quint4x2": 1}
+_MARKS = {"conj": "conjugate", "neg": "negative"}  # what is to be done to the elements yet
+_RESOLVED = "resolve_conj().resolve_neg()"
 _SMALL_RECORD = 16  # bytes that say the order of bytes, and more
 _FURTHEST = 1 << 60
 #: torch.save never does, although torch.load reads it
@@ -154,7 +156,9 @@ def unsupported(value: Tensor | Record) -> str | None:
     if value.dtype not in TORCH_DTYPES:
         return f"of dtype {shown(value.dtype, 40)}"
     if value.marks:
-        return f"with the mark {shown(value.marks[0], 40)}"
+        # its own elements are not in the file: of a view that torch had not worked out yet
+        how = _MARKS.get(value.marks[0], shown(value.marks[0], 40))
+        return f"a view that is not computed yet ({how}); save tensor.{_RESOLVED} of it"
     return None
 
 

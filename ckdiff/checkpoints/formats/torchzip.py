@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from ckdiff.checkpoints.formats.pickledvalues import Record, children, shown
-from ckdiff.checkpoints.formats.statedicts import (
-    Found,
+from ckdiff.checkpoints.formats.statedicts import Found, find, rank
+from ckdiff.checkpoints.formats.statelisting import named_tensors, unnamed_tensors
+from ckdiff.checkpoints.formats.statevalues import (
     at_key,
-    find,
+    has_names,
+    is_listed,
     is_tensor,
-    named_tensors,
     numpy_arrays,
-    rank,
 )
-from ckdiff.checkpoints.formats.statewords import may_be_taken, of_optimizer
+from ckdiff.checkpoints.formats.statewords import is_known, may_be_taken, of_optimizer
 from ckdiff.checkpoints.formats.torcharchive import (
     Placed,
     TorchFile,
@@ -43,6 +43,7 @@ __all__ = ["TorchTable", "is_torch_zip", "table_of", "torch_table"]
 #: bytes that tensors may have beyond what their storages hold: expanded ones repeat elements, and
 #: a few bytes could declare more than anybody has
 _MOST_REPEATED = 1 << 32
+Candidate = tuple[tuple[str, ...], Any]  #: weights, perhaps, and the path that leads to them
 _SHOWN = 6  # keys that a message suggests
 _LOOKED_AT, _LONGEST_KEY = 1000, 256  # keys that are looked at for one that is alike; letters
 
@@ -80,7 +81,7 @@ def table_of(opened: TorchFile, key: str | None = None) -> TorchTable:
     text = key_text(path, key)
     rows: list[tuple[str, Placed]] = []
     left: list[tuple[str, str]] = []
-    for name, value in named_weights(chosen, path, where, text):
+    for name, value in named_weights(chosen, path, where, text, notes):
         tensor = plain(value)
         reason = unsupported(tensor)
         if reason is None:
@@ -138,13 +139,13 @@ def chosen_weights(
     """
     if key:
         return None, _asked_for(where, content, key), []
-    if is_tensor(content) or _is_list(content):
+    if is_tensor(content) or is_listed(content):
         return None, content, []
     found = find(content, trees=trees)
     candidates = found.candidates
     if not candidates and len(found.aside) == 1 and may_be_taken(found.aside[0][0]):
         candidates = found.aside
-    ordered = sorted(candidates, key=lambda candidate: rank(candidate[0]))
+    ordered = sorted(_with_names(candidates), key=lambda candidate: rank(candidate[0]))
     if not ordered:
         raise _no_candidate(where, found)
     path, chosen = ordered[0]
@@ -157,14 +158,17 @@ def chosen_weights(
     notes = []
     if path:
         notes.append(f"{where}: the weights under {shown('.'.join(path))} are compared")
-    others = [other for other, _ in (*ordered[1:], *found.aside) if other != path]
+    others = [other for other, _ in (*ordered[1:], *candidates, *found.aside) if other != path]
+    others = list(dict.fromkeys(others))
     if others:
         notes.append(f"{where}: other tensors in it are left out: {_keys(others, ', ')}")
     return path, chosen, notes
 
 
-def _is_list(content: Any) -> bool:
-    return type(content) in (list, tuple) and bool(content) and all(map(is_tensor, content))
+def _with_names(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that have names, or a key that says that they are weights; all where none has."""
+    named = [one for one in candidates if has_names(one[1]) or any(map(is_known, one[0]))]
+    return named or candidates
 
 
 def _asked_for(where: str, content: Any, key: str) -> Any:
@@ -193,7 +197,7 @@ def _instead(content: Any, key: str, found: Found) -> str:
     if paths := [path for path, _ in (*found.candidates, *found.aside) if path]:
         alike = _alike(map(".".join, paths), key) if len(paths) > 1 else None
         return alike or f"try {_keys(sorted(paths, key=rank), ' or ')}"
-    if found.candidates or is_tensor(content) or _is_list(content):
+    if found.candidates or is_tensor(content) or is_listed(content):
         parts = (label for label, inner in children(content) if type(inner) in (dict, Record))
         return _alike(parts, key) or NO_KEY
     return "it holds no tensors by name under any key"
@@ -238,17 +242,18 @@ def nothing_named(where: str, path: str, left: list[tuple[str, str]]) -> Checkpo
     return CheckpointError(
         f"{where}: none of its {len(left):,} tensors can be compared: {shown(name)} is {reason}",
         hint="give the directory that has the files of all ranks" if sharded else (
-            "save them as plain tensors"
+            "save them as plain tensors, of dtypes that safetensors has"
         ),
     )  # fmt: skip
 
 
 def named_weights(
-    chosen: Any, path: tuple[str, ...] | None, where: str, text: str
+    chosen: Any, path: tuple[str, ...] | None, where: str, text: str, notes: list[str]
 ) -> list[tuple[str, Any]]:
     """The tensors of the weights by name, in order; names are unique. Raises CheckpointError.
 
-    What an optimizer keeps is none of them, also where it was saved flat, among the weights.
+    What an optimizer keeps is none of them, also where it was saved flat, among the weights. One of
+    ``notes`` is made of tensors that have no names.
     """
     try:
         named = named_tensors(chosen, path)
@@ -258,6 +263,11 @@ def named_weights(
             hint="choose a part of the file with --key",
         ) from None
     _check_names(named, where)
+    count, first = unnamed_tensors(chosen, named, path)
+    if count and named:
+        what = "1 tensor in it is" if count == 1 else f"{count:,} tensors in it are"
+        at = "at" if count == 1 else "such as at"
+        notes.append(f"{where}: {what} not compared, for want of a name: {at} {shown(first)}")
     passed = of_optimizer([name for name, _ in named])
     asked = path is None and len(passed) == len(named)  # a key leads to nothing else
     return named if not passed or asked else [one for one in named if one[0] not in passed]

@@ -32,7 +32,7 @@ def chosen_tensors(
     path, chosen, notes = chosen_weights(where, standing.of(content, 0), key, trees=True)
     notes += standing.notes
     text = key_text(path, key)
-    named = named_weights(chosen, path, where, text)
+    named = named_weights(chosen, path, where, text, notes)
     return [(name, standing.tensors[id(record)]) for name, record in named], text, notes
 
 
