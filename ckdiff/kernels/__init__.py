@@ -11,7 +11,8 @@ their table has, in place of addresses, positions in an array that is given with
 checkpoints and torch give are addresses: :func:`~ckdiff.kernels.memory.views` makes arrays of them
 where they arrive. There is one exception, for the sake of tensors by the thousand in a window: the
 columns SEG_BASE and SEG_TUNED of what :meth:`Kernels.run` walks are what a reader gave: addresses
-of elements or, negative, of the first of its recipes for a segment (:mod:`ckdiff.kernels.scaling`).
+of elements or, negative, of the first of its recipes for a segment (:mod:`ckdiff.kernels.scaling`,
+:mod:`ckdiff.kernels.casting`).
 """
 
 from __future__ import annotations
