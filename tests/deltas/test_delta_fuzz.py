@@ -25,7 +25,9 @@ import ckdiff
 from ckdiff import budget
 from ckdiff.checkpoints.formats.safetensors import parse_header
 
-ROUNDS = int(os.environ.get("CKDIFF_FUZZ", "80"))  # of each delta and kind of mutation; of some half as many
+ROUNDS = int(
+    os.environ.get("CKDIFF_FUZZ", "80")
+)  # of each delta and kind of mutation; of some half as many
 
 Contents = dict[str, tuple[str, tuple[int, ...], bytes]]
 

@@ -8,13 +8,16 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cli_support import MOST_MEMORY, error, ok, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inplace_runs import bf16_model, calls_of, full_disk, killed, marker_of, stepped, write_local
+from inplace_runs import (
+    bf16_model, calls_of, full_disk, killed, marker_of, ready, stepped, write_local,
+)  # fmt: skip
 from support import Tensor, write_safetensors, write_sparse
 from weight_streams import read_model, tree_digest, write_version
 
@@ -43,15 +46,12 @@ class Scene:
             write_local(folder / f"{i + 1}", self.models[-1])
             self.deltas.append(folder / f"{i}.delta")
             ckdiff.delta(folder / f"{i}", folder / f"{i + 1}", self.deltas[-1], encoding=encoding)
+        self.work = partial(apply_in_place, self.local, self.deltas, workers=1)  #: is killed
 
     def fresh(self, version: int | None = None) -> Path:
         """The local checkpoint as it was."""
         shutil.rmtree(self.local, ignore_errors=True)
         return write_local(self.local, self.models[0], version)
-
-    def work(self) -> None:
-        """What is killed."""
-        apply_in_place(self.local, self.deltas, workers=1)
 
     def is_at(self, step: int) -> bool:
         """Whether the local checkpoint is what some deltas lead to, to the last byte."""
@@ -338,18 +338,17 @@ def test_memory_is_bounded(tmp_path: Path, encoding: str) -> None:
 # killed
 
 
-def moments(scene: Scene) -> list[int]:
-    scene.fresh(version=7)
-    total = calls_of(scene.work)
+def moments(scene: Scene) -> tuple[list[int], int]:
+    """Some of the calls of its work, and how many there are."""
+    for count in (ready, calls_of):
+        scene.fresh(version=7)
+        total = count(scene.work)
     assert total > 10
-    return sorted(random.Random(total).sample(range(1, total + 1), min(MOMENTS, total)))
+    return sorted(random.Random(total).sample(range(1, total + 1), min(MOMENTS, total))), total
 
 
 def test_killed_and_run_again(scene: Scene) -> None:
-    half = 0
-    chosen = moments(scene)
-    scene.fresh(version=7)
-    total = calls_of(scene.work)
+    half, (chosen, total) = 0, moments(scene)
     for i, at in enumerate([*chosen, total - 1, total]):
         scene.fresh(version=7)
         killed(scene.work, at, torn=i % 2 == 0)
@@ -363,7 +362,7 @@ def test_killed_and_run_again(scene: Scene) -> None:
 
 
 def test_killed_and_undone(scene: Scene) -> None:
-    for at in moments(scene):
+    for at in moments(scene)[0]:
         local = scene.fresh(version=7)
         killed(scene.work, at)
         version = recover(local, undo=True, workers=1).version

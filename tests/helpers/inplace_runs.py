@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,42 +40,36 @@ CALLS = (
 )
 
 
-def calls_of(work: Callable[[], object]) -> int:
+Work = Callable[[], object]  #: what is pickled: no closure, and nothing of a test's module
+
+
+def ready(work: Work) -> int:
+    """Do it once where nothing is killed: what it imports and loads, copies have."""
+    return _small().ask("ready", work)[0]
+
+
+def calls_of(work: Work) -> int:
     """How many such calls ``work`` makes, in a child."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        count = _shim(lambda _: None)
-        status = 1
-        try:
-            work()
-            _real["write"](write, str(count[0]).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(write)
-    with open(read, "rb") as pipe:
-        said = pipe.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    return int(said)
+    code, count = _small().ask("calls", work)
+    assert code == 0
+    return count
 
 
-def killed(work: Callable[[], object], at: int, *, torn: bool = False) -> bool:
+def killed(work: Work, at: int, *, torn: bool = False) -> bool:
     """Run ``work`` in a child that dies at its ``at``-th call, or half way through a write; whether
     it did.
     """
-    pid = os.fork()
-    if pid == 0:
-        _shim(lambda number: _die() if number == at else None, at if torn else 0)
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    return _ended(_small().ask("die", work, at, torn))
+
+
+def killed_after(work: Work, seconds: float) -> bool:
+    """Run ``work`` in a child that is killed by the clock; whether it was."""
+    return _ended(_small().ask("late", work, seconds))
+
+
+def _ended(reply: tuple[int, int]) -> bool:
+    assert reply[0] in (0, -signal.SIGKILL)
+    return reply[0] != 0
 
 
 @contextmanager
@@ -177,9 +178,93 @@ def engine_pull(local: Path, version: Path, number: int) -> None:
         write_marker(local, number)
 
 
+# the process that is copied
+
+
+class _Small:
+    """Whoever runs tests has imported so much that a copy of it takes longer than what runs there:
+    the children are copies of this process.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        atexit.register(self.end)
+
+    def ask(self, *request: Any) -> tuple[int, int]:
+        """How a child ended, and how many calls it counted."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        pickle.dump(request, self._process.stdin)
+        self._process.stdin.flush()
+        code, count = pickle.load(self._process.stdout)
+        return int(code), int(count)
+
+    def end(self) -> None:
+        """It ends where nobody asks any more."""
+        self._process.communicate()
+
+
+@cache
+def _small() -> _Small:
+    return _Small()
+
+
+def _serve() -> None:
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    # what a killed process has written is there without waiting for the disk, too
+    _real.update(dict.fromkeys(("fsync", "fdatasync"), _asked))
+    os.fsync = os.fdatasync = _asked  # type: ignore[assignment]
+    while True:
+        try:
+            what, work, *how = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        if what == "ready":
+            work()
+        reply = (0, 0) if what == "ready" else _child(what, work, *how)
+        pickle.dump(reply, replies)
+        replies.flush()
+
+
+def _asked(file: int) -> None:
+    os.fstat(file)  # it must be open
+
+
+def _child(what: str, work: Work, at: float = 0, torn: bool = False) -> tuple[int, int]:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if what == "die":
+            count = _shim(lambda number: _die() if number == at else None, int(at) if torn else 0)
+        else:
+            count = [0] if what == "late" else _shim(lambda _: None)
+        status = 1
+        try:
+            work()
+            _real["write"](write, str(count[0]).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(write)
+    if what == "late":
+        time.sleep(at)
+        os.kill(pid, signal.SIGKILL)
+    with open(read, "rb") as pipe:
+        said = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(said or 0)
+
+
 # in the child
 
-_real = {name: getattr(os, name) for name in CALLS}
+_real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in CALLS}
 
 
 def _die() -> None:
@@ -206,3 +291,7 @@ def _shim(event: Callable[[int], None], torn: int = 0) -> list[int]:
     for name in CALLS:
         setattr(os, name, wrapped(name))
     return count
+
+
+if __name__ == "__main__":
+    _serve()

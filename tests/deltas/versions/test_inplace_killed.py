@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from inplace_runs import bf16_model, calls_of, killed, marker_of, stepped, write_local
+from inplace_runs import (
+    bf16_model,
+    calls_of,
+    killed,
+    killed_after,
+    marker_of,
+    ready,
+    stepped,
+    write_local,
+)
 from support import Tensor, write_safetensors
 from weight_streams import read_model, tree_digest, write_version
 
@@ -42,6 +48,10 @@ class Scene:
             write_safetensors(self.stream / "weight_v000001" / "model.safetensors", two)
         write_version(self.stream, 2, two, three, encoding=second)
         self.models: dict[int, dict[str, Tensor]] = {0: one, 2: three}
+        #: what is killed
+        self.work = partial(apply_in_place, folder / "local", self.stream, workers=1)
+        self.fresh()
+        ready(self.work)
         self.trees = {0: self.digest(self.fresh()), 2: self.digest(self.done())}
         assert read_model(self.folder / "local") == three
 
@@ -59,10 +69,6 @@ class Scene:
         """All that has to be the same to the last byte."""
         found = tree_digest(local)
         return {k: v for k, v in found.items() if k != ".weight_sync/lock"}
-
-    def work(self) -> None:
-        """What is killed."""
-        apply_in_place(self.folder / "local", self.stream, workers=1)
 
     def check(self, local: Path) -> None:
         """What is called whole is whole."""
@@ -130,17 +136,10 @@ def test_killed_while_it_is_repaired(scene: Scene) -> None:
 
 def test_killed_at_any_time(scene: Scene) -> None:
     """By the clock, with two threads."""
-    context = multiprocessing.get_context("fork")
     chance = random.Random(7)
     for _ in range(6):
         local = scene.fresh()
-        process = context.Process(target=apply_in_place, args=(local, scene.stream),
-                                  kwargs={"workers": 2})  # fmt: skip
-        process.start()
-        assert process.pid is not None
-        time.sleep(chance.random() * 0.08)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        killed_after(partial(scene.work, workers=2), chance.random() * 0.05)
         scene.check(local)
         scene.work()
         assert scene.digest(local) == scene.trees[2]
@@ -149,15 +148,19 @@ def test_killed_at_any_time(scene: Scene) -> None:
 # journals that are not believed
 
 
+_last: list[int] = []  #: at which call it is killed that is half-way then: always the same
+
+
 @pytest.fixture
 def half(tmp_path: Path) -> Path:
     """A checkpoint that is half-way."""
     found = Scene(tmp_path, "xor")
     local = found.fresh()
-    for at in range(calls_of(found.work), 0, -1):
+    for at in _last or range(calls_of(found.work), 0, -1):
         local = found.fresh()
         killed(found.work, at)
         if is_half_way(local):
+            _last[:] = [at]
             return local
     raise AssertionError("it is never half-way")
 
