@@ -15,9 +15,7 @@ import pytest
 from cli_support import MOST_MEMORY, error, ok, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inplace_runs import (
-    bf16_model, calls_of, full_disk, killed, marker_of, ready, stepped, write_local,
-)  # fmt: skip
+from inplace_runs import bf16_model, calls_of, full_disk, killed, marker_of, stepped, write_local
 from support import Tensor, write_safetensors, write_sparse
 from weight_streams import read_model, tree_digest, write_version
 
@@ -340,9 +338,7 @@ def test_memory_is_bounded(tmp_path: Path, encoding: str) -> None:
 
 def moments(scene: Scene) -> tuple[list[int], int]:
     """Some of the calls of its work, and how many there are."""
-    for count in (ready, calls_of):
-        scene.fresh(version=7)
-        total = count(scene.work)
+    total = calls_of(scene.work, partial(scene.fresh, version=7))
     assert total > 10
     return sorted(random.Random(total).sample(range(1, total + 1), min(MOMENTS, total))), total
 

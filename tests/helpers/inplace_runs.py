@@ -43,13 +43,19 @@ CALLS = (
 Work = Callable[[], object]  #: what is pickled: no closure, and nothing of a test's module
 
 
-def ready(work: Work) -> int:
+def ready(work: Work) -> None:
     """Do it once where nothing is killed: what it imports and loads, copies have."""
-    return _small().ask("ready", work)[0]
+    _small().ask("ready", work)
 
 
-def calls_of(work: Work) -> int:
-    """How many such calls ``work`` makes, in a child."""
+def calls_of(work: Work, fresh: Callable[[], object] | None = None) -> int:
+    """How many such calls ``work`` makes, in a child. With ``fresh``, which makes what it works on,
+    it is ``ready`` before.
+    """
+    if fresh is not None:
+        fresh()
+        ready(work)
+        fresh()
     code, count = _small().ask("calls", work)
     assert code == 0
     return count
