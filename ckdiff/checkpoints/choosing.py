@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Collection
 
+from ckdiff.checkpoints import deepspeed
 from ckdiff.checkpoints.contents import file_format, has_pieces
 from ckdiff.checkpoints.explaining import not_weights
 from ckdiff.checkpoints.folders import Choice, Folder, inside, some, where
@@ -31,7 +33,7 @@ def choice_of(folder: Folder, path: str = "") -> Choice:
     if f"{name}/" in names:
         return _of_directory(folder, path)
     if name in names:
-        return _of_file(folder, parent, name)
+        return _of_file(folder, parent, name, names)
     raise CheckpointError(
         f"{where(folder, path)}: does not exist; there are "
         f"{some(sorted(names, key=natural_key)) or 'no files'}",
@@ -39,7 +41,7 @@ def choice_of(folder: Folder, path: str = "") -> Choice:
     )
 
 
-def _of_file(folder: Folder, parent: str, name: str) -> Choice:
+def _of_file(folder: Folder, parent: str, name: str, names: Collection[str]) -> Choice:
     """What a file that is given means: itself, or what it is the index of."""
     path = inside(parent, name)
     if index_name(name) is not None:
@@ -56,6 +58,11 @@ def _of_file(folder: Folder, parent: str, name: str) -> Choice:
     if refused is not None:
         raise refused
     notes = _one_of_pieces(folder, parent, name)
+    if name == deepspeed.MODEL and deepspeed.trained_apart(names):
+        notes += (
+            f"{where(folder, path)}: has the weights that the model computes with; those that ZeRO "
+            "trains are in the files beside it, which are left out",
+        )
     return Choice(file_format(folder, path), parent, (name,), notes=notes)
 
 

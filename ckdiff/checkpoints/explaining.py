@@ -7,18 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from ckdiff.checkpoints import deepspeed
 from ckdiff.checkpoints.contents import is_weights
-from ckdiff.checkpoints.folders import Folder, called, some, where
+from ckdiff.checkpoints.folders import Folder, called, inside, some, where
 from ckdiff.checkpoints.weightnames import TORCH, is_deepspeed, is_training_state, weight_name
 from ckdiff.errors import CheckpointError
+from ckdiff.naming import natural_key
 
 _GIVE = "give a safetensors or torch file, or a directory of them"
 _SAVE = "save the model as safetensors, with the tool that made it"
 _DIRECTORY = "give its directory"
-_DEEPSPEED = (
-    "run `python zero_to_fp32.py DIR OUT --safe_serialization`, which DeepSpeed puts beside them, "
-    "and give OUT"
-)
 #: what to do about files of other kinds, by suffix
 _OTHERS: dict[str, tuple[str, str]] = {
     ".gguf": ("GGUF", "compare the safetensors files that it was made from"),
@@ -160,7 +158,10 @@ def not_weights(folder: Folder, name: str) -> CheckpointError | None:
             f"{label}: is one part of a torch.distributed.checkpoint", hint=_DIRECTORY
         )
     if is_deepspeed(base):
-        return CheckpointError(f"{label}: is a part of a DeepSpeed checkpoint", hint=_DEEPSPEED)
+        beside = folder.names(name.rpartition("/")[0])
+        if base == deepspeed.MODEL and deepspeed.has_model(beside):
+            return None
+        return deepspeed.refused(label, [], beside, part=True)
     if is_training_state(base) and base.endswith((*TORCH, ".pkl")):
         return CheckpointError(
             f"{label}: holds training state, such as an optimizer's, not a model",
@@ -210,10 +211,10 @@ def nothing_here(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointEr
         return CheckpointError(f"{label}: is an empty directory", hint=_GIVE)
     folders = [name[:-1] for name in names if name.endswith("/")]
     steps = [name for name in folders if re.fullmatch(r"global_step\d+", name)]
-    if any(map(is_deepspeed, files)) or steps or "zero_to_fp32.py" in files:
-        return CheckpointError(
-            f"{label}: holds a DeepSpeed checkpoint, {some(steps or files)}", hint=_DEEPSPEED
-        )
+    if any(map(is_deepspeed, files)) or steps or deepspeed.CONVERTER in files:
+        last = max(steps, key=natural_key, default="")
+        there = folder.names(inside(sub, last)) if last else names
+        return deepspeed.refused(label, steps or files, there)
     if any(name.endswith(".distcp") for name in files):
         return CheckpointError(
             f"{label}: holds .distcp files but no .metadata: it was not saved completely",

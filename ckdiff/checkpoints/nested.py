@@ -7,10 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ckdiff.checkpoints import deepspeed
 from ckdiff.checkpoints.explaining import made_here, nothing_here
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
 from ckdiff.checkpoints.megatron import of_ranks
-from ckdiff.checkpoints.weightnames import SAFETENSORS, choices, is_training_state, weight_name
+from ckdiff.checkpoints.weightnames import (
+    SAFETENSORS,
+    choices,
+    is_deepspeed,
+    is_training_state,
+    weight_name,
+)
 from ckdiff.checkpoints.weights import has_weights, weights_in
 from ckdiff.errors import CheckpointError
 from ckdiff.naming import natural_key
@@ -126,7 +133,9 @@ def no_checkpoint(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointE
             f"{label}: is a stream of weight versions, not a checkpoint",
             hint="rebuild a checkpoint with `ckdiff apply BASE STREAM -o OUT`",
         )
-    found = list(_below(folder, sub, names))
+    found = [] if any(map(is_deepspeed, names)) else list(_below(folder, sub, names))
+    if deepspeed.CONVERTER in names:  # of the same run: what lies below is not all of it
+        found = [n for n in found if not deepspeed.has_model(folder.names(inside(sub, n)))]
     if not found:
         return nothing_here(folder, sub, names)
     # trainers put the optimizer's shards into a folder beside those of the model

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from ckdiff.checkpoints import deepspeed
 from ckdiff.checkpoints.contents import has_pieces, is_torch, looks_torch
 from ckdiff.checkpoints.explaining import is_weight_version
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
@@ -64,7 +65,8 @@ def weights_in(folder: Folder, sub: str, names: Sequence[str]) -> Choice | None:
 
 def has_weights(names: Iterable[str]) -> bool:
     """Whether a directory of ``names`` seems to hold a checkpoint; nothing is opened."""
-    return any(
+    names = list(names)
+    return deepspeed.is_model(names) or any(
         name == METADATA
         or (
             not name.startswith(".")
@@ -250,7 +252,9 @@ def _torch(folder: Folder, sub: str, files: Sequence[str], metadata: bool) -> Ch
     if FORM in files and (error := of_other_backend(folder, sub)) is not None:
         raise error
     there = [file.name for file in plain if is_torch(folder, inside(sub, file.name))]
-    if not named:
+    if not named and deepspeed.is_model(folder.names(sub)):
+        there = [deepspeed.MODEL]
+    elif not named:
         others = [n for n in files if looks_torch(n) and not is_training_state(n)][:_PROBED]
         there = [name for name in others if is_torch(folder, inside(sub, name), archive=True)]
     if len(there) > 1:

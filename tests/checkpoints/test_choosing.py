@@ -408,7 +408,7 @@ def test_what_is_no_checkpoint(
 
 def test_the_order_of_a_listing_means_nothing(tmp_path: Path) -> None:
     for names in (
-        ["optimizer.pt", "mp_rank_00_model_states.pt"],
+        ["optimizer.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"],
         ["b.txt", "a.txt", "c.txt"],
         ["b.pt", "a.pt"],
         ["c-2/model.safetensors", "c-10/model.safetensors", "c-1/x.bin"],
@@ -432,7 +432,7 @@ def test_an_empty_directory(tmp_path: Path, place: Place) -> None:
     [
         ("optimizer.pt", T, ["training state"]),
         ("__0_0.distcp", T, ["give its directory"]),
-        ("mp_rank_00_model_states.pt", T, ["DeepSpeed"]),
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt", T, ["is a part of a DeepSpeed", "to_fp32"]),
         ("model_world_size_2_rank_1.pt", T, ["one of 2 ranks", "all ranks"]),
         ("config.json", ANY, ["JSON"]),
         ("x.gguf", b"GGUF", ["GGUF"]),

@@ -2,8 +2,8 @@
 
 A candidate is a mapping of names to tensors, or a list of tensors, of which the places are names;
 where there are candidates with names, others are none. What else lies beside the tensors is let
-pass. A mapping of which all leaves are tensors, ``{"encoder": {"w": ...}, "decoder": {...}}``, is one
-candidate, its names joined by dots, unless one of its keys is a word that is known to lead to
+pass. A mapping of which all leaves are tensors, ``{"encoder": {"w": ...}, "decoder": {...}}``, is
+one candidate, its names joined by dots, unless one of its keys is a word that is known to lead to
 weights, such as ``state_dict``, or it only holds state dicts beside each other: ``{"generator":
 {"w": ...}, "discriminator": {"w": ...}}`` is two models. A module that was pickled whole is a
 candidate too, with the names that its ``state_dict()`` would have. Nothing under the keys of
