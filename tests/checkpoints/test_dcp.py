@@ -387,6 +387,14 @@ def test_metadata_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         contents_of(dcp, tmp_path)
 
 
+def test_metadata_are_read_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dcp(tmp_path, weights(), BOXES)
+    whole = contents_of(dcp, tmp_path)
+    for size in (1, 7, 64, 1 << 12):
+        monkeypatch.setattr(dcp, "_PART", size)
+        assert contents_of(dcp, tmp_path).is_same(whole)
+
+
 def test_mutations_are_refused_or_read(tmp_path: Path) -> None:
     """Nothing but CheckpointError ever leaves, and nothing large is read."""
     write_dcp(tmp_path, weights(), BOXES, paths={n: tuple(n.split(".", 1)) for n in weights()})

@@ -33,7 +33,9 @@ from ckdiff.checkpoints.places.place import Files
 from ckdiff.errors import CheckpointError, printable
 
 _HINT = "copy all of the directory, or save the checkpoint again"
-_LONGEST = 1 << 25  # bytes of the metadata: some 240,000 pieces
+#: bytes of the metadata: some 240,000 pieces. To read them takes five times as much memory.
+_LONGEST = 1 << 25
+_PART = 1 << 20  # bytes of it that the reader of pickles takes, and copies, at a time
 _RECORDS = (Record, Row)
 _DEEPEST = 24  # keys that lead to a tensor
 #: how names begin that are an optimizer's, where nothing else says it: ``optimizer.state.``
@@ -68,9 +70,11 @@ class _Reading:
         if len(raw) > _LONGEST:
             raise CheckpointError(
                 f"{self.where}: has {len(raw):,} bytes, more than the {_LONGEST:,} that are read",
-                hint="save it from fewer processes, or without the optimizer",
+                hint="save the model without the optimizer, or make one file of it with `python -m "
+                "torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE`",
             )
-        metadata = read_pickle([raw], len(raw), self.where, machine=RowMachine)
+        parts = (raw[i : i + _PART] for i in range(0, len(raw), _PART))
+        metadata = read_pickle(parts, len(raw), self.where, machine=RowMachine)
         if type(metadata) is not Record or metadata.what.qualname != "Metadata":
             raise self._wrong("is not the metadata of a torch.distributed.checkpoint")
         self._metadata = metadata
@@ -233,7 +237,8 @@ class _Reading:
     def _storage(self, wanted: set[str]) -> dict[tuple[str, Shape], Record | Row]:
         """What is said of where pieces are stored, by tensor and index of the first element."""
         found: dict[tuple[str, Shape], Record | Row] = {}
-        for odd, info in self._stored.items():
+        while self._stored:  # there are very many: none is kept longer than it is of use
+            odd, info = self._stored.popitem()
             index = odd.value if type(odd) is Odd else odd
             if type(index) not in _RECORDS or type(info) not in _RECORDS:
                 raise self._wrong("has a storage_data that cannot be read")

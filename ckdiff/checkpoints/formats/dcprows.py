@@ -20,7 +20,7 @@ KEPT = {
     "MetadataIndex": ("fqn", "offset"),
     "_StorageInfo": ("relative_path", "offset", "length", "transform_descriptors"),
 }
-_ROW = 112  # bytes of one, about
+_ROW = 80  # bytes of one, about
 _NEAR = 32  # values that the memo may have got since a record's dict was begun
 _MOST_SHAPES = 1 << 8  # that are kept for those that are equal
 
@@ -73,9 +73,9 @@ class RowMachine(Machine):
             super().build()
             return
         self._stack.pop()
-        if target.values or type(state) is not dict:
+        if target.is_set or type(state) is not dict:
             refuse("it sets what no object has")
-        target.values = tuple(state.get(name) for name in target.names)
+        target.set(state)
         self.bytes.charge(-PAIR * len(state))
         state.clear()
         for place in range(len(self._memo) - 1, max(len(self._memo) - _NEAR, 0) - 1, -1):

@@ -97,16 +97,31 @@ class Record:
         return f"<{shown(self.name)} record>"
 
 
+_SLOTS = ("one", "two", "three", "four")
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Row:
-    """A record of which there are very many: of its attributes those that are looked at."""
+    """A record of which there are very many: of its attributes those that are looked at, four at
+    most, which take no tuple of their own.
+    """
 
     names: tuple[str, ...]
-    values: tuple[Any, ...] = ()  #: of these attributes; nothing where no state was set
+    is_set: bool = False  #: whether the pickle said what they are
+    one: Any = None
+    two: Any = None
+    three: Any = None
+    four: Any = None
+
+    def set(self, state: dict[Any, Any]) -> None:
+        """Take what the attributes are."""
+        for slot, name in zip(_SLOTS, self.names, strict=False):
+            setattr(self, slot, state.get(name))
+        self.is_set = True
 
     def field(self, name: str) -> Any:
-        """One of the attributes."""
-        return self.values[self.names.index(name)] if self.values else None
+        """One of the attributes; None where it is not known."""
+        return getattr(self, _SLOTS[self.names.index(name)])
 
 
 @dataclass(slots=True, eq=False, repr=False)
