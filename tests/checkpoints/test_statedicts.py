@@ -71,6 +71,16 @@ def test_what_has_names_goes_first() -> None:
         read(saved({0: W, "0": V}))
 
 
+def test_models_under_known_keys_beside_each_other_are_several() -> None:
+    for inner in ({"state_dict": SD}, {"model": {"w": W}}, {"module": {"a": {"w": W}}}):
+        with pytest.raises(CheckpointError, match=r"--key actor\.\w+ or --key critic\.\w+"):
+            read(saved({"actor": inner, "critic": inner | {}}))
+    content = {"actor": {"state_dict": SD}, "critic": {"b.c": {"state_dict": SD}}}
+    table = read(saved(content))
+    assert (table.key, table.names) == ("actor.state_dict", list(SD))
+    assert "left out: --key critic.b.c.state_dict" in table.notes[1]
+
+
 @pytest.mark.parametrize(
     ("content", "where"),
     [

@@ -122,9 +122,9 @@ def _leading(mapping: dict[Any, Any]) -> bool:
 
 def _several(mapping: dict[Any, Any], *, trees: bool) -> bool:
     """Whether a mapping of which all leaves are tensors, or its only entry, has nothing but state
-    dicts, two or more: mappings of names with dots, or of names to tensors. Numbers are layers,
-    and no models; lists of tensors are neither. In ``trees``, as JAX has them, names without dots
-    are those of parts.
+    dicts, two or more: mappings of names with dots, or of names to tensors, or with a key that
+    leads to weights. Numbers are layers, and no models; lists of tensors are neither. In ``trees``,
+    as JAX has them, names without dots are those of parts.
     """
     for _ in range(DEPTH):
         parts = _parts(mapping)
@@ -134,7 +134,12 @@ def _several(mapping: dict[Any, Any], *, trees: bool) -> bool:
         mapping = only or {}
     if len(parts) < 2 or all(map(str.isdecimal, parts)):
         return False
-    return all(part and (_dotted(part) or not (trees or _nested(part))) for part in parts.values())
+    return all(part and _is_model(part, trees=trees) for part in parts.values())
+
+
+def _is_model(part: dict[Any, Any], *, trees: bool) -> bool:
+    """Whether one of several mappings beside each other is a model of its own."""
+    return _dotted(part) or not (trees or (_nested(part) and not _leading(part)))
 
 
 def _parts(mapping: dict[Any, Any]) -> dict[str, dict[Any, Any] | None]:
