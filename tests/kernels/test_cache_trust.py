@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import grp
 import hashlib
 import os
@@ -20,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ckdiff.kernels import compiled, image, keeping, owned
+from ckdiff.kernels import codegen, compiled, image, keeping, owned
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -59,6 +60,9 @@ class Cache:
         return list(out)
 
 
+once = functools.cache(codegen.compile_kernel)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     found = Cache(tmp_path / "cache" / "ckdiff")
@@ -69,6 +73,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
     monkeypatch.setattr(keeping, "_refused", [])
     monkeypatch.setattr(keeping, "on_refusal", [found.said.append])
     monkeypatch.setattr(compiled, "on_compile", [found.made.append])
+    # what is compiled is always the same: only that it is, and what becomes of it, is of interest
+    monkeypatch.setattr(codegen, "compile_kernel", once)
     yield found
     os.chmod(found.folder.parent, 0o755)
 
