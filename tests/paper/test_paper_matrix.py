@@ -13,6 +13,7 @@ from typing import Any
 
 import example_programs  # makes the programs importable
 import pytest
+from paper.__main__ import main
 from paper.build import Build, write_json
 from paper.retrain import EARLY, MASKS, again, counterpart, early_step, lenders
 from paper.runs import ALGORITHMS, MATRICES, chosen, matrix, needs, of
@@ -151,17 +152,16 @@ def test_one_process_at_a_time_does_a_job(tmp_path: Path) -> None:
         pass
 
 
-def test_the_command_line_lists_jobs_and_knows_which_there_are(tmp_path: Path) -> None:
-    command = [sys.executable, "examples/paper"]
+def test_the_command_line_lists_jobs_and_knows_which_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = subprocess.run(
-        [*command, "run", "--list", "--only", "sft-sum-2"],
+        [sys.executable, "examples/paper", "run", "--list", "--only", "sft-sum-2"],
         cwd=example_programs.ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert found.stdout.split() == ["base", "sft-sum-2", "agreement"]
     write_json(tmp_path / "setting.json", {"matrix": "full", "recipe": {}})
-    wrong = subprocess.run(
-        [*command, "work", "nonsense", "--build", str(tmp_path)],
-        cwd=example_programs.ROOT, check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert wrong.returncode == 2
-    assert wrong.stderr == "error: no job is called nonsense: see run --list\n"
+    monkeypatch.setattr(sys, "argv", ["paper", "work", "nonsense", "--build", str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the program changes it
+    assert main() == 2
+    assert capsys.readouterr().err == "error: no job is called nonsense: see run --list\n"
