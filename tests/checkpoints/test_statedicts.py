@@ -12,6 +12,8 @@ import torch
 from torch_files import assert_same, read, saved
 
 import ckdiff
+from ckdiff.checkpoints.formats import statedicts, statevalues
+from ckdiff.checkpoints.formats.pickledvalues import Storage, Tensor
 from ckdiff.errors import CheckpointError
 
 W, V = torch.arange(6.0).reshape(2, 3), torch.ones(4)
@@ -146,3 +148,39 @@ def test_views_that_are_not_computed_are_left_out(view: str, tmp_path: Path) -> 
     torch.save({"v": made(values)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="v is a view that is not computed yet"):
         ckdiff.diff(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+SHARED: dict[str, Any] = {
+    "parts": lambda big, many, n: {f"p{i}": big for i in range(n)},
+    "lists": lambda big, many, n: {f"p{i}": many for i in range(n)},
+    "only entries": lambda big, many, n: {"e": 3, **{f"p{i}": {"x": big} for i in range(n)}},
+    "keys that are no names": lambda big, many, n: {f"p{i}": {None: 1, 0: big} for i in range(n)},
+    "entries with lists": lambda big, many, n: {"e": 3, **{f"p{i}": {"x": many} for i in range(n)}},
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_is_shared_is_looked_through_once(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle refers to what it has in two bytes: a small one has millions of entries, twice."""
+    calls = 0
+
+    def counted(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return function(*args)
+
+        return call
+
+    for module, name in (
+        (statedicts, "leads"), (statedicts, "label_of"), (statedicts, "mapping_of"),
+        (statevalues, "is_tensor"), (statevalues, "label_of"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    tensor = Tensor(Storage("0", "float32", 4), "float32", 0, (4,), (1,))
+    took = []
+    for n in (100, 400):
+        calls = 0
+        statedicts.find(SHARED[case]({f"k{i}": tensor for i in range(n)}, [tensor] * n, n))
+        took.append(calls)
+    assert took[1] < 5 * took[0]

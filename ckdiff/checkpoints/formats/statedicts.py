@@ -108,55 +108,67 @@ def rank(path: tuple[str, ...]) -> tuple[int, int, int]:
     return (0, known[0], len(path)) if known else (1, 0, 0)
 
 
-def _leading(mapping: dict[Any, Any]) -> bool:
-    """Whether a key of a mapping leads to weights, or its only key to a mapping that has such."""
-    for _ in range(DEPTH):
-        if any(leads(key, inner) for key, inner in mapping.items()):
-            return True
-        inner = mapping_of(next(iter(mapping.values()))) if len(mapping) == 1 else None
-        if inner is None:
-            return False
-        mapping = inner
-    return False
-
-
-def _several(mapping: dict[Any, Any], *, trees: bool) -> bool:
-    """Whether a mapping of which all leaves are tensors, or its only entry, has nothing but state
-    dicts, two or more: mappings of names with dots, or of names to tensors, or with a key that
-    leads to weights. Numbers are layers, and no models; lists of tensors are neither. In ``trees``,
-    as JAX has them, names without dots are those of parts.
+class _Groups:
+    """Of mappings whether they lead to weights, or hold several models. Each is looked through once
+    only, however many others have it inside.
     """
-    for _ in range(DEPTH):
-        parts = _parts(mapping)
-        if len(parts) != 1:
-            break
-        (only,) = parts.values()
-        mapping = only or {}
-    if len(parts) < 2 or all(map(str.isdecimal, parts)):
-        return False
-    return all(part and _is_model(part, trees=trees) for part in parts.values())
 
+    def __init__(self, *, trees: bool) -> None:
+        self._trees = trees
+        self._leading: dict[int, bool] = {}
+        self._several: dict[int, bool] = {}
+        self._models: dict[int, bool] = {}
 
-def _is_model(part: dict[Any, Any], *, trees: bool) -> bool:
-    """Whether one of several mappings beside each other is a model of its own."""
-    return _dotted(part) or not (trees or (_nested(part) and not _leading(part)))
+    def leading(self, mapping: dict[Any, Any], depth: int = 0) -> bool:
+        """Whether a key of a mapping leads to weights, or its only key to one that has such."""
+        known = self._leading.get(id(mapping))
+        if known is None:
+            self._leading[id(mapping)] = False  # of what contains itself
+            known = any(leads(key, inner) for key, inner in mapping.items())
+            if not known and len(mapping) == 1 and depth < DEPTH:
+                (only,) = map(mapping_of, mapping.values())
+                known = only is not None and self.leading(only, depth + 1)
+            self._leading[id(mapping)] = known
+        return known
+
+    def several(self, mapping: dict[Any, Any], depth: int = 0) -> bool:
+        """Whether a mapping of which all leaves are tensors, or its only entry, has nothing but
+        state dicts, two or more: mappings of names with dots, or of names to tensors, or with a key
+        that leads to weights. Numbers are layers, and no models; lists of tensors are neither. In
+        ``trees``, as JAX has them, names without dots are those of parts.
+        """
+        known = self._several.get(id(mapping))
+        if known is None:
+            self._several[id(mapping)] = False
+            parts = _parts(mapping)
+            if len(parts) == 1 and depth < DEPTH:
+                (only,) = parts.values()
+                known = bool(only) and self.several(only or {}, depth + 1)
+            else:
+                known = len(parts) > 1 and not all(map(str.isdecimal, parts))
+                known = known and all(part and self._model(part) for part in parts.values())
+            self._several[id(mapping)] = known
+        return known
+
+    def _model(self, part: dict[Any, Any]) -> bool:
+        """Whether one of several mappings beside each other is a model of its own."""
+        known = self._models.get(id(part))
+        if known is None:
+            known = any(type(key) is str and "." in key for key in part)
+            if not known and not self._trees:
+                known = self.leading(part) or not any(map(mapping_of, part.values()))
+            self._models[id(part)] = known
+        return known
 
 
 def _parts(mapping: dict[Any, Any]) -> dict[str, dict[Any, Any] | None]:
-    """The mappings in a mapping, None for a tensor, by name."""
+    """The mappings in a mapping of which all leaves are tensors, None for a tensor, by name."""
     return {
         label: mapping_of(inner)
         for key, inner in mapping.items()
-        if (label := label_of(key)) is not None and not (is_extra(label) or is_listed(inner))
+        if (label := label_of(key)) is not None
+        and not (is_extra(label) or type(inner) in (list, tuple))
     }
-
-
-def _dotted(part: dict[Any, Any]) -> bool:
-    return any(type(key) is str and "." in key for key in part)
-
-
-def _nested(part: dict[Any, Any]) -> bool:
-    return any(map(mapping_of, part.values()))
 
 
 class _Finder:
@@ -164,7 +176,7 @@ class _Finder:
 
     def __init__(self, *, everywhere: bool = False, trees: bool = False) -> None:
         self.found = Found()
-        self._everywhere, self._trees = everywhere, trees
+        self._everywhere, self._groups = everywhere, _Groups(trees=trees)
         self._seen: dict[int, int] = {}  # object -> the least depth at which it was looked at
         self._taken: set[int] = set()  # objects that are candidates
         self._leaves = Leaves()
@@ -216,10 +228,10 @@ class _Finder:
         if mapping is None or module_of(value) is not None:
             self._take(value, path)
             return True
-        leading = _leading(mapping)
+        leading = self._groups.leading(mapping)
         inside = any(map(is_known, path)) and len(mapping) > 1
         leaves = self._leaves.of(value, len(path))
-        if leaves >= 0 and (inside or not (leading or _several(mapping, trees=self._trees))):
+        if leaves >= 0 and (inside or not (leading or self._groups.several(mapping))):
             if leaves:
                 self._take(value, path)
             return True

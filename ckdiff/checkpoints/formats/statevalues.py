@@ -115,16 +115,19 @@ class Leaves:
         """1 for a mapping by names of which all leaves are tensors, or lists of them, and for such
         a list; 0 for a mapping that has none, else -1.
         """
+        known = self._known.get(id(value)) if type(value) in CONTAINERS and depth <= DEPTH else -1
+        if known is None:
+            self._known[id(value)] = -1  # of what contains itself
+            known = self._known[id(value)] = self._look(value, depth)
+        return known
+
+    def _look(self, value: Any, depth: int) -> int:
         if type(value) in (list, tuple):
             return 1 if is_listed(value) else -1
         mapping = mapping_of(value)
-        if mapping is None or depth > DEPTH or is_state(mapping) or module_of(value) is not None:
+        if mapping is None or is_state(mapping) or module_of(value) is not None:
             return -1
-        known = self._known.get(id(value))
-        if known is None:
-            self._known[id(value)] = -1  # of what contains itself
-            known = self._known[id(value)] = self._inside(mapping, depth)
-        return known
+        return self._inside(mapping, depth)
 
     def _inside(self, mapping: dict[Any, Any], depth: int) -> int:
         found = 0

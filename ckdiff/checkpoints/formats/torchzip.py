@@ -167,7 +167,9 @@ def chosen_weights(
 
 def _with_names(candidates: list[Candidate]) -> list[Candidate]:
     """Those that have names, or a key that says that they are weights; all where none has."""
-    named = [one for one in candidates if has_names(one[1]) or any(map(is_known, one[0]))]
+    by_name = {id(value): value for _, value in candidates}  # each is looked at once
+    with_names = {found for found, value in by_name.items() if has_names(value)}
+    named = [one for one in candidates if id(one[1]) in with_names or any(map(is_known, one[0]))]
     return named or candidates
 
 
