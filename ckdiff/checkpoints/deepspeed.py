@@ -28,16 +28,21 @@ _CONVERT = (
 _SAVE = "load it with what trained it, and save the whole model"
 
 
+def files_of(names: Collection[str]) -> list[str]:
+    """Those of the names in a directory that are files of DeepSpeed's. Megatron calls folders so."""
+    return [name for name in names if is_deepspeed(name) and not name.endswith("/")]
+
+
 def has_model(names: Collection[str]) -> bool:
     """Whether ``MODEL`` is among the names of a directory and has all of a model."""
-    parts = [name for name in names if is_deepspeed(name)]
+    parts = files_of(names)
     whole = all(name == MODEL or _OPTIMIZER.fullmatch(name) for name in parts)
     return whole and MODEL in parts and _UNIVERSAL not in names
 
 
 def is_model(names: Collection[str]) -> bool:
     """Whether a directory of these names is a checkpoint that was saved without ZeRO."""
-    return has_model(names) and CONVERTER not in names and sum(map(is_deepspeed, names)) == 1
+    return has_model(names) and CONVERTER not in names and len(files_of(names)) == 1
 
 
 def trained_apart(names: Collection[str]) -> bool:

@@ -14,7 +14,6 @@ from ckdiff.checkpoints.megatron import of_ranks
 from ckdiff.checkpoints.weightnames import (
     SAFETENSORS,
     choices,
-    is_deepspeed,
     is_training_state,
     weight_name,
 )
@@ -133,7 +132,7 @@ def no_checkpoint(folder: Folder, sub: str, names: Sequence[str]) -> CheckpointE
             f"{label}: is a stream of weight versions, not a checkpoint",
             hint="rebuild a checkpoint with `ckdiff apply BASE STREAM -o OUT`",
         )
-    found = [] if any(map(is_deepspeed, names)) else list(_below(folder, sub, names))
+    found = [] if deepspeed.files_of(names) else list(_below(folder, sub, names))
     if deepspeed.CONVERTER in names:  # of the same run: what lies below is not all of it
         found = [n for n in found if not deepspeed.has_model(folder.names(inside(sub, n)))]
     if not found:
