@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch_files import assert_same, read, saved
 
 import ckdiff
 from ckdiff.checkpoints.formats import statedicts, statevalues
-from ckdiff.checkpoints.formats.pickledvalues import Storage, Tensor
+from ckdiff.checkpoints.formats.pickledvalues import Storage, Tensor, walk
+from ckdiff.checkpoints.formats.statewords import is_known
+from ckdiff.checkpoints.formats.torchzip import chosen_weights, key_text, named_weights
 from ckdiff.errors import CheckpointError
 
 W, V = torch.arange(6.0).reshape(2, 3), torch.ones(4)
@@ -184,3 +188,37 @@ def test_what_is_shared_is_looked_through_once(case: str, monkeypatch: pytest.Mo
         statedicts.find(SHARED[case]({f"k{i}": tensor for i in range(n)}, [tensor] * n, n))
         took.append(calls)
     assert took[1] < 5 * took[0]
+
+
+KEYS = st.sampled_from(
+    ["a", "b.c", "w", "model", "ema", "state_dict", "net_g", "extra", "params", 0, 1, None]
+)
+LEAF = st.one_of(
+    *[st.builds(lambda: Tensor(Storage("0", "float32", 4), "float32", 0, (4,), (1,)))] * 3,
+    st.just(3),
+)
+TREES = st.recursive(
+    LEAF,
+    lambda inner: st.one_of(
+        st.dictionaries(KEYS, inner, max_size=4),
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=2).map(tuple),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(content=TREES, trees=st.booleans())
+def test_nothing_is_passed_over_in_silence(content: Any, trees: bool) -> None:
+    try:
+        path, chosen, notes = chosen_weights("f", content, None, trees=trees)
+        named = named_weights(chosen, path, "f", key_text(path, None), notes)
+    except CheckpointError:
+        return
+    said = any(map(is_known, path or ()))  # then what lies elsewhere is nobody's weights
+    everything = {id(v) for v in walk(chosen if said else content) if type(v) is Tensor}
+    taken = {id(tensor) for _, tensor in named}
+    assert taken <= everything
+    if taken != everything:
+        assert any("left out" in note or "not compared" in note for note in notes), notes

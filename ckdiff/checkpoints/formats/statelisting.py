@@ -40,19 +40,23 @@ def named_tensors(value: Any, path: tuple[str, ...] | None = None) -> list[tuple
 
 
 def unnamed_tensors(
-    value: Any, named: list[tuple[str, Any]], path: tuple[str, ...] | None = None
+    chosen: Any, named: list[tuple[str, Any]], path: tuple[str, ...] | None = None
 ) -> tuple[int, str]:
     """How many tensors are in a candidate besides those that were named, and where one of them is:
     under keys that are no names, or between other things. Settings, and what leads to other
     candidates, are no part of it.
     """
-    if is_tensor(value) or module_of(value) is not None:
+    return loose_tensors(chosen, {id(tensor) for _, tensor in named}, apart=_apart(path))
+
+
+def loose_tensors(value: Any, seen: set[int], *, apart: bool = False) -> tuple[int, str]:
+    """The same of all that is in a value but in what was ``seen``, by identity."""
+    if is_tensor(value) or module_of(value) is not None or id(value) in seen:
         return 0, ""
-    seen = {id(tensor) for _, tensor in named}
     count, where = 0, ""
-    waiting = [(value, "", _apart(path))]
+    waiting = [(value, "")]
     while waiting:
-        inside, above, apart = waiting.pop()  # of the path only the last word: it may be long
+        inside, above = waiting.pop()  # of the path only the last word: it may be long
         for label, inner in children(inside):
             if is_tensor(inner):
                 if id(inner) not in seen:
@@ -60,9 +64,9 @@ def unnamed_tensors(
                     count, where = count + 1, where or f"{above}.{label}".lstrip(".")
             elif type(inner) not in CONTAINERS or id(inner) in seen or _passed(label, inner):
                 continue
-            elif not (apart and leads(label, inner)):
+            elif not (apart and inside is value and leads(label, inner)):
                 seen.add(id(inner))
-                waiting.append((inner, label, False))
+                waiting.append((inner, label))
     return count, where
 
 

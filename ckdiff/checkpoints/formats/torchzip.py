@@ -15,7 +15,7 @@ import numpy as np
 
 from ckdiff.checkpoints.formats.pickledvalues import Record, children, shown
 from ckdiff.checkpoints.formats.statedicts import Found, find, rank
-from ckdiff.checkpoints.formats.statelisting import named_tensors, unnamed_tensors
+from ckdiff.checkpoints.formats.statelisting import loose_tensors, named_tensors, unnamed_tensors
 from ckdiff.checkpoints.formats.statevalues import (
     at_key,
     has_names,
@@ -162,7 +162,19 @@ def chosen_weights(
     others = list(dict.fromkeys(others))
     if others:
         notes.append(f"{where}: other tensors in it are left out: {_keys(others, ', ')}")
+    if not any(map(is_known, path)):  # else it is said which tensors are weights
+        seen = {id(value) for _, value in (*candidates, *found.aside)}
+        notes += _loose_noted(where, *loose_tensors(content, seen))
     return path, chosen, notes
+
+
+def _loose_noted(where: str, count: int, first: str) -> list[str]:
+    """A note of tensors that have no name, and are in nothing that has names."""
+    if not count:
+        return []
+    what = "1 tensor in it is" if count == 1 else f"{count:,} tensors in it are"
+    at = "at" if count == 1 else "such as at"
+    return [f"{where}: {what} not compared, for want of a name: {at} {shown(first)}"]
 
 
 def _with_names(candidates: list[Candidate]) -> list[Candidate]:
@@ -265,11 +277,7 @@ def named_weights(
             hint="choose a part of the file with --key",
         ) from None
     _check_names(named, where)
-    count, first = unnamed_tensors(chosen, named, path)
-    if count and named:
-        what = "1 tensor in it is" if count == 1 else f"{count:,} tensors in it are"
-        at = "at" if count == 1 else "such as at"
-        notes.append(f"{where}: {what} not compared, for want of a name: {at} {shown(first)}")
+    notes += _loose_noted(where, *unnamed_tensors(chosen, named, path)) if named else []
     passed = of_optimizer([name for name, _ in named])
     asked = path is None and len(passed) == len(named)  # a key leads to nothing else
     return named if not passed or asked else [one for one in named if one[0] not in passed]
