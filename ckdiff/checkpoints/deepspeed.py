@@ -29,7 +29,7 @@ _SAVE = "load it with what trained it, and save the whole model"
 
 
 def files_of(names: Collection[str]) -> list[str]:
-    """Those of the names in a directory that are files of DeepSpeed's. Megatron calls folders so."""
+    """The files of DeepSpeed's among the names in a directory; Megatron calls folders so."""
     return [name for name in names if is_deepspeed(name) and not name.endswith("/")]
 
 
