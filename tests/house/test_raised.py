@@ -82,7 +82,7 @@ RAISED = {
         "ValueError",
     ): "caught by pickles, and becomes a CheckpointError",
     (
-        "ckdiff.checkpoints.formats.statedicts",
+        "ckdiff.checkpoints.formats.statelisting",
         "ValueError",
     ): "caught by torchzip, and becomes a CheckpointError",
     ("ckdiff.outputs.placing", "OSError"): "the system's own error, reported with its path",
