@@ -52,8 +52,10 @@ def read(folder: int, name: str) -> tuple[bytes, str]:
     if refused:
         return b"", refused
     with open(os.open(name, _READ, dir_fd=folder), "rb") as file:
-        refused = _weak_file(os.fstat(file.fileno()))
-        return (b"", refused) if refused else (file.read(LARGEST), "")
+        state = os.fstat(file.fileno())
+        refused = _weak_file(state)
+        # room for so much is made before anything is read
+        return (b"", refused) if refused else (file.read(min(state.st_size, LARGEST)), "")
 
 
 def write(folder: int, name: str, content: bytes) -> None:
