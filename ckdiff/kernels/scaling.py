@@ -162,8 +162,7 @@ def scaled(
 def powers_of_two(exponents: Bytes, out: Float32) -> None:
     """Write F8_E8M0 as numbers: 2**(e - 127), and the one NaN for 255. As many as there are."""
     bits = out.view(np.uint32)
-    bits[:] = exponents
-    bits <<= 23
+    np.left_shift(exponents, 23, out=bits, dtype=np.uint32)  # widened some at a time, in one pass
     if len(bits) and not 0 < exponents.min() <= exponents.max() < 255:
         bits[exponents + np.uint8(1) <= 1] |= 1 << 22  # 0 is subnormal, 255 would be an infinity
 
