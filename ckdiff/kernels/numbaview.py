@@ -69,6 +69,7 @@ def _set_for_us() -> Iterator[bool]:
 
     with global_compiler_lock:
         before, reloaded_from = _settings(config), config._env_reloader.old_environ
+        outside = config.os  # not os itself, where this is asked for while we compile
         # numba refuses another number of threads once it has started them
         config.os = _Surroundings({"NUMBA_NUM_THREADS": str(config.NUMBA_NUM_THREADS)} | told)
         try:
@@ -77,7 +78,7 @@ def _set_for_us() -> Iterator[bool]:
             changed = {name for name in now if now[name] != before.get(name)} - _HARMLESS
             yield config in _ours or not changed
         finally:
-            config.os = os
+            config.os = outside
             vars(config).update(before)
             config._env_reloader.old_environ = reloaded_from
 

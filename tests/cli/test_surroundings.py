@@ -98,7 +98,8 @@ def count(
 ELSEWHERE = """
 import os, sys
 from ckdiff.kernels import compiled
-for kernel in ["copy", "panels", "bounds", "decode", "lowrank"]:
+# some ask what the machine has while they are compiled
+for kernel in ["pair", "panels", "bounds", "decode", "lowrank"]:
     compiled.c_function(kernel)  # after what is looked for again before each compilation
     os.chdir(sys.argv.pop())
 """
