@@ -13,7 +13,8 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ckdiff.checkpoints.protocol import IntArray, TensorTable
+from ckdiff.checkpoints.folders import some
+from ckdiff.checkpoints.protocol import Checkpoint, IntArray, TensorTable
 from ckdiff.errors import CheckpointError
 
 
@@ -52,6 +53,25 @@ UNUSED_KEY = f"{WARNING}--key "  #: what a note begins with of a key that there 
 def told(note: str) -> str:
     """A note of a checkpoint, as people are told it."""
     return note if note.startswith((WARNING, "note: ", "hint: ")) else f"note: {note}"
+
+
+def notes_of(sides: Sequence[Checkpoint]) -> Iterator[str]:
+    """The notes of checkpoints, as people are told them."""
+    every = [note for side in sides for note in side.notes]
+    unused = [note for note in every if note.startswith(UNUSED_KEY)]
+    if len(unused) > 1:  # a key is for one of the sides, and the other may have no use for it
+        said, colon, _ = unused[0].partition(" is not used: ")
+        yield f"{said}{colon}neither side is a torch file"
+    yield from (told(note) for note in every if note not in unused)
+
+
+def lost(table: TensorTable, done: str) -> Iterator[str]:
+    """The warning that tensors are not written, or whatever else is done with the others."""
+    if table.absent:
+        yield (
+            f"{WARNING}tensors that no file has, or that cannot be read, are not {done}: "
+            f"{some(table.absent)}"
+        )
 
 
 @dataclass(slots=True)

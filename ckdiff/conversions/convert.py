@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckdiff.budget import parse_size
 from ckdiff.checkpoints.opening import fetch_all, open_for_planning, open_in
-from ckdiff.checkpoints.pieces import told
+from ckdiff.checkpoints.pieces import lost, told
 from ckdiff.conversions.configs import with_dtype
 from ckdiff.conversions.dtypes import DTYPE_NAMES, checked_dtype
 from ckdiff.conversions.plan import Plan
@@ -135,12 +135,7 @@ def _converted(plan: Plan, rebuilt: Rebuilt, found: Found, seconds: float) -> Co
 def _notes(plan: Plan, companions: Companions) -> Iterator[str]:
     """What a user should know before the result is taken for more, or less, than it is."""
     yield from map(told, plan.checkpoint.notes)
-    table = plan.checkpoint.table
-    if table.absent:
-        yield (
-            "warning: tensors that no file has, or that cannot be read, are not written: "
-            f"{_several(table.absent)}"
-        )
+    yield from lost(plan.checkpoint.table, "written")
     shared = plan.shared
     if shared:
         yield (f"tensors that share a storage are written once for each name: {_several(shared)}")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ckdiff._version import __version__
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
 from ckdiff.checkpoints.pairing import Unpaired
+from ckdiff.checkpoints.pieces import lost, notes_of
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray, SpanReader
 from ckdiff.deltas.bases import find_bases
 from ckdiff.deltas.blueprint import Blueprint, Windows
@@ -148,7 +149,8 @@ class Making:
 
     def run(self) -> DeltaResult:
         """Make it of both sides, which are here."""
-        if said := self._bases.note():
+        missing = lost(self._tuned.table, "in the delta")
+        for said in (*notes_of(self._sources), *missing, *filter(None, [self._bases.note()])):
             self._observer.note(said)
         place = self._place()
         with place, write_errors(self._out):

@@ -26,7 +26,7 @@ from ckdiff.checkpoints.opening import (
     open_sides,
     recipe_for_workers,
 )
-from ckdiff.checkpoints.pieces import UNUSED_KEY, told
+from ckdiff.checkpoints.pieces import notes_of, told
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.checkpoints.sameness import FilePair, same_files
 from ckdiff.diffs.comparison import Comparison, Selection, side_by_side
@@ -217,14 +217,8 @@ def _disk_at_most(comparison: Comparison, rules: RuleSet) -> int:
 
 def _tell(comparison: Comparison, observer: Observer) -> None:
     """What people should know of the pairs."""
-    sides = (*comparison.base.notes, *comparison.tuned.notes)
-    unused = [note for note in sides if note.startswith(UNUSED_KEY)]
-    if len(unused) > 1:  # a key is for one of the sides, and the other may have no use for it
-        said, colon, _ = unused[0].partition(" is not used: ")
-        observer.note(f"{said}{colon}neither side is a torch file")
-    for said in (*sides, *comparison.notes):
-        if said not in unused:
-            observer.note(told(said))
+    for said in (*notes_of([comparison.base, comparison.tuned]), *map(told, comparison.notes)):
+        observer.note(said)
     if (alias := comparison.one_memory()) is not None:
         observer.note(f"warning: {alias}")
     for warning in comparison.pairing.warnings:

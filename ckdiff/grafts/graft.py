@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckdiff.checkpoints.opening import fetch_all, open_all
+from ckdiff.checkpoints.pieces import lost, notes_of
 from ckdiff.checkpoints.protocol import Checkpoint, IntArray
 from ckdiff.errors import StoreCorrupt, printable
 from ckdiff.grafts.plan import Plan
@@ -89,7 +90,8 @@ def graft(
         )
         rebuilt.check()
         fetch_all(sides)
-        for note in (*plan.notes(), *beside.notes):
+        missing = lost(sides[0].table, "written")
+        for note in (*notes_of(sides), *missing, *plan.notes(), *beside.notes):
             observer.note(note)
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)

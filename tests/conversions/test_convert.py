@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -320,16 +319,17 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 def test_killed_and_run_again(tmp_path: Path) -> None:
     source, out = sparse(tmp_path / "x.safetensors", 256), tmp_path / "out"
-    pid = os.fork()
-    if pid == 0:
-        ckdiff.convert(source, out, dtype="bf16", workers=1)
-        os._exit(0)
     work = tmp_path / "out.ckdiff-partial"
-    deadline = time.monotonic() + 20
-    while not (work / "new").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    code = (
+        "import os, sys, threading, time, ckdiff\n"
+        "def kill():\n"
+        "    while not os.path.exists(sys.argv[3]): time.sleep(0.001)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "threading.Thread(target=kill, daemon=True).start()\n"
+        "ckdiff.convert(*sys.argv[1:3], dtype='bf16', workers=1)\n"
+    )
+    killed = python(code, str(source), str(out), str(work / "new"))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     assert work.exists()
     made = ckdiff.convert(source, out, dtype="bf16")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from cli_support import ok
 from delta_reseal import loosen
 from support import Tensor, write_index, write_safetensors
 
@@ -96,3 +98,29 @@ def test_grafts_keep_what_an_index_does_not_name(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == wanted | {FILES[0]: one.read_bytes()}
     with pytest.raises(CheckpointError, match="two of its files have a tensor called extra"):
         ckdiff.graft(model(tmp_path / "t2", 1, twice=True), tuned, tmp_path / "z", tmp_path / "o2")
+
+
+@pytest.mark.parametrize("way", ["graft", "convert"])
+def test_what_is_not_written_is_said(tmp_path: Path, way: str) -> None:
+    """Tensors that an index names and no file has, and which of several models was taken."""
+    sides = [model(tmp_path / name, value, gone=True) for name, value in (("b", 1), ("t", 5))]
+    for side in sides:
+        write_safetensors(side / "consolidated.safetensors", {"a": tensor(3)})
+    given, out = [*map(str, sides)], str(tmp_path / "out")
+    if way == "graft":
+        ckdiff.diff(*sides, out=tmp_path / "mask")
+        given += ["--mask", str(tmp_path / "mask")]
+    said = ok(way, *(given[:1] if way == "convert" else given), "-o", out).stderr
+    lost = "warning: tensors that no file has, or that cannot be read, are not written: c\n"
+    assert lost in said
+    assert said.count("consolidated.safetensors") == (1 if way == "convert" else 2)
+
+
+def test_what_a_delta_does_not_rebuild_is_said(tmp_path: Path) -> None:
+    for name, value in (("b.pt", 1.0), ("t.pt", 2.0)):
+        odd = torch.zeros(3, dtype=torch.complex128)
+        torch.save({"a": torch.full((4,), value), "odd": odd}, tmp_path / name)
+    sides = str(tmp_path / "b.pt"), str(tmp_path / "t.pt")
+    found = ok("delta", *sides, "-o", str(tmp_path / "d"))
+    assert "that cannot be read, are not in the delta: odd\n" in found.stderr
+    assert found.stderr.count("of dtype complex128") == 2

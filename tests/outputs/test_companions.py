@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import error, ok
+from cli_support import error, ok, python
 from hub_server import only_hub
 from support import write_safetensors
 
@@ -263,21 +263,19 @@ def test_a_record_that_is_not_ours(base: Path, spoil: Callable[[Any], Any]) -> N
         converted(base, overwrite=True)
 
 
-def test_leftovers_with_companions_are_cleaned(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leftovers_with_companions_are_cleaned(base: Path, tmp_path: Path) -> None:
     for name in COPIED:
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_text('{"auto_map": 1}')
     (base / "model_index.json").unlink()
-    pid = os.fork()
-    if pid == 0:
-        from ckdiff.outputs.rebuilt import Rebuilt
-
-        Rebuilt.write = lambda *arguments: os.kill(os.getpid(), 9)  # type: ignore[method-assign]
-        ckdiff.convert(base, tmp_path / "out")
-        os._exit(0)
-    os.waitpid(pid, 0)
+    killed = python(
+        "import os, sys, ckdiff\n"
+        "from ckdiff.outputs.rebuilt import Rebuilt\n"
+        "Rebuilt.write = lambda *arguments: os.kill(os.getpid(), 9)\n"
+        "ckdiff.convert(*sys.argv[1:])\n",
+        str(base), str(tmp_path / "out"),
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
     assert [path.name for path in clean(tmp_path).removed] == ["out.ckdiff-partial"]
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ckdiff.checkpoints.opening import Given, fetch_all, open_all
+from ckdiff.checkpoints.pieces import notes_of
 from ckdiff.checkpoints.protocol import Checkpoint
 from ckdiff.conversions.convert import convert
 from ckdiff.deltas.blueprint import refuse_components
@@ -86,6 +87,8 @@ def write_version(
         for side in sides:
             refuse_components(side)
             check_whole(side.table, side.label)
+        for note in notes_of(sides):
+            observer.note(note)
         full = full or _must_be_full(sides, encoding, full_when_needed, observer)
         room = Room(options.memory)
         following = follow(str(path), number, None if full else sides[1].table, room)
