@@ -149,11 +149,10 @@ class Making:
 
     def run(self) -> DeltaResult:
         """Make it of both sides, which are here."""
-        missing = lost(self._tuned.table, "in the delta")
-        for said in (*notes_of(self._sources), *missing, *filter(None, [self._bases.note()])):
+        missing, paired = lost(self._tuned.table, "in the delta"), self._bases.note()
+        for said in (*notes_of(self._sources), *missing, *([paired] if paired else [])):
             self._observer.note(said)
-        place = self._place()
-        with place, write_errors(self._out):
+        with self._place() as place, write_errors(self._out):
             recorder = self._encoding.recorder(place.path, self.blueprint, self._windows)
             with closing(recorder):
                 tensors = self._compare(recorder)

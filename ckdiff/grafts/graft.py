@@ -90,14 +90,17 @@ def graft(
         )
         rebuilt.check()
         fetch_all(sides)
-        missing = lost(sides[0].table, "written")
-        for note in (*notes_of(sides), *missing, *plan.notes(), *beside.notes):
-            observer.note(note)
+        _tell(observer, sides, [*plan.notes(), *beside.notes])
         with interruptible(lambda: rebuilt.stopped_hint), rebuilt:
             found = _run(plan, rebuilt, threads, observer)
             _verify(plan, found, digest)
             rebuilt.commit()
     return _report(plan, rebuilt, found, digest)
+
+
+def _tell(observer: Observer, sides: Sequence[Checkpoint], more: Sequence[str]) -> None:
+    for note in (*notes_of(sides), *lost(sides[0].table, "written"), *more):
+        observer.note(note)
 
 
 def _report(plan: Plan, rebuilt: Rebuilt, found: IntArray, digest: str) -> dict[str, Any]:

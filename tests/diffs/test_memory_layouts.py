@@ -73,6 +73,7 @@ def test_what_is_copied_is_in_what_a_dry_run_says(checkpoints: dict[str, str]) -
     _, packed, gathered, widened = needed
     slack = 1 << 19
     assert gathered >= packed + window - slack
-    assert widened >= packed + 2 * window - slack
+    # of what is widened a block at a time is made
+    assert packed <= widened < packed + slack
     with pytest.raises(ckdiff.BudgetError):
         ckdiff.diff(checkpoints["packed"], checkpoints["wide"], memory="8MiB")

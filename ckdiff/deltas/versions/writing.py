@@ -84,11 +84,7 @@ def write_version(
         raise UsageError("a delta needs a base", hint="give one, or publish a full version")
     with ExitStack() as stack:
         sides = open_all(stack, tuned) if base is None else open_all(stack, tuned, base)
-        for side in sides:
-            refuse_components(side)
-            check_whole(side.table, side.label)
-        for note in notes_of(sides):
-            observer.note(note)
+        _check_sides(sides, observer)
         full = full or _must_be_full(sides, encoding, full_when_needed, observer)
         room = Room(options.memory)
         following = follow(str(path), number, None if full else sides[1].table, room)
@@ -100,6 +96,14 @@ def write_version(
                 sides, path, said, following, room, options=options, level=level,
                 shard_bytes=shard_bytes, observer=observer,
             )  # fmt: skip
+
+
+def _check_sides(sides: Sequence[Checkpoint], observer: Observer) -> None:
+    for side in sides:
+        refuse_components(side)
+        check_whole(side.table, side.label)
+    for note in notes_of(sides):
+        observer.note(note)
 
 
 def _delta(
