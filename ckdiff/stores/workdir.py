@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,7 @@ from ckdiff.outputs.placing import (
 )
 from ckdiff.stores.recognising import foreign
 
+_REMOVALS, _PAUSE = 20, 0.05  # times that it is tried, and seconds between them
 _FOREIGN = "move that elsewhere, or choose another name"
 
 
@@ -218,9 +220,17 @@ class WorkDir:
 
     def discard(self) -> None:
         """Remove the work directory. What cannot be removed is left for ``ckdiff clean``."""
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
+        if self._folder is None:
+            return
+        for _ in range(_REMOVALS):
+            try:
                 self._folder.remove()
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    return
+            # a cluster's worker that has not heard of the end wrote one more object
+            time.sleep(_PAUSE)
 
     def _durable(self, sync: Callable[[Path], None], path: Path) -> None:
         try:

@@ -5,6 +5,7 @@ The numbers of the sections are rows of the list of faults that the project keep
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -30,6 +31,7 @@ from ckdiff.errors import (
     StoreLocked,
 )
 from ckdiff.layout import CHUNK
+from ckdiff.outputs import ownership, placing
 from ckdiff.outputs.cleaning import clean
 from ckdiff.outputs.ownership import SUFFIX
 from ckdiff.stores import workdir
@@ -544,6 +546,23 @@ def test_lock_is_taken_over_while_the_directory_is_removed(tmp_path: Path) -> No
         pass
     second.discard()
     second.__exit__()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_while_it_is_removed_is_removed_too(tmp_path: Path) -> None:
+    """Chunks that a cluster's worker computes when a run fails end unseen, and some write."""
+    out, late = tmp_path / "run.zarr", [b"first", b"second"]
+
+    def written_to(path: Path) -> None:
+        if late and path.name == "store":
+            (path / "c").write_bytes(late.pop())
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        placing.remove(path)
+
+    with pytest.MonkeyPatch.context() as patch, WorkDir(out, {}, overwrite=False) as work:
+        patch.setattr(ownership, "remove", written_to)
+        work.discard()
+    assert not late
     assert not list(tmp_path.iterdir())
 
 
