@@ -10,46 +10,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from common import median, table, take_turns, timed
+from loading import loading
 from numba import cfunc, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from ckdiff.kernels.abi import SEG_SIZE, SEG_TARGET, SEGMENT_COLUMNS
 from ckdiff.kernels.codegen.agree import ones_in_both
-from ckdiff.kernels.codegen.lanes import I64
-from ckdiff.kernels.codegen.vectors import BYTES, add_up, constant, load_vector
 from ckdiff.kernels.compiled import c_function
 
 CACHE = 1 << 20  # bytes of mask of all stores together
 REPEAT = 400
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def add_vectors(typing: Any, address: Any, size: Any) -> Any:
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        sums = [cgutils.alloca_once_value(b, constant(0)) for _ in range(8)]
-        with cgutils.for_range(b, b.udiv(args[1], I64(8 * BYTES))) as loop:
-            at = b.add(args[0], b.mul(loop.index, I64(8 * BYTES)))
-            for i, slot in enumerate(sums):
-                b.store(b.add(b.load(slot), load_vector(b, b.add(at, I64(BYTES * i)))), slot)
-        total = b.load(sums[0])
-        for slot in sums[1:]:
-            total = b.add(total, b.load(slot))
-        return add_up(b, total)
-
-    return types.int64(types.int64, types.int64), generate
-
-
-def loading() -> Callable[[int, int], int]:
-    def total(address: int, size: int) -> int:
-        return add_vectors(address, size)  # type: ignore[no-any-return]
-
-    return total
 
 
 def both() -> Callable[[int, int, int], int]:
@@ -89,7 +62,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     a = parser.parse_args()
     rounds = 1 if a.quick else a.rounds
-    total = cfunc(types.int64(types.int64, types.int64))(loading()).ctypes
+    total = loading()
     signature = types.int64(types.int64, types.int64, types.int64)
     intersect = cfunc(signature)(both()).ctypes
     rng = np.random.default_rng(0)
