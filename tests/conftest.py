@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from typing import IO
 
 import pytest
 from hypothesis import settings
+from small_process import asked
 
 from ckdiff.kernels import compiled, kinds
 
@@ -29,10 +29,6 @@ def the_disk_is_not_waited_for() -> Iterator[None]:
     That it is asked, when and what for, is tested by those that put something in place of this or
     start processes, which do wait.
     """
-
-    def asked(file: int | IO[bytes]) -> None:
-        os.fstat(file if isinstance(file, int) else file.fileno())  # it must be open all the same
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", asked)
         yield

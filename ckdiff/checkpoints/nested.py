@@ -11,12 +11,7 @@ from ckdiff.checkpoints import deepspeed
 from ckdiff.checkpoints.explaining import made_here, nothing_here
 from ckdiff.checkpoints.folders import Choice, Folder, called, inside, some, where
 from ckdiff.checkpoints.megatron import of_ranks
-from ckdiff.checkpoints.weightnames import (
-    SAFETENSORS,
-    choices,
-    is_training_state,
-    weight_name,
-)
+from ckdiff.checkpoints.weightnames import SAFETENSORS, choices, is_training_state, weight_name
 from ckdiff.checkpoints.weights import has_weights, weights_in
 from ckdiff.errors import CheckpointError
 from ckdiff.naming import natural_key

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_process
 import weight_streams
+from small_process import asked
 from support import Tensor, write_safetensors
 from weight_streams import Model
 
@@ -188,17 +189,10 @@ def engine_pull(local: Path, version: Path, number: int) -> None:
 
 
 class _Small:
-    """Whoever runs tests has imported so much that a copy of it takes longer than what runs there:
-    the children are copies of this process.
-    """
+    """The children are copies of this process."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        self._process = small_process.started(__file__)
         atexit.register(self.end)
 
     def ask(self, *request: Any) -> tuple[int, int]:
@@ -223,9 +217,8 @@ def _small() -> _Small:
 def _serve() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # what a killed process has written is there without waiting for the disk, too
-    _real.update(dict.fromkeys(("fsync", "fdatasync"), _asked))
-    os.fsync = os.fdatasync = _asked  # type: ignore[assignment]
+    _real.update(dict.fromkeys(("fsync", "fdatasync"), asked))
+    os.fsync = os.fdatasync = asked  # type: ignore[assignment]
     while True:
         try:
             what, work, *how = pickle.load(sys.stdin.buffer)
@@ -236,10 +229,6 @@ def _serve() -> None:
         reply = (0, 0) if what == "ready" else _child(what, work, *how)
         pickle.dump(reply, replies)
         replies.flush()
-
-
-def _asked(file: int) -> None:
-    os.fstat(file)  # it must be open
 
 
 def _child(what: str, work: Work, at: float = 0, torn: bool = False) -> tuple[int, int]:

@@ -22,6 +22,8 @@ from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from small_process import started
+
 HERE = Path(__file__).parent
 SECONDS = 300  # much more than it takes: other work may be beside
 #: what all workers import, and what every optimizer does, the first time
@@ -56,11 +58,7 @@ def _environment() -> dict[str, str]:
 
 @cache
 def _server() -> subprocess.Popen[bytes]:
-    command = [sys.executable, __file__]
-    server = subprocess.Popen(
-        command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=os.environ | _environment(),
-    )  # fmt: skip
+    server = started(__file__, _environment(), bufsize=0)
     atexit.register(server.communicate)  # it ends where nobody asks any more
     return server
 

@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from small_process import asked, started
 
 #: what a run does to the file system on its way to a store, in words of the ``os`` module
 CALLS = ("open", "write", "rename", "replace", "fsync", "mkdir", "unlink", "rmdir")
@@ -120,13 +121,7 @@ class ForkServer:
     """Starts cases; a context manager. One thread at a time may use it."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            text=True,
-        )
+        self._process = started(__file__, text=True)
 
     def __enter__(self) -> ForkServer:
         return self
@@ -174,7 +169,7 @@ class ForkServer:
 
 
 def _serve() -> None:
-    os.fsync = _asked
+    os.fsync = asked  # type: ignore[assignment]
     _warm_up()
     pipes: dict[int, int] = {}
     while line := sys.stdin.readline():
@@ -198,13 +193,6 @@ def _serve() -> None:
             pipes[pid] = read
             reply = {"pid": pid}
         print(json.dumps(reply), flush=True)
-
-
-def _asked(file: int) -> None:
-    """What a killed process has written is there without waiting for the disk, too; that it is
-    asked, and what happens where that fails, is a matter of the shim.
-    """
-    os.fstat(file)  # it must be open
 
 
 def _warm_up() -> None:
